@@ -1,0 +1,31 @@
+"""A name that is not known is answered with the nearest known ones, never with a bare refusal."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+_MAX_LISTED = 12  # a longer list hides the hint
+
+
+def nearest_name_hint(name: str, known: Iterable[str]) -> str:
+    """A sentence naming the known name nearest to `name`, or listing what is known."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f"Did you mean {near[0]!r}?"
+    if not names:
+        return "There is nothing of the kind."
+    rest = ", …" if len(names) > _MAX_LISTED else ""
+    return f"Known: {', '.join(names[:_MAX_LISTED])}{rest}."
+
+
+def nearest_path_hint(path: Path) -> str:
+    """The hint for a missing file or folder: its likely misspelling in the deepest folder that exists."""
+    present, missing = path.resolve(), path.name
+    while not present.exists():
+        present, missing = present.parent, present.name
+    if not present.is_dir():
+        return f"{present} is a file."
+    return f"In {present}: {nearest_name_hint(missing, (entry.name for entry in present.iterdir()))}"

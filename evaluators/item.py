@@ -1,0 +1,46 @@
+"""One benchmark question as text: all that asking and scoring it depends on, whatever its source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_DIGEST_CHARS = 16  # 64 bits: two of a million contexts collide with probability 3e-8
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkItem:
+    """A question, its context, and how the answer is scored.
+
+    The user's text is `prompt_text`; `after_context` holds the question and is withheld from compression in
+    query-agnostic mode. `answer_prefix` ("" when there is none) follows the chat template's assistant header:
+    the model is given it and continues it. Items on the same context share `cluster_id`; `item_id` is stable
+    over runs.
+    """
+
+    item_id: str
+    benchmark: str
+    task: str
+    cluster_id: str
+    before_context: str
+    context: str
+    after_context: str
+    answer_prefix: str
+    answers: tuple[str, ...]
+    max_new_tokens: int
+    use_chat_template: bool
+    metric: str
+    all_classes: tuple[str, ...] = ()
+    metadata: Mapping[str, str | int | float] = field(default_factory=dict)
+
+    @property
+    def prompt_text(self) -> str:
+        """The whole of the user's text, before any truncation or chat template."""
+        return self.before_context + self.context + self.after_context
+
+
+def text_digest(text: str) -> str:
+    """Short sha256 of a text, in hex; the same on every machine and Python version."""
+    # Recorded data holds lone surrogates; "surrogatepass" keeps their digest defined.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST_CHARS]

@@ -1,0 +1,36 @@
+"""Token F1 of two normalised English texts (qa_f1_score in metrics.py of THUDM/LongBench@2e00731f)."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+from evaluators.metrics.longbench_scoring import best_over_answers
+from evaluators.registry import register_metric
+
+_DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)  # ASCII only, as the authors have it
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def normalize_answer(text: str) -> str:
+    """Lower-case, delete ASCII punctuation, blank out articles, collapse whitespace; in this order."""
+    without_punctuation = text.lower().translate(_DELETE_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", without_punctuation).split())
+
+
+def token_f1(prediction: str, answer: str) -> float:
+    """F1 of the two texts' token multisets after `normalize_answer`; 0 when they share no token."""
+    predicted, gold = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    num_same = (Counter(predicted) & Counter(gold)).total()
+    if num_same == 0:
+        return 0.0
+    precision, recall = num_same / len(predicted), num_same / len(gold)
+    return 2 * precision * recall / (precision + recall)
+
+
+@register_metric("qa_f1")
+def qa_f1(prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()) -> float:
+    """The best `token_f1` over the answers, 0 to 1."""
+    return best_over_answers(lambda answer: token_f1(prediction, answer), answers)

@@ -1,0 +1,199 @@
+"""Both query modes see exactly the same token ids: a prompt is encoded once, then split at one token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from evaluators.item import BenchmarkItem
+from evaluators.tokenizer import (
+    Encoding,
+    PromptError,
+    Tokenizer,
+    adds_bos,
+    decode,
+    encode,
+    num_tokens_before,
+)
+
+__all__ = [
+    "PromptError",
+    "QueryMode",
+    "RenderedPrompt",
+    "TokenizedPrompt",
+    "Tokenizer",
+    "num_prompt_tokens",
+    "render_prompt",
+    "self_check",
+    "tokenize_item",
+]
+
+# Values that chat templates ask for. Answers of 16 to 128 tokens hold no reasoning (Qwen3 reasons unless
+# told otherwise), and a template that prints today's date (Llama 3.2) would change every prompt overnight;
+# Llama 3.1 prints this date by default. Templates without these names ignore them.
+_CHAT_TEMPLATE_VALUES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+_MIN_LIMIT_TOKENS = 2  # one token on either side of a middle cut
+
+
+class QueryMode(StrEnum):
+    """Whether the question is seen by compression (aware) or comes after it (agnostic)."""
+
+    AWARE = "query_aware"
+    AGNOSTIC = "query_agnostic"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPrompt:
+    """What the engine is given: `context_ids` are compressed, `tail_ids` (at least one) go through extend.
+
+    `gold_ids` is the first gold answer as it continues the prompt, without EOS; () when there is none.
+    `num_original_tokens` is the length of the whole input had it not been truncated.
+    """
+
+    context_ids: tuple[int, ...]
+    tail_ids: tuple[int, ...]
+    gold_ids: tuple[int, ...]
+    is_truncated: bool
+    num_original_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    """The input as text, with the characters where the user's text ends and where `after_context` starts.
+
+    `question_start` is None when truncation cut into `after_context`. `ends_in_header` says that the answer
+    follows the chat template's assistant header directly.
+    """
+
+    text: str
+    question_start: int | None
+    user_end: int
+    ends_in_header: bool
+
+
+def render_prompt(item: BenchmarkItem, user_text: str, tokenizer: Tokenizer) -> RenderedPrompt:
+    """Put the user's text into the chat template (unless withheld or absent) and add the answer prefix.
+
+    Raises PromptError when the text is empty or the template does not reproduce it.
+    """
+    if not user_text.strip():
+        raise PromptError(f"{item.item_id}: the prompt is empty; give the item a context or a question.")
+    is_chat = item.use_chat_template and bool(tokenizer.chat_template)
+    text = _apply_chat_template(user_text, tokenizer) if is_chat else user_text
+    shown = user_text if user_text in text else user_text.strip()  # Llama-3 templates strip the message
+    start = text.rfind(shown)
+    if start < 0:
+        raise PromptError(f"{item.item_id}: the chat template changes the user's text; use another template.")
+    after = item.after_context if shown == user_text else item.after_context.rstrip()
+    user_end = start + len(shown)
+    question_start = user_end - len(after) if shown.endswith(after) else None
+    return RenderedPrompt(
+        text + item.answer_prefix, question_start, user_end, is_chat and not item.answer_prefix
+    )
+
+
+def num_prompt_tokens(item: BenchmarkItem, tokenizer: Tokenizer) -> int:
+    """Tokens of the whole input (template, prompt, answer prefix, BOS) without truncation."""
+    return len(encode(render_prompt(item, item.prompt_text, tokenizer).text, tokenizer).ids)
+
+
+def tokenize_item(
+    item: BenchmarkItem, tokenizer: Tokenizer, mode: QueryMode, max_prompt_tokens: int
+) -> TokenizedPrompt:
+    """Turn an item into token ids, cut in the middle when the user's text exceeds `max_prompt_tokens`.
+
+    As in LongBench's pred.py the limit is on the user's text (with BOS); template and answer prefix come on
+    top.
+    Raises PromptError when no sound prompt results (see `self_check`).
+    """
+    user_text, is_truncated = _truncate_middle(item.prompt_text, tokenizer, max_prompt_tokens)
+    rendered = render_prompt(item, user_text, tokenizer)
+    encoding = encode(rendered.text, tokenizer)
+    split = _split_index(item, rendered, encoding, tokenizer, mode)
+    prompt = TokenizedPrompt(
+        context_ids=encoding.ids[:split],
+        tail_ids=encoding.ids[split:],
+        gold_ids=_gold_ids(item, rendered, encoding.ids, tokenizer),
+        is_truncated=is_truncated,
+        num_original_tokens=num_prompt_tokens(item, tokenizer) if is_truncated else len(encoding.ids),
+    )
+    self_check(prompt, item, tokenizer)
+    return prompt
+
+
+def self_check(prompt: TokenizedPrompt, item: BenchmarkItem, tokenizer: Tokenizer) -> None:
+    """Raise PromptError unless both parts hold a token, BOS is right and the answer prefix comes last.
+
+    BOS must occur exactly once, at the front, where the tokenizer adds one by itself; elsewhere the template
+    decides.
+    """
+    ids = prompt.context_ids + prompt.tail_ids
+    if not prompt.context_ids or not prompt.tail_ids:
+        raise PromptError(
+            f"{item.item_id}: of {len(ids)} tokens {len(prompt.context_ids)} are to be compressed and "
+            f"{len(prompt.tail_ids)} are tail; both need at least 1: give the item a longer context."
+        )
+    bos = tokenizer.bos_token_id
+    if bos is not None and adds_bos(tokenizer) and (ids.count(bos) != 1 or ids[0] != bos):
+        raise PromptError(
+            f"{item.item_id}: BOS (id {bos}) occurs {ids.count(bos)} times, not once at the front; "
+            "look for its text in the item, or for a chat template that repeats it."
+        )
+    ending = decode(ids[-len(item.answer_prefix.encode()) - 1 :], tokenizer)  # a token is at least a byte
+    if item.answer_prefix and not ending.endswith(item.answer_prefix.strip()):
+        raise PromptError(
+            f"{item.item_id}: the input ends in {ending!r}, not in the answer prefix {item.answer_prefix!r}."
+        )
+
+
+def _apply_chat_template(user_text: str, tokenizer: Tokenizer) -> str:
+    message = [{"role": "user", "content": user_text}]
+    text = tokenizer.apply_chat_template(
+        message, tokenize=False, add_generation_prompt=True, **_CHAT_TEMPLATE_VALUES
+    )
+    return str(text)
+
+
+def _truncate_middle(text: str, tokenizer: Tokenizer, max_tokens: int) -> tuple[str, bool]:
+    """LongBench's cut: first and last half of the tokens, decoded and joined as text."""
+    if max_tokens < _MIN_LIMIT_TOKENS:
+        raise PromptError(f"max_prompt_tokens is {max_tokens}; give at least {_MIN_LIMIT_TOKENS}.")
+    ids = encode(text, tokenizer).ids
+    if len(ids) <= max_tokens:
+        return text, False
+    half = max_tokens // 2
+    return decode(ids[:half], tokenizer) + decode(ids[-half:], tokenizer), True
+
+
+def _split_index(
+    item: BenchmarkItem,
+    rendered: RenderedPrompt,
+    encoding: Encoding,
+    tokenizer: Tokenizer,
+    mode: QueryMode,
+) -> int:
+    if mode is QueryMode.AWARE:
+        split_char = rendered.user_end
+    elif rendered.question_start is not None:
+        split_char = rendered.question_start
+    else:
+        raise PromptError(
+            f"{item.item_id}: truncation cut into the question, which query-agnostic mode keeps whole; "
+            "raise max_prompt_tokens."
+        )
+    return min(num_tokens_before(split_char, encoding, tokenizer), len(encoding.ids) - 1)
+
+
+def _gold_ids(
+    item: BenchmarkItem, rendered: RenderedPrompt, ids: tuple[int, ...], tokenizer: Tokenizer
+) -> tuple[int, ...]:
+    if not item.answers:
+        return ()
+    needs_blank = not (rendered.ends_in_header or rendered.text[-1].isspace())
+    continuation = " " + item.answers[0] if needs_blank else item.answers[0]
+    joint = encode(rendered.text + continuation, tokenizer).ids
+    if joint[: len(ids)] == ids:
+        gold = joint[len(ids) :]
+    else:  # the answer's first character changed how the prompt's end is cut into tokens
+        gold = tuple(tokenizer(continuation, add_special_tokens=False, verbose=False)["input_ids"])
+    return tuple(token for token in gold if token != tokenizer.eos_token_id)

@@ -1,0 +1,144 @@
+"""Every (item x variant) with its key, and whether it is done, impossible, or owed.
+
+A cell that cannot run is found here, before any weights are loaded, and keeps the policy's own words as its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from evaluators.item import BenchmarkItem
+from evaluators.prompting import PromptError, TokenizedPrompt, Tokenizer, tokenize_item
+from jobs.config import Settings
+from jobs.identity import RunSettings, cell_identity, item_digest
+from jobs.prediction import ModelShape
+from jobs.variant_list import VariantList
+from jobs.work import Cell, PlannedItem
+from kvmerger.budget import LikeVariant, num_slots_for
+from kvmerger.variants import REFERENCE_LABELS, VariantSpec
+
+CheckCell = Callable[[VariantSpec, int], str | None]
+"""(variant, context tokens) -> why the policy cannot work on a prompt of that length, or None."""
+
+_REFERENCE_VERSION = "1"
+"""Raise it when what a reference row means changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class VariantFacts:
+    """What a plan must know of a policy's class: its version, and whether the prompt decides what it keeps."""
+
+    version: str
+    budget_is_outcome: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCell:
+    """One (item x variant) with what the plan found out about it.
+
+    `planned` is None when no prompt could be made; `impossible_reason` is None when the cell can run.
+    """
+
+    cell: Cell
+    item: BenchmarkItem
+    planned: PlannedItem | None
+    spec: VariantSpec
+    policy_version: str
+    is_done: bool
+    impossible_reason: str | None
+    is_degenerate: bool
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether a unit must compute it."""
+        return not self.is_done and self.impossible_reason is None
+
+
+@dataclass(frozen=True)
+class CellPlanner:
+    """Makes the cells of one item after the other. `done` are identities that have a result."""
+
+    settings: Settings
+    tokenizer: Tokenizer
+    model: ModelShape
+    variants: VariantList
+    facts: Mapping[str, VariantFacts]
+    done: frozenset[str]
+    check_cell: CheckCell
+    _reasons: dict[tuple[str, int], str | None] = field(default_factory=dict)
+
+    def cells_of(self, item: BenchmarkItem) -> list[PlannedCell]:
+        """One cell per variant, in the order of the variants. Only remembers what `check_cell` said."""
+        planned, reason = self._tokenized(item)
+        run = RunSettings(
+            (self.model.name, self.model.revision, self.model.dtype),
+            self.settings.query_mode.value,
+            self.settings.execution,
+            self.settings.seed,
+        )
+        digest = item_digest(item, planned.tokens if planned else None, run)
+        return [self._cell(item, planned, reason, label, digest) for label in self.variants.specs]
+
+    def _tokenized(self, item: BenchmarkItem) -> tuple[PlannedItem | None, str | None]:
+        """The prompt, or why there is none."""
+        asked = self.settings.model.max_prompt_tokens
+        room = self.model.max_positions - item.max_new_tokens
+        limit = room if asked is None else min(room, asked)
+        try:
+            tokens = self._tokenize(item, limit)
+            excess = _num_positions(item, tokens) - self.model.max_positions
+            if excess > 0:
+                # The limit is on the user's text; chat template, answer prefix and a long gold answer come on top.
+                tokens = self._tokenize(item, min(limit, room) - excess)
+        except PromptError as error:
+            return None, str(error)
+        needed = _num_positions(item, tokens)
+        if needed > self.model.max_positions:
+            return None, f"the prompt and its answer need {needed} positions, the model has {self.model.max_positions}"
+        return PlannedItem(item, tokens), None
+
+    def _tokenize(self, item: BenchmarkItem, max_prompt_tokens: int) -> TokenizedPrompt:
+        return tokenize_item(item, self.tokenizer, self.settings.query_mode, max_prompt_tokens)
+
+    def _cell(
+        self, item: BenchmarkItem, planned: PlannedItem | None, reason: str | None, label: str, digest: str
+    ) -> PlannedCell:
+        spec = self.variants.specs[label]
+        version = self.facts[label].version if label in self.facts else _REFERENCE_VERSION
+        identity = cell_identity(digest, self.variants.canonical(label), version)
+        num_tokens = len(planned.tokens.context_ids) if planned else 0
+        return PlannedCell(
+            cell=Cell(identity, item.item_id, label),
+            item=item,
+            planned=planned,
+            spec=spec,
+            policy_version=version,
+            is_done=identity in self.done,
+            impossible_reason=reason if planned is None else self._reason(spec, num_tokens),
+            is_degenerate=planned is not None and self._keeps_everything(label, num_tokens),
+        )
+
+    def _reason(self, spec: VariantSpec, num_tokens: int) -> str | None:
+        if spec.label in REFERENCE_LABELS:
+            return None
+        key = (spec.label, num_tokens)
+        if key not in self._reasons:
+            self._reasons[key] = self.check_cell(spec, num_tokens)
+        if self._reasons[key] is None and isinstance(spec.budget, LikeVariant):
+            reason = self._reason(self.variants.specs[spec.budget.label], num_tokens)
+            return reason and f"its budget is like {spec.budget.label!r}, which cannot run: {reason}"
+        return self._reasons[key]
+
+    def _keeps_everything(self, label: str, num_tokens: int) -> bool:
+        end = self.variants.end_of_chain(label)
+        if label in REFERENCE_LABELS or end.budget is None or isinstance(end.budget, LikeVariant):
+            return False
+        is_outcome = end.label in self.facts and self.facts[end.label].budget_is_outcome
+        return not is_outcome and num_slots_for(end.budget, num_tokens) >= num_tokens
+
+
+def _num_positions(item: BenchmarkItem, tokens: TokenizedPrompt) -> int:
+    """Positions the engine needs: the prompt, and the longer of the answer and the gold one."""
+    longest_answer = max(item.max_new_tokens, len(tokens.gold_ids))
+    return len(tokens.context_ids) + len(tokens.tail_ids) + longest_answer

@@ -1,0 +1,239 @@
+"""Settings of a sweep: frozen, checked when read, and the same in every process.
+
+Nothing here rewrites what another section says, and loading needs neither torch nor ray nor mlflow. Paths
+are made absolute on the way in, because a Ray job runs in an unpacked copy of the folder it was started from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from evaluators import registry
+from evaluators.benchmark import TaskSpec
+from evaluators.prompting import QueryMode
+from jobs.config_errors import SettingsError, explain, nearest_name
+from jobs.overrides import apply_overrides
+from kvmerger.variants import VariantSpec, parse_policies
+
+DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
+DEMO_MODEL = "demo"
+
+PositiveCount = Annotated[int, Field(gt=0, strict=True)]
+Seed = Annotated[int, Field(ge=0, strict=True)]
+
+
+class _Section(BaseModel):
+    """Base of every section: frozen, and a key nobody knows is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(_Section):
+    """Which weights, and how they are loaded: a hub id, a local folder, or `demo` (packaged, no download)."""
+
+    name: str = DEMO_MODEL
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    max_prompt_tokens: PositiveCount | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _local_folder_is_absolute(cls, name: str, info: ValidationInfo) -> str:
+        folder = _existing(Path(name), info)
+        if folder is None and name.startswith(("/", "./", "../", "~")):
+            raise ValueError(
+                f"there is no model folder {name!r}; name a hub id, an existing folder, or {DEMO_MODEL!r}"
+            )
+        return name if folder is None or name == DEMO_MODEL else str(folder)
+
+
+class TaskSettings(_Section):
+    """One task, `benchmark/task`. `data` is a local folder (null: the hub); other nulls mean the task's own."""
+
+    name: str
+    data: Path | None = None
+    revision: str | None = None
+    length: PositiveCount | None = None
+    limit: PositiveCount | None = None
+    max_new_tokens: PositiveCount | None = None
+    haystack: Path | None = None
+    seed: Seed = 42
+
+    @field_validator("name")
+    @classmethod
+    def _task_exists(cls, name: str) -> str:
+        known = registry.list_tasks()
+        if name not in known:
+            raise ValueError(
+                f"there is no task {name!r}{nearest_name(name, known)}; there is {', '.join(known)}"
+            )
+        return name
+
+    @field_validator("data", "haystack")
+    @classmethod
+    def _path_exists(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is None:
+            return None
+        found = _existing(path, info)
+        if found is None:
+            near = nearest_name(path.name, (entry.name for entry in path.parent.glob("*")))
+            places = f"neither in {_base_folder(info)} nor in {Path.cwd()}"
+            raise ValueError(f"no such file or folder: {str(path)!r}{near}; looked {places}")
+        return found
+
+    def to_spec(self) -> TaskSpec:
+        """What the evaluators are asked for."""
+        return TaskSpec(
+            name=self.name,
+            data=None if self.data is None else str(self.data),
+            revision=self.revision,
+            limit=self.limit,
+            length=self.length,
+            seed=self.seed,
+            haystack=None if self.haystack is None else str(self.haystack),
+            max_new_tokens=self.max_new_tokens,
+        )
+
+
+class TrackingSettings(_Section):
+    """Where runs are mirrored: a null `uri` is a sqlite file beside the results, a null `experiment` the name."""
+
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str | None = None
+
+
+class Settings(_Section):
+    """Everything a sweep depends on. Stored with its results as `settings.yaml`."""
+
+    name: str = Field(default="sweep", min_length=1)
+    model: ModelSettings = ModelSettings()
+    tasks: tuple[TaskSettings, ...] = Field(min_length=1)
+    policies: tuple[str | dict[str, Any], ...] = Field(min_length=1)
+    query_mode: QueryMode = QueryMode.AWARE
+    execution: Literal["fused", "isolated"] = "fused"
+    executor: Literal["ray", "inline"] = "ray"
+    output_dir: Path = Field(default=Path("results/sweep"), validate_default=True)
+    tracking: TrackingSettings = TrackingSettings()
+    seed: Seed = 0
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _a_bare_name_is_a_task(cls, tasks: Any) -> Any:
+        return (
+            [{"name": task} if isinstance(task, str) else task for task in tasks]
+            if isinstance(tasks, list)
+            else tasks
+        )
+
+    @field_validator("policies")
+    @classmethod
+    def _policies_can_be_read(
+        cls, policies: tuple[str | dict[str, Any], ...]
+    ) -> tuple[str | dict[str, Any], ...]:
+        parse_policies(policies)
+        return policies
+
+    @field_validator("tracking", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, tracking: Any) -> Any:
+        """YAML reads `tracking: off` as false."""
+        return {"enabled": tracking} if isinstance(tracking, bool) else tracking
+
+    @field_validator("output_dir")
+    @classmethod
+    def _output_is_absolute(cls, output_dir: Path) -> Path:
+        return output_dir.expanduser().absolute()
+
+    @property
+    def variants(self) -> tuple[VariantSpec, ...]:
+        """The wanted variants in the order of the file, `full` included where it is listed."""
+        return tuple(parse_policies(self.policies))
+
+    @property
+    def tracking_uri(self) -> str:
+        """Where MLflow keeps its runs: the URI of the settings, or `mlflow.db` beside the results' folder."""
+        return self.tracking.uri or f"sqlite:///{self.output_dir.parent / 'mlflow.db'}"
+
+
+_SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
+    (): Settings,
+    ("model",): ModelSettings,
+    ("tasks",): TaskSettings,
+    ("tracking",): TrackingSettings,
+}
+
+
+def load_settings(
+    path: Path | str = DEMO_CONFIG, overrides: Sequence[str] = (), limit: int | None = None
+) -> Settings:
+    """Read a YAML file, put in `key.key=value` overrides, and check the whole.
+
+    `limit` sets every task's number of items. Relative paths to data are looked for beside the file first,
+    then in the current folder.
+
+    Raises:
+        SettingsError: a file, key or value that is missing, unknown or unusable, with the nearest valid name.
+    """
+    path = Path(path).expanduser()
+    raw = apply_overrides(_read_yaml(path), overrides)
+    if limit is not None and isinstance(raw.get("tasks"), list):
+        raw["tasks"] = [_limited(task, limit) for task in raw["tasks"]]
+    try:
+        return Settings.model_validate(raw, context={"base_folder": path.absolute().parent})
+    except ValidationError as error:
+        raise SettingsError(explain(error, _SECTIONS, str(path))) from error
+
+
+def _limited(task: Any, limit: int) -> Any:
+    if isinstance(task, str):
+        return {"name": task, "limit": limit}
+    return {**task, "limit": limit} if isinstance(task, dict) else task
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML itself lets the last of two equal keys win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise SettingsError(f"the key {key!r} is there twice{key_node.start_mark}; keep one")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        near = nearest_name(path.name, (entry.name for entry in path.parent.glob("*.y*ml")))
+        shipped = ", ".join(sorted(entry.name for entry in DEMO_CONFIG.parent.glob("*.yaml")))
+        raise SettingsError(
+            f"cannot read settings from {str(path)!r}: {error}{near}; shipped: {shipped}"
+        ) from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise SettingsError(f"{path} should hold keys and values, got {raw!r}")
+    return raw
+
+
+def _base_folder(info: ValidationInfo) -> Path:
+    return Path((info.context or {}).get("base_folder", Path.cwd()))
+
+
+def _existing(path: Path, info: ValidationInfo) -> Path | None:
+    """The absolute path, if it is there: beside the settings file, or else from the current folder."""
+    for folder in (_base_folder(info), Path.cwd()):
+        candidate = folder / path.expanduser()
+        if candidate.exists():
+            return candidate.resolve()
+    return None

@@ -1,0 +1,56 @@
+"""A settings mistake is told by its key, the value that came and what would be right, never by a stack trace."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used. The message names the key or file, the value and the remedy."""
+
+
+def nearest_name(name: object, known: Iterable[str]) -> str:
+    """`" (did you mean 'x'?)"` for the known name closest to `name`, or an empty string."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def explain(error: ValidationError, models: Mapping[tuple[str, ...], type[BaseModel]], source: str) -> str:
+    """Turn pydantic's report into one line per mistake.
+
+    `models` maps a section's path (list indexes left out) to its model, so that an unknown key can be compared
+    with the section's own keys.
+    """
+    lines = [_explain_one(entry, models) for entry in error.errors(include_url=False)]
+    return (
+        "\n".join([f"{source}:", *(f"  {line}" for line in lines)])
+        if len(lines) > 1
+        else f"{source}: {lines[0]}"
+    )
+
+
+def _explain_one(entry: Any, models: Mapping[tuple[str, ...], type[BaseModel]]) -> str:
+    location: tuple[str | int, ...] = entry["loc"]
+    key = ".".join(str(part) for part in location)
+    section = models.get(tuple(part for part in location[:-1] if isinstance(part, str)))
+    known = sorted(section.model_fields) if section else []
+    match entry["type"]:
+        case "extra_forbidden":
+            return f"unknown key {key!r}{nearest_name(location[-1], known)}; known here: {', '.join(known)}"
+        case "missing":
+            return f"{key!r} is missing"
+        case "value_error":
+            return f"{key}: {entry['ctx']['error']}" if key else str(entry["ctx"]["error"])
+        case "literal_error" | "enum":
+            expected = entry["ctx"]["expected"]
+            allowed = [word.strip("' ") for word in expected.replace(" or ", ", ").split(",")]
+            return (
+                f"{key}: {entry['input']!r} is not one of {expected}{nearest_name(entry['input'], allowed)}"
+            )
+        case "string_type":
+            return f"{key}: should be text, got {entry['input']!r}; put it in quotes"
+    return f"{key}: {entry['msg'].replace('Input should', 'should')}, got {entry['input']!r}"

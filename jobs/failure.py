@@ -1,0 +1,60 @@
+"""Every kind of failure has one decision, taken by kind and attempt and never by the words of a message.
+
+Pure: the executor translates its own exceptions into an `ErrorKind` at the edge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+DEFAULT_MAX_ATTEMPTS = 3  # one try, one for bad luck, one to tell bad luck from a unit that kills its actor
+
+
+class ErrorKind(StrEnum):
+    """What went wrong, as far as it matters for what to do next."""
+
+    ACTOR_DIED = "actor_died"
+    NODE_DIED = "node_died"
+    OUT_OF_HOST_MEMORY = "out_of_host_memory"
+    RESULT_LOST = "result_lost"
+    UNIT_RAISED = "unit_raised"
+    LOAD_RAISED = "load_raised"
+    NO_RESOURCES = "no_resources"
+    INTERNAL = "internal"
+
+
+class FailureDecision(StrEnum):
+    """RETRY the work, GIVE_UP on it (failed rows, the run goes on), or RAISE (the run ends)."""
+
+    RETRY = "retry"
+    GIVE_UP = "give_up"
+    RAISE = "raise"
+
+
+_TRANSIENT = frozenset(
+    {ErrorKind.ACTOR_DIED, ErrorKind.NODE_DIED, ErrorKind.OUT_OF_HOST_MEMORY, ErrorKind.RESULT_LOST}
+)
+# The same code on the same input raises again; another attempt only costs time.
+_DETERMINISTIC = frozenset({ErrorKind.UNIT_RAISED})
+
+
+@dataclass(frozen=True, slots=True)
+class FailurePolicy:
+    """How often transient failures are tried again.
+
+    Raises:
+        ValueError: `max_attempts` below 1.
+    """
+
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ValueError(f"max_attempts must be at least 1, got {self.max_attempts}")
+
+    def decide(self, kind: ErrorKind, attempt: int) -> FailureDecision:
+        """Decide on the failure of attempt number `attempt` (the first is 1)."""
+        if kind in _TRANSIENT:
+            return FailureDecision.RETRY if attempt < self.max_attempts else FailureDecision.GIVE_UP
+        return FailureDecision.GIVE_UP if kind in _DETERMINISTIC else FailureDecision.RAISE

@@ -1,0 +1,66 @@
+"""The key of a result: equal exactly when the same computation was asked for.
+
+Everything that can change a row's numbers goes in; labels, the number of workers, output folders and what else is in
+the sweep do not. That alone is what makes the same command again compute only what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evaluators.item import BenchmarkItem
+from evaluators.prompting import TokenizedPrompt
+
+_UNIT_ID_DIGITS = 20
+"""80 bits: no two units of a sweep share a file, and the name stays short."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What all cells of a sweep share: model as (name, revision, dtype), query mode, execution, seed."""
+
+    model: tuple[str, str | None, str]
+    query_mode: str
+    execution: str
+    seed: int
+
+
+def item_digest(item: BenchmarkItem, tokens: TokenizedPrompt | None, run: RunSettings) -> str:
+    """Digest of all but the variant: the ids with their split, the gold, the length of the answer, the run.
+
+    The item's own id is in it as well: two items with one prompt can still be scored against different answers.
+    Without `tokens` (the prompt could not be made) the text stands in.
+    """
+    prompt: Any = [item.before_context, item.context, item.after_context, item.answer_prefix]
+    if tokens is not None:
+        prompt = [tokens.context_ids, tokens.tail_ids, tokens.gold_ids]
+    return _digest(
+        {
+            "model": run.model,
+            "query_mode": run.query_mode,
+            "execution": run.execution,
+            "seed": run.seed,
+            "item_id": item.item_id,
+            "prompt": prompt,
+            "max_new_tokens": item.max_new_tokens,
+        }
+    )
+
+
+def cell_identity(digest_of_item: str, canonical_variant: Mapping[str, Any], policy_version: str) -> str:
+    """Key of one (item x variant) row: sha256, 64 hexadecimal digits."""
+    return _digest({"item": digest_of_item, "variant": canonical_variant, "policy_version": policy_version})
+
+
+def unit_id(identities: Iterable[str]) -> str:
+    """Name of the unit that owes exactly these rows, whatever their order."""
+    return _digest(sorted(identities))[:_UNIT_ID_DIGITS]
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,43 @@
+"""All units in this process, one after the other, without Ray: for breakpoints and for small machines.
+
+Same rows, events and order as the Ray executor with one actor; an interrupt keeps what was handed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jobs.config import Settings
+from jobs.rows import RunContext
+from jobs.run_events import OnEvent, OnRows, UnitEnded, UnitStarted, WorkerReady, WorkerStarting
+from jobs.work import WorkUnit
+from jobs.worker import LoadEngine, UnitRunner, load_engine
+
+_WORKER = "inline"
+
+
+def run_units(
+    units: Sequence[WorkUnit],
+    settings: Settings,
+    context: RunContext,
+    *,
+    on_rows: OnRows,
+    on_event: OnEvent,
+    load: LoadEngine = load_engine,
+) -> None:
+    """Run every unit, the costliest first, and hand its rows to `on_rows`. Without units nothing is loaded.
+
+    Raises:
+        ModelError: the model cannot be loaded. Errors inside a unit become failed rows instead.
+    """
+    if not units:
+        return
+    runner = UnitRunner(settings.model, context, load)
+    on_event(WorkerStarting(_WORKER))
+    runner.load()
+    on_event(WorkerReady(_WORKER))
+    for unit in sorted(units, key=lambda unit: -unit.cost_tokens):
+        on_event(UnitStarted(_WORKER, unit.unit_id, attempt=1))
+        rows = runner.run(unit)
+        on_rows(unit, rows)
+        on_event(UnitEnded.of(unit, rows))

@@ -1,0 +1,91 @@
+"""What a unit will cost, foreseen without weights: bytes of K/V, and a price that orders units by duration.
+
+Bytes are what the engine holds at once in a fused run, counted the way the rows report them; where the number of
+slots is an outcome, everything is assumed kept, so a prediction is never too low.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from jobs.work import PlannedItem
+from kvmerger.budget import LikeVariant, num_slots_for
+from kvmerger.variants import REFERENCE_LABELS, VariantSpec
+
+_KEYS_AND_VALUES = 2
+_BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
+_PREFILL_TOKENS_PER_STEP = 50
+"""One decode step of the whole batch takes as long as prefilling about so many tokens (demo model, 2 CPU cores)."""
+
+
+class ModelShape(Protocol):
+    """The part of `kvmerger.models.ModelInfo` that a plan reads."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def max_positions(self) -> int: ...
+
+
+def bytes_per_token(model: ModelShape) -> int:
+    """Bytes of K and V of one token in all layers and heads.
+
+    Raises:
+        ValueError: a dtype whose size is not known.
+    """
+    dtype = model.dtype.rpartition(".")[2]
+    if dtype not in _BYTES_PER_ELEMENT:
+        raise ValueError(
+            f"the size of dtype {model.dtype!r} is not known; known: {sorted(_BYTES_PER_ELEMENT)}"
+        )
+    elements = _KEYS_AND_VALUES * model.num_layers * model.num_kv_heads * model.head_dim
+    return elements * _BYTES_PER_ELEMENT[dtype]
+
+
+def most_slots(
+    spec: VariantSpec, specs: Mapping[str, VariantSpec], outcomes: frozenset[str], tokens: int
+) -> int:
+    """The most slots per KV head that a variant can keep of `tokens`; `outcomes` are labels no budget binds."""
+    if isinstance(spec.budget, LikeVariant) and spec.budget.label in specs:
+        return most_slots(specs[spec.budget.label], specs, outcomes, tokens)
+    if spec.budget is None or isinstance(spec.budget, LikeVariant) or spec.label in outcomes:
+        return tokens
+    return num_slots_for(spec.budget, tokens)
+
+
+def unit_bytes(items: Sequence[PlannedItem], slots: Sequence[int], model: ModelShape) -> int:
+    """Bytes of K/V a unit holds: one full prefix, each variant's prefix of `slots`, every row's tail.
+
+    The A/A row shares the full prefix and `no_context` has none; both have tails.
+    """
+    num_context = len(items[0].tokens.context_ids)
+    num_rows = len(items) * (len(slots) + len(REFERENCE_LABELS))
+    tail = max(max(len(it.tokens.tail_ids), 1) + it.item.max_new_tokens for it in items)
+    return (num_context + sum(slots) + num_rows * tail) * bytes_per_token(model)
+
+
+def cost_tokens(items: Sequence[PlannedItem]) -> float:
+    """How long a unit takes, in tokens of prefill: one prefill, then a batch of steps per question."""
+    num_steps = sum(it.item.max_new_tokens + 1 for it in items)
+    return float(len(items[0].tokens.context_ids) + _PREFILL_TOKENS_PER_STEP * num_steps)
+
+
+def num_pieces(cost: float, prefill_cost: float, usual_cost: float) -> int:
+    """Into how many units a group should be cut so that none takes much longer than the usual one.
+
+    A piece repeats the prefill, so it is never made smaller than two prefills' worth.
+    """
+    longest = max(2 * prefill_cost, 2 * usual_cost)
+    return max(1, math.ceil(cost / longest))

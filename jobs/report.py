@@ -1,0 +1,95 @@
+"""The table at the end of a sweep, made from its parquet rows alone: `python jobs/report.py RESULTS_DIR`.
+
+Never mixes query modes, models or tasks in one table, calls few clusters few, and always prints where every planned
+row went.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from evaluators.statistics import MIN_CLUSTERS
+from jobs.report_table import overall_table, shown_name, task_table
+from jobs.result_schema import ResultError
+from jobs.results import ResultStore
+from jobs.summary import ResultSummary, TaskSummary, summarize
+
+_WIDE_COLUMNS = 140
+"""From this width on an interval stands beside its mean, below it on a line of its own."""
+_MESSAGE_CHARS = 300
+EXIT_OK, EXIT_BAD_INPUT = 0, 2
+
+
+def render(summary: ResultSummary, width: int) -> RenderableType:
+    """Everything a reader needs, for a terminal of `width` columns."""
+    parts: list[RenderableType] = []
+    for setting in summary.settings():
+        tasks = [task for task in summary.tasks if task.setting == setting]
+        for task in tasks:
+            parts += [task_table(task, width >= _WIDE_COLUMNS), *_notes(task), Text()]
+        if len(tasks) > 1:
+            parts += [overall_table(setting, summary.macro_means(setting), len(tasks)), Text()]
+    return Group(*parts, *_failure_lines(summary), *_sum_lines(summary))
+
+
+def _notes(task: TaskSummary) -> Iterator[Text]:
+    if task.is_too_few:
+        yield Text(
+            f"n = {task.num_clusters} clusters: too few for a verdict ({MIN_CLUSTERS} are needed); "
+            "the intervals are Student's t over contexts",
+            style="yellow",
+        )
+    if not task.has_scale and task.num_clusters:
+        yield Text("no verdict: the full cache does not beat having no context, so nothing can be recovered")
+    for variant in task.variants:
+        if variant.num_degenerate:
+            where = f"{variant.num_degenerate} of {variant.num_finished} rows"
+            yield Text(f"degenerate: {shown_name(variant)}, {where}: {variant.degenerate_reason}", style="yellow")
+
+
+def _failure_lines(summary: ResultSummary) -> Iterator[Text]:
+    for it in summary.failures:
+        message = it.message if len(it.message) <= _MESSAGE_CHARS else f"{it.message[:_MESSAGE_CHARS]}…"
+        where = f"failed: {it.label}, {it.num_rows} × {it.error_type} in {it.phase}"
+        yield Text.assemble((where, "red"), f": {message}")
+
+
+def _sum_lines(summary: ResultSummary) -> Iterator[Text]:
+    missing = f" + {summary.num_missing} missing (not run yet)" if summary.num_missing else ""
+    yield Text(
+        f"planned {summary.num_planned} = {summary.num_ok} ok + {summary.num_truncated} truncated + "
+        f"{summary.num_failed} failed{missing}",
+        style="bold",
+    )
+    if summary.num_other:
+        yield Text(f"{summary.num_other} rows of other settings in this folder are not shown", style="dim")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table of a results folder; 0, or 2 when there is none."""
+    parser = argparse.ArgumentParser(description="Print the table of a finished, broken off or running sweep.")
+    parser.add_argument("results_dir", type=Path, help="the output_dir of a sweep, such as results/demo")
+    parser.add_argument("--width", type=int, help="columns to print on (default: the terminal's)")
+    options = parser.parse_args(arguments)
+    store = ResultStore(options.results_dir)
+    try:
+        table, planned = store.read_table(), store.read_plan()
+    except ResultError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    if planned is None and table.num_rows == 0:
+        print(f"error: there are no results in {str(options.results_dir)!r}; run jobs/sweep.py", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    console = Console(width=options.width)
+    console.print(render(summarize(table, planned), console.width))
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

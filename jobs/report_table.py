@@ -1,0 +1,144 @@
+"""One task as a table: every mean stands with its 95 % interval, and what is not known is a dash, never a 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from evaluators.statistics import Interval
+from jobs.summary import MacroMean, Setting, TaskSummary
+from jobs.variant_summary import VariantSummary
+from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, REFERENCE_LABELS
+
+UNKNOWN = "–"
+_BYTES_PER_UNIT = 1024
+_SHOWN_NAMES = {FULL: "full cache", FULL_AA: "full again (A/A noise)", NO_CONTEXT: "no context (tail alone)"}
+_HEADS = ("n", "answer NLL", "recov.", "KL (nats)", "top-1", "score", "kept", "KV bytes")
+_MEAN_HEADS = ("answer NLL", "recov.", "KL (nats)", "top-1", "score", "kept", "KV bytes")
+
+
+def task_table(task: TaskSummary, is_wide: bool) -> Table:
+    """The variants of one task; on a narrow terminal intervals go on a line of their own."""
+    table = _empty_table(task.task, task.setting, _HEADS)
+    for variant in task.variants:
+        table.add_row(
+            _name_cell(variant),
+            _count_cell(variant),
+            _interval_cell(variant.answer_nll, is_wide, _nats, lowest=0.0),
+            _plain(variant.nll_recovered, "{:.2f}"),
+            _interval_cell(variant.kl, is_wide, _nats, lowest=0.0),
+            _interval_cell(variant.top1_agreement, is_wide, "{:.2f}".format, lowest=0.0, highest=1.0),
+            _score_cell(variant, is_wide),
+            _plain(variant.kept_ratio, "{:.1%}"),
+            human_bytes(variant.kv_bytes),
+            end_section=variant.label == _last_reference(task.variants),
+        )
+    return table
+
+
+def overall_table(setting: Setting, means: Sequence[MacroMean], num_tasks: int) -> Table:
+    """Means over tasks, each task weighing the same."""
+    table = _empty_table(f"all {num_tasks} tasks, mean of the tasks' means", setting, _MEAN_HEADS)
+    last_reference = [it.label for it in means if it.label in REFERENCE_LABELS][-1:]
+    for mean in means:
+        table.add_row(
+            _SHOWN_NAMES.get(mean.label, mean.shown_label),
+            _plain(mean.answer_nll, "{:.3f}"),
+            _plain(mean.nll_recovered, "{:.2f}"),
+            _plain(mean.kl, "{:.3f}"),
+            _plain(mean.top1_agreement, "{:.2f}"),
+            _plain(None if mean.score is None else 100 * mean.score, "{:.1f}"),
+            _plain(mean.kept_ratio, "{:.1%}"),
+            human_bytes(mean.kv_bytes),
+            end_section=[mean.label] == last_reference,
+        )
+    return table
+
+
+def human_bytes(num_bytes: float | None) -> str:
+    """Bytes in the largest binary unit that leaves at least 1, with about three digits."""
+    if num_bytes is None:
+        return UNKNOWN
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < _BYTES_PER_UNIT:
+            return f"{num_bytes:.1f} {unit}" if unit != "B" else f"{num_bytes:.0f} B"
+        num_bytes /= _BYTES_PER_UNIT
+    return f"{num_bytes:.1f} TiB"
+
+
+def shown_name(variant: VariantSummary) -> str:
+    """How a variant is called in the table: the references in words, outcomes by what they kept."""
+    return _SHOWN_NAMES.get(variant.label, variant.shown_label)
+
+
+def _empty_table(title: str, setting: Setting, heads: Sequence[str]) -> Table:
+    where = ", ".join(
+        part for part in (setting.model_name, setting.query_mode.replace("_", "-"), setting.execution) if part
+    )
+    table = Table(
+        title=Text.assemble((title, "bold"), (f"  {where}", "dim")),
+        title_justify="left",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
+    table.add_column("variant", overflow="fold")
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
+
+
+def _name_cell(variant: VariantSummary) -> Text:
+    name = Text(shown_name(variant))
+    if variant.num_degenerate:
+        share = "" if variant.num_degenerate == variant.num_finished else f" on {variant.num_degenerate}"
+        name.append(f" (degenerate{share})", style="yellow")
+    return name
+
+
+def _count_cell(variant: VariantSummary) -> str:
+    is_whole = variant.num_finished == variant.num_rows
+    return str(variant.num_rows) if is_whole else f"{variant.num_finished}/{variant.num_rows}"
+
+
+def _score_cell(variant: VariantSummary, is_wide: bool) -> Text | str:
+    if variant.score is None:
+        return UNKNOWN
+    if variant.num_right is not None:
+        return f"{variant.num_right} of {variant.score.num_items}"
+    return _interval_cell(variant.score, is_wide, lambda it: f"{100 * it:.1f}", lowest=0.0, highest=1.0)
+
+
+def _interval_cell(
+    interval: Interval | None,
+    is_wide: bool,
+    show: Callable[[float], str],
+    lowest: float,
+    highest: float = float("inf"),
+) -> Text | str:
+    """Mean and interval; the ends are cut to the values the quantity can take."""
+    if interval is None:
+        return UNKNOWN
+    text = Text(show(interval.mean))
+    if interval.low is not None and interval.high is not None:
+        low, high = max(interval.low, lowest), min(interval.high, highest)
+        ends = f" [{show(low)}, {show(high)}]" if is_wide else f"\n{show(low)}–{show(high)}"
+        text.append(ends, style="dim")
+    return text
+
+
+def _nats(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _plain(value: float | None, layout: str) -> str:
+    return UNKNOWN if value is None else layout.format(value)
+
+
+def _last_reference(variants: Sequence[VariantSummary]) -> str | None:
+    return next((it.label for it in reversed(variants) if it.label in REFERENCE_LABELS), None)

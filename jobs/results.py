@@ -1,0 +1,132 @@
+"""Where result rows live: one parquet file per work unit, written whole, found by identity.
+
+A file under `rows/` either holds every row of its unit or does not exist: it is written beside its final place
+and renamed. Two rows with one identity are one result; the newer one is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from jobs.result_schema import DONE_STATUSES, RESULT_SCHEMA, ResultError, Row, check_rows
+from jobs.work import Cell
+
+_REMEDY = "delete it and run the same command again: only its cells are computed anew"
+
+
+class ResultStore:
+    """The rows and settings of one sweep under `root`; one writer, any number of readers.
+
+    `rows/<unit_id>.parquet` are the results. `settings.yaml`, `run_meta.json` and `plan.json` say what the
+    latest run was asked for, with what versions, and which rows it owes.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.rows_folder = self.root / "rows"
+
+    def write_unit(self, unit_id: str, rows: Sequence[Row]) -> Path:
+        """Write all rows of a unit as one file, replacing what the unit wrote before; an error changes nothing.
+
+        Raises:
+            ResultError: rows that break the schema, or the folder cannot be written.
+        """
+        check_rows(unit_id, rows)
+        try:
+            table = pa.Table.from_pylist(list(rows), schema=RESULT_SCHEMA)
+        except (pa.ArrowException, TypeError, OverflowError) as error:
+            raise ResultError(f"unit {unit_id}: a row does not fit the result schema: {error}") from error
+        path = self.rows_folder / f"{unit_id}.parquet"
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        _write_whole(path, sink.getvalue().to_pybytes())
+        return path
+
+    def read_table(self) -> pa.Table:
+        """All rows, the newest of each identity, in the order of their creation; empty when there are none."""
+        tables = [_read_file(path) for path in self._files()]
+        table = pa.concat_tables(tables) if tables else RESULT_SCHEMA.empty_table()
+        return newest_of_each_identity(table)
+
+    def identities(self) -> frozenset[str]:
+        """Identities that have a result (ok or truncated)."""
+        table = self.read_table().select(["identity", "status"])
+        is_done = pc.is_in(table["status"], value_set=pa.array(DONE_STATUSES))
+        return frozenset(table.filter(is_done)["identity"].to_pylist())
+
+    def check_integrity(self) -> None:
+        """Raise ResultError unless every file is readable, named for its unit, and holds well-formed rows."""
+        for path in self._files():
+            try:
+                check_rows(path.stem, _read_file(path).to_pylist())
+            except ResultError as error:
+                raise ResultError(f"{path}: {error}") from error
+
+    def write_settings(self, resolved: Mapping[str, Any]) -> None:
+        """Store the resolved settings; the file can be given to `sweep.py` again."""
+        _write_whole(self.root / "settings.yaml", yaml.safe_dump(dict(resolved), sort_keys=False).encode())
+
+    def write_run_meta(self, meta: Mapping[str, Any]) -> None:
+        """Store what ran: git commit, library versions, arguments."""
+        _write_whole(self.root / "run_meta.json", json.dumps(meta, indent=2).encode())
+
+    def write_plan(self, cells: Iterable[Cell]) -> None:
+        """Store which rows the latest run owes, done ones included, in the order they are shown in."""
+        owed = [[cell.identity, cell.item_id, cell.label] for cell in cells]
+        _write_whole(self.root / "plan.json", json.dumps({"cells": owed}).encode())
+
+    def read_plan(self) -> tuple[Cell, ...] | None:
+        """The rows the latest run owes, or None when no plan was stored."""
+        path = self.root / "plan.json"
+        try:
+            return tuple(Cell(*map(str, cell)) for cell in json.loads(path.read_bytes())["cells"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ResultError(f"{path} is not a stored plan ({error}); delete it") from error
+
+    def _files(self) -> list[Path]:
+        return sorted(self.rows_folder.glob("*.parquet"))
+
+
+def newest_of_each_identity(table: pa.Table) -> pa.Table:
+    """Keep, of rows with one identity, the one created last. Row order becomes order of creation."""
+    order = pc.sort_indices(table, sort_keys=[("created_at_s", "ascending"), ("unit_id", "ascending")])
+    table = table.take(order)
+    last = {identity: index for index, identity in enumerate(table["identity"].to_pylist())}
+    return table.take(pa.array(sorted(last.values()), type=pa.int64()))
+
+
+def _read_file(path: Path) -> pa.Table:
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise ResultError(f"{path} is not a readable parquet file ({error}); {_REMEDY}") from error
+    if set(table.schema.names) != set(RESULT_SCHEMA.names):
+        different = sorted(set(table.schema.names) ^ set(RESULT_SCHEMA.names))
+        raise ResultError(f"{path} has other columns ({different}), written by another version; {_REMEDY}")
+    return table.select(RESULT_SCHEMA.names).cast(RESULT_SCHEMA)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write beside `path` and rename: no reader ever sees a part of a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ResultError(f"cannot write {path}: {error}; choose another output_dir") from error

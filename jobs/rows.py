@@ -1,0 +1,242 @@
+"""Every cell of a unit becomes exactly one row, whatever the engine returned or failed to return.
+
+Pure: outcomes go in, plain dicts with exactly the schema's keys come out. A number that is missing or not
+finite is null with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from evaluators import registry
+from evaluators.item import BenchmarkItem
+from evaluators.prompting import TokenizedPrompt
+from jobs.result_schema import FAILED, OK, RESULT_SCHEMA, TRUNCATED, Row
+from jobs.work import Cell, PlannedItem, WorkUnit
+from kvmerger.generation import Generation, VariantFailure
+from kvmerger.variants import VariantSpec
+
+Outcome = Generation | VariantFailure
+Decode = Callable[[Sequence[int]], str]
+"""Token ids, without an end token, to text."""
+
+_FAILED_REASON = "the cell failed"
+_NO_PEAK_REASON = "a peak per variant is measured in isolated runs on CUDA only"
+
+
+class ModelFacts(Protocol):
+    """The part of `kvmerger.models.ModelInfo` that a row states."""
+
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What all rows of a sweep share; travels to actors. `policy_versions` maps variant labels to versions."""
+
+    sweep: str
+    model: str
+    model_revision: str | None
+    query_mode: str
+    seed: int
+    versions: Mapping[str, str] = field(default_factory=dict)
+    policy_versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a cell has no result. `phase` is where it happened: plan, load, variant, engine, score, actor …"""
+
+    phase: str
+    error_type: str
+    message: str
+    traceback: str
+
+    @classmethod
+    def of(cls, phase: str, error: BaseException) -> Failure:
+        """Describe an exception that was caught in `phase`."""
+        lines = traceback.format_exception(error)
+        return cls(phase, type(error).__name__, str(error), "".join(lines))
+
+
+@dataclass(frozen=True, slots=True)
+class RowMaker:
+    """Makes the rows of one unit. `model` is None where none was ever loaded; `now_s` is Unix time."""
+
+    context: RunContext
+    unit_id: str
+    execution: str
+    now_s: float
+    model: ModelFacts | None = None
+
+    def failed(self, cell: Cell, item: BenchmarkItem, spec: VariantSpec, failure: Failure) -> Row:
+        """The row of a cell without a result, be it that it failed or that it never could run."""
+        return {
+            **dict.fromkeys(RESULT_SCHEMA.names),
+            **self._shared(),
+            **self._asked(cell, item, spec),
+            **_failure_columns(failure),
+        }
+
+    def finished(
+        self, cell: Cell, planned: PlannedItem, spec: VariantSpec, outcome: Generation, decode: Decode
+    ) -> Row:
+        """The row of a generation, scored; if its metric raises, a failed row that keeps its numbers."""
+        is_eos = outcome.stop_reason == "eos"
+        prediction = decode(outcome.token_ids[:-1] if is_eos else outcome.token_ids)
+        return {
+            **dict.fromkeys(RESULT_SCHEMA.names),
+            **self._shared(),
+            **self._asked(cell, planned.item, spec),
+            "status": TRUNCATED if planned.tokens.is_truncated else OK,
+            "prediction": prediction,
+            **_measured(outcome, planned.tokens),
+            **_scored(prediction, planned.item),
+        }
+
+    def _shared(self) -> Row:
+        return {
+            "sweep": self.context.sweep,
+            "unit_id": self.unit_id,
+            "query_mode": self.context.query_mode,
+            "execution": self.execution,
+            "model": self.context.model,
+            "model_revision": self.model.revision if self.model else self.context.model_revision,
+            "dtype": self.model.dtype if self.model else None,
+            "device": self.model.device if self.model else None,
+            "seed": self.context.seed,
+            "versions": _json(self.context.versions),
+            "created_at_s": self.now_s,
+        }
+
+    def _asked(self, cell: Cell, item: BenchmarkItem, spec: VariantSpec) -> Row:
+        asked = spec.canonical()
+        return {
+            "identity": cell.identity,
+            "item_id": cell.item_id,
+            "cluster_id": item.cluster_id,
+            "benchmark": item.benchmark,
+            "task": item.task,
+            "variant": cell.label,
+            "policy": spec.policy,
+            "policy_version": self.context.policy_versions.get(cell.label),
+            "policy_params": _json(asked["params"]),
+            "budget_asked": _json(asked["budget"]),
+            "answers": list(item.answers),
+            "metric": item.metric,
+        }
+
+
+def build_rows(unit: WorkUnit, outcomes: Sequence[Outcome], maker: RowMaker, decode: Decode) -> list[Row]:
+    """One row per cell, in the order of the cells; outcomes nobody owes a row for are left out.
+
+    An outcome's `question_index` counts `unit.items`. A cell without outcome becomes a failed row.
+    """
+    by_key = {(outcome.label, outcome.question_index): outcome for outcome in outcomes}
+    index_of = {planned.item.item_id: index for index, planned in enumerate(unit.items)}
+    rows = []
+    for cell in unit.cells:
+        index = index_of[cell.item_id]
+        planned, spec = unit.items[index], spec_of(unit, cell.label)
+        match by_key.get((cell.label, index)):
+            case Generation() as outcome:
+                rows.append(maker.finished(cell, planned, spec, outcome, decode))
+            case VariantFailure(phase=phase, error_type=error_type, message=message, traceback=trace):
+                failure = Failure(phase, error_type, message, trace)
+                rows.append(maker.failed(cell, planned.item, spec, failure))
+            case None:
+                failure = Failure("engine", "MissingOutcome", "the engine returned nothing for this cell", "")
+                rows.append(maker.failed(cell, planned.item, spec, failure))
+    return rows
+
+
+def failed_rows(unit: WorkUnit, failure: Failure, maker: RowMaker) -> list[Row]:
+    """One failed row per cell, all for the same reason."""
+    item_of = {planned.item.item_id: planned.item for planned in unit.items}
+    return [
+        maker.failed(cell, item_of[cell.item_id], spec_of(unit, cell.label), failure) for cell in unit.cells
+    ]
+
+
+def spec_of(unit: WorkUnit, label: str) -> VariantSpec:
+    """The unit's variant of that label; a reference row, which no unit lists, is its own policy."""
+    found = (spec for spec in unit.variants if spec.label == label)
+    return next(found, VariantSpec(label, label))
+
+
+def _failure_columns(failure: Failure) -> Row:
+    return {
+        "status": FAILED,
+        "failure_phase": failure.phase,
+        "failure_type": failure.error_type,
+        "failure_message": failure.message,
+        "failure_traceback": failure.traceback,
+        "score_reason": _FAILED_REASON,
+        "answer_nll_reason": _FAILED_REASON,
+        "fidelity_reason": _FAILED_REASON,
+        "peak_bytes_reason": _FAILED_REASON,
+    }
+
+
+def _measured(outcome: Generation, tokens: TokenizedPrompt) -> Row:
+    full_slots = len(tokens.context_ids) * sum(len(heads) for heads in outcome.slots_LH)
+    kept_slots = sum(sum(heads) for heads in outcome.slots_LH)
+    asked = {} if outcome.asked_slots is None else {"asked_slots": outcome.asked_slots}
+    no_gold = "the item has no gold answer" if not tokens.gold_ids else "the engine gave no value"
+    return {
+        **_or_reason("answer_nll", outcome.answer_nll, "answer_nll_reason", no_gold),
+        **_or_reason("kl_mean", outcome.kl_mean, "fidelity_reason", "the engine gave no value"),
+        "top1_agreement": _finite(outcome.top1_agreement),
+        "num_fidelity_tokens": outcome.num_fidelity_tokens,
+        "context_tokens": len(tokens.context_ids),
+        "tail_tokens": len(tokens.tail_ids),
+        "new_tokens": len(outcome.token_ids),
+        "stop_reason": outcome.stop_reason,
+        "slots": [list(heads) for heads in outcome.slots_LH],
+        "kept_ratio": kept_slots / full_slots if full_slots else None,
+        "kv_bytes": outcome.kv_bytes,
+        "full_kv_bytes": outcome.full_kv_bytes,
+        "tail_bytes": outcome.tail_bytes,
+        **_or_reason("peak_bytes", outcome.peak_bytes, "peak_bytes_reason", _NO_PEAK_REASON),
+        "is_degenerate": outcome.is_degenerate,
+        "degenerate_reason": outcome.degenerate_reason,
+        "counters": _json({**outcome.counters, **asked}),
+        "seconds": _json(outcome.seconds),
+        "trace": _json([list(point) for point in outcome.trace]),
+    }
+
+
+def _scored(prediction: str, item: BenchmarkItem) -> Row:
+    if not item.answers:
+        return {"score": None, "score_reason": "the item has no gold answer"}
+    try:
+        score = registry.score(item.metric, prediction, item.answers, item.all_classes)
+    except Exception as error:  # noqa: BLE001 - metrics are plug-ins: one that raises costs its row, not the unit
+        reason = f"metric {item.metric!r} raised {type(error).__name__}"
+        return _failure_columns(Failure.of("score", error)) | {"score_reason": reason}
+    return _or_reason("score", score, "score_reason", "")
+
+
+def _or_reason(column: str, value: float | None, reason_column: str, reason: str) -> Row:
+    """The value, or null and why: the given reason, or that it is not a finite number."""
+    if value is not None and not math.isfinite(value):
+        return {column: None, reason_column: f"not finite: {value}"}
+    return {column: value, reason_column: reason if value is None else None}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

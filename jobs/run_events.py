@@ -1,0 +1,66 @@
+"""What a running sweep tells whoever watches it; every unit that ends is told exactly once.
+
+The same events come from every executor, in the order in which things happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from jobs.failure import ErrorKind
+from jobs.result_schema import FAILED, Row
+from jobs.work import WorkUnit
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStarting:
+    """A worker is being started; loading its model can take minutes."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """The worker's model is loaded."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """The worker is gone; its unit is tried again or becomes failed rows."""
+
+    worker: str
+    kind: ErrorKind
+
+
+@dataclass(frozen=True, slots=True)
+class UnitStarted:
+    """A worker has begun the unit; `attempt` counts from 1."""
+
+    worker: str
+    unit_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnitEnded:
+    """The unit's rows are handed over; `num_rows` counts all of them, the failed ones too."""
+
+    unit_id: str
+    cost_tokens: float
+    num_rows: int
+    num_failed_rows: int
+
+    @classmethod
+    def of(cls, unit: WorkUnit, rows: Sequence[Row]) -> UnitEnded:
+        """Count the rows of a unit."""
+        num_failed = sum(row["status"] == FAILED for row in rows)
+        return cls(unit.unit_id, unit.cost_tokens, len(rows), num_failed)
+
+
+RunEvent = WorkerStarting | WorkerReady | WorkerLost | UnitStarted | UnitEnded
+OnEvent = Callable[[RunEvent], None]
+OnRows = Callable[[WorkUnit, list[Row]], None]
+"""Takes over a unit's rows; called once per unit, from the driver's thread. What it raises ends the run."""

@@ -1,0 +1,287 @@
+"""Every unit ends exactly once, by `AcceptUnit` or by `FailUnit`, whatever events arrive in whatever order.
+
+Pure: events with `now_s` go in, decisions come out; no clock, no Ray. The first result of a unit wins, also
+when it comes from an actor presumed dead; every later one is dropped. Only an abort or an interrupt leaves
+units without an end, and after either nothing is started any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from jobs.scheduler_events import (
+    Abort,
+    AcceptUnit,
+    ActorDied,
+    ActorPlaced,
+    ActorReady,
+    Assign,
+    Decision,
+    Done,
+    DropResult,
+    Event,
+    FailUnit,
+    Interrupted,
+    StartActor,
+    StopActor,
+    Tick,
+    UnitFailed,
+    UnitFinished,
+)
+from jobs.failure import ErrorKind, FailureDecision, FailurePolicy
+
+
+class SchedulerError(RuntimeError):
+    """The scheduler's books contradict themselves: a bug of ours."""
+
+
+class _UnitState(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class _ActorState(StrEnum):
+    STARTING = "starting"
+    LOADING = "loading"
+    IDLE = "idle"
+    BUSY = "busy"
+    DEAD = "dead"
+
+
+@dataclass(slots=True)
+class _Unit:
+    unit_id: str
+    rank: int  # 0 is the costliest
+    state: _UnitState = _UnitState.WAITING
+    attempts: int = 0
+    actor_id: int | None = None  # the actor whose report counts, while running
+
+
+@dataclass(slots=True)
+class _Actor:
+    actor_id: int
+    started_at_s: float
+    state: _ActorState = _ActorState.STARTING
+    unit_id: str | None = None
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """Books on units and actors, and the rules by which they move.
+
+    `cost_tokens` maps each unit id to its cost; the costliest waiting unit goes first, ties as they came.
+    At most `max_actors` are alive at once, and none is started without work. An actor that is not placed
+    within `placement_timeout_s` is withdrawn; when no other is left, the run aborts with NO_RESOURCES. After
+    `failure.max_attempts` actors in a row died before they were ready no more are started; when none is left,
+    what waits is failed.
+    """
+
+    cost_tokens: dict[str, float]
+    max_actors: int
+    failure: FailurePolicy
+    placement_timeout_s: float
+    _units: dict[str, _Unit] = field(init=False)
+    _actors: dict[int, _Actor] = field(init=False, default_factory=dict)
+    _start_failures: int = field(init=False, default=0)
+    _start_kind: ErrorKind | None = field(init=False, default=None)  # why no more actors are started
+    _is_closed: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        if self.max_actors < 1:
+            raise ValueError(f"max_actors must be at least 1, got {self.max_actors}")
+        by_cost = sorted(self.cost_tokens, key=lambda unit_id: -self.cost_tokens[unit_id])
+        self._units = {unit_id: _Unit(unit_id, rank) for rank, unit_id in enumerate(by_cost)}
+
+    def start(self, now_s: float) -> tuple[Decision, ...]:
+        """The first decisions: actors to start, or `Done` when there is nothing to do. Call once, first."""
+        return tuple(self._advance(now_s))
+
+    def handle(self, event: Event) -> tuple[Decision, ...]:
+        """Enter one event in the books and return what to do, in order.
+
+        Safe with duplicates and with events of dead or unknown actors. After the end only accepts and drops.
+
+        Raises:
+            SchedulerError: a unit that was never planned.
+        """
+        decisions = list(self._enter(event))
+        if not self._is_closed:
+            decisions.extend(self._advance(event.now_s))
+        return tuple(decisions)
+
+    @property
+    def num_waiting(self) -> int:
+        """Units no actor has at the moment."""
+        return len(self._in_state(_UnitState.WAITING))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the run is over: done, aborted or interrupted."""
+        return self._is_closed
+
+    def check_integrity(self) -> None:
+        """Raise `SchedulerError` if units and actors contradict each other; changes nothing."""
+        for unit in self._units.values():
+            holder = None if unit.actor_id is None else self._actors[unit.actor_id]
+            if (unit.state is _UnitState.RUNNING) != (holder is not None):
+                raise SchedulerError(f"{unit} is held by {holder}")
+            if holder is not None and (
+                holder.state is not _ActorState.BUSY or holder.unit_id != unit.unit_id
+            ):
+                raise SchedulerError(f"{unit} is held by {holder}, which says otherwise")
+        for actor in self._actors.values():
+            if (actor.state is _ActorState.BUSY) != (actor.unit_id is not None):
+                raise SchedulerError(f"{actor} is busy without a unit, or has one without being busy")
+        if not self._is_closed and self._in_state(_UnitState.WAITING) and not self._alive():
+            raise SchedulerError("units wait, but no actor is alive or starting")
+
+    def _enter(self, event: Event) -> Iterator[Decision]:
+        match event:
+            case ActorPlaced(actor_id=actor_id):
+                self._move(actor_id, {_ActorState.STARTING}, _ActorState.LOADING)
+            case ActorReady(actor_id=actor_id):
+                if self._move(actor_id, {_ActorState.STARTING, _ActorState.LOADING}, _ActorState.IDLE):
+                    self._start_failures, self._start_kind = 0, None
+            case ActorDied():
+                yield from self._bury(event)
+            case UnitFinished(actor_id=actor_id, unit_id=unit_id):
+                self._free(actor_id, unit_id)
+                yield from self._accept(self._unit(unit_id))
+            case UnitFailed(actor_id=actor_id, unit_id=unit_id, kind=kind):
+                is_current = self._unit(unit_id).actor_id == actor_id
+                self._free(actor_id, unit_id)
+                if is_current:
+                    yield from self._lose(self._units[unit_id], kind)
+            case Interrupted():
+                self._is_closed = True
+            case Tick():
+                pass
+
+    def _advance(self, now_s: float) -> Iterator[Decision]:
+        """Withdraw late actors, hand out units, start actors, and notice the end."""
+        yield from self._withdraw_late(now_s)
+        idle = [actor for actor in self._alive() if actor.state is _ActorState.IDLE]
+        waiting = sorted(self._in_state(_UnitState.WAITING), key=lambda unit: unit.rank)
+        for actor, unit in zip(idle, waiting, strict=False):
+            yield self._assign(actor, unit)
+        yield from self._start_missing(now_s)
+        if not self._alive() and self._start_kind is not None:
+            yield from self._give_up(self._start_kind)
+        if not self._is_closed and len(self._in_state(_UnitState.ENDED)) == len(self._units):
+            self._is_closed = True
+            yield Done()
+
+    def _assign(self, actor: _Actor, unit: _Unit) -> Assign:
+        unit.state, unit.actor_id, unit.attempts = _UnitState.RUNNING, actor.actor_id, unit.attempts + 1
+        actor.state, actor.unit_id = _ActorState.BUSY, unit.unit_id
+        return Assign(actor.actor_id, unit.unit_id, unit.attempts)
+
+    def _accept(self, unit: _Unit) -> Iterator[Decision]:
+        if unit.state is _UnitState.ENDED:
+            yield DropResult(unit.unit_id)
+            return
+        self._end(unit)
+        yield AcceptUnit(unit.unit_id)
+
+    def _bury(self, event: ActorDied) -> Iterator[Decision]:
+        actor = self._actors.get(event.actor_id)
+        if actor is None or actor.state is _ActorState.DEAD:
+            return
+        was_starting = actor.state in (_ActorState.STARTING, _ActorState.LOADING)
+        unit_id = actor.unit_id
+        actor.state, actor.unit_id = _ActorState.DEAD, None
+        if was_starting:
+            yield from self._count_start_failure(event.kind)
+        elif self._start_kind is ErrorKind.NO_RESOURCES:
+            self._start_kind = None  # what the dead actor held is free again
+        if unit_id is not None and self._units[unit_id].actor_id == event.actor_id:
+            yield from self._lose(self._units[unit_id], event.kind)
+
+    def _count_start_failure(self, kind: ErrorKind) -> Iterator[Decision]:
+        self._start_failures += 1
+        match self.failure.decide(kind, self._start_failures):
+            case FailureDecision.GIVE_UP:
+                self._start_kind = kind
+            case FailureDecision.RAISE:
+                yield from self._abort(kind)
+            case FailureDecision.RETRY:
+                pass
+
+    def _lose(self, unit: _Unit, kind: ErrorKind) -> Iterator[Decision]:
+        """Put a unit that brought no rows back, or end it; after the run's end it just stays unfinished."""
+        unit.state, unit.actor_id = _UnitState.WAITING, None
+        if self._is_closed:
+            return
+        match self.failure.decide(kind, unit.attempts):
+            case FailureDecision.GIVE_UP:
+                yield self._fail(unit, kind)
+            case FailureDecision.RAISE:
+                yield from self._abort(kind)
+            case FailureDecision.RETRY:
+                pass
+
+    def _withdraw_late(self, now_s: float) -> Iterator[Decision]:
+        for actor in self._alive():
+            is_late = now_s - actor.started_at_s >= self.placement_timeout_s
+            if actor.state is _ActorState.STARTING and is_late:
+                actor.state = _ActorState.DEAD
+                self._start_kind = ErrorKind.NO_RESOURCES
+                yield StopActor(actor.actor_id)
+
+    def _start_missing(self, now_s: float) -> Iterator[Decision]:
+        num_unfinished = len(self._units) - len(self._in_state(_UnitState.ENDED))
+        num_missing = min(self.max_actors, num_unfinished) - len(self._alive())
+        for _ in range(num_missing if self._start_kind is None else 0):
+            actor = _Actor(len(self._actors), now_s)
+            self._actors[actor.actor_id] = actor
+            yield StartActor(actor.actor_id)
+
+    def _give_up(self, kind: ErrorKind) -> Iterator[Decision]:
+        """End what waits: no actor is left and none will come."""
+        waiting = self._in_state(_UnitState.WAITING)
+        if waiting and self.failure.decide(kind, self.failure.max_attempts) is FailureDecision.RAISE:
+            yield from self._abort(kind)
+            return
+        for unit in waiting:
+            yield self._fail(unit, kind)
+
+    def _fail(self, unit: _Unit, kind: ErrorKind) -> FailUnit:
+        self._end(unit)
+        return FailUnit(unit.unit_id, kind, unit.attempts)
+
+    def _abort(self, kind: ErrorKind) -> Iterator[Decision]:
+        self._is_closed = True
+        yield Abort(kind)
+
+    def _end(self, unit: _Unit) -> None:
+        unit.state, unit.actor_id = _UnitState.ENDED, None
+
+    def _move(self, actor_id: int, sources: set[_ActorState], target: _ActorState) -> bool:
+        actor = self._actors.get(actor_id)
+        if actor is None or actor.state not in sources:
+            return False
+        actor.state = target
+        return True
+
+    def _free(self, actor_id: int, unit_id: str) -> None:
+        actor = self._actors.get(actor_id)
+        if actor is None or actor.unit_id != unit_id:
+            return
+        actor.state, actor.unit_id = _ActorState.IDLE, None
+        unit = self._units[unit_id]
+        if unit.actor_id == actor_id:
+            unit.state, unit.actor_id = _UnitState.WAITING, None
+
+    def _unit(self, unit_id: str) -> _Unit:
+        if unit_id not in self._units:
+            raise SchedulerError(f"an event names unit {unit_id!r}, which was never planned")
+        return self._units[unit_id]
+
+    def _alive(self) -> list[_Actor]:
+        return [actor for actor in self._actors.values() if actor.state is not _ActorState.DEAD]
+
+    def _in_state(self, state: _UnitState) -> list[_Unit]:
+        return [unit for unit in self._units.values() if unit.state is state]

@@ -1,0 +1,132 @@
+"""The scheduler's vocabulary: what happened to actors and units, and what is to be done about it.
+
+All values are frozen and say nothing about how an actor is run, so any executor, or a test, can speak it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs.failure import ErrorKind
+
+
+@dataclass(frozen=True, slots=True)
+class ActorPlaced:
+    """The actor's process runs on some machine; its model is not loaded yet."""
+
+    actor_id: int
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ActorReady:
+    """The actor's model is loaded; it can take a unit."""
+
+    actor_id: int
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ActorDied:
+    """The actor is gone, or counts as gone; what it was doing is lost unless it still reports."""
+
+    actor_id: int
+    kind: ErrorKind
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFinished:
+    """The actor returned the unit's rows and is free."""
+
+    actor_id: int
+    unit_id: str
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFailed:
+    """The unit brought no rows, and the actor is alive and free."""
+
+    actor_id: int
+    unit_id: str
+    kind: ErrorKind
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The user wants to stop: hand out nothing more, keep accepting what is finished."""
+
+    now_s: float
+
+
+Event = ActorPlaced | ActorReady | ActorDied | UnitFinished | UnitFailed | Tick | Interrupted
+
+
+@dataclass(frozen=True, slots=True)
+class StartActor:
+    """Start a new actor under this id and load its model."""
+
+    actor_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopActor:
+    """Withdraw an actor that was never placed."""
+
+    actor_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Give the unit to the actor; `attempt` counts from 1."""
+
+    actor_id: int
+    unit_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptUnit:
+    """Keep the rows of the `UnitFinished` just handed in: the unit has ended."""
+
+    unit_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropResult:
+    """Throw away the rows of the `UnitFinished` just handed in: the unit had ended before."""
+
+    unit_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailUnit:
+    """Write failed rows for the unit: it has ended."""
+
+    unit_id: str
+    kind: ErrorKind
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """End the whole run with an error of this kind."""
+
+    kind: ErrorKind
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Every unit has ended. Comes once, last."""
+
+
+Decision = StartActor | StopActor | Assign | AcceptUnit | DropResult | FailUnit | Abort | Done

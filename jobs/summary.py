@@ -1,0 +1,187 @@
+"""What a sweep's rows say, one table per task, and where every planned row went.
+
+Pure over the parquet rows. Rows of another query mode, model or execution are never in one table, and rows of other
+settings that lie in the same folder are counted, not mixed in.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.result_schema import DONE_STATUSES, FAILED, OK, TRUNCATED, Row
+from jobs.variant_summary import NllScale, VariantSummary, shown_label_of, summarize_variant
+from jobs.work import Cell
+from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
+
+_HEAVY_COLUMNS = {"slots", "trace", "seconds", "counters", "versions", "failure_traceback", "prediction", "answers"}
+_SHOWN_FIRST = (FULL, FULL_AA, NO_CONTEXT)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Setting:
+    """What all tables of one comparison share."""
+
+    query_mode: str
+    model: str
+    model_revision: str
+    execution: str
+
+    @property
+    def model_name(self) -> str:
+        """The model's name with its revision, a local folder by its last part."""
+        name = self.model.rstrip("/").rpartition("/")[2] if self.model.startswith("/") else self.model
+        return f"{name}@{self.model_revision}" if self.model_revision else name
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSummary:
+    """One table. `num_clusters` counts different contexts; `has_scale`: the full cache beats having no context."""
+
+    setting: Setting
+    task: str
+    variants: tuple[VariantSummary, ...]
+    num_items: int
+    num_clusters: int
+    is_too_few: bool
+    has_scale: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MacroMean:
+    """One variant over all tasks of a setting, every task weighing the same; None unless every task has it."""
+
+    label: str
+    shown_label: str
+    answer_nll: float | None
+    nll_recovered: float | None
+    kl: float | None
+    top1_agreement: float | None
+    score: float | None
+    kept_ratio: float | None
+    kv_bytes: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Failed rows that share variant, phase and type, with one of their messages."""
+
+    label: str
+    phase: str
+    error_type: str
+    message: str
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResultSummary:
+    """All tables, and the sum: planned = ok + truncated + failed + missing. `num_other` rows were left out."""
+
+    tasks: tuple[TaskSummary, ...]
+    failures: tuple[Failure, ...]
+    num_planned: int
+    num_ok: int
+    num_truncated: int
+    num_failed: int
+    num_missing: int
+    num_other: int
+
+    def settings(self) -> list[Setting]:
+        """The different settings there are tables of."""
+        return sorted({task.setting for task in self.tasks})
+
+    def macro_means(self, setting: Setting) -> tuple[MacroMean, ...]:
+        """Means over the tasks of one setting, for the variants that are in any of its tables."""
+        tasks = [task for task in self.tasks if task.setting == setting]
+        labels = list(dict.fromkeys(variant.label for task in tasks for variant in task.variants))
+        return tuple(_macro_mean(label, tasks) for label in labels)
+
+
+def summarize(table: pa.Table, planned: Sequence[Cell] | None = None) -> ResultSummary:
+    """Sum up the rows of `planned`, under its labels and in its order; all rows when there is no plan."""
+    rows: list[Row] = table.select([it for it in table.column_names if it not in _HEAVY_COLUMNS]).to_pylist()
+    cells = planned if planned is not None else [_cell_of(row) for row in rows]
+    by_identity = {row["identity"]: row for row in rows}
+    found = [
+        {**by_identity[cell.identity], "variant": cell.label} for cell in cells if cell.identity in by_identity
+    ]
+    counts = Counter(row["status"] for row in found)
+    groups = _grouped(found, lambda row: (_setting_of(row), f"{row['benchmark']}/{row['task']}"))
+    return ResultSummary(
+        tasks=tuple(_summarize_task(setting, task, group) for (setting, task), group in groups.items()),
+        failures=_failures(found),
+        num_planned=len(cells),
+        num_ok=counts[OK],
+        num_truncated=counts[TRUNCATED],
+        num_failed=counts[FAILED],
+        num_missing=len(cells) - len(found),
+        num_other=len(rows) - len(found),
+    )
+
+
+def _summarize_task(setting: Setting, task: str, rows: Sequence[Row]) -> TaskSummary:
+    by_label = _grouped(rows, lambda row: str(row["variant"]))
+    labels = list(dict.fromkeys([label for label in _SHOWN_FIRST if label in by_label] + list(by_label)))
+    scale = NllScale.of(by_label)
+    is_binary = all(row["score"] in (None, 0.0, 1.0) for row in rows)
+    variants = tuple(summarize_variant(label, by_label[label], scale, is_binary) for label in labels)
+    intervals = [variant.answer_nll or variant.score for variant in variants]
+    return TaskSummary(
+        setting=setting,
+        task=task,
+        variants=variants,
+        num_items=len({row["item_id"] for row in rows}),
+        num_clusters=len({row["cluster_id"] for row in rows if row["status"] in DONE_STATUSES}),
+        is_too_few=any(interval is not None and interval.is_too_few for interval in intervals),
+        has_scale=scale.is_usable,
+    )
+
+
+def _macro_mean(label: str, tasks: Sequence[TaskSummary]) -> MacroMean:
+    found = [variant for task in tasks for variant in task.variants if variant.label == label]
+    is_whole = len(found) == len(tasks)
+
+    def mean(read: Callable[[VariantSummary], float | None]) -> float | None:
+        values = [value for value in map(read, found) if value is not None]
+        return statistics.fmean(values) if is_whole and len(values) == len(found) else None
+
+    return MacroMean(
+        label=label,
+        shown_label=shown_label_of(label, found[0].policy, mean(lambda it: it.kept_ratio)),
+        answer_nll=mean(lambda it: it.answer_nll and it.answer_nll.mean),
+        nll_recovered=mean(lambda it: it.nll_recovered),
+        kl=mean(lambda it: it.kl and it.kl.mean),
+        top1_agreement=mean(lambda it: it.top1_agreement and it.top1_agreement.mean),
+        score=mean(lambda it: it.score and it.score.mean),
+        kept_ratio=mean(lambda it: it.kept_ratio),
+        kv_bytes=mean(lambda it: it.kv_bytes),
+    )
+
+
+def _failures(rows: Iterable[Row]) -> tuple[Failure, ...]:
+    failed = [row for row in rows if row["status"] == FAILED]
+    groups = _grouped(failed, lambda row: (row["variant"], row["failure_phase"], row["failure_type"]))
+    return tuple(
+        Failure(label, phase, error_type, group[0]["failure_message"] or "", len(group))
+        for (label, phase, error_type), group in groups.items()
+    )
+
+
+def _grouped(rows: Iterable[Row], key_of: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key_of(row), []).append(row)
+    return groups
+
+
+def _setting_of(row: Row) -> Setting:
+    return Setting(row["query_mode"], row["model"], row["model_revision"] or "", row["execution"])
+
+
+def _cell_of(row: Row) -> Cell:
+    return Cell(row["identity"], row["item_id"], row["variant"])

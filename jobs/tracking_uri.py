@@ -1,0 +1,71 @@
+"""A tracking URI that cannot work is refused in seconds, before MLflow's own long retries begin.
+
+Knows URIs, files and sockets; not MLflow. Whether an HTTP server speaks MLflow is asked of it later.
+"""
+
+from __future__ import annotations
+
+import socket
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from jobs.tracker import TrackingError
+
+_CONNECT_TIMEOUT_S = 5.0
+_SQLITE_PREFIX = "sqlite:///"
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+def is_http(uri: str) -> bool:
+    """Whether the URI names a tracking server."""
+    return urlsplit(uri).scheme in ("http", "https")
+
+
+def check_usable(uri: str) -> None:
+    """Refuse what cannot work; makes the folder of a sqlite file, and changes nothing else.
+
+    Raises:
+        TrackingError: a folder, a sqlite file that cannot be written, a database nobody listens for.
+    """
+    dialect = urlsplit(uri).scheme.partition("+")[0]
+    if dialect in ("", "file"):
+        raise TrackingError(
+            f"tracking uri {uri!r} is a folder, which MLflow no longer writes to; use "
+            f"`{_SQLITE_PREFIX}{Path.cwd() / 'mlflow.db'}` or the address of a tracking server"
+        )
+    if dialect == "sqlite":
+        _check_sqlite(uri)
+    elif dialect in _DATABASE_PORTS:
+        _check_listening(uri, _DATABASE_PORTS[dialect])
+
+
+def _check_sqlite(uri: str) -> None:
+    path = Path(uri.removeprefix(_SQLITE_PREFIX))
+    if not uri.startswith(_SQLITE_PREFIX) or not path.name:
+        raise TrackingError(
+            f"tracking uri {uri!r} names no file; write `{_SQLITE_PREFIX}/absolute/path/mlflow.db`"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=_CONNECT_TIMEOUT_S)) as connection:
+            connection.execute("BEGIN IMMEDIATE")  # takes the write lock; nothing is written
+            connection.rollback()
+    except (OSError, sqlite3.Error) as error:
+        raise TrackingError(
+            f"cannot write the tracking database {str(path)!r} ({error}); set `tracking.uri` to a place "
+            f"that can be written, or run with `tracking: off`"
+        ) from error
+
+
+def _check_listening(uri: str, default_port: int) -> None:
+    parts = urlsplit(uri)
+    address = (parts.hostname or "localhost", parts.port or default_port)
+    try:
+        socket.create_connection(address, timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise TrackingError(
+            f"no database answers at {address[0]}:{address[1]} ({error}); start it, correct "
+            f"`tracking.uri`, or run with `tracking: off`"
+        ) from error

@@ -1,0 +1,80 @@
+"""All variants of a sweep by label: the reference rows first, then the wanted ones in the order of the settings.
+
+No two of them are the same computation, and every chain of `like` budgets ends at a variant with a budget of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvmerger.budget import LikeVariant
+from kvmerger.variants import REFERENCE_LABELS, VariantError, VariantSpec, nearest
+
+
+@dataclass(frozen=True, slots=True)
+class VariantList:
+    """Specs by label, in order. Make it with `of`."""
+
+    specs: Mapping[str, VariantSpec]
+
+    @classmethod
+    def of(cls, wanted: Sequence[VariantSpec]) -> VariantList:
+        """Add the reference rows to the wanted variants.
+
+        Raises:
+            VariantError: `like` names no variant or leads back to itself, or two labels mean the same computation.
+        """
+        specs = {label: VariantSpec(label, label) for label in REFERENCE_LABELS}
+        specs.update({spec.label: spec for spec in wanted})
+        variants = cls(specs)
+        for label in specs:
+            variants.end_of_chain(label)
+        variants._check_distinct()
+        return variants
+
+    def end_of_chain(self, label: str) -> VariantSpec:
+        """The variant whose own budget decides how many slots `label` gets."""
+        seen = [label]
+        while isinstance(budget := self.specs[seen[-1]].budget, LikeVariant):
+            if budget.label not in self.specs:
+                hint = nearest(budget.label, list(self.specs))
+                raise VariantError(
+                    f"{seen[-1]!r} has a budget like {budget.label!r}, which is no variant{hint}"
+                )
+            if budget.label in seen:
+                chain = " → ".join([*seen, budget.label])
+                raise VariantError(f"{chain}: a budget like itself; give one of them its own")
+            seen.append(budget.label)
+        return self.specs[seen[-1]]
+
+    def canonical(self, label: str) -> dict[str, Any]:
+        """What the variant is, without its label."""
+        return self.specs[label].canonical(self.specs)
+
+    def needed_for(self, labels: Iterable[str]) -> tuple[VariantSpec, ...]:
+        """The policies that must run so that `labels` get their rows: themselves and those their budgets refer to.
+
+        Reference rows are left out, since the engine always makes them.
+        """
+        needed = set(labels)
+        waiting = list(needed)
+        while waiting:
+            budget = self.specs[waiting.pop()].budget
+            if isinstance(budget, LikeVariant) and budget.label not in needed:
+                needed.add(budget.label)
+                waiting.append(budget.label)
+        return tuple(
+            it for label, it in self.specs.items() if label in needed and label not in REFERENCE_LABELS
+        )
+
+    def _check_distinct(self) -> None:
+        label_of: dict[str, str] = {}
+        for label in self.specs:
+            key = json.dumps(self.canonical(label), sort_keys=True)
+            if key in label_of:
+                both = f"{label_of[key]!r} and {label!r}"
+                raise VariantError(f"{both} are the same policy, parameters and budget; drop one")
+            label_of[key] = label

@@ -1,0 +1,131 @@
+"""One variant on one task, as numbers that carry their own doubt.
+
+Nothing is averaged over nothing: a mean that cannot be had is None. Rows that are compared share task, query mode,
+model and execution.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from evaluators.statistics import Interval, mean_interval
+from jobs.result_schema import DONE_STATUSES, Row
+from kvmerger.variants import FULL, NO_CONTEXT
+
+_NAMED_BY_OUTCOME = "kvmerger_paper"
+"""The paper's set-ups do not control how much is kept, so such a row is named by what was."""
+
+
+@dataclass(frozen=True, slots=True)
+class VariantSummary:
+    """One row of a table. Means are over the ok and truncated rows that have the number; None: there is none.
+
+    `answer_nll` is nats per token of the first gold answer, `kl` nats per token of the full row's own answer; lower
+    is better in both. `nll_recovered` is 0 (as without the context) to 1 (as with the full cache). `num_right` is
+    set where every score of the task is 0 or 1. `kept_ratio` is measured slots over full slots.
+    """
+
+    label: str
+    policy: str
+    num_rows: int
+    num_finished: int
+    answer_nll: Interval | None
+    nll_recovered: float | None
+    kl: Interval | None
+    top1_agreement: Interval | None
+    score: Interval | None
+    num_right: int | None
+    kept_ratio: float | None
+    kv_bytes: float | None
+    num_degenerate: int
+    degenerate_reason: str | None
+
+    @property
+    def shown_label(self) -> str:
+        """What the variant is called in a table."""
+        return shown_label_of(self.label, self.policy, self.kept_ratio)
+
+
+def shown_label_of(label: str, policy: str, kept_ratio: float | None) -> str:
+    """The label, with measured slots instead of the set-up where the policy does not control them."""
+    if policy != _NAMED_BY_OUTCOME or kept_ratio is None:
+        return label
+    return f"{label.partition('/')[0]} ({kept_ratio:.1%} kept)"
+
+
+@dataclass(frozen=True, slots=True)
+class NllScale:
+    """The two ends of `nll_recovered` on one task, item id → nats per token."""
+
+    full: Mapping[str, float]
+    no_context: Mapping[str, float]
+
+    @classmethod
+    def of(cls, rows_by_label: Mapping[str, Sequence[Row]]) -> NllScale:
+        """Read both ends from the reference rows, which may be missing."""
+        return cls(_nll_by_item(rows_by_label.get(FULL, ())), _nll_by_item(rows_by_label.get(NO_CONTEXT, ())))
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the full cache beats having no context: otherwise there is nothing to recover."""
+        common = self.full.keys() & self.no_context.keys()
+        return bool(common) and _mean_over(self.no_context, common) > _mean_over(self.full, common)
+
+    def recovered(self, rows: Sequence[Row]) -> float | None:
+        """(none - policy) / (none - full), of means over the items all three have."""
+        nll = _nll_by_item(rows)
+        common = nll.keys() & self.full.keys() & self.no_context.keys()
+        if not self.is_usable or not common:
+            return None
+        none, full = _mean_over(self.no_context, common), _mean_over(self.full, common)
+        return (none - _mean_over(nll, common)) / (none - full) if none > full else None
+
+
+def summarize_variant(label: str, rows: Sequence[Row], scale: NllScale, is_binary: bool) -> VariantSummary:
+    """Sum up the rows of one variant on one task, at least one; failed rows only count as rows."""
+    finished = [row for row in rows if row["status"] in DONE_STATUSES]
+    scores = [row["score"] for row in finished if row["score"] is not None]
+    reasons = [row["degenerate_reason"] for row in finished if row["is_degenerate"]]
+    return VariantSummary(
+        label=label,
+        policy=rows[0]["policy"],
+        num_rows=len(rows),
+        num_finished=len(finished),
+        answer_nll=_interval(finished, "answer_nll"),
+        nll_recovered=scale.recovered(finished),
+        kl=_interval(finished, "kl_mean"),
+        top1_agreement=_interval(finished, "top1_agreement"),
+        score=_interval(finished, "score"),
+        num_right=round(sum(scores)) if scores and is_binary else None,
+        kept_ratio=_mean(finished, "kept_ratio"),
+        kv_bytes=_mean(finished, "kv_bytes"),
+        num_degenerate=len(reasons),
+        degenerate_reason=reasons[0] if reasons else None,
+    )
+
+
+def _interval(rows: Sequence[Row], column: str) -> Interval | None:
+    known = [row for row in rows if row[column] is not None and math.isfinite(row[column])]
+    if not known:
+        return None
+    return mean_interval([row[column] for row in known], [row["cluster_id"] for row in known])
+
+
+def _mean(rows: Sequence[Row], column: str) -> float | None:
+    known = [row[column] for row in rows if row[column] is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _nll_by_item(rows: Sequence[Row]) -> dict[str, float]:
+    return {
+        row["item_id"]: row["answer_nll"]
+        for row in rows
+        if row["status"] in DONE_STATUSES and row["answer_nll"] is not None
+    }
+
+
+def _mean_over(nll: Mapping[str, float], items: set[str]) -> float:
+    return statistics.fmean(nll[item] for item in sorted(items))

@@ -1,0 +1,134 @@
+"""Running a unit always returns one row per cell: after `load`, no exception leaves a runner.
+
+The same runner works in this process and inside an actor. It imports the engine only when it loads the model.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from evaluators.tokenizer import Tokenizer, decode
+from jobs.config import ModelSettings
+from jobs.result_schema import Row
+from jobs.rows import Failure, ModelFacts, Outcome, RowMaker, RunContext, build_rows, failed_rows
+from jobs.work import WorkUnit
+from kvmerger.generation import Prompt, Question, VariantFailure
+from kvmerger.variants import VariantSpec
+
+
+class EngineLike(Protocol):
+    """The part of `kvmerger.engine.Engine` that runs a unit."""
+
+    def run(self, prompt: Prompt, variants: Sequence[Any], *, execution: Any) -> Sequence[Outcome]:
+        """One outcome per variant and question, the reference rows included."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    """An engine ready to run, with what turns specs into policies and ids into text."""
+
+    engine: EngineLike
+    tokenizer: Tokenizer
+    info: ModelFacts
+    build_variant: Callable[[VariantSpec], Any]
+
+
+LoadEngine = Callable[[ModelSettings], LoadedEngine]
+"""Loads a model; picklable, since actors call it in their own process."""
+
+
+def load_engine(settings: ModelSettings) -> LoadedEngine:
+    """Load model, tokenizer and engine (imports torch; seconds to minutes).
+
+    Raises:
+        ModelError: the model cannot be found or is not supported.
+    """
+    from kvmerger.engine import Engine
+    from kvmerger.models import load_model, load_tokenizer
+    from kvmerger.variants import build_variant
+
+    model = load_model(
+        settings.name, revision=settings.revision, dtype=settings.dtype, device=settings.device
+    )
+    tokenizer = load_tokenizer(settings.name, revision=settings.revision)
+    return LoadedEngine(Engine(model), tokenizer, model.info, build_variant)
+
+
+class UnitRunner:
+    """Runs units one after the other on one model. Cheap to make; `load` is what takes long."""
+
+    def __init__(self, settings: ModelSettings, context: RunContext, load: LoadEngine = load_engine) -> None:
+        self._settings = settings
+        self._context = context
+        self._load = load
+        self._loaded: LoadedEngine | None = None
+
+    def load(self) -> None:
+        """Load the model; raises what loading raises. A second call does nothing."""
+        if self._loaded is None:
+            self._loaded = self._load(self._settings)
+
+    def run(self, unit: WorkUnit) -> list[Row]:
+        """The unit's rows, one per cell; what raises becomes failed rows. Needs `load` first."""
+        assert self._loaded is not None, "load() comes before run()"
+        try:
+            return self._run(self._loaded, unit)
+        except Exception as error:  # noqa: BLE001 - edge of the process: the cells are owed rows
+            failure = Failure.of("engine", error)
+        # After the except block, so that no traceback holds the tensors any more.
+        _release_memory()
+        return failed_rows(unit, failure, self._maker(unit, self._loaded))
+
+    def _run(self, loaded: LoadedEngine, unit: WorkUnit) -> list[Row]:
+        variants, failures = _build_variants(loaded, unit)
+        outcomes = loaded.engine.run(_prompt_of(unit), variants, execution=unit.execution)
+        return build_rows(
+            unit,
+            [*failures, *outcomes],
+            self._maker(unit, loaded),
+            lambda token_ids: decode(token_ids, loaded.tokenizer),
+        )
+
+    def _maker(self, unit: WorkUnit, loaded: LoadedEngine) -> RowMaker:
+        return RowMaker(self._context, unit.unit_id, unit.execution, time.time(), loaded.info)
+
+
+def _prompt_of(unit: WorkUnit) -> Prompt:
+    """All items of the unit on their shared context, in order: question i is item i."""
+    questions = tuple(
+        Question(planned.tokens.tail_ids, planned.tokens.gold_ids, planned.item.max_new_tokens)
+        for planned in unit.items
+    )
+    return Prompt(unit.items[0].tokens.context_ids, questions)
+
+
+def _build_variants(loaded: LoadedEngine, unit: WorkUnit) -> tuple[list[Any], list[VariantFailure]]:
+    """The variants that could be made, and a failure per question for each that could not."""
+    variants: list[Any] = []
+    failures: list[VariantFailure] = []
+    for spec in unit.variants:
+        try:
+            variants.append(loaded.build_variant(spec))
+        except Exception as error:  # noqa: BLE001 - policies are plug-ins: one that cannot be made costs its own rows
+            failure = Failure.of("variant", error)
+            failures += [
+                VariantFailure(
+                    spec.label, index, failure.phase, failure.error_type, failure.message, failure.traceback
+                )
+                for index in range(len(unit.items))
+            ]
+    return variants, failures
+
+
+def _release_memory() -> None:
+    """Give the device back what a failed unit held, or the next one starts with less room."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

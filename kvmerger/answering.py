@@ -1,0 +1,152 @@
+"""From a batch of rows to generations: decode, force the references' answers and the gold ones, compare, report.
+
+Shapes: T tokens, E hidden size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kvmerger.batch import Answer, Batch
+from kvmerger.compress import Compressed, merged_counters
+from kvmerger.fidelity import Fidelity, compare, continuation_nll
+from kvmerger.generation import Generation, Prompt
+from kvmerger.models import LoadedModel
+from kvmerger.variants import FULL
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The full row's own answer to a question, cut to the fidelity limit, and the hidden states that predict it."""
+
+    token_ids: tuple[int, ...]
+    hidden_TE: Tensor
+
+
+References = Mapping[int, Reference]
+"""By question index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A batch's generations, in row order, and the references that other batches of the prompt are compared with."""
+
+    generations: list[Generation]
+    references: References
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """What turns a batch into generations; the same for all batches of one prompt.
+
+    compressed: by label, for every row of the batches. full_kv_bytes: distinct storages of the full row's prefix.
+    """
+
+    model: LoadedModel
+    prompt: Prompt
+    compressed: Mapping[str, Compressed]
+    full_kv_bytes: int
+    max_fidelity_tokens: int
+
+    def finish(
+        self,
+        batch: Batch,
+        answers: Mapping[int, Answer],
+        *,
+        references: References | None,
+        seconds: Mapping[str, float],
+        peak_bytes: int | None = None,
+    ) -> Answered:
+        """Compare every row of a decoded ``batch`` with ``references``; without any, its full rows become them.
+
+        ``answers`` are the batch's own, by row index. ``seconds`` and ``peak_bytes`` go into every generation.
+        """
+        start_s = time.perf_counter()
+        forced = batch.force(self._fidelity_tokens(batch, answers, references))
+        if references is None:
+            references = {
+                row.question_index: Reference(self._cut(answers[index]), forced[index])
+                for index, row in batch.rows.items()
+                if row.label == FULL
+            }
+        nlls = self._gold_nlls(batch)
+        measured = {
+            index: compare(self.model, references[row.question_index].hidden_TE, forced[index])
+            for index, row in batch.rows.items()
+        }
+        shared = {
+            **seconds,
+            "decode_shared_s": batch.decode_s,
+            "fidelity_shared_s": time.perf_counter() - start_s,
+        }
+        generations = [
+            self._generation(
+                batch, index, answers[index], measured[index], nlls.get(index), shared, peak_bytes
+            )
+            for index in sorted(batch.rows)
+        ]
+        return Answered(generations, references)
+
+    def _fidelity_tokens(
+        self, batch: Batch, answers: Mapping[int, Answer], references: References | None
+    ) -> dict[int, tuple[int, ...]]:
+        """The tokens every row is forced along: the full row's answer to the row's question."""
+        if references is None:
+            by_question = {
+                row.question_index: self._cut(answers[index])
+                for index, row in batch.rows.items()
+                if row.label == FULL
+            }
+        else:
+            by_question = {question: reference.token_ids for question, reference in references.items()}
+        return {index: by_question[row.question_index] for index, row in batch.rows.items()}
+
+    def _cut(self, full: Answer) -> tuple[int, ...]:
+        return full.token_ids[: self.max_fidelity_tokens]
+
+    def _gold_nlls(self, batch: Batch) -> dict[int, float]:
+        gold = {
+            index: self.prompt.questions[row.question_index].gold_ids for index, row in batch.rows.items()
+        }
+        return {
+            index: continuation_nll(self.model, hidden_TE, gold[index])
+            for index, hidden_TE in batch.force(gold).items()
+        }
+
+    def _generation(
+        self,
+        batch: Batch,
+        index: int,
+        own: Answer,
+        fidelity: Fidelity,
+        answer_nll: float | None,
+        seconds: Mapping[str, float],
+        peak_bytes: int | None,
+    ) -> Generation:
+        row = batch.rows[index]
+        compressed = self.compressed[row.label]
+        trace = batch.trace_of(index, len(own.token_ids), self.full_kv_bytes)
+        return Generation(
+            label=row.label,
+            question_index=row.question_index,
+            token_ids=own.token_ids,
+            stop_reason="eos" if own.is_complete else "length",
+            kl_mean=fidelity.kl_mean,
+            top1_agreement=fidelity.top1_agreement,
+            num_fidelity_tokens=fidelity.num_tokens,
+            answer_nll=answer_nll,
+            slots_LH=tuple(layer.num_slots_H for layer in row.prefix),
+            asked_slots=compressed.asked_slots,
+            kv_bytes=compressed.nbytes,
+            full_kv_bytes=self.full_kv_bytes,
+            tail_bytes=max(point.live_bytes for point in trace[1:]) - compressed.nbytes,
+            peak_bytes=peak_bytes,
+            degenerate_reason=compressed.degenerate_reason,
+            counters=merged_counters(row.prefix),
+            seconds={**seconds, "compress_s": compressed.compress_s},
+            trace=trace,
+        )

@@ -1,0 +1,71 @@
+"""The seam into transformers: every layer's attention call lands in a session of ours, with post-RoPE q, k and v.
+
+The model is called with ``use_cache=False``, explicit ``position_ids`` and the session as a forward keyword. Nothing in
+transformers is patched or subclassed; without a session the call fails instead of computing something else.
+
+Shapes: B rows, T tokens, Q query heads, H KV heads, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+ATTENTION_NAME = "kvmerger"
+SESSION_KEYWORD = "kv_session"
+
+
+class SeamError(RuntimeError):
+    """The model asked attention for something this project does not support; the numbers would be wrong."""
+
+
+class Session(Protocol):
+    """Whoever answers the attention calls of one forward pass."""
+
+    def attend(
+        self, layer_index: int, q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float
+    ) -> Tensor:
+        """Attention output (B, T, Q, D) of one layer; k and v are those of the new tokens only."""
+
+
+def register_attention() -> None:
+    """Make the seam selectable as ``attn_implementation="kvmerger"``. Calling it again changes nothing."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION_NAME, _attention_forward)
+
+
+def _attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    session: Session | None = kwargs.pop(SESSION_KEYWORD, None)
+    if session is None:
+        raise SeamError(
+            f"attention was called without a session; run this model through kvmerger.engine.Engine ({module})"
+        )
+    # transformers hands custom attention names no mask, so a mask can only mean padding that would be ignored.
+    if attention_mask is not None:
+        raise SeamError("attention masks are not supported: rows are never padded here")
+    for name in ("sliding_window", "softcap", "s_aux"):
+        limit = kwargs.get(name)
+        # A window that holds every position so far is no restriction.
+        if limit is not None and not (name == "sliding_window" and _last_position(kwargs) < limit):
+            raise SeamError(
+                f"attention argument {name}={limit!r} is not supported: the policies' numbers would be wrong"
+            )
+    if scaling is None:
+        scaling = float(query.shape[-1] ** -0.5)
+    return session.attend(module.layer_idx, query, key, value, scaling), None  # type: ignore[arg-type]
+
+
+def _last_position(kwargs: dict[str, Any]) -> float:
+    position_ids = kwargs.get("position_ids")
+    return float("inf") if position_ids is None else int(position_ids.max())

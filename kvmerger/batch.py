@@ -1,0 +1,139 @@
+"""A fixed set of rows answering together: greedy decoding, then the same tokens forced on all of them.
+
+The batch has as many rows as its bucket says, whatever happens in them: dummies fill it up and finished rows stay, with
+nothing to attend to. So a row's numbers depend on its bucket and index, never on its neighbours.
+
+Shapes: R rows (the bucket), T tokens, E hidden size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvmerger.extend import extend, pad_tokens
+from kvmerger.generation import Prompt, Question
+from kvmerger.memory import MemoryPoint
+from kvmerger.models import LoadedModel
+from kvmerger.ragged_cache import Prefix, RaggedCache
+
+ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question under one variant."""
+
+    label: str
+    question_index: int
+    prefix: Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A row's greedy tokens; `is_complete` when the last one is an end token."""
+
+    token_ids: tuple[int, ...]
+    is_complete: bool
+
+
+def bucket_for(num_rows: int) -> int:
+    """The smallest bucket that holds ``num_rows``."""
+    for bucket in ROW_BUCKETS:
+        if bucket >= num_rows:
+            return bucket
+    raise ValueError(
+        f"{num_rows} rows exceed the largest batch of {ROW_BUCKETS[-1]}; run the variants in groups"
+    )
+
+
+class Batch:
+    """Rows on one prompt, their caches, and the hidden state each answer starts from."""
+
+    def __init__(
+        self, model: LoadedModel, prompt: Prompt, row_by_index: Mapping[int, Row], bucket: int
+    ) -> None:
+        """Place each row at its index; the other indices below ``bucket`` are dummies."""
+        self.rows = dict(row_by_index)
+        self.decode_s = 0.0
+        self._model = model
+        self._prompt = prompt
+        questions = prompt.questions
+        answer_tokens = max(max(question.max_new_tokens, len(question.gold_ids)) for question in questions)
+        capacity = max(len(question.tail_ids) for question in questions) + answer_tokens
+        prefixes = [self.rows[index].prefix if index in self.rows else None for index in range(bucket)]
+        self.cache = RaggedCache(prefixes, [len(prompt.context_ids)] * bucket, capacity)
+        self._tail_length_R = tuple(
+            len(questions[self.rows[index].question_index].tail_ids) if index in self.rows else 0
+            for index in range(bucket)
+        )
+        self._tail_hidden_RE = self._read_tails()
+
+    def decode(self) -> dict[int, Answer]:
+        """Greedy answers by row index. Leaves the tails with everything decoded."""
+        start_s = time.perf_counter()
+        budget_R = {index: self._question(index).max_new_tokens for index in self.rows}
+        tokens: dict[int, list[int]] = {index: [] for index in self.rows}
+        hidden_RE = self._tail_hidden_RE
+        while True:
+            next_R = self._model.logits(hidden_RE).argmax(dim=-1).tolist()
+            for index in budget_R:
+                tokens[index].append(next_R[index])
+            budget_R = {
+                index: left - 1
+                for index, left in budget_R.items()
+                if left > 1 and tokens[index][-1] not in self._model.eos_ids
+            }
+            if not budget_R:
+                break
+            feed_R = [[next_R[index]] if index in budget_R else [] for index in range(self.cache.num_rows)]
+            hidden_RE = self._extend(feed_R)[:, 0]
+        self.decode_s = time.perf_counter() - start_s
+        return {index: Answer(tuple(ids), ids[-1] in self._model.eos_ids) for index, ids in tokens.items()}
+
+    def force(self, token_ids_by_row: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
+        """Hidden states (T, E) that predict each of a row's given tokens, after its tail. Rows with none are left out.
+
+        Rewinds every row to the end of its tail first, so the order of calls does not matter.
+        """
+        self.cache.rewind(self._tail_length_R)
+        longest = max((len(ids) for ids in token_ids_by_row.values()), default=0)
+        hidden_RTE = self._tail_hidden_RE[:, None]
+        if longest > 1:
+            feed_R = [token_ids_by_row.get(index, ())[:-1] for index in range(self.cache.num_rows)]
+            hidden_RTE = torch.cat([hidden_RTE, self._extend(feed_R)], dim=1)
+        return {index: hidden_RTE[index, : len(ids)] for index, ids in token_ids_by_row.items() if ids}
+
+    def trace_of(self, index: int, num_new_tokens: int, context_bytes: int) -> tuple[MemoryPoint, ...]:
+        """A row's own memory: the uncompressed context, then its prefix, then one more tail token per step."""
+        prefix_bytes = sum(layer.nbytes for layer in self.rows[index].prefix)
+        reserved_bytes = prefix_bytes + self.cache.tail_bytes_of(self.cache.tail_capacity)
+        points = [MemoryPoint(0, "prefill", context_bytes, context_bytes)]
+        for step in range(num_new_tokens):
+            # The last token is never fed back, so a row of n new tokens ends with n - 1 of them in its tail.
+            tail_bytes = self.cache.tail_bytes_of(self._tail_length_R[index] + step)
+            points.append(MemoryPoint(step + 1, "decode", prefix_bytes + tail_bytes, reserved_bytes))
+        return tuple(points)
+
+    def _question(self, index: int) -> Question:
+        return self._prompt.questions[self.rows[index].question_index]
+
+    def _read_tails(self) -> Tensor:
+        """Feed every row's tail; the hidden state of its last token, (R, E)."""
+        feed_R = [
+            self._question(index).tail_ids if index in self.rows else ()
+            for index in range(self.cache.num_rows)
+        ]
+        hidden_RTE = self._extend(feed_R)
+        last_R = torch.tensor(
+            [max(length - 1, 0) for length in self._tail_length_R], device=hidden_RTE.device
+        )
+        return hidden_RTE[torch.arange(self.cache.num_rows, device=hidden_RTE.device), last_R]
+
+    def _extend(self, feed_R: Sequence[Sequence[int]]) -> Tensor:
+        tokens_RT = pad_tokens(feed_R, self._model.device)
+        return extend(self._model, self.cache, tokens_RT, [len(ids) for ids in feed_R]).hidden_RTE

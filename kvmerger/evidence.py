@@ -1,0 +1,178 @@
+"""What prefill can tell a policy about one layer. Each piece is computed at most once and shared by every policy.
+
+Evidence that reads the queries exists only when a policy declared it before prefill: it is computed inside the layer's
+attention call, after which the queries are gone. Everything else is computed when first asked for.
+
+Shapes: N tokens of the compressed part, Q query heads, H KV heads, D head size, B a block of queries, R = B × Q/H rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class EvidenceError(RuntimeError):
+    """A policy asked for evidence it did not declare in ``needs``, or that nobody registered."""
+
+
+class Need(NamedTuple):
+    """One piece of evidence, with the parameters it is computed with: ``Need("window_attention", (64,))``."""
+
+    name: str
+    params: tuple[int | float | str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStates:
+    """What one layer's attention saw: q_QND and k_HND after RoPE, v_HND, all of one prompt."""
+
+    q_QND: Tensor
+    k_HND: Tensor
+    v_HND: Tensor
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Registered:
+    compute: Callable[..., Tensor]
+    reads_queries: bool
+
+
+_REGISTRY: dict[str, _Registered] = {}
+
+
+def register_evidence(
+    name: str, *, reads_queries: bool
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register ``compute(states, *params) -> Tensor`` under ``name``; returns it unchanged.
+
+    ``states`` is a `LayerStates`; its ``q_QND`` may be read only with ``reads_queries=True``. The result is kept until
+    the last policy has run, so it must be small: a few numbers per token, never one per pair of tokens.
+    """
+
+    def register(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        if name in _REGISTRY and _REGISTRY[name].compute.__qualname__ != compute.__qualname__:
+            raise EvidenceError(
+                f"evidence {name!r} is already registered by {_REGISTRY[name].compute.__module__}"
+            )
+        _REGISTRY[name] = _Registered(compute, reads_queries)
+        return compute
+
+    return register
+
+
+class Evidence:
+    """All evidence about one layer of one prompt."""
+
+    def __init__(self, states: LayerStates, layer_index: int, num_layers: int, prompt_seed: int) -> None:
+        self.layer_index = layer_index
+        self.num_layers = num_layers
+        self.num_tokens = states.k_HND.shape[1]
+        self.prompt_seed = prompt_seed
+        """Derived from the prompt's tokens: randomness that is the same wherever the item runs."""
+        self._states: LayerStates = states
+        self._has_queries = True
+        self._cache: dict[Need, Tensor] = {}
+
+    def get(self, need: Need) -> Tensor:
+        """The evidence ``need`` names; computed on first use. Treat it as read-only: others get the same tensor.
+
+        Raises:
+            EvidenceError: not registered, or it reads queries and was not declared.
+        """
+        if need not in self._cache:
+            registered = _registered(need)
+            if registered.reads_queries and not self._has_queries:
+                raise EvidenceError(
+                    f"{need} reads the queries of prefill, so the policy must declare it in needs()"
+                )
+            self._cache[need] = registered.compute(self._states, *need.params)
+        return self._cache[need]
+
+    def capture(self, needs: Iterable[Need]) -> None:
+        """Compute what ``needs`` asks of the queries, then let the queries go."""
+        for need in sorted(needs):
+            if _registered(need).reads_queries:
+                self.get(need)
+        states = self._states
+        self._states = LayerStates(states.q_QND.new_empty(0), states.k_HND, states.v_HND, states.scaling)
+        self._has_queries = False
+
+    def point_at(self, k_HND: Tensor, v_HND: Tensor) -> None:
+        """Read keys and values from these equal tensors from now on, so that no second copy stays alive."""
+        self._states = LayerStates(self._states.q_QND, k_HND, v_HND, self._states.scaling)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the evidence computed so far."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._cache.values())
+
+
+def _registered(need: Need) -> _Registered:
+    if need.name not in _REGISTRY:
+        raise EvidenceError(f"no evidence is registered as {need.name!r}; there is {sorted(_REGISTRY)}")
+    return _REGISTRY[need.name]
+
+
+ATTENTION_MASS = Need("attention_mass")
+KEY_NORMS = Need("key_norms")
+NEIGHBOUR_COSINES = Need("neighbour_cosines")
+
+# Bounds the fp32 scores alive at a time (64 MiB), so that no n × n matrix ever exists.
+_MAX_BLOCK_SCORES = 2**24
+
+
+def window_attention(window_tokens: int) -> Need:
+    """Attention that the last ``window_tokens`` prompt tokens pay to every key: fp32 (Q, N), mean over the window."""
+    return Need("window_attention", (window_tokens,))
+
+
+@register_evidence("attention_mass", reads_queries=True)
+def _attention_mass(states: LayerStates) -> Tensor:
+    """Column sums of causal attention, averaged over the query heads of a group: fp32 (H, N)."""
+    num_tokens, num_heads = states.k_HND.shape[1], states.k_HND.shape[0]
+    mass_HN = torch.zeros(num_heads, num_tokens, dtype=torch.float32, device=states.k_HND.device)
+    block_tokens = max(1, _MAX_BLOCK_SCORES // (states.q_QND.shape[0] * num_tokens))
+    for start in range(0, num_tokens, block_tokens):
+        end = min(start + block_tokens, num_tokens)
+        probs_QBN = _causal_probs(states, start, end)
+        mass_HN[:, :end] += probs_QBN.view(num_heads, -1, end - start, end).sum(dim=2).mean(dim=1)
+    return mass_HN
+
+
+@register_evidence("window_attention", reads_queries=True)
+def _window_attention(states: LayerStates, window_tokens: int) -> Tensor:
+    """Mean attention paid by the last ``window_tokens`` tokens, each causal within the window: fp32 (Q, N)."""
+    num_tokens = states.k_HND.shape[1]
+    return _causal_probs(states, max(0, num_tokens - window_tokens), num_tokens).mean(dim=1)
+
+
+@register_evidence("key_norms", reads_queries=False)
+def _key_norms(states: LayerStates) -> Tensor:
+    """L2 norm of every key: fp32 (H, N)."""
+    return states.k_HND.float().norm(dim=-1)
+
+
+@register_evidence("neighbour_cosines", reads_queries=False)
+def _neighbour_cosines(states: LayerStates) -> Tensor:
+    """Cosine of each key with the next one: fp32 (H, N-1)."""
+    k_HND = states.k_HND.float()
+    return torch.cosine_similarity(k_HND[:, :-1], k_HND[:, 1:], dim=-1)
+
+
+def _causal_probs(states: LayerStates, start: int, end: int) -> Tensor:
+    """Attention probabilities of queries [start, end) over keys [0, end): fp32 (Q, B, end)."""
+    num_heads, _, head_dim = states.k_HND.shape
+    num_queries = end - start
+    # The query heads of a group are stacked as rows, so that keys are never repeated.
+    q_HRD = states.q_QND[:, start:end].float().reshape(num_heads, -1, head_dim) * states.scaling
+    scores_HRN = q_HRD @ states.k_HND[:, :end].float().transpose(1, 2)
+    scores_QBN = scores_HRN.view(-1, num_queries, end)
+    column_N = torch.arange(end, device=q_HRD.device)
+    is_future_BN = column_N[None, :] > column_N[start:end, None]
+    return scores_QBN.masked_fill_(is_future_BN, float("-inf")).softmax(dim=-1)

@@ -1,0 +1,79 @@
+"""Feed new tokens to every row of a batch, each over its own cache: questions, decoding and teacher forcing alike.
+
+Shapes: R rows, T new tokens (rows with fewer are padded on the right), E hidden size, Q, H, D as in `attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kvmerger.kernels.reference import SlotMass, ragged_attention
+from kvmerger.models import LoadedModel
+from kvmerger.ragged_cache import RaggedCache
+
+# Any token will do where a row has none: what it computes is never read.
+_PAD_ID = 0
+
+
+class Extended(NamedTuple):
+    """hidden_RTE: last hidden states, meaningful for each row's own new tokens. mass_by_row_L: per layer, row → mass."""
+
+    hidden_RTE: Tensor
+    mass_by_row_L: list[dict[int, SlotMass]]
+
+
+class _ExtendSession:
+    def __init__(self, cache: RaggedCache, num_new_R: tuple[int, ...], mass_rows: Collection[int]) -> None:
+        self._cache = cache
+        self._num_new_R = num_new_R
+        self._mass_rows = mass_rows
+        self.mass_by_row_L: list[dict[int, SlotMass]] = []
+
+    def attend(
+        self, layer_index: int, q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float
+    ) -> Tensor:
+        layer = self._cache.append(layer_index, k_BHTD, v_BHTD, self._num_new_R)
+        attended = ragged_attention(q_BQTD, layer, scaling, self._mass_rows)
+        self.mass_by_row_L.append(attended.mass_by_row)
+        return attended.out_RTQD
+
+
+def extend(
+    model: LoadedModel,
+    cache: RaggedCache,
+    tokens_RT: Tensor,
+    num_new_R: Sequence[int],
+    mass_rows: Collection[int] = (),
+) -> Extended:
+    """Append each row's first ``num_new_R[r]`` tokens to its tail and return their hidden states.
+
+    Changes ``cache``: tails grow by ``num_new_R``. A row with 0 new tokens changes nothing and attends to nothing.
+
+    Args:
+        tokens_RT: int64 on the model's device.
+        mass_rows: rows whose attention mass per slot is wanted (costs a sum per layer).
+    """
+    num_new = tuple(num_new_R)
+    position_RT = _positions(cache, tokens_RT.shape[1], tokens_RT.device)
+    session = _ExtendSession(cache, num_new, mass_rows)
+    hidden_RTE = model.hidden_states(tokens_RT, position_RT, session)
+    cache.advance(num_new)
+    return Extended(hidden_RTE, session.mass_by_row_L)
+
+
+def pad_tokens(ids_R: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Rows of token ids as one int64 tensor (R, T), padded on the right."""
+    num_tokens = max(len(ids) for ids in ids_R)
+    return torch.tensor([[*ids, *[_PAD_ID] * (num_tokens - len(ids))] for ids in ids_R], device=device)
+
+
+def _positions(cache: RaggedCache, num_tokens: int, device: torch.device) -> Tensor:
+    """New tokens continue at the true prompt length, however few slots a row has kept: int64 (R, T)."""
+    starts = [
+        context + tail for context, tail in zip(cache.context_tokens_R, cache.tail_length_R, strict=True)
+    ]
+    return torch.tensor(starts, device=device)[:, None] + torch.arange(num_tokens, device=device)

@@ -1,0 +1,97 @@
+"""All variants of a prompt on one prefill, in one batch (or in groups, each with the full row beside it)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from kvmerger.answering import Answering, References
+from kvmerger.batch import ROW_BUCKETS, Batch, Row, bucket_for
+from kvmerger.compress import Compressed, Compression, compress_all, empty_prefix
+from kvmerger.generation import Generation, Prompt, VariantFailure
+from kvmerger.limits import Limits
+from kvmerger.models import LoadedModel
+from kvmerger.prefill import Prefilled, prefill
+from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, Variant
+
+
+def run_fused(
+    model: LoadedModel, limits: Limits, prompt: Prompt, variants: Sequence[Variant]
+) -> list[Generation | VariantFailure]:
+    """Prefill once, compress for every variant, answer together. See `Engine.run`."""
+    start_s = time.perf_counter()
+    needs = frozenset(need for variant in variants for need in variant.policy.needs())
+    prefilled = prefill(model, prompt.context_ids, needs)
+    seconds = {"prefill_shared_s": time.perf_counter() - start_s}
+    compression = compress_all(prefilled, variants)
+    compressed = with_references(compression, prefilled)
+    answering = Answering(model, prompt, compressed, compressed[FULL].nbytes, limits.max_fidelity_tokens)
+    generations: list[Generation] = []
+    references: References | None = None
+    for labels in _groups(list(compressed), len(prompt.questions), limits.max_rows):
+        rows = rows_of(compressed, labels, prompt)
+        batch = Batch(model, prompt, dict(enumerate(rows)), bucket_for(len(rows)))
+        answered = answering.finish(batch, batch.decode(), references=None, seconds=seconds)
+        # Every group has the full row, for KL in its own bucket; its generation is reported once.
+        generations += [
+            generation
+            for generation in answered.generations
+            if references is None or generation.label != FULL
+        ]
+        references = references or answered.references
+    assert references is not None, "there is always a group: it has the full row"
+    rows = rows_of(compressed, [FULL_AA], prompt)
+    batch = Batch(
+        model,
+        prompt,
+        dict(enumerate(rows)),
+        another_bucket(len(rows), len(compressed) * len(prompt.questions)),
+    )
+    generations += answering.finish(batch, batch.decode(), references=references, seconds=seconds).generations
+    return [*generations, *failures_of(compression, prompt)]
+
+
+def with_references(compression: Compression, prefilled: Prefilled) -> dict[str, Compressed]:
+    """Every prefix by label, reference rows first: the full cache, the tail alone, the full cache again."""
+    return {
+        FULL: compression.done[FULL],
+        NO_CONTEXT: Compressed(NO_CONTEXT, empty_prefix(prefilled), None, 0.0),
+        **{label: done for label, done in compression.done.items() if label != FULL},
+        FULL_AA: compression.done[FULL],
+    }
+
+
+def rows_of(compressed: dict[str, Compressed], labels: Sequence[str], prompt: Prompt) -> list[Row]:
+    """One row per label and question, label by label."""
+    return [
+        Row(label, question, compressed[label].prefix)
+        for label in labels
+        for question in range(len(prompt.questions))
+    ]
+
+
+def another_bucket(num_rows: int, num_main_rows: int) -> int:
+    """A bucket for ``num_rows`` that is not the one ``num_main_rows`` run in."""
+    smallest = bucket_for(num_rows)
+    if smallest != bucket_for(num_main_rows):
+        return smallest
+    return ROW_BUCKETS[(ROW_BUCKETS.index(smallest) + 1) % len(ROW_BUCKETS)]
+
+
+def failures_of(compression: Compression, prompt: Prompt) -> list[VariantFailure]:
+    """A failure per question of every variant that could not be compressed."""
+    return [
+        VariantFailure(
+            label, question, "compress", type(failed.error).__name__, str(failed.error), failed.traceback
+        )
+        for label, failed in compression.failed.items()
+        for question in range(len(prompt.questions))
+    ]
+
+
+def _groups(labels: list[str], num_questions: int, max_rows: int) -> Iterator[list[str]]:
+    """Labels in groups of at most ``max_rows`` rows, the full row in each; the A/A row runs on its own."""
+    others = [label for label in labels if label not in (FULL, FULL_AA)]
+    group_labels = max(1, max_rows // num_questions - 1)
+    for start in range(0, len(others), group_labels):
+        yield [FULL, *others[start : start + group_labels]]

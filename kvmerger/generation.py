@@ -1,0 +1,123 @@
+"""What goes into the engine and what comes out: plain values, free of tensors, safe to send between processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kvmerger.memory import MemoryPoint
+
+
+class PromptError(ValueError):
+    """A prompt the engine cannot run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What follows the compressed part on every row.
+
+    Attributes:
+        tail_ids: at least one token, fed through extend: otherwise the first answer token would come from the full cache.
+        gold_ids: the first gold answer as it continues the prompt, without an end token; empty when there is none.
+        max_new_tokens: greedy tokens at most, the end token included.
+    """
+
+    tail_ids: tuple[int, ...]
+    gold_ids: tuple[int, ...]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A compressed part and the questions asked on it: one prefill for all of them."""
+
+    context_ids: tuple[int, ...]
+    questions: tuple[Question, ...]
+
+    def check(self, max_positions: int, vocab_size: int) -> None:
+        """Raise `PromptError` for an empty part, unknown tokens, or more positions than the model has."""
+        if not self.context_ids:
+            raise PromptError("the compressed part of the prompt is empty; it needs at least one token")
+        if not self.questions:
+            raise PromptError("the prompt has no question; it needs at least one tail")
+        for index, question in enumerate(self.questions):
+            if not question.tail_ids:
+                raise PromptError(
+                    f"question {index} has an empty tail; at least one token must go through extend"
+                )
+            if question.max_new_tokens < 1:
+                raise PromptError(
+                    f"question {index} asks for {question.max_new_tokens} new tokens; at least 1 is needed"
+                )
+            longest = max(question.max_new_tokens, len(question.gold_ids))
+            num_positions = len(self.context_ids) + len(question.tail_ids) + longest
+            if num_positions > max_positions:
+                raise PromptError(
+                    f"question {index} needs {num_positions} positions (compressed part {len(self.context_ids)}, tail "
+                    f"{len(question.tail_ids)}, answer {longest}), the model has {max_positions}; truncate the prompt"
+                )
+        for ids in (
+            self.context_ids,
+            *(question.tail_ids + question.gold_ids for question in self.questions),
+        ):
+            unknown = [token for token in ids if not 0 <= token < vocab_size]
+            if unknown:
+                raise PromptError(
+                    f"token {unknown[0]} is outside the model's vocabulary of {vocab_size}: wrong tokenizer?"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One variant's answer to one question, and everything measured about it.
+
+    Attributes:
+        token_ids: greedy answer, the end token included when there was one.
+        kl_mean: mean over `num_fidelity_tokens` of KL(p_full ‖ p_variant), nats, along the full row's own answer.
+        top1_agreement: share of those tokens (0–1) on which both rank the same token first.
+        answer_nll: mean per token of the first gold answer, nats; None without one.
+        slots_LH: slots kept per layer and KV head, the tail not counted.
+        asked_slots: slots the budget allowed over all layers and heads; None where there is no budget.
+        kv_bytes, full_kv_bytes: distinct storages of this variant's prefix, and of the full one.
+        tail_bytes: K/V of the tail at its longest.
+        peak_bytes: the device's peak while this variant ran alone; None unless isolated on CUDA.
+        seconds: by phase; names ending in ``_shared_s`` are the whole batch's, the same in every row of it.
+        trace: this variant's own memory from prefill to its last token.
+    """
+
+    label: str
+    question_index: int
+    token_ids: tuple[int, ...]
+    stop_reason: Literal["eos", "length"]
+    kl_mean: float
+    top1_agreement: float
+    num_fidelity_tokens: int
+    answer_nll: float | None
+    slots_LH: tuple[tuple[int, ...], ...]
+    asked_slots: int | None
+    kv_bytes: int
+    full_kv_bytes: int
+    tail_bytes: int
+    peak_bytes: int | None
+    degenerate_reason: str | None
+    counters: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    trace: tuple[MemoryPoint, ...] = ()
+
+    @property
+    def is_degenerate(self) -> bool:
+        """Whether the policy did nothing, so that the row says nothing about it."""
+        return self.degenerate_reason is not None
+
+
+@dataclass(frozen=True, slots=True)
+class VariantFailure:
+    """A variant that could not answer; the other variants of the prompt are not affected."""
+
+    label: str
+    question_index: int
+    phase: str
+    error_type: str
+    message: str
+    traceback: str

@@ -1,0 +1,97 @@
+"""Each variant alone, with a prefill, a batch and a memory peak of its own: what one policy costs when nothing is shared."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Sequence
+
+import torch
+
+from kvmerger.answering import Answered, Answering, References
+from kvmerger.batch import Batch, bucket_for
+from kvmerger.budget import LikeVariant
+from kvmerger.compress import compress_all
+from kvmerger.fused import another_bucket, failures_of, rows_of, with_references
+from kvmerger.generation import Generation, Prompt, VariantFailure
+from kvmerger.limits import Limits
+from kvmerger.models import LoadedModel
+from kvmerger.prefill import prefill
+from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, Variant
+
+
+def run_isolated(
+    model: LoadedModel, limits: Limits, prompt: Prompt, variants: Sequence[Variant]
+) -> list[Generation | VariantFailure]:
+    """Run the full row, then every other row, one after the other. See `Engine.run`."""
+    by_label = {variant.label: variant for variant in variants}
+    results: list[Generation | VariantFailure] = []
+    references: References | None = None
+    for label in (FULL, NO_CONTEXT, *by_label, FULL_AA):
+        outcome = _run_alone(
+            model, limits, prompt, label, _with_those_it_is_like(label, by_label), references
+        )
+        if isinstance(outcome, Answered):
+            references = references or outcome.references
+            results += outcome.generations
+        else:
+            results += outcome
+    return results
+
+
+def _run_alone(
+    model: LoadedModel,
+    limits: Limits,
+    prompt: Prompt,
+    label: str,
+    variants: Sequence[Variant],
+    references: References | None,
+) -> Answered | list[VariantFailure]:
+    before_bytes = _start_peak(model.device)
+    start_s = time.perf_counter()
+    prefilled = prefill(
+        model, prompt.context_ids, frozenset(need for variant in variants for need in variant.policy.needs())
+    )
+    seconds = {"prefill_s": time.perf_counter() - start_s}
+    compression = compress_all(prefilled, variants)
+    if label in compression.failed:
+        return [failure for failure in failures_of(compression, prompt) if failure.label == label]
+    compressed = with_references(compression, prefilled)
+    full_kv_bytes = compressed[FULL].nbytes
+    compressed = {label: compressed[label]}
+    # From here on only this variant's own cache may be alive, or the peak would be the full row's.
+    del prefilled, compression
+    gc.collect()
+    rows = rows_of(compressed, [label], prompt)
+    bucket = bucket_for(len(rows)) if label != FULL_AA else another_bucket(len(rows), len(rows))
+    batch = Batch(model, prompt, dict(enumerate(rows)), bucket)
+    answers = batch.decode()
+    answering = Answering(model, prompt, compressed, full_kv_bytes, limits.max_fidelity_tokens)
+    return answering.finish(
+        batch, answers, references=references, seconds=seconds, peak_bytes=_peak(model.device, before_bytes)
+    )
+
+
+def _with_those_it_is_like(label: str, by_label: dict[str, Variant]) -> list[Variant]:
+    chain: list[Variant] = []
+    while label in by_label:
+        variant = by_label[label]
+        chain.append(variant)
+        label = variant.budget.label if isinstance(variant.budget, LikeVariant) else ""
+    return chain
+
+
+def _start_peak(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def _peak(device: torch.device, before_bytes: int) -> int | None:
+    """Most bytes allocated at once since `_start_peak`, beyond what was there then (the weights)."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before_bytes

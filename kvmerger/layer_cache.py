@@ -1,0 +1,161 @@
+"""One layer's keys and values of one variant: what is really held, slot by slot.
+
+Slots of all KV heads lie one head after the other in flat tensors, so heads may have different lengths and nothing is
+padded. A `LayerCache` is immutable: policies return new ones.
+
+Shapes: S slots of all heads together, H KV heads, N tokens, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerCache:
+    """Ragged keys and values of one layer.
+
+    Attributes:
+        k_SD: keys after RoPE, in the model's dtype.
+        v_SD: values, same shape and dtype.
+        position_S: int32, the prompt position each slot stands for, ascending within a head. A merged slot has its
+            pivot's position.
+        num_slots_H: slots per KV head; they sum to S.
+        log_mass_S: fp32, added to the slot's attention logit; None means 0 everywhere.
+        counters: what the policy wants known about this layer. Names decide how layers are put together: ``num_…``
+            add up, ``largest_…`` take the maximum, ``is_…`` the minimum, anything else the mean.
+    """
+
+    k_SD: Tensor
+    v_SD: Tensor
+    position_S: Tensor
+    num_slots_H: tuple[int, ...]
+    log_mass_S: Tensor | None = None
+    counters: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_dense(cls, k_HND: Tensor, v_HND: Tensor) -> LayerCache:
+        """The uncompressed cache of one layer. Copies only what is not contiguous already."""
+        num_heads, num_tokens, head_dim = k_HND.shape
+        position_N = torch.arange(num_tokens, dtype=torch.int32, device=k_HND.device)
+        return cls(
+            k_HND.reshape(-1, head_dim).contiguous(),
+            v_HND.reshape(-1, head_dim).contiguous(),
+            position_N.repeat(num_heads),
+            (num_tokens,) * num_heads,
+        )
+
+    @classmethod
+    def empty(cls, like: LayerCache) -> LayerCache:
+        """A cache with the heads and dtype of ``like`` and not one slot."""
+        nothing_0D = like.k_SD.new_empty(0, like.k_SD.shape[1])
+        return cls(nothing_0D, nothing_0D.clone(), like.position_S.new_empty(0), (0,) * like.num_heads)
+
+    @property
+    def num_heads(self) -> int:
+        """KV heads."""
+        return len(self.num_slots_H)
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of all heads together."""
+        return sum(self.num_slots_H)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every head holds the same number of slots."""
+        return len(set(self.num_slots_H)) == 1
+
+    @property
+    def k_HND(self) -> Tensor:
+        """Keys as a dense view; only when `is_uniform`."""
+        return self.k_SD.view(self.num_heads, self.num_slots_H[0], -1)
+
+    @property
+    def v_HND(self) -> Tensor:
+        """Values as a dense view; only when `is_uniform`."""
+        return self.v_SD.view(self.num_heads, self.num_slots_H[0], -1)
+
+    @property
+    def head_starts(self) -> tuple[int, ...]:
+        """Index of each head's first slot."""
+        return (0, *accumulate(self.num_slots_H[:-1]))
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor this cache holds."""
+        held = [self.k_SD, self.v_SD, self.position_S]
+        return held if self.log_mass_S is None else [*held, self.log_mass_S]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes really held: whole storages, since a slice keeps its parent alive."""
+        return storage_bytes(self.tensors())
+
+    def take(self, slot_K: Tensor, num_slots_H: tuple[int, ...]) -> LayerCache:
+        """A new cache of the slots ``slot_K`` (flat indices, ascending), copied into storages of their own."""
+        return LayerCache(
+            self.k_SD[slot_K],
+            self.v_SD[slot_K],
+            self.position_S[slot_K],
+            num_slots_H,
+            None if self.log_mass_S is None else self.log_mass_S[slot_K],
+        )
+
+    def with_counters(self, counters: Mapping[str, float]) -> LayerCache:
+        """The same slots, other counters."""
+        return replace(self, counters=counters)
+
+    def owning(self, forbidden: set[int]) -> LayerCache:
+        """This cache, with any tensor copied that is a slice of something larger or lives in a ``forbidden`` storage.
+
+        ``forbidden`` holds storage addresses (`storage_addresses`). Keeps a variant from holding the full row's memory.
+        """
+
+        def own(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            is_slice = storage.nbytes() != tensor.numel() * tensor.element_size()
+            is_forbidden = bool(tensor.numel()) and storage.data_ptr() in forbidden
+            return tensor.clone(memory_format=torch.contiguous_format) if is_slice or is_forbidden else tensor
+
+        return replace(
+            self,
+            k_SD=own(self.k_SD),
+            v_SD=own(self.v_SD),
+            position_S=own(self.position_S),
+            log_mass_S=None if self.log_mass_S is None else own(self.log_mass_S),
+        )
+
+    def check_integrity(self) -> None:
+        """Raise ValueError unless shapes, dtypes, lengths and the order of positions are consistent."""
+        num_slots = self.num_slots
+        if self.k_SD.shape != self.v_SD.shape or self.k_SD.dtype != self.v_SD.dtype:
+            raise ValueError(
+                f"keys {tuple(self.k_SD.shape)} and values {tuple(self.v_SD.shape)} do not match"
+            )
+        if any(tensor.shape[0] != num_slots for tensor in self.tensors()):
+            shapes = [tuple(tensor.shape) for tensor in self.tensors()]
+            raise ValueError(f"lengths per head {self.num_slots_H} sum to {num_slots}, tensors are {shapes}")
+        for start, length in zip(self.head_starts, self.num_slots_H, strict=True):
+            position_K = self.position_S[start : start + length]
+            if bool((position_K[1:] <= position_K[:-1]).any()):
+                raise ValueError(f"positions of a head must ascend, got {position_K.tolist()[:8]}…")
+
+
+def storage_addresses(tensors: Iterable[Tensor]) -> set[int]:
+    """Addresses of the distinct storages behind ``tensors``; empty tensors have none."""
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the distinct storages behind ``tensors``."""
+    sizes = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in tensors
+        if tensor.numel()
+    }
+    return sum(sizes.values())

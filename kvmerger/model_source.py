@@ -1,0 +1,174 @@
+"""Where a model comes from and whether its attention is one we reproduce exactly: known before any weights are read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kvmerger import demo_model
+
+SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+# "dynamic" and "longrope" recompute frequencies from the largest position, so keys of one prompt would not fit another.
+SUPPORTED_ROPE_TYPES = ("default", "llama3", "linear", "yarn")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+# Enough of a weight file to tell two models apart without reading gigabytes.
+_FINGERPRINT_BYTES = 2**20
+
+
+class ModelError(ValueError):
+    """A model that cannot be found, or that the engine does not support."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a plan and a result row need to know of a model. ``weight_bytes`` counts the files on disk, 0 if unknown."""
+
+    name: str
+    revision: str
+    model_type: str
+    num_layers: int
+    num_query_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    dtype: str
+    device: str
+    weight_bytes: int
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values one token takes in the uncompressed cache, all layers."""
+        element_bytes = torch.empty(0, dtype=DTYPES[self.dtype]).element_size()
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element_bytes
+
+
+def load_info(
+    name: str, *, revision: str | None = None, dtype: str = "auto", device: str = "auto"
+) -> ModelInfo:
+    """Read and check the configuration of ``name`` without its weights. Same arguments and errors as `load_model`."""
+    from transformers import AutoConfig
+
+    source = model_source(name, with_weights=False)
+    with readable_errors(name):
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    check_config(name, config)
+    device_name = _device(device)
+    if dtype not in ("auto", *DTYPES):
+        raise ModelError(f"dtype {dtype!r} is none of auto, {', '.join(DTYPES)}")
+    dtype_name = ("bfloat16" if device_name.startswith("cuda") else "float32") if dtype == "auto" else dtype
+    folder = Path(source)
+    files = _weight_files(folder) if folder.is_dir() else []
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return ModelInfo(
+        name=name,
+        revision=_revision(name, revision, config, folder),
+        model_type=config.model_type,
+        num_layers=config.num_hidden_layers,
+        num_query_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        vocab_size=config.vocab_size,
+        max_positions=min(
+            config.max_position_embeddings, _sliding_window(config) or config.max_position_embeddings
+        ),
+        dtype=dtype_name,
+        device=device_name,
+        weight_bytes=sum(file.stat().st_size for file in files),
+    )
+
+
+def check_config(name: str, config: Any) -> None:
+    """Raise `ModelError` unless ``config`` (a transformers config) is one whose attention we reproduce exactly."""
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        raise ModelError(
+            f"model {name!r} is a {config.model_type!r}; supported are {', '.join(SUPPORTED_MODEL_TYPES)}: families with "
+            f"plain full attention in every layer"
+        )
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if layer_types != {"full_attention"} and not _is_uniform_sliding(config, layer_types):
+        raise ModelError(
+            f"model {name!r} mixes attention kinds {sorted(layer_types)}; only full attention is supported"
+        )
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in SUPPORTED_ROPE_TYPES:
+        raise ModelError(
+            f"model {name!r} uses rope_type {rope_type!r}, whose frequencies depend on the prompt's length; supported are "
+            f"{', '.join(SUPPORTED_ROPE_TYPES)}"
+        )
+
+
+def _is_uniform_sliding(config: Any, layer_types: set[str]) -> bool:
+    """One window in every layer is full attention for prompts shorter than it; `max_positions` enforces that."""
+    return layer_types == {"sliding_attention"} and _sliding_window(config) is not None
+
+
+def _sliding_window(config: Any) -> int | None:
+    if getattr(config, "use_sliding_window", True) is False:
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+@contextmanager
+def readable_errors(name: str) -> Iterator[None]:
+    """Turn what transformers raises for a missing model into one sentence with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"model {name!r} could not be loaded: it is neither a local folder nor a model the hub gave us. Check the "
+            f"name and HF_TOKEN; offline, give a local folder or `demo`. ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def model_source(name: str, *, with_weights: bool) -> str:
+    """What to hand to ``from_pretrained``: a checked folder, or the hub id."""
+    if name == demo_model.NAME:
+        try:
+            return str(demo_model.demo_folder(with_weights=with_weights))
+        except demo_model.DemoModelError as error:
+            raise ModelError(str(error)) from error
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model folder {folder} has no config.json")
+        if not _weight_files(folder):
+            raise ModelError(f"model folder {folder} has no weights ({' or '.join(_WEIGHT_PATTERNS)})")
+        return str(folder)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"model folder {name!r} does not exist")
+    return name
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(file for pattern in _WEIGHT_PATTERNS for file in folder.glob(pattern))
+
+
+def _revision(name: str, revision: str | None, config: Any, folder: Path) -> str:
+    if name == demo_model.NAME:
+        return f"gguf-{demo_model.GGUF_SHA256[:12]}"
+    if not folder.is_dir():
+        return getattr(config, "_commit_hash", None) or revision or "unknown"
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in _weight_files(folder):
+        with file.open("rb") as stream:
+            digest.update(f"{file.name}:{file.stat().st_size}:".encode() + stream.read(_FINGERPRINT_BYTES))
+    return f"files-{digest.hexdigest()[:12]}"
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(
+            f"device {device!r} was asked for, but torch sees no CUDA device; use `device: auto` or `cpu`"
+        )
+    return device

@@ -1,0 +1,12 @@
+"""One file per method. Importing this package registers every policy the project ships."""
+
+from kvmerger.policies import (
+    knorm,
+    kvmerger,
+    kvmerger_paper,
+    random_tokens,
+    snapkv,
+    streaming_llm,
+)
+
+__all__ = ["knorm", "kvmerger", "kvmerger_paper", "random_tokens", "snapkv", "streaming_llm"]

@@ -1,0 +1,69 @@
+"""The contract of a policy: a frozen dataclass of its parameters that turns values into values.
+
+A policy keeps no state between calls, changes none of its inputs, and names in `needs` every piece of evidence that
+reads the queries. The engine asks nothing else of it, and never what class it is.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kvmerger.budget import Budget, BudgetSpec
+from kvmerger.evidence import Evidence, Need
+from kvmerger.layer_cache import LayerCache
+
+
+class PolicyError(ValueError):
+    """Parameters a policy does not accept."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """The uncompressed cache a policy will meet: what a plan knows before any weights are loaded."""
+
+    num_tokens: int
+    num_layers: int
+    num_kv_heads: int
+
+
+@dataclass(frozen=True)
+class Policy(abc.ABC):
+    """Base of all policies. Subclass it as a frozen dataclass and register it, or name it as ``module:Class``."""
+
+    version: ClassVar[int] = 1
+    """Raise it when results change: old rows then no longer count as done."""
+    keeps_slots_unchanged: ClassVar[bool] = True
+    """Whether every kept slot is bit-equal to prefill's K/V at its position (eviction), or may be new (merging)."""
+
+    @property
+    def budget_is_outcome(self) -> bool:
+        """Whether the number of kept slots follows from the prompt instead of the budget."""
+        return False
+
+    def needs(self) -> frozenset[Need]:
+        """Evidence that `compress` and `allocate` read. Pure; may depend on the parameters."""
+        return frozenset()
+
+    def check(self, shape: CacheShape, budget: BudgetSpec) -> None:  # noqa: B027 - most policies need no check
+        """Raise `BudgetError` when this policy cannot work at ``budget`` on a cache of ``shape``; changes nothing."""
+
+    def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
+        """Move slots between layers: takes the even budget of every layer, returns each layer's own.
+
+        Not called for ``like`` budgets, which are per layer and head already.
+        """
+        return budget_L
+
+    @abc.abstractmethod
+    def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
+        """Return what to keep of ``layer``, the uncompressed cache of one layer (uniform heads), within ``budget``.
+
+        Changes neither ``layer`` nor ``evidence``. Positions ascend within each head. May return ``layer`` itself to
+        keep everything.
+
+        Raises:
+            BudgetError: the budget cannot be met on this prompt.
+        """

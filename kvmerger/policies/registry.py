@@ -1,0 +1,53 @@
+"""Name → policy class. Classes, never instances: an instance is built from its spec every time."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TypeVar
+
+from kvmerger.policies.base import Policy
+from kvmerger.variants import VariantError, nearest
+
+PolicyClass = TypeVar("PolicyClass", bound=type[Policy])
+_POLICIES: dict[str, type[Policy]] = {}
+
+
+def register(name: str) -> Callable[[PolicyClass], PolicyClass]:
+    """Register the decorated policy under ``name``; returns it unchanged."""
+
+    def add(policy_class: PolicyClass) -> PolicyClass:
+        _POLICIES[name] = policy_class
+        return policy_class
+
+    return add
+
+
+def names() -> list[str]:
+    """Every registered policy, sorted."""
+    return sorted(_POLICIES)
+
+
+def get(name: str) -> type[Policy]:
+    """The policy class called ``name``, or the class a ``module:Class`` path names.
+
+    Raises:
+        VariantError: there is none, with the nearest name or the import's own error.
+    """
+    if name in _POLICIES:
+        return _POLICIES[name]
+    module_name, separator, class_name = name.partition(":")
+    if not separator:
+        raise VariantError(
+            f"unknown policy {name!r}{nearest(name, names())}; there is {names()}, "
+            f"or name your own as `module:Class`"
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise VariantError(
+            f"policy {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Policy)):
+        raise VariantError(f"policy {name!r} is not a subclass of kvmerger.policies.base.Policy")
+    return found

@@ -1,0 +1,73 @@
+"""One pass over the compressed part: the whole cache of every layer, and the evidence the policies declared.
+
+Runs once per prompt, whatever the number of variants. No logits are computed: the tail goes through extend.
+
+Shapes: N tokens, Q query heads, H KV heads, D head size, T = N here, B = 1.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kvmerger.evidence import Evidence, LayerStates, Need
+from kvmerger.layer_cache import LayerCache
+from kvmerger.models import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """The full row's cache, layer by layer, and what was learnt on the way."""
+
+    layers: tuple[LayerCache, ...]
+    evidence: tuple[Evidence, ...]
+
+
+class PrefillSession:
+    """Causal attention of one prompt on itself; keeps each layer's K/V and captures evidence."""
+
+    def __init__(self, num_layers: int, needs: frozenset[Need], prompt_seed: int) -> None:
+        self._num_layers = num_layers
+        self._needs = needs
+        self._prompt_seed = prompt_seed
+        self.layers: list[LayerCache] = []
+        self.evidence: list[Evidence] = []
+
+    def attend(
+        self, layer_index: int, q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float
+    ) -> Tensor:
+        """Causal attention; stores the layer's K/V as the full row's cache."""
+        states = LayerStates(q_BQTD[0], k_BHTD[0], v_BHTD[0], scaling)
+        evidence = Evidence(states, layer_index, self._num_layers, self._prompt_seed)
+        evidence.capture(self._needs)
+        layer = LayerCache.from_dense(k_BHTD[0], v_BHTD[0])
+        evidence.point_at(layer.k_HND, layer.v_HND)
+        self.layers.append(layer)
+        self.evidence.append(evidence)
+        out_BQTD = F.scaled_dot_product_attention(
+            q_BQTD,
+            k_BHTD,
+            v_BHTD,
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=q_BQTD.shape[1] != k_BHTD.shape[1],
+        )
+        return out_BQTD.transpose(1, 2).contiguous()
+
+
+def prefill(model: LoadedModel, context_ids: Sequence[int], needs: frozenset[Need]) -> Prefilled:
+    """Run the model over ``context_ids`` (at least one token) and keep every layer's cache and evidence."""
+    ids_1T = torch.tensor([context_ids], device=model.device)
+    session = PrefillSession(model.info.num_layers, needs, prompt_seed(context_ids))
+    model.hidden_states(ids_1T, torch.arange(ids_1T.shape[1], device=model.device)[None], session)
+    return Prefilled(tuple(session.layers), tuple(session.evidence))
+
+
+def prompt_seed(context_ids: Sequence[int]) -> int:
+    """A 32-bit number that depends on the tokens alone."""
+    return zlib.crc32(b",".join(str(token).encode() for token in context_ids))

@@ -1,0 +1,135 @@
+"""Every row of a batch: an immutable compressed prefix, shared by reference, and a tail of its own.
+
+A row is one question under one variant. New tokens only ever go to the tail, so rewinding a row is resetting its tail's
+length. Rows without a prefix (None) are dummies that fill a bucket up: they hold nothing and attend to nothing.
+
+Shapes: R rows, H KV heads, T new tokens, C tail capacity, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kvmerger.layer_cache import LayerCache, storage_bytes
+
+Prefix = tuple[LayerCache, ...]
+"""One variant's cache, layer by layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class RaggedLayer:
+    """One layer of a batch as an attention kernel sees it, the new tokens already in the tails.
+
+    Attributes:
+        prefix_R: each row's prefix; None for a row that holds nothing.
+        tail_k_RHCD, tail_v_RHCD: every row's tail, with room for C tokens.
+        tail_start_R: tail tokens of each row before the new ones.
+        num_new_R: new tokens of each row, at most T; a row with 0 attends to nothing.
+    """
+
+    prefix_R: tuple[LayerCache | None, ...]
+    tail_k_RHCD: Tensor
+    tail_v_RHCD: Tensor
+    tail_start_R: tuple[int, ...]
+    num_new_R: tuple[int, ...]
+
+
+class RaggedCache:
+    """The caches of a batch of rows. Changes only by `append` + `advance` and by `rewind`."""
+
+    def __init__(
+        self, prefixes: Sequence[Prefix | None], context_tokens_R: Sequence[int], tail_capacity: int
+    ) -> None:
+        """Reserve tails of ``tail_capacity`` tokens for each of ``prefixes`` (at least one not None).
+
+        ``context_tokens_R`` are the true lengths of the compressed parts, where each row's positions continue.
+        """
+        self._prefixes = tuple(prefixes)
+        self.context_tokens_R = tuple(context_tokens_R)
+        template = next(prefix for prefix in self._prefixes if prefix is not None)
+        shape = (len(self._prefixes), template[0].num_heads, tail_capacity, template[0].k_SD.shape[1])
+        self._tail_k = [layer.k_SD.new_zeros(shape) for layer in template]
+        self._tail_v = [layer.v_SD.new_zeros(shape) for layer in template]
+        self._tail_length_R = (0,) * len(self._prefixes)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows, dummies included."""
+        return len(self._prefixes)
+
+    @property
+    def tail_length_R(self) -> tuple[int, ...]:
+        """Tokens in each row's tail."""
+        return self._tail_length_R
+
+    def append(
+        self, layer_index: int, k_RHTD: Tensor, v_RHTD: Tensor, num_new_R: tuple[int, ...]
+    ) -> RaggedLayer:
+        """Write each row's first ``num_new_R[r]`` new keys and values of one layer behind its tail.
+
+        The tails' lengths change only with `advance`, once every layer has been written.
+        """
+        tail_k_RHCD, tail_v_RHCD = self._tail_k[layer_index], self._tail_v[layer_index]
+        for row, (start, num_new) in enumerate(zip(self._tail_length_R, num_new_R, strict=True)):
+            if num_new:
+                tail_k_RHCD[row, :, start : start + num_new] = k_RHTD[row, :, :num_new]
+                tail_v_RHCD[row, :, start : start + num_new] = v_RHTD[row, :, :num_new]
+        prefix_R = tuple(None if prefix is None else prefix[layer_index] for prefix in self._prefixes)
+        return RaggedLayer(prefix_R, tail_k_RHCD, tail_v_RHCD, self._tail_length_R, num_new_R)
+
+    def advance(self, num_new_R: tuple[int, ...]) -> None:
+        """Count the tokens just appended to every layer as part of the tails."""
+        self._tail_length_R = tuple(
+            length + num_new for length, num_new in zip(self._tail_length_R, num_new_R, strict=True)
+        )
+
+    def rewind(self, tail_length_R: Sequence[int]) -> None:
+        """Forget what came after these tail lengths, each between 0 and the current one.
+
+        Raises:
+            ValueError: a length the row has not reached.
+        """
+        for row, (wanted, current) in enumerate(zip(tail_length_R, self._tail_length_R, strict=True)):
+            if not 0 <= wanted <= current:
+                raise ValueError(f"row {row} has {current} tail tokens and cannot be rewound to {wanted}")
+        self._tail_length_R = tuple(tail_length_R)
+
+    @property
+    def tail_capacity(self) -> int:
+        """Tokens each row's tail has room for."""
+        return self._tail_k[0].shape[2]
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Bytes of the distinct storages behind all prefixes: a shared prefix counts once."""
+        layers = [layer for prefix in self._prefixes if prefix is not None for layer in prefix]
+        return storage_bytes(tensor for layer in layers for tensor in layer.tensors())
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes held: all prefixes, and the tails with the room not used yet."""
+        return self.prefix_bytes + storage_bytes([*self._tail_k, *self._tail_v])
+
+    def tail_bytes_of(self, num_tokens: int) -> int:
+        """Bytes that ``num_tokens`` of one row's tail take, over all layers."""
+        return sum(
+            2 * num_tokens * tail.shape[1] * tail.shape[3] * tail.element_size() for tail in self._tail_k
+        )
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes in use: all prefixes, and the tails as far as they are filled."""
+        return self.prefix_bytes + self.tail_bytes_of(sum(self._tail_length_R))
+
+    def check_integrity(self) -> None:
+        """Raise ValueError unless every prefix is sound and every tail fits its room."""
+        if any(length > self.tail_capacity for length in self._tail_length_R):
+            raise ValueError(
+                f"tail lengths {self._tail_length_R} exceed the reserved {self.tail_capacity} tokens"
+            )
+        for prefix in {id(prefix): prefix for prefix in self._prefixes if prefix is not None}.values():
+            for layer in prefix:
+                layer.check_integrity()

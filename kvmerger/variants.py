@@ -1,0 +1,187 @@
+"""A variant is a policy, its parameters and a budget, under a label that is unique in its sweep.
+
+A `VariantSpec` is plain data: it can be hashed, pickled, stored and compared without torch. `build_variant` makes a
+fresh policy from it each time, so no policy can carry state from one item to the next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from kvmerger.budget import (
+    BudgetSpec,
+    KeptRatio,
+    LikeVariant,
+    kept_ratio_from_compression_ratio,
+    parse_budget,
+)
+from kvmerger.merging.protected import protected_ratios
+
+if TYPE_CHECKING:
+    from kvmerger.policies.base import Policy
+
+FULL = "full"
+NO_CONTEXT = "no_context"
+FULL_AA = "full_aa"
+REFERENCE_LABELS = (FULL, NO_CONTEXT, FULL_AA)
+"""Rows every run has: the whole cache, the tail alone, and the whole cache once more in another row bucket."""
+
+ALIASES = {"no_press": FULL, "full_cache": FULL, "baseline": FULL, "none": FULL}
+_RATIO_HELP = (
+    "a bare `ratio` is the fraction kept in some tools and the fraction removed in others; "
+    "write `budget: 0.5` (fraction kept) or `compression_ratio: 0.5` (fraction removed)"
+)
+
+
+class VariantError(ValueError):
+    """A policy entry that cannot be understood, or parameters the policy does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class VariantSpec:
+    """One policy at one budget. ``params`` are (name, value) pairs sorted by name; values are hashable."""
+
+    label: str
+    policy: str
+    params: tuple[tuple[str, Any], ...] = ()
+    budget: BudgetSpec | None = None
+
+    def canonical(self, others: Mapping[str, VariantSpec] | None = None) -> dict[str, Any]:
+        """What the variant *is*, as JSON-able data without its label.
+
+        A ``like`` budget is spelt out as the variant it refers to when ``others`` (label → spec) has it, so that
+        renaming that variant changes no identity and changing it does.
+        """
+        budget: Any = None if self.budget is None else str(self.budget)
+        if isinstance(self.budget, LikeVariant) and others and self.budget.label in others:
+            budget = {"like": others[self.budget.label].canonical(others)}
+        return {"policy": self.policy, "params": dict(self.params), "budget": budget}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A spec brought to life: the policy instance the engine calls, and the budget it gets."""
+
+    label: str
+    policy: Policy
+    budget: BudgetSpec | None
+
+
+def parse_policy_entry(entry: str | Mapping[str, Any]) -> list[VariantSpec]:
+    """Read one entry of a sweep's ``policies`` list; a list of budgets gives one variant each.
+
+    ``"full"``, ``{name: snapkv, budget: 0.5, window_size: 32}``, ``{name: knorm, compression_ratio: [0.5, 0.65]}``,
+    ``{name: my_package.my_module:MyPolicy, budget: {like: kvmerger@0.5}, label: mine}``.
+
+    Raises:
+        VariantError: unknown shape, both kinds of budget, or a bare ``ratio``.
+        BudgetError: a budget that cannot be read.
+    """
+    if isinstance(entry, str):
+        entry = {"name": entry}
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+        raise VariantError(f"a policy entry is a name or a mapping with `name`, got {entry!r}")
+    params = {key: _frozen(value) for key, value in entry.items() if key not in _RESERVED_KEYS}
+    if "ratio" in params:
+        raise VariantError(f"policy {entry['name']!r}: {_RATIO_HELP}")
+    name = str(ALIASES.get(entry["name"], entry["name"]))
+    budgets = _budgets(entry)
+    if name in REFERENCE_LABELS:
+        if budgets or params:
+            raise VariantError(
+                f"`{name}` is a reference row and takes no budget and no parameters, got {dict(entry)!r}"
+            )
+        return [VariantSpec(name, name)]
+    if not budgets:
+        raise VariantError(f"policy {name!r} needs a budget, such as `budget: 0.5`; got {dict(entry)!r}")
+    pairs = tuple(sorted(params.items()))
+    return [VariantSpec(_label(entry, name, budget), name, pairs, budget) for budget in budgets]
+
+
+def parse_policies(entries: Sequence[str | Mapping[str, Any]]) -> list[VariantSpec]:
+    """Read a whole ``policies`` list and check that labels are unique and ``like`` refers to one of them."""
+    specs = [spec for entry in entries for spec in parse_policy_entry(entry)]
+    labels = [spec.label for spec in specs]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise VariantError(
+                f"two policies have the label {label!r}; give one of them its own with `label: …`"
+            )
+    by_label = {spec.label: spec for spec in specs}
+    for spec in specs:
+        _check_like(spec, by_label)
+    return specs
+
+
+def build_variant(spec: VariantSpec) -> Variant:
+    """Make the policy a spec names (imports torch).
+
+    Raises:
+        VariantError: unknown policy or parameter, with the nearest name there is.
+    """
+    from kvmerger.policies import registry
+
+    policy_class = registry.get(spec.policy)
+    known = [field.name for field in fields(policy_class)]
+    for name, _ in spec.params:
+        if name not in known:
+            raise VariantError(
+                f"{spec.policy} has no parameter {name!r}{nearest(name, known)}; it has {known}"
+            )
+    return Variant(spec.label, policy_class(**dict(spec.params)), spec.budget)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """``" (did you mean 'x'?)"`` for the known name closest to ``name``, or nothing."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+_RESERVED_KEYS = {"name", "label", "budget", "compression_ratio"}
+
+
+def _budgets(entry: Mapping[str, Any]) -> list[BudgetSpec]:
+    if "budget" in entry and "compression_ratio" in entry:
+        raise VariantError(
+            f"policy {entry['name']!r} has both `budget` (kept) and `compression_ratio` (removed); keep one"
+        )
+    if "compression_ratio" in entry:
+        return [kept_ratio_from_compression_ratio(value) for value in _as_list(entry["compression_ratio"])]
+    return [parse_budget(value) for value in _as_list(entry.get("budget", []))]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(element) for element in value) if isinstance(value, list) else value
+
+
+def _label(entry: Mapping[str, Any], name: str, budget: BudgetSpec) -> str:
+    if "label" in entry and not isinstance(entry.get("budget"), list):
+        return str(entry["label"])
+    base = str(entry.get("label", name.rpartition(":")[2]))
+    if name == "kvmerger_paper" and isinstance(budget, KeptRatio):
+        # The budget only picks the protected fractions here; what is kept is an outcome, so the name promises none.
+        protected = protected_ratios(budget.ratio)
+        return f"{base}[{protected.recent_ratio:g}+{protected.heavy_ratio:g}]"
+    return f"{base}@{budget}"
+
+
+def _check_like(spec: VariantSpec, by_label: Mapping[str, VariantSpec]) -> None:
+    """Follow ``like`` from one variant to the next until a budget of its own."""
+    followed = [spec.label]
+    while isinstance(spec.budget, LikeVariant):
+        wanted = spec.budget.label
+        if wanted not in by_label:
+            raise VariantError(
+                f"{spec.label!r} has a budget like {wanted!r}, which no policy is labelled{nearest(wanted, list(by_label))}"
+            )
+        if wanted in followed:
+            raise VariantError(f"budgets are like each other in a circle: {' → '.join([*followed, wanted])}")
+        followed.append(wanted)
+        spec = by_label[wanted]

@@ -1,0 +1,59 @@
+"""Tiny tokenizers built on the spot, so that no test needs a network or a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from evaluators.benchmarks.haystack import load_haystack
+
+MakeTokenizer = Callable[..., PreTrainedTokenizerFast]
+
+CASES = Path(__file__).parent / "cases"
+SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|user|>\n{{ message['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def byte_level_bpe() -> str:
+    """A trained byte-level BPE as JSON: every text can be encoded and decodes to itself."""
+    bpe = RustTokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<s>", "</s>", "<|user|>", "<|assistant|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(load_haystack(None).sentences[:200], trainer)
+    return bpe.to_str()
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer(byte_level_bpe: str) -> MakeTokenizer:
+    """Build a tokenizer: with or without its own BOS, a chat template, offsets without the leading blank."""
+
+    def make(
+        *, adds_bos: bool = False, chat_template: str | None = None, trims_offsets: bool = False
+    ) -> PreTrainedTokenizerFast:
+        bpe = RustTokenizer.from_str(byte_level_bpe)
+        steps: list[object] = [processors.ByteLevel(trim_offsets=True)] if trims_offsets else []
+        if adds_bos:
+            bos = ("<s>", bpe.token_to_id("<s>"))
+            steps.append(processors.TemplateProcessing(single="<s> $A", special_tokens=[bos]))
+        bpe.post_processor = processors.Sequence(steps)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", chat_template=chat_template
+        )
+
+    return make

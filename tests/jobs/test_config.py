@@ -1,0 +1,151 @@
+"""Settings: what a user can get wrong is told by key, value and nearest name; what is right survives storing."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from evaluators.prompting import QueryMode
+from jobs.config import DEMO_CONFIG, Settings, load_settings
+from jobs.config_errors import SettingsError
+from kvmerger.budget import KeptRatio, LikeVariant
+from kvmerger.variants import FULL
+
+MINIMAL = """
+tasks: [{name: ruler/niah_single_2, length: 1024, limit: 6}]
+policies: [full, {name: knorm, budget: [0.5, 0.35]}]
+"""
+
+
+def write(folder: Path, text: str = MINIMAL) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(text)
+    return path
+
+
+def refused(folder: Path, text: str = MINIMAL, overrides: tuple[str, ...] = ()) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(write(folder, text), overrides)
+    return str(caught.value)
+
+
+def test_a_list_of_budgets_gives_a_variant_each(tmp_path: Path) -> None:
+    variants = load_settings(write(tmp_path)).variants
+    assert [(it.label, it.budget) for it in variants] == [
+        (FULL, None),
+        ("knorm@0.5", KeptRatio(0.5)),
+        ("knorm@0.35", KeptRatio(0.35)),
+    ]
+
+
+SHIPPED = sorted(DEMO_CONFIG.parent.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_loads(path: Path, tmp_path: Path) -> None:
+    tasks = yaml.safe_load(path.read_text())["tasks"]
+    data = [f"tasks.{index}.data={tmp_path}" for index, task in enumerate(tasks) if task.get("data")]
+    settings = load_settings(path, data)
+    assert settings.name == path.stem and len(settings.variants) > 1
+    assert settings.output_dir == Path.cwd() / "results" / path.stem
+
+
+def test_shipped_configs_find_the_data_beside_the_repository(shared_data: Path) -> None:
+    folders = {task.data for path in SHIPPED for task in load_settings(path).tasks if task.data is not None}
+    assert folders == {shared_data / "longbench"}
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("quary_mode=query_aware", "unknown key 'quary_mode' (did you mean 'query_mode'?)"),
+        ("tasks.0.limits=3", "unknown key 'tasks.0.limits' (did you mean 'limit'?)"),
+        ("tracking.url=http://a", "unknown key 'tracking.url' (did you mean 'uri'?)"),
+        ("model.dtype=bfloat", "'bfloat' is not one of"),
+        ("query_mode=query_agnostc", "did you mean 'query_agnostic'?"),
+        ("tasks.0.name=ruler/niah_singel_2", "did you mean 'ruler/niah_single_2'?"),
+        ("tasks.0.limit=0", "tasks.0.limit: should be greater than 0, got 0"),
+        ("tasks.0.length=-5", "got -5"),
+        ("tasks.0.limit=true", "got True"),
+        ("tasks.0.limit=2.5", "got 2.5"),
+        ("model.revision=1234567", "put it in quotes"),
+        ("model.name=./no_such_model", "there is no model folder './no_such_model'"),
+        ("tasks.0.haystack=prose.txt", "'prose.txt'"),
+        ("policies=[]", "policies"),
+        ("policies=[{name: knorm, ratio: 0.5}]", "compression_ratio"),
+        ("policies=[{name: knorm, budget: 1.5}]", "1.5"),
+        ("policies=[{name: knorm, budget: 0}]", "budget 0"),
+        ("policies=[{name: knorm, budget: {like: snapkv@0.5}}]", "'snapkv@0.5'"),
+        ("policies=[{name: knorm, budget: 0.5}, {name: knorm, compression_ratio: 0.5}]", "knorm@0.5"),
+        ("seed=-1", "got -1"),
+        ("executor=dask", "'dask' is not one of"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_would_be_right(tmp_path: Path, override: str, complaint: str) -> None:
+    assert complaint in refused(tmp_path, overrides=(override,))
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    message = refused(tmp_path, overrides=("sead=1", "tasks.0.limit=0"))
+    assert "sead" in message and "limit" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("policies: [full]", "'tasks' is missing"),
+        ("just words", "'just words'"),
+        ("a: [1", "not valid YAML"),
+        (MINIMAL + "seed: 1\nseed: 2\n", "'seed' is there twice"),
+    ],
+)
+def test_a_broken_file_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    assert complaint in refused(tmp_path, text)
+
+
+def test_a_missing_file_names_its_nearest_neighbour(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(SettingsError, match=r"did you mean 'sweep\.yaml'"):
+        load_settings(tmp_path / "sweeep.yaml")
+
+
+def test_data_is_found_beside_the_file_first_and_then_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, here = tmp_path / "beside", tmp_path / "here"
+    for folder in (beside / "data", here / "data", here / "only_here"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    path = write(beside, MINIMAL)
+    assert load_settings(path, ["tasks.0.data=data"]).tasks[0].data == beside / "data"
+    assert load_settings(path, ["tasks.0.data=only_here"]).tasks[0].data == here / "only_here"
+
+
+@pytest.mark.parametrize(("text", "is_enabled"), [("off", False), ("on", True), ("{uri: null}", True)])
+def test_tracking_can_be_switched_with_a_word(tmp_path: Path, text: str, is_enabled: bool) -> None:
+    settings = load_settings(write(tmp_path, f"{MINIMAL}\ntracking: {text}\noutput_dir: {tmp_path}/results/a"))
+    assert settings.tracking.enabled is is_enabled
+    assert settings.tracking_uri == f"sqlite:///{tmp_path}/results/mlflow.db"
+
+
+def test_limit_reaches_every_task(tmp_path: Path) -> None:
+    text = "tasks: [longbench/qasper, {name: longbench/trec, limit: 9}]\npolicies: [full]"
+    assert [task.limit for task in load_settings(write(tmp_path, text), limit=2).tasks] == [2, 2]
+
+
+def test_resolved_settings_load_again_to_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(
+        write(tmp_path), ["policies.1={name: random, budget: {like: full}}", "query_mode=query_agnostic"]
+    )
+    assert settings.query_mode is QueryMode.AGNOSTIC and settings.variants[1].budget == LikeVariant(FULL)
+    stored = write(tmp_path, yaml.safe_dump(settings.model_dump(mode="json")))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_settings(stored) == settings
+
+
+def test_settings_do_not_change(tmp_path: Path) -> None:
+    settings: Settings = load_settings(write(tmp_path))
+    with pytest.raises(ValidationError):
+        settings.seed = 1  # type: ignore[misc]

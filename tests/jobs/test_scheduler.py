@@ -1,0 +1,273 @@
+"""Each unit ends exactly once, in simulated worlds that misbehave and under arbitrary event sequences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.scheduler_events import (
+    Abort,
+    AcceptUnit,
+    ActorDied,
+    ActorPlaced,
+    ActorReady,
+    Assign,
+    Decision,
+    Done,
+    DropResult,
+    Event,
+    FailUnit,
+    Interrupted,
+    StartActor,
+    StopActor,
+    Tick,
+    UnitFailed,
+    UnitFinished,
+)
+from jobs.failure import ErrorKind, FailurePolicy
+from jobs.scheduler import Scheduler, SchedulerError
+
+PLACEMENT_TIMEOUT_S = 30.0
+
+
+def make_scheduler(costs: dict[str, float], max_actors: int = 1, max_attempts: int = 3) -> Scheduler:
+    return Scheduler(costs, max_actors, FailurePolicy(max_attempts), PLACEMENT_TIMEOUT_S)
+
+
+def unit_ids(num_units: int) -> list[str]:
+    return [f"u{index}" for index in range(num_units)]
+
+
+@dataclass
+class Ledger:
+    """What a test saw happen: how each unit ended, and whether the run did."""
+
+    ends: Counter[str] = field(default_factory=Counter)
+    num_done: int = 0
+    aborts: list[Abort] = field(default_factory=list)
+
+    def enter(self, decisions: tuple[Decision, ...]) -> None:
+        for decision in decisions:
+            match decision:
+                case AcceptUnit(unit_id=unit_id) | FailUnit(unit_id=unit_id):
+                    self.ends[unit_id] += 1
+                case Done():
+                    self.num_done += 1
+                case Abort():
+                    self.aborts.append(decision)
+
+
+def test_longest_waiting_unit_goes_first_and_ties_keep_the_plans_order() -> None:
+    scheduler = make_scheduler({"short": 1.0, "long": 9.0, "tie_a": 5.0, "tie_b": 5.0})
+    scheduler.start(0.0)
+    order = [
+        decision.unit_id for decision in scheduler.handle(ActorReady(0, 1.0)) if isinstance(decision, Assign)
+    ]
+    while not scheduler.is_closed:
+        decisions = scheduler.handle(UnitFinished(0, order[-1], 2.0))
+        order += [decision.unit_id for decision in decisions if isinstance(decision, Assign)]
+    assert order == ["long", "tie_a", "tie_b", "short"]
+
+
+def test_no_more_actors_are_started_than_units_wait() -> None:
+    assert make_scheduler({"only": 1.0}, max_actors=8).start(0.0) == (StartActor(0),)
+
+
+def test_nothing_to_do_is_done_at_once() -> None:
+    assert make_scheduler({}).start(0.0) == (Done(),)
+
+
+def test_dead_actors_unit_goes_to_a_new_actor_and_ends_there() -> None:
+    scheduler = make_scheduler({"u": 1.0})
+    scheduler.start(0.0)
+    assert scheduler.handle(ActorReady(0, 1.0)) == (Assign(0, "u", attempt=1),)
+    assert scheduler.handle(ActorDied(0, ErrorKind.ACTOR_DIED, 2.0)) == (StartActor(1),)
+    assert scheduler.handle(ActorReady(1, 3.0)) == (Assign(1, "u", attempt=2),)
+    assert scheduler.handle(UnitFinished(1, "u", 4.0)) == (AcceptUnit("u"), Done())
+
+
+def test_late_result_of_an_actor_presumed_dead_counts_and_the_retrys_is_dropped() -> None:
+    scheduler = make_scheduler({"u": 2.0, "v": 1.0})
+    scheduler.start(0.0)
+    scheduler.handle(ActorReady(0, 1.0))
+    scheduler.handle(ActorDied(0, ErrorKind.NODE_DIED, 2.0))
+    assert scheduler.handle(ActorReady(1, 3.0)) == (Assign(1, "u", attempt=2),)
+    assert AcceptUnit("u") in scheduler.handle(UnitFinished(0, "u", 4.0))
+    assert scheduler.handle(UnitFinished(1, "u", 5.0)) == (DropResult("u"), Assign(1, "v", attempt=1))
+
+
+def test_unit_that_kills_every_actor_is_failed_after_max_attempts_and_the_rest_runs() -> None:
+    scheduler = make_scheduler({"killer": 9.0, "good": 1.0}, max_attempts=2)
+    scheduler.start(0.0)
+    for actor_id in (0, 1):
+        scheduler.handle(ActorReady(actor_id, 1.0))
+        decisions = scheduler.handle(ActorDied(actor_id, ErrorKind.ACTOR_DIED, 2.0))
+    assert decisions == (FailUnit("killer", ErrorKind.ACTOR_DIED, attempts=2), StartActor(2))
+    assert scheduler.handle(ActorReady(2, 3.0)) == (Assign(2, "good", attempt=1),)
+
+
+def test_actors_that_always_die_while_loading_end_the_run_with_failed_units() -> None:
+    scheduler = make_scheduler({"a": 2.0, "b": 1.0}, max_attempts=2)
+    ledger = Ledger()
+    ledger.enter(scheduler.start(0.0))
+    for actor_id in (0, 1):
+        ledger.enter(scheduler.handle(ActorDied(actor_id, ErrorKind.ACTOR_DIED, 1.0)))
+    assert ledger.ends == {"a": 1, "b": 1}
+    assert ledger.num_done == 1
+
+
+def test_model_that_cannot_be_loaded_aborts_the_run() -> None:
+    scheduler = make_scheduler({"u": 1.0})
+    scheduler.start(0.0)
+    assert scheduler.handle(ActorDied(0, ErrorKind.LOAD_RAISED, 1.0)) == (Abort(ErrorKind.LOAD_RAISED),)
+
+
+def test_actor_that_is_never_placed_is_withdrawn_and_the_run_aborts() -> None:
+    scheduler = make_scheduler({"u": 1.0})
+    scheduler.start(0.0)
+    assert scheduler.handle(Tick(PLACEMENT_TIMEOUT_S - 1)) == ()
+    assert scheduler.handle(Tick(PLACEMENT_TIMEOUT_S)) == (StopActor(0), Abort(ErrorKind.NO_RESOURCES))
+
+
+def test_slow_loading_of_a_placed_actor_is_waited_for() -> None:
+    scheduler = make_scheduler({"u": 1.0})
+    scheduler.start(0.0)
+    scheduler.handle(ActorPlaced(0, 1.0))
+    assert scheduler.handle(Tick(100 * PLACEMENT_TIMEOUT_S)) == ()
+
+
+def test_run_goes_on_with_the_actors_that_found_a_place() -> None:
+    scheduler = make_scheduler({"u": 2.0, "v": 1.0}, max_actors=2)
+    scheduler.start(0.0)
+    scheduler.handle(ActorReady(0, 1.0))
+    assert scheduler.handle(Tick(PLACEMENT_TIMEOUT_S)) == (StopActor(1),)
+    assert scheduler.handle(UnitFinished(0, "u", 40.0)) == (AcceptUnit("u"), Assign(0, "v", attempt=1))
+
+
+def test_interrupt_hands_out_nothing_more_and_still_accepts_finished_units() -> None:
+    scheduler = make_scheduler({"u": 2.0, "v": 1.0})
+    scheduler.start(0.0)
+    scheduler.handle(ActorReady(0, 1.0))
+    assert scheduler.handle(Interrupted(2.0)) == ()
+    assert scheduler.handle(UnitFinished(0, "u", 3.0)) == (AcceptUnit("u"),)
+
+
+def test_event_for_a_unit_that_was_never_planned_is_an_error() -> None:
+    scheduler = make_scheduler({"u": 1.0})
+    scheduler.start(0.0)
+    with pytest.raises(SchedulerError, match="stranger"):
+        scheduler.handle(UnitFinished(0, "stranger", 1.0))
+
+
+def test_check_integrity_sees_a_unit_whose_actor_does_not_know_it() -> None:
+    scheduler = make_scheduler({"u": 1.0})
+    scheduler.start(0.0)
+    scheduler.handle(ActorReady(0, 1.0))
+    scheduler._actors[0].unit_id = "other"
+    with pytest.raises(SchedulerError, match="says otherwise"):
+        scheduler.check_integrity()
+
+
+def any_event(names: list[str]) -> st.SearchStrategy[Event]:
+    actor, unit = st.integers(0, 6), st.sampled_from(names)
+    kind, now_s = st.sampled_from(list(ErrorKind)), st.floats(0, 100)
+    return st.one_of(
+        st.builds(ActorPlaced, actor, now_s),
+        st.builds(ActorReady, actor, now_s),
+        st.builds(ActorDied, actor, kind, now_s),
+        st.builds(UnitFinished, actor, unit, now_s),
+        st.builds(UnitFailed, actor, unit, kind, now_s),
+        st.builds(Tick, now_s),
+        st.builds(Interrupted, now_s),
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3))
+def test_no_event_sequence_ends_a_unit_twice_or_breaks_the_books(
+    data: st.DataObject, num_units: int, max_actors: int, max_attempts: int
+) -> None:
+    names = unit_ids(num_units)
+    scheduler = make_scheduler({name: float(len(name)) for name in names}, max_actors, max_attempts)
+    ledger = Ledger()
+    ledger.enter(scheduler.start(0.0))
+    for event in data.draw(st.lists(any_event(names), max_size=40)):
+        ledger.enter(scheduler.handle(event))
+        scheduler.check_integrity()
+    assert all(count == 1 for count in ledger.ends.values())
+    assert ledger.num_done + len(ledger.aborts) <= 1
+    assert ledger.num_done == 0 or set(ledger.ends) == set(names)
+
+
+@dataclass
+class World:
+    """Actors that load, work, die, fail and report late as the drawn numbers say; it obeys every decision."""
+
+    data: st.DataObject
+    starting: set[int] = field(default_factory=set)
+    working: dict[int, str] = field(default_factory=dict)
+    ghosts: list[tuple[int, str]] = field(default_factory=list)
+    assigned_twice: list[Assign] = field(default_factory=list)
+
+    def obey(self, decisions: tuple[Decision, ...]) -> None:
+        for decision in decisions:
+            match decision:
+                case StartActor(actor_id=actor_id):
+                    self.starting.add(actor_id)
+                case StopActor(actor_id=actor_id):
+                    self.starting.discard(actor_id)
+                case Assign(actor_id=actor_id, unit_id=unit_id):
+                    if actor_id in self.working:
+                        self.assigned_twice.append(decision)
+                    self.working[actor_id] = unit_id
+
+    def next_event(self, is_calm: bool) -> Event:
+        """One thing that can happen now; a calm world only loads and finishes."""
+        choices: list[Event] = [ActorReady(actor_id, 1.0) for actor_id in sorted(self.starting)]
+        choices += [UnitFinished(actor_id, unit, 1.0) for actor_id, unit in sorted(self.working.items())]
+        if not is_calm:
+            choices += [UnitFinished(actor_id, unit, 1.0) for actor_id, unit in self.ghosts]
+            choices += [ActorDied(actor_id, ErrorKind.ACTOR_DIED, 1.0) for actor_id in sorted(self.starting)]
+            for actor_id, unit in sorted(self.working.items()):
+                choices += [ActorDied(actor_id, ErrorKind.NODE_DIED, 1.0)]
+                choices += [UnitFailed(actor_id, unit, ErrorKind.UNIT_RAISED, 1.0)]
+                choices += [UnitFailed(actor_id, unit, ErrorKind.RESULT_LOST, 1.0)]
+        return self.data.draw(st.sampled_from(choices))
+
+    def happens(self, event: Event) -> None:
+        match event:
+            case ActorReady(actor_id=actor_id):
+                self.starting.discard(actor_id)
+            case ActorDied(actor_id=actor_id):
+                self.starting.discard(actor_id)
+                if actor_id in self.working:
+                    self.ghosts.append((actor_id, self.working.pop(actor_id)))
+            case UnitFinished(actor_id=actor_id) | UnitFailed(actor_id=actor_id):
+                self.working.pop(actor_id, None)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.integers(1, 6), st.integers(1, 3), st.integers(1, 3), st.integers(0, 30))
+def test_in_any_world_every_unit_ends_exactly_once_and_the_run_is_done(
+    data: st.DataObject, num_units: int, max_actors: int, max_attempts: int, num_wild: int
+) -> None:
+    costs = {name: data.draw(st.floats(0, 10)) for name in unit_ids(num_units)}
+    scheduler = make_scheduler(costs, max_actors, max_attempts)
+    world, ledger = World(data), Ledger()
+    decisions = scheduler.start(0.0)
+    for step in range(num_wild + 10 * num_units * max_attempts + 10 * max_actors):
+        world.obey(decisions)
+        ledger.enter(decisions)
+        scheduler.check_integrity()
+        if scheduler.is_closed:
+            break
+        event = world.next_event(is_calm=step >= num_wild)
+        world.happens(event)
+        decisions = scheduler.handle(event)
+    assert ledger.ends == dict.fromkeys(costs, 1)
+    assert ledger.num_done == 1
+    assert not world.assigned_twice
