@@ -139,8 +139,9 @@ def self_check(prompt: TokenizedPrompt, item: BenchmarkItem, tokenizer: Tokenize
             f"{item.item_id}: BOS (id {bos}) occurs {ids.count(bos)} times, not once at the front; "
             "look for its text in the item, or for a chat template that repeats it."
         )
-    ending = decode(ids[-len(item.answer_prefix.encode()) - 1 :], tokenizer)  # a token is at least a byte
-    if item.answer_prefix and not ending.endswith(item.answer_prefix.strip()):
+    num_last = len(item.answer_prefix.encode()) + 1  # a token is at least a byte
+    ending = decode(ids[-num_last:], tokenizer, skip_special_tokens=False)
+    if not ending.strip().endswith(item.answer_prefix.strip()):
         raise PromptError(
             f"{item.item_id}: the input ends in {ending!r}, not in the answer prefix {item.answer_prefix!r}."
         )

@@ -64,17 +64,16 @@ def encode(text: str, tokenizer: Tokenizer) -> Encoding:
     return Encoding(tuple(ids), tuple(start for start, _ in spans), tuple(end for _, end in spans))
 
 
-def decode(ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """Text of the ids without special tokens, and without the clean-up that would change its blanks."""
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def decode(ids: Sequence[int], tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> str:
+    """Text of the ids, without the clean-up that would change its blanks (Llama-3 asks for it by default)."""
+    return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
 
 
 def num_tokens_before(char: int, encoding: Encoding, tokenizer: Tokenizer) -> int:
     """How many leading tokens hold text before the character `char`, a token that straddles it included."""
     previous_end = 0
     for index, (start, end) in enumerate(zip(encoding.starts, encoding.ends, strict=True)):
-        is_gap_its_own = previous_end < char and _begins_with_blank(encoding.ids[index], tokenizer)
-        if start >= char and not is_gap_its_own:
+        if start >= char and (previous_end >= char or not _begins_with_blank(encoding.ids[index], tokenizer)):
             return index
         previous_end = max(previous_end, end)
     return len(encoding.ids)

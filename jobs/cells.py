@@ -95,7 +95,10 @@ class CellPlanner:
             return None, str(error)
         needed = _num_positions(item, tokens)
         if needed > self.model.max_positions:
-            return None, f"the prompt and its answer need {needed} positions, the model has {self.model.max_positions}"
+            return (
+                None,
+                f"the prompt and its answer need {needed} positions, the model has {self.model.max_positions}",
+            )
         return PlannedItem(item, tokens), None
 
     def _tokenize(self, item: BenchmarkItem, max_prompt_tokens: int) -> TokenizedPrompt:

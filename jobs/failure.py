@@ -17,6 +17,7 @@ class ErrorKind(StrEnum):
     ACTOR_DIED = "actor_died"
     NODE_DIED = "node_died"
     OUT_OF_HOST_MEMORY = "out_of_host_memory"
+    DEVICE_LOST = "device_lost"
     RESULT_LOST = "result_lost"
     UNIT_RAISED = "unit_raised"
     LOAD_RAISED = "load_raised"
@@ -33,7 +34,13 @@ class FailureDecision(StrEnum):
 
 
 _TRANSIENT = frozenset(
-    {ErrorKind.ACTOR_DIED, ErrorKind.NODE_DIED, ErrorKind.OUT_OF_HOST_MEMORY, ErrorKind.RESULT_LOST}
+    {
+        ErrorKind.ACTOR_DIED,
+        ErrorKind.NODE_DIED,
+        ErrorKind.OUT_OF_HOST_MEMORY,
+        ErrorKind.DEVICE_LOST,
+        ErrorKind.RESULT_LOST,
+    }
 )
 # The same code on the same input raises again; another attempt only costs time.
 _DETERMINISTIC = frozenset({ErrorKind.UNIT_RAISED})

@@ -104,7 +104,7 @@ def build_plan(
 
     Raises:
         PlanError: a task without items, an item twice, or a variant that can work on no item.
-        VariantError: two variants that are the same computation, or `like` budgets that lead nowhere.
+        VariantError: two variants that are the same computation.
     """
     variants = VariantList.of(settings.variants)
     items = _checked_items(items_by_task)

@@ -50,13 +50,15 @@ def _notes(task: TaskSummary) -> Iterator[Text]:
     for variant in task.variants:
         if variant.num_degenerate:
             where = f"{variant.num_degenerate} of {variant.num_finished} rows"
-            yield Text(f"degenerate: {shown_name(variant)}, {where}: {variant.degenerate_reason}", style="yellow")
+            yield Text(
+                f"degenerate: {shown_name(variant)}, {where}: {variant.degenerate_reason}", style="yellow"
+            )
 
 
 def _failure_lines(summary: ResultSummary) -> Iterator[Text]:
     for it in summary.failures:
         message = it.message if len(it.message) <= _MESSAGE_CHARS else f"{it.message[:_MESSAGE_CHARS]}…"
-        where = f"failed: {it.label}, {it.num_rows} × {it.error_type} in {it.phase}"
+        where = f"failed: {it.label}, {it.num_rows} x {it.error_type} in {it.phase}"
         yield Text.assemble((where, "red"), f": {message}")
 
 
@@ -73,7 +75,9 @@ def _sum_lines(summary: ResultSummary) -> Iterator[Text]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of a results folder; 0, or 2 when there is none."""
-    parser = argparse.ArgumentParser(description="Print the table of a finished, broken off or running sweep.")
+    parser = argparse.ArgumentParser(
+        description="Print the table of a finished, broken off or running sweep."
+    )
     parser.add_argument("results_dir", type=Path, help="the output_dir of a sweep, such as results/demo")
     parser.add_argument("--width", type=int, help="columns to print on (default: the terminal's)")
     options = parser.parse_args(arguments)
@@ -84,7 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     if planned is None and table.num_rows == 0:
-        print(f"error: there are no results in {str(options.results_dir)!r}; run jobs/sweep.py", file=sys.stderr)
+        print(
+            f"error: there are no results in {str(options.results_dir)!r}; run jobs/sweep.py", file=sys.stderr
+        )
         return EXIT_BAD_INPUT
     console = Console(width=options.width)
     console.print(render(summarize(table, planned), console.width))

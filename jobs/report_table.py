@@ -13,7 +13,7 @@ from jobs.summary import MacroMean, Setting, TaskSummary
 from jobs.variant_summary import VariantSummary
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, REFERENCE_LABELS
 
-UNKNOWN = "–"
+UNKNOWN = "-"
 _BYTES_PER_UNIT = 1024
 _SHOWN_NAMES = {FULL: "full cache", FULL_AA: "full again (A/A noise)", NO_CONTEXT: "no context (tail alone)"}
 _HEADS = ("n", "answer NLL", "recov.", "KL (nats)", "top-1", "score", "kept", "KV bytes")
@@ -45,7 +45,7 @@ def overall_table(setting: Setting, means: Sequence[MacroMean], num_tasks: int) 
     last_reference = [it.label for it in means if it.label in REFERENCE_LABELS][-1:]
     for mean in means:
         table.add_row(
-            _SHOWN_NAMES.get(mean.label, mean.shown_label),
+            Text(_SHOWN_NAMES.get(mean.label, mean.shown_label)),
             _plain(mean.answer_nll, "{:.3f}"),
             _plain(mean.nll_recovered, "{:.2f}"),
             _plain(mean.kl, "{:.3f}"),
@@ -127,7 +127,7 @@ def _interval_cell(
     text = Text(show(interval.mean))
     if interval.low is not None and interval.high is not None:
         low, high = max(interval.low, lowest), min(interval.high, highest)
-        ends = f" [{show(low)}, {show(high)}]" if is_wide else f"\n{show(low)}–{show(high)}"
+        ends = f" [{show(low)}, {show(high)}]" if is_wide else f"\n{show(low)}-{show(high)}"
         text.append(ends, style="dim")
     return text
 

@@ -6,6 +6,7 @@ is null with its reason beside it, never 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,6 +105,11 @@ def _problem_of(unit_id: str, row: Row) -> str | None:
     nulls = [name for name in _REQUIRED if row[name] is None]
     if nulls:
         return f"null in {nulls}"
+    not_finite = [
+        name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if not_finite:
+        return f"not finite: {not_finite}"
     if row["unit_id"] != unit_id:
         return f"belongs to unit {row['unit_id']!r}"
     if row["status"] not in STATUSES:

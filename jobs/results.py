@@ -6,6 +6,7 @@ and renamed. Two rows with one identity are one result; the newer one is read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,6 +80,16 @@ class ResultStore:
         """Store what ran: git commit, library versions, arguments."""
         _write_whole(self.root / "run_meta.json", json.dumps(meta, indent=2).encode())
 
+    def read_run_meta(self) -> dict[str, Any]:
+        """What `write_run_meta` stored last; empty when there is nothing."""
+        path = self.root / "run_meta.json"
+        try:
+            return dict(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return {}
+        except (ValueError, TypeError) as error:
+            raise ResultError(f"{path} cannot be read ({error}); delete it") from error
+
     def write_plan(self, cells: Iterable[Cell]) -> None:
         """Store which rows the latest run owes, done ones included, in the order they are shown in."""
         owed = [[cell.identity, cell.item_id, cell.label] for cell in cells]
@@ -128,5 +139,6 @@ def _write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise ResultError(f"cannot write {path}: {error}; choose another output_dir") from error

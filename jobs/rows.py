@@ -42,7 +42,7 @@ class ModelFacts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What all rows of a sweep share; travels to actors. `policy_versions` maps variant labels to versions."""
+    """What all rows of a sweep share; travels to actors. `policy_versions` is by label."""
 
     sweep: str
     model: str

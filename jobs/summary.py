@@ -15,11 +15,20 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.result_schema import DONE_STATUSES, FAILED, OK, TRUNCATED, Row
-from jobs.variant_summary import NllScale, VariantSummary, shown_label_of, summarize_variant
+from jobs.variant_summary import NllScale, VariantSummary, mean_of, shown_label_of, summarize_variant
 from jobs.work import Cell
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
-_HEAVY_COLUMNS = {"slots", "trace", "seconds", "counters", "versions", "failure_traceback", "prediction", "answers"}
+_HEAVY_COLUMNS = {
+    "slots",
+    "trace",
+    "seconds",
+    "counters",
+    "versions",
+    "failure_traceback",
+    "prediction",
+    "answers",
+}
 _SHOWN_FIRST = (FULL, FULL_AA, NO_CONTEXT)
 
 
@@ -108,7 +117,9 @@ def summarize(table: pa.Table, planned: Sequence[Cell] | None = None) -> ResultS
     cells = planned if planned is not None else [_cell_of(row) for row in rows]
     by_identity = {row["identity"]: row for row in rows}
     found = [
-        {**by_identity[cell.identity], "variant": cell.label} for cell in cells if cell.identity in by_identity
+        {**by_identity[cell.identity], "variant": cell.label}
+        for cell in cells
+        if cell.identity in by_identity
     ]
     counts = Counter(row["status"] for row in found)
     groups = _grouped(found, lambda row: (_setting_of(row), f"{row['benchmark']}/{row['task']}"))
@@ -153,11 +164,11 @@ def _macro_mean(label: str, tasks: Sequence[TaskSummary]) -> MacroMean:
     return MacroMean(
         label=label,
         shown_label=shown_label_of(label, found[0].policy, mean(lambda it: it.kept_ratio)),
-        answer_nll=mean(lambda it: it.answer_nll and it.answer_nll.mean),
+        answer_nll=mean(lambda it: mean_of(it.answer_nll)),
         nll_recovered=mean(lambda it: it.nll_recovered),
-        kl=mean(lambda it: it.kl and it.kl.mean),
-        top1_agreement=mean(lambda it: it.top1_agreement and it.top1_agreement.mean),
-        score=mean(lambda it: it.score and it.score.mean),
+        kl=mean(lambda it: mean_of(it.kl)),
+        top1_agreement=mean(lambda it: mean_of(it.top1_agreement)),
+        score=mean(lambda it: mean_of(it.score)),
         kept_ratio=mean(lambda it: it.kept_ratio),
         kv_bytes=mean(lambda it: it.kv_bytes),
     )

@@ -6,7 +6,7 @@ cut, since the longest unit decides when the last device is free.
 
 from __future__ import annotations
 
-import math
+import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -67,11 +67,11 @@ def _grouped(owed: Iterable[PlannedCell], mode: QueryMode) -> list[list[_ItemCel
 
 
 def _pieces(group: list[_ItemCells], usual_cost: float) -> list[list[_ItemCells]]:
-    """Cut a group into pieces of equally many questions."""
-    cost = cost_tokens(_items(group))
+    """Cut a group into pieces whose numbers of questions differ by at most one."""
     prefill_cost = float(len(_planned(group[0]).tokens.context_ids))
-    size = math.ceil(len(group) / num_pieces(cost, prefill_cost, usual_cost))
-    return [group[start : start + size] for start in range(0, len(group), size)]
+    count = min(len(group), num_pieces(cost_tokens(_items(group)), prefill_cost, usual_cost))
+    edges = [index * len(group) // count for index in range(count + 1)]
+    return [group[begin:end] for begin, end in itertools.pairwise(edges)]
 
 
 def _unit(piece: list[_ItemCells], execution: str, variants: VariantList) -> WorkUnit:

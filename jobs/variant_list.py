@@ -1,6 +1,6 @@
 """All variants of a sweep by label: the reference rows first, then the wanted ones in the order of the settings.
 
-No two of them are the same computation, and every chain of `like` budgets ends at a variant with a budget of its own.
+No two of them are the same computation. Where budgets lead is checked before, by `parse_policies`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvmerger.budget import LikeVariant
-from kvmerger.variants import REFERENCE_LABELS, VariantError, VariantSpec, nearest
+from kvmerger.variants import REFERENCE_LABELS, VariantError, VariantSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,30 +25,20 @@ class VariantList:
         """Add the reference rows to the wanted variants.
 
         Raises:
-            VariantError: `like` names no variant or leads back to itself, or two labels mean the same computation.
+            VariantError: two labels mean the same computation.
         """
         specs = {label: VariantSpec(label, label) for label in REFERENCE_LABELS}
         specs.update({spec.label: spec for spec in wanted})
         variants = cls(specs)
-        for label in specs:
-            variants.end_of_chain(label)
         variants._check_distinct()
         return variants
 
     def end_of_chain(self, label: str) -> VariantSpec:
-        """The variant whose own budget decides how many slots `label` gets."""
-        seen = [label]
-        while isinstance(budget := self.specs[seen[-1]].budget, LikeVariant):
-            if budget.label not in self.specs:
-                hint = nearest(budget.label, list(self.specs))
-                raise VariantError(
-                    f"{seen[-1]!r} has a budget like {budget.label!r}, which is no variant{hint}"
-                )
-            if budget.label in seen:
-                chain = " → ".join([*seen, budget.label])
-                raise VariantError(f"{chain}: a budget like itself; give one of them its own")
-            seen.append(budget.label)
-        return self.specs[seen[-1]]
+        """The variant whose own budget decides how many slots `label` gets; settings have refused circles."""
+        spec = self.specs[label]
+        while isinstance(spec.budget, LikeVariant):
+            spec = self.specs[spec.budget.label]
+        return spec
 
     def canonical(self, label: str) -> dict[str, Any]:
         """What the variant is, without its label."""

@@ -53,7 +53,7 @@ def shown_label_of(label: str, policy: str, kept_ratio: float | None) -> str:
     """The label, with measured slots instead of the set-up where the policy does not control them."""
     if policy != _NAMED_BY_OUTCOME or kept_ratio is None:
         return label
-    return f"{label.partition('/')[0]} ({kept_ratio:.1%} kept)"
+    return f"{label.partition('[')[0]} ({kept_ratio:.1%} kept)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,11 @@ def summarize_variant(label: str, rows: Sequence[Row], scale: NllScale, is_binar
         num_degenerate=len(reasons),
         degenerate_reason=reasons[0] if reasons else None,
     )
+
+
+def mean_of(interval: Interval | None) -> float | None:
+    """The mean, where there is one."""
+    return None if interval is None else interval.mean
 
 
 def _interval(rows: Sequence[Row], column: str) -> Interval | None:

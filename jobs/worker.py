@@ -1,4 +1,4 @@
-"""Running a unit always returns one row per cell: after `load`, no exception leaves a runner.
+"""Running a unit returns one row per cell; no exception leaves a loaded runner but `DeviceLostError`.
 
 The same runner works in this process and inside an actor. It imports the engine only when it loads the model.
 """
@@ -14,11 +14,15 @@ from typing import Any, Protocol
 
 from evaluators.tokenizer import Tokenizer, decode
 from jobs.config import ModelSettings
-from jobs.result_schema import Row
+from jobs.result_schema import FAILED, Row
 from jobs.rows import Failure, ModelFacts, Outcome, RowMaker, RunContext, build_rows, failed_rows
 from jobs.work import WorkUnit
 from kvmerger.generation import Prompt, Question, VariantFailure
-from kvmerger.variants import VariantSpec
+from kvmerger.variants import REFERENCE_LABELS, VariantSpec
+
+
+class DeviceLostError(RuntimeError):
+    """The accelerator no longer works in this process: only another process can run the unit."""
 
 
 class EngineLike(Protocol):
@@ -75,15 +79,22 @@ class UnitRunner:
             self._loaded = self._load(self._settings)
 
     def run(self, unit: WorkUnit) -> list[Row]:
-        """The unit's rows, one per cell; what raises becomes failed rows. Needs `load` first."""
+        """The unit's rows, one per cell; what raises becomes failed rows. Needs `load` first.
+
+        Raises:
+            DeviceLostError: something failed, and the device answers nothing since then.
+        """
         assert self._loaded is not None, "load() comes before run()"
+        rows = self._run_or_fail(self._loaded, unit)
+        if any(row["status"] == FAILED for row in rows):
+            _release_memory()
+        return rows
+
+    def _run_or_fail(self, loaded: LoadedEngine, unit: WorkUnit) -> list[Row]:
         try:
-            return self._run(self._loaded, unit)
+            return self._run(loaded, unit)
         except Exception as error:  # noqa: BLE001 - edge of the process: the cells are owed rows
-            failure = Failure.of("engine", error)
-        # After the except block, so that no traceback holds the tensors any more.
-        _release_memory()
-        return failed_rows(unit, failure, self._maker(unit, self._loaded))
+            return failed_rows(unit, Failure.of("engine", error), self._maker(unit, loaded))
 
     def _run(self, loaded: LoadedEngine, unit: WorkUnit) -> list[Row]:
         variants, failures = _build_variants(loaded, unit)
@@ -112,7 +123,7 @@ def _build_variants(loaded: LoadedEngine, unit: WorkUnit) -> tuple[list[Any], li
     """The variants that could be made, and a failure per question for each that could not."""
     variants: list[Any] = []
     failures: list[VariantFailure] = []
-    for spec in unit.variants:
+    for spec in (spec for spec in unit.variants if spec.label not in REFERENCE_LABELS):
         try:
             variants.append(loaded.build_variant(spec))
         except Exception as error:  # noqa: BLE001 - policies are plug-ins: one that cannot be made costs its own rows
@@ -127,8 +138,13 @@ def _build_variants(loaded: LoadedEngine, unit: WorkUnit) -> tuple[list[Any], li
 
 
 def _release_memory() -> None:
-    """Give the device back what a failed unit held, or the next one starts with less room."""
+    """Give back what a failed unit held, or the next one starts with less room; notice a lost device."""
     gc.collect()
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if torch is None or not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
         torch.cuda.empty_cache()
+    except RuntimeError as error:  # after an illegal access every later call raises, for every unit
+        raise DeviceLostError(f"the device stopped working: {error}") from error

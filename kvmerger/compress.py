@@ -72,15 +72,18 @@ def empty_prefix(prefilled: Prefilled) -> Prefix:
 def merged_counters(prefix: Prefix) -> dict[str, float]:
     """Put the layers' counters together, by the rule in `LayerCache.counters`."""
     names = dict.fromkeys(name for layer in prefix for name in layer.counters)
-    combine = {"num": sum, "largest": max, "is": min}
     return {
-        name: float(
-            combine.get(name.split("_")[0], fmean)(
-                [layer.counters[name] for layer in prefix if name in layer.counters]
-            )
-        )
+        name: _combine(name, [layer.counters[name] for layer in prefix if name in layer.counters])
         for name in names
     }
+
+
+def _combine(counter_name: str, values: Sequence[float]) -> float:
+    if counter_name.startswith("num_"):
+        return sum(values)
+    if counter_name.startswith("largest_"):
+        return max(values)
+    return min(values) if counter_name.startswith("is_") else fmean(values)
 
 
 def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression) -> Compressed:

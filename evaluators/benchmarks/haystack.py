@@ -23,6 +23,7 @@ _EMPHASIS = re.compile(r"\*{1,2}([^*]+)\*{1,2}")
 _SPLIT_HYPHEN = re.compile(r"(\w)-\n(\w)")
 _NOT_PROSE = re.compile(r"[^\w\s.,;:!?()'\u2019\u201c\u201d\u2013-]|_")
 _MAX_NOT_PROSE_RATIO = 0.02  # characters; above it, quoted names and operators crowd out the words
+_MARKUP = re.compile(r"[*=<>{}|`\\]|::")  # what cleaning leaves of code and formulas
 _MIN_PARAGRAPH_CHARS = 80  # shorter ones are captions and cross-references
 
 
@@ -97,5 +98,5 @@ def _is_prose(paragraph: str) -> bool:
         is_sentence
         and len(paragraph) >= _MIN_PARAGRAPH_CHARS
         and num_odd_chars <= _MAX_NOT_PROSE_RATIO * len(paragraph)
-        and "::" not in paragraph
+        and not _MARKUP.search(paragraph)
     )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
-from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
 from evaluators.benchmarks.haystack import load_haystack
 
-MakeTokenizer = Callable[..., PreTrainedTokenizerFast]
+if TYPE_CHECKING:  # imported where used, so that collecting the tests stays fast
+    from transformers import PreTrainedTokenizerFast
+
+MakeTokenizer: TypeAlias = "Callable[..., PreTrainedTokenizerFast]"
 
 CASES = Path(__file__).parent / "cases"
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -26,7 +27,9 @@ CHAT_TEMPLATE = (
 @pytest.fixture(scope="session")
 def byte_level_bpe() -> str:
     """A trained byte-level BPE as JSON: every text can be encoded and decodes to itself."""
-    bpe = RustTokenizer(models.BPE())
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -43,10 +46,13 @@ def byte_level_bpe() -> str:
 def make_tokenizer(byte_level_bpe: str) -> MakeTokenizer:
     """Build a tokenizer: with or without its own BOS, a chat template, offsets without the leading blank."""
 
+    from tokenizers import Tokenizer, processors
+    from transformers import PreTrainedTokenizerFast
+
     def make(
         *, adds_bos: bool = False, chat_template: str | None = None, trims_offsets: bool = False
     ) -> PreTrainedTokenizerFast:
-        bpe = RustTokenizer.from_str(byte_level_bpe)
+        bpe = Tokenizer.from_str(byte_level_bpe)
         steps: list[object] = [processors.ByteLevel(trim_offsets=True)] if trims_offsets else []
         if adds_bos:
             bos = ("<s>", bpe.token_to_id("<s>"))

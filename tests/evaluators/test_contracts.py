@@ -23,7 +23,9 @@ METRIC_CASES = [
     for name in list_metrics()
     for case in json.loads((CASES / "metrics" / f"{name}.json").read_text())
 ]
-ANY_TEXT = st.text() | st.text(alphabet=" .,!?-—\n\t\x00") | st.sampled_from(["", "the", "\ud800", "a\u2028b"])
+ANY_TEXT = (
+    st.text() | st.text(alphabet=" .,!?-—\n\t\x00") | st.sampled_from(["", "the", "\ud800", "a\u2028b"])
+)
 
 
 def spec_of(task: str) -> TaskSpec:

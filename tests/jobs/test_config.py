@@ -82,7 +82,9 @@ def test_shipped_configs_find_the_data_beside_the_repository(shared_data: Path) 
         ("executor=dask", "'dask' is not one of"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_would_be_right(tmp_path: Path, override: str, complaint: str) -> None:
+def test_a_wrong_value_is_named_with_what_would_be_right(
+    tmp_path: Path, override: str, complaint: str
+) -> None:
     assert complaint in refused(tmp_path, overrides=(override,))
 
 
@@ -124,7 +126,9 @@ def test_data_is_found_beside_the_file_first_and_then_in_the_current_folder(
 
 @pytest.mark.parametrize(("text", "is_enabled"), [("off", False), ("on", True), ("{uri: null}", True)])
 def test_tracking_can_be_switched_with_a_word(tmp_path: Path, text: str, is_enabled: bool) -> None:
-    settings = load_settings(write(tmp_path, f"{MINIMAL}\ntracking: {text}\noutput_dir: {tmp_path}/results/a"))
+    settings = load_settings(
+        write(tmp_path, f"{MINIMAL}\ntracking: {text}\noutput_dir: {tmp_path}/results/a")
+    )
     assert settings.tracking.enabled is is_enabled
     assert settings.tracking_uri == f"sqlite:///{tmp_path}/results/mlflow.db"
 

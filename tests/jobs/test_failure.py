@@ -10,6 +10,7 @@ TRANSIENT = (
     ErrorKind.ACTOR_DIED,
     ErrorKind.NODE_DIED,
     ErrorKind.OUT_OF_HOST_MEMORY,
+    ErrorKind.DEVICE_LOST,
     ErrorKind.RESULT_LOST,
 )
 

@@ -1,0 +1,283 @@
+"""Ray's answers become the scheduler's events, and its decisions are carried out; nothing is decided here.
+
+Each unit's rows are handed over exactly once, from this thread, as soon as they are there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+import ray
+from ray import exceptions as ray_errors
+
+from jobs import run_events
+from jobs.actor_pool import ActorPool, ActorResources, Answer, Call, resources_for
+from jobs.config import Settings
+from jobs.failure import ErrorKind, FailurePolicy
+from jobs.result_schema import Row
+from jobs.rows import Failure, RowMaker, RunContext, failed_rows
+from jobs.run_events import OnEvent, OnRows, UnitEnded
+from jobs.scheduler import Scheduler
+from jobs.scheduler_events import (
+    Abort,
+    AcceptUnit,
+    ActorDied,
+    ActorPlaced,
+    ActorReady,
+    Assign,
+    Decision,
+    Done,
+    DropResult,
+    Event,
+    FailUnit,
+    Interrupted,
+    StartActor,
+    StopActor,
+    Tick,
+    UnitFailed,
+    UnitFinished,
+)
+from jobs.work import WorkUnit
+from jobs.worker import DeviceLostError, LoadEngine, load_engine
+
+PLACEMENT_TIMEOUT_S = 600.0
+"""A cluster that grows needs minutes for a new machine; one that cannot would otherwise wait for ever."""
+
+_POLL_S = 1.0
+_OBJECT_STORE_BYTES = 200 * 2**20  # rows are small; Ray would take a third of the memory
+# The first type that fits decides. ActorUnavailableError counts as death: its actor is killed before a retry.
+_ERROR_KINDS: tuple[tuple[type[Exception], ErrorKind], ...] = (
+    (ray_errors.ActorUnschedulableError, ErrorKind.NO_RESOURCES),
+    (ray_errors.NodeDiedError, ErrorKind.NODE_DIED),
+    (ray_errors.OutOfMemoryError, ErrorKind.OUT_OF_HOST_MEMORY),
+    (ray_errors.RayActorError, ErrorKind.ACTOR_DIED),
+    (ray_errors.ActorUnavailableError, ErrorKind.ACTOR_DIED),
+    (ray_errors.WorkerCrashedError, ErrorKind.ACTOR_DIED),
+    (ray_errors.ObjectLostError, ErrorKind.RESULT_LOST),
+    (DeviceLostError, ErrorKind.DEVICE_LOST),
+)
+_RAISED_IN = {Call.LOAD: ErrorKind.LOAD_RAISED, Call.RUN: ErrorKind.UNIT_RAISED}
+_LEAVES_ACTOR_ALIVE = frozenset({ErrorKind.RESULT_LOST, ErrorKind.UNIT_RAISED})
+
+
+class RayStartError(ValueError):
+    """Ray cannot be reached or started; raised before any work is done."""
+
+
+class ResourcesError(ValueError):
+    """No actor found a place with the resources it asks for."""
+
+
+def run_units(
+    units: Sequence[WorkUnit],
+    settings: Settings,
+    context: RunContext,
+    *,
+    on_rows: OnRows,
+    on_event: OnEvent,
+    load: LoadEngine = load_engine,
+    resources: ActorResources | None = None,
+    failure: FailurePolicy | None = None,
+    placement_timeout_s: float = PLACEMENT_TIMEOUT_S,
+) -> None:
+    """Run every unit on Ray actors and hand its rows to `on_rows`. Without units nothing is started.
+
+    Joins the cluster that RAY_ADDRESS (or the Ray job) names, otherwise starts one on this machine and stops it again.
+    A unit whose actor dies is tried again as `failure` says, then becomes failed rows. An interrupt hands over what is
+    finished before it is raised again.
+
+    Raises:
+        RayStartError, ResourcesError: with the remedy.
+        ModelError: what loading the model raised in an actor.
+    """
+    if not units:
+        return
+    with _ray_session():
+        resources = resources or resources_for(ray.nodes(), device=settings.model.device)
+        pool = ActorPool(settings.model, context, load, resources)
+        scheduler = Scheduler(
+            {unit.unit_id: unit.cost_tokens for unit in units},
+            resources.num_actors,
+            failure or FailurePolicy(),
+            placement_timeout_s,
+        )
+        try:
+            Controller(units, context, pool, scheduler, on_rows, on_event).run()
+        except _NoResources as error:
+            raise ResourcesError(_describe_shortage(resources, placement_timeout_s)) from error
+        finally:
+            pool.close()
+
+
+class Controller:
+    """Carries answers to the scheduler and decisions to the pool until the scheduler says that the run is over."""
+
+    def __init__(
+        self,
+        units: Sequence[WorkUnit],
+        context: RunContext,
+        pool: ActorPool,
+        scheduler: Scheduler,
+        on_rows: OnRows,
+        on_event: OnEvent,
+    ) -> None:
+        self._units = {unit.unit_id: unit for unit in units}
+        self._context = context
+        self._pool = pool
+        self._scheduler = scheduler
+        self._on_rows = on_rows
+        self._on_event = on_event
+        self._rows: list[Row] = []  # of the answer that is being entered
+        self._errors: dict[
+            str | None, Exception
+        ] = {}  # the latest of each unit, and under None the latest of all
+
+    def run(self) -> None:
+        """Until every unit has ended. Raises what ends the run before that."""
+        try:
+            self._carry_out(self._scheduler.start(time.monotonic()))
+            while not self._scheduler.is_closed:
+                self._enter(self._pool.wait(_POLL_S))
+                self._tell(Tick(time.monotonic()))
+        except KeyboardInterrupt:
+            self._tell(Interrupted(time.monotonic()))
+            self._enter(self._pool.wait(0))  # what is finished is kept
+            raise
+
+    def _enter(self, answers: Sequence[Answer]) -> None:
+        for answer in answers:
+            if answer.error is not None:
+                self._errors[answer.unit_id] = self._errors[None] = answer.error
+            elif answer.call is Call.RUN:
+                self._rows = answer.value
+            event = event_of(answer, time.monotonic())
+            if isinstance(event, ActorDied) and self._pool.stop(event.actor_id):
+                self._on_event(run_events.WorkerLost(_name(event.actor_id), event.kind))
+            elif isinstance(event, ActorReady):
+                self._on_event(run_events.WorkerReady(_name(event.actor_id)))
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        self._carry_out(self._scheduler.handle(event))
+
+    def _carry_out(self, decisions: Sequence[Decision]) -> None:
+        for decision in decisions:
+            match decision:
+                case StartActor(actor_id=actor_id):
+                    self._pool.start(actor_id)
+                    self._on_event(run_events.WorkerStarting(_name(actor_id)))
+                case StopActor(actor_id=actor_id):
+                    self._pool.stop(actor_id)
+                case Assign(actor_id=actor_id, unit_id=unit_id, attempt=attempt):
+                    self._pool.run(actor_id, self._units[unit_id])
+                    self._on_event(run_events.UnitStarted(_name(actor_id), unit_id, attempt))
+                case AcceptUnit(unit_id=unit_id):
+                    self._hand_over(unit_id, self._rows)
+                case FailUnit():
+                    self._hand_over(decision.unit_id, self._rows_of_failure(decision))
+                case Abort(kind=kind):
+                    self._abort(kind)
+                case DropResult() | Done():
+                    pass
+
+    def _hand_over(self, unit_id: str, rows: list[Row]) -> None:
+        unit = self._units[unit_id]
+        self._on_rows(unit, rows)
+        self._on_event(UnitEnded.of(unit, rows))
+
+    def _rows_of_failure(self, decision: FailUnit) -> list[Row]:
+        unit = self._units[decision.unit_id]
+        error = _cause_of(self._errors.get(decision.unit_id, self._errors[None]))
+        message = f"{decision.kind.value} after {decision.attempts} attempts: {error}"
+        failure = Failure("actor", type(error).__name__, message, Failure.of("actor", error).traceback)
+        maker = RowMaker(self._context, unit.unit_id, unit.execution, time.time())
+        return failed_rows(unit, failure, maker)
+
+    def _abort(self, kind: ErrorKind) -> NoReturn:
+        if kind is ErrorKind.NO_RESOURCES:
+            raise _NoResources
+        raise _cause_of(self._errors[None])
+
+
+def event_of(answer: Answer, now_s: float) -> Event:
+    """What an answer means to the scheduler."""
+    if answer.error is not None:
+        kind = error_kind(answer.error, answer.call)
+        if answer.unit_id is not None and kind in _LEAVES_ACTOR_ALIVE:
+            return UnitFailed(answer.actor_id, answer.unit_id, kind, now_s)
+        return ActorDied(answer.actor_id, kind, now_s)
+    if answer.unit_id is not None:
+        return UnitFinished(answer.actor_id, answer.unit_id, now_s)
+    is_placed = answer.call is Call.PLACE
+    return ActorPlaced(answer.actor_id, now_s) if is_placed else ActorReady(answer.actor_id, now_s)
+
+
+def error_kind(error: Exception, call: Call) -> ErrorKind:
+    """Our name for what Ray raised for a call, by type."""
+    for error_type, kind in _ERROR_KINDS:
+        if isinstance(error, error_type):
+            return kind
+    if isinstance(error, ray_errors.RayTaskError):
+        return _RAISED_IN.get(call, ErrorKind.INTERNAL)
+    return ErrorKind.INTERNAL
+
+
+class _NoResources(Exception):
+    """The scheduler gave up waiting for a place."""
+
+
+def _cause_of(error: Exception) -> Exception:
+    """What was raised in the actor, without Ray's wrapping."""
+    cause = getattr(error, "cause", None) if isinstance(error, ray_errors.RayTaskError) else None
+    return cause if isinstance(cause, Exception) else error
+
+
+def _name(actor_id: int) -> str:
+    return f"actor {actor_id}"
+
+
+def _describe_shortage(resources: ActorResources, timeout_s: float) -> str:
+    return (
+        f"no actor with {resources.num_cpus:g} CPUs and {resources.num_gpus:g} GPUs found a place within "
+        f"{timeout_s:g} s; the cluster has {_counts(ray.cluster_resources())}, free are "
+        f"{_counts(ray.available_resources())}: stop other jobs, add nodes, or run with `executor: inline`"
+    )
+
+
+def _counts(resources: Mapping[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+
+
+@contextmanager
+def _ray_session() -> Iterator[None]:
+    """An initialised Ray: the caller's own, the cluster RAY_ADDRESS names, or a local one that is ours to stop."""
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        else:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                object_store_memory=_OBJECT_STORE_BYTES,
+            )
+    except (OSError, RuntimeError, ValueError, ray_errors.RayError) as error:  # ConnectionError is an OSError
+        raise RayStartError(
+            f"Ray at {address or 'this machine'} cannot be used ({type(error).__name__}: {error}); check that "
+            f"RAY_ADDRESS is right and RAY_AUTH_MODE and the token are the cluster's, or run with "
+            f"`executor: inline`"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

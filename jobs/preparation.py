@@ -1,0 +1,93 @@
+"""From settings to a plan: everything that can be found wrong is found here, before any weights are loaded.
+
+The cheap checks come first: policies, then the model's configuration, then the items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evaluators import registry
+from evaluators.item import BenchmarkItem
+from evaluators.tokenizer import Tokenizer
+from jobs.cells import VariantFacts
+from jobs.config import Settings
+from jobs.plan import Plan, build_plan
+from jobs.results import ResultStore
+from kvmerger.budget import BudgetError
+from kvmerger.variants import REFERENCE_LABELS, Variant, VariantSpec, build_variant
+
+if TYPE_CHECKING:
+    from kvmerger.models import ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a run needs: the plan, the model as its configuration describes it, policy versions by label."""
+
+    plan: Plan
+    model: ModelInfo
+    policy_versions: Mapping[str, str]
+
+
+def prepare(settings: Settings, store: ResultStore) -> Prepared:
+    """Build the policies, read the model's configuration and tokenizer, load the items, and plan.
+
+    Imports torch and transformers; reads the store, writes nothing.
+
+    Raises:
+        ValueError: one of our own subclasses, for whatever the settings, data or model cannot do.
+    """
+    variants = {
+        spec.label: build_variant(spec) for spec in settings.variants if spec.label not in REFERENCE_LABELS
+    }
+    from kvmerger.models import load_info, load_tokenizer
+
+    asked = settings.model
+    model = load_info(asked.name, revision=asked.revision, dtype=asked.dtype, device=asked.device)
+    tokenizer = load_tokenizer(asked.name, revision=asked.revision)
+    facts = {label: _facts_of(variant) for label, variant in variants.items()}
+    plan = build_plan(
+        settings,
+        _load_items(settings, tokenizer),
+        tokenizer,
+        model,
+        facts,
+        store.identities(),
+        _CellCheck(variants, model),
+    )
+    return Prepared(plan, model, {label: fact.version for label, fact in facts.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class _CellCheck:
+    """Asks the policy itself."""
+
+    variants: Mapping[str, Variant]
+    model: ModelInfo
+
+    def __call__(self, spec: VariantSpec, num_tokens: int) -> str | None:
+        from kvmerger.policies.base import CacheShape
+
+        shape = CacheShape(num_tokens, self.model.num_layers, self.model.num_kv_heads)
+        if spec.budget is None:
+            return None
+        try:
+            self.variants[spec.label].policy.check(shape, spec.budget)
+        except BudgetError as error:
+            return str(error)
+        return None
+
+
+def _facts_of(variant: Variant) -> VariantFacts:
+    return VariantFacts(str(variant.policy.version), bool(variant.policy.budget_is_outcome))
+
+
+def _load_items(settings: Settings, tokenizer: Tokenizer) -> dict[str, list[BenchmarkItem]]:
+    """Items by task; the key is the task's place too, since one task may be listed at two lengths."""
+    return {
+        f"tasks.{index} ({task.name})": registry.load_items(task.to_spec(), tokenizer)
+        for index, task in enumerate(settings.tasks)
+    }

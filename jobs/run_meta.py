@@ -1,0 +1,70 @@
+"""What a number must carry to be made again: commit, library versions, arguments, and the sweep's lasting id."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("kvmerger", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "ray", "mlflow")
+_GIT_TIMEOUT_S = 10
+_ID_DIGITS = 8
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that results depend on, without importing them."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """The commit this code is at, `+changes` when files differ from it; None outside a repository."""
+    folder = Path(__file__).parent
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return (
+            f"{commit}+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else commit
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def new_sweep_id(name: str) -> str:
+    """An id nothing else has, that shows the sweep's name."""
+    safe_name = re.sub(r"[^\w.-]", "_", name)
+    return f"{safe_name}-{uuid.uuid4().hex[:_ID_DIGITS]}"
+
+
+def describe_run(name: str, previous: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's metadata; a sweep that goes on in the folder of a `previous` one keeps its id."""
+    return {
+        "sweep_id": previous.get("sweep_id") or new_sweep_id(name),
+        "git_commit": git_commit(),
+        "versions": library_versions(),
+        "args": sys.argv,
+        "started_at_s": time.time(),
+        "mirrored_to": previous.get("mirrored_to"),
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=_GIT_TIMEOUT_S,
+    )
+    return done.stdout.strip()

@@ -1,0 +1,179 @@
+"""One run of a sweep: rows are stored before anything else sees them, and a table is there however it ends.
+
+Only the start may fail for the tracker's sake. An interrupt leaves the finished rows, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rich.console import Console
+
+from jobs.cells import PlannedCell
+from jobs.config import Settings
+from jobs.final_numbers import final_metrics, flat_params, row_counts, table_markdown
+from jobs.identity import unit_id
+from jobs.preparation import Prepared
+from jobs.progress import ProgressView
+from jobs.result_schema import DONE_STATUSES, Row
+from jobs.results import ResultStore
+from jobs.rows import Failure, RowMaker, RunContext
+from jobs.run_events import OnEvent, OnRows
+from jobs.run_meta import describe_run
+from jobs.summary import ResultSummary, summarize
+from jobs.tracker import RunStatus, SweepSummary, TrackedSweep, Tracker
+from jobs.tracking import make_tracker
+from jobs.work import WorkUnit
+
+
+@dataclass(frozen=True, slots=True)
+class SessionResult:
+    """How a run ended, and what its folder says now."""
+
+    summary: ResultSummary
+    is_interrupted: bool
+    is_mirrored: bool
+    how_to_open: str
+
+
+class Session:
+    """Runs what a plan owes and keeps store, tracker and progress in step. One writer: this process."""
+
+    def __init__(self, settings: Settings, prepared: Prepared, store: ResultStore, console: Console) -> None:
+        self._settings = settings
+        self._prepared = prepared
+        self._store = store
+        self._console = console
+        self._meta = describe_run(settings.name, store.read_run_meta())
+        self._tracker: Tracker = make_tracker(
+            is_enabled=settings.tracking.enabled,
+            uri=settings.tracking_uri,
+            artifact_dir=settings.output_dir.parent / "mlartifacts",
+        )
+
+    def run(self) -> SessionResult:
+        """Compute what is owed; an interrupt ends it early.
+
+        Raises:
+            TrackingError: the tracker cannot be reached; nothing has been done.
+            ResultError, ModelError, RayStartError, ResourcesError: the run could not go on; finished rows are kept.
+        """
+        self._tracker.start(self._tracked_sweep())
+        self._store.write_settings(self._settings.model_dump(mode="json"))
+        self._store.write_run_meta(self._meta)
+        self._store.write_plan(planned.cell for planned in self._prepared.plan.cells)
+        status: RunStatus = "FAILED"
+        try:
+            self._mirror_earlier_rows()
+            self._fail_impossible()
+            self._execute()
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+        finally:
+            summary, is_mirrored = self._finish(status)
+        return SessionResult(summary, status == "KILLED", is_mirrored, self._tracker.how_to_open)
+
+    def _execute(self) -> None:
+        units = self._prepared.plan.units
+        if not units:
+            return
+        run_units = _executor(self._settings.executor)
+        with ProgressView(units, self._console) as progress:
+            run_units(units, self._settings, self._context(), on_rows=self._keep, on_event=progress.on_event)
+
+    def _keep(self, unit: WorkUnit, rows: list[Row]) -> None:
+        self._store.write_unit(unit.unit_id, rows)
+        self._tracker.record_rows(rows)
+
+    def _fail_impossible(self) -> None:
+        """Cells that the plan found impossible become rows, a file per item."""
+        by_item: dict[str, list[PlannedCell]] = {}
+        for planned in self._prepared.plan.impossible:
+            by_item.setdefault(planned.cell.item_id, []).append(planned)
+        for cells in by_item.values():
+            rows_id = unit_id(planned.cell.identity for planned in cells)
+            maker = RowMaker(
+                self._context(), rows_id, self._settings.execution, time.time(), self._prepared.model
+            )
+            rows = [_impossible_row(maker, planned) for planned in cells]
+            self._store.write_unit(rows_id, rows)
+            self._tracker.record_rows(rows)
+
+    def _mirror_earlier_rows(self) -> None:
+        """Send what an earlier run stored and may not have delivered; sending twice adds nothing."""
+        plan = self._prepared.plan
+        if not plan.num_done or self._meta["mirrored_to"] == self._mirror_target:
+            return
+        wanted = {planned.cell.identity for planned in plan.cells}
+        rows = [row for row in self._store.read_table().to_pylist() if row["identity"] in wanted]
+        self._tracker.record_rows([row for row in rows if row["status"] in DONE_STATUSES])
+
+    def _finish(self, status: RunStatus) -> tuple[ResultSummary, bool]:
+        summary = summarize(self._store.read_table(), self._store.read_plan())
+        is_mirrored = self._tracker.finish(
+            SweepSummary(status, table_markdown(summary), row_counts(summary), final_metrics(summary))
+        )
+        self._meta["mirrored_to"] = self._mirror_target if is_mirrored else None
+        self._store.write_run_meta(self._meta)
+        return summary, is_mirrored
+
+    @property
+    def _mirror_target(self) -> str | None:
+        return self._settings.tracking_uri if self._settings.tracking.enabled else None
+
+    def _context(self) -> RunContext:
+        return RunContext(
+            sweep=self._settings.name,
+            model=self._prepared.model.name,
+            model_revision=self._prepared.model.revision,
+            query_mode=self._settings.query_mode.value,
+            seed=self._settings.seed,
+            versions=self._meta["versions"],
+            policy_versions=self._prepared.policy_versions,
+        )
+
+    def _tracked_sweep(self) -> TrackedSweep:
+        item_ids = dict.fromkeys(planned.cell.item_id for planned in self._prepared.plan.cells)
+        return TrackedSweep(
+            sweep_id=self._meta["sweep_id"],
+            name=self._settings.name,
+            experiment=self._settings.tracking.experiment or self._settings.name,
+            item_steps={item_id: step for step, item_id in enumerate(item_ids)},
+            params=flat_params(self._settings.model_dump(mode="json")),
+            git_commit=self._meta["git_commit"],
+        )
+
+
+class RunUnits(Protocol):
+    """What every executor is."""
+
+    def __call__(
+        self,
+        units: Sequence[WorkUnit],
+        settings: Settings,
+        context: RunContext,
+        *,
+        on_rows: OnRows,
+        on_event: OnEvent,
+    ) -> None: ...
+
+
+def _executor(name: str) -> RunUnits:
+    """Import only the executor that was asked for: inline works where Ray is not installed."""
+    if name == "inline":
+        from jobs import inline
+
+        return inline.run_units
+    from jobs import controller
+
+    return controller.run_units
+
+
+def _impossible_row(maker: RowMaker, planned: PlannedCell) -> Row:
+    error_type = "PromptError" if planned.planned is None else "BudgetError"
+    failure = Failure("plan", error_type, str(planned.impossible_reason), "")
+    return maker.failed(planned.cell, planned.item, planned.spec, failure)

@@ -1,0 +1,172 @@
+"""Run a sweep: `python jobs/sweep.py [CONFIG.yaml]`. The same command again computes only what is missing.
+
+Nothing but argparse is imported before the arguments are understood, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jobs.config import Settings
+
+EXIT_OK, EXIT_BAD_INPUT, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 130
+_OUR_PACKAGES = ("kvmerger", "evaluators", "jobs")
+_DEFAULT_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
+_EPILOG = """\
+exit codes: 0 all rows are there, 2 bad input, 3 some rows failed, 130 interrupted
+examples:
+  python jobs/sweep.py                                          the packaged demo model, about 5 minutes on 2 cores
+  python jobs/sweep.py --set tasks.0.limit=2 --executor inline  a quick look, without Ray
+  python jobs/sweep.py my.yaml --dry-run                        what it would do, without loading weights
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code. What a user can cause is told in a sentence, without a trace."""
+    options = _parser().parse_args(arguments)
+    try:
+        with _sigterm_interrupts():
+            return _check_policy(options.check_policy) if options.check_policy else _sweep(options)
+    except KeyboardInterrupt:
+        print("interrupted before the first row", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except ValueError as error:
+        if not _is_told_to_users(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sweep.py",
+        description="Evaluate KV-cache compression policies on long-context benchmarks: one prefill, every policy.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "config", nargs="?", type=Path, default=_DEFAULT_CONFIG, help="settings (default: the demo)"
+    )
+    parser.add_argument(
+        "--set", dest="overrides", metavar="a.b=value", action="append", default=[], help="change one setting"
+    )
+    parser.add_argument("--limit", type=_positive, metavar="N", help="items of each task")
+    parser.add_argument("--output_dir", "--output-dir", metavar="DIR", help="where results go")
+    parser.add_argument("--executor", choices=("inline", "ray"), help="inline: this process, without Ray")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the plan; loads no weights, writes nothing"
+    )
+    parser.add_argument(
+        "--check-policy", metavar="module:Class", help="run the contract tests on your own policy"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _settings_of(options: argparse.Namespace) -> Settings:
+    from jobs.config import load_settings
+
+    named = {"output_dir": options.output_dir, "executor": options.executor}
+    flags = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    return load_settings(options.config, [*options.overrides, *flags], options.limit)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    settings = _settings_of(options)
+    from rich.console import Console
+
+    from jobs.results import ResultStore
+
+    console = Console()
+    store = ResultStore(settings.output_dir)
+    from jobs.preparation import prepare
+
+    with console.status("reading the model's configuration, tokenizer and items …"):
+        prepared = prepare(settings, store)
+    if options.dry_run:
+        from jobs.dry_run import render_plan
+
+        console.print(render_plan(prepared.plan, prepared.model.weight_bytes))
+        return EXIT_OK
+    from jobs.session import Session
+
+    plan = prepared.plan
+    console.print(
+        f"{plan.num_items} items x {len(plan.variants)} variants = {plan.num_cells} rows, "
+        f"{plan.num_done} of them done; model {prepared.model.name} on {prepared.model.device}",
+        highlight=False,
+    )
+    result = Session(settings, prepared, store, console).run()
+    from jobs.report import render
+
+    console.print(render(result.summary, console.width))
+    _print_where_to_go(console, settings, result.how_to_open, result.is_mirrored)
+    if result.is_interrupted:
+        console.print("interrupted: the rows so far are kept, and the same command goes on", style="yellow")
+        return EXIT_INTERRUPTED
+    return EXIT_SOME_FAILED if result.summary.num_failed else EXIT_OK
+
+
+def _print_where_to_go(console: Console, settings: Settings, how_to_open: str, is_mirrored: bool) -> None:
+    def line(head: str, text: str) -> None:
+        console.print(f"[bold]{head:<12}[/bold]{text}", highlight=False, soft_wrap=True)
+
+    line("results", f"{settings.output_dir} (table again: python jobs/report.py {settings.output_dir})")
+    line("MLflow", how_to_open)
+    if not is_mirrored:
+        line("", "not all rows reached the tracker; the same command sends them again")
+    line(
+        "your own",
+        "python jobs/sweep.py --set model.name=HUB_ID_OR_FOLDER "
+        "--set 'tasks=[{name: longbench/qasper, data: FOLDER, limit: 20}]'",
+    )
+
+
+def _check_policy(name: str) -> int:
+    from kvmerger.contract import check_policy
+
+    results = check_policy(name)
+    for check, is_ok, message in results:
+        print(f"{'ok  ' if is_ok else 'FAIL'}  {check}{f': {message}' if message else ''}")
+    return EXIT_OK if all(is_ok for _, is_ok, _ in results) else EXIT_SOME_FAILED
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """A scheduler's SIGTERM ends a sweep like Ctrl-C: rows kept, partial table."""
+
+    def interrupt(signal_number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_told_to_users(error: ValueError) -> bool:
+    """Our own subclasses of ValueError are what a user can cause; any other ValueError is a bug and shows its trace."""
+    return any(
+        issubclass(kind, ValueError) and kind.__module__.partition(".")[0] in _OUR_PACKAGES
+        for kind in type(error).__mro__
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

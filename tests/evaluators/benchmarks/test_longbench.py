@@ -1,0 +1,155 @@
+"""LongBench items are the official rows in the official words, from either source, and bad data are named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from evaluators.benchmark import BenchmarkError, TaskSpec
+from evaluators.benchmarks.longbench_source import HUB_REVISION
+from evaluators.item import BenchmarkItem
+from evaluators.registry import load_items
+
+from ..conftest import CASES, SHARED_DATA, MakeTokenizer
+
+TASKS = ["hotpotqa", "qasper", "trec"]
+GOOD_ROW = {"input": "q", "context": "c", "answers": ["a"], "all_classes": ["a"]}
+
+
+@pytest.fixture
+def load(make_tokenizer: MakeTokenizer):
+    def load_task(task: str, **options: object) -> list[BenchmarkItem]:
+        return load_items(TaskSpec(f"longbench/{task}", **options), make_tokenizer())  # type: ignore[arg-type]
+
+    return load_task
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_gzip_and_hub_give_the_same_items_as_the_plain_file(
+    load, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = CASES / "longbench" / f"{task}.jsonl"
+    (tmp_path / f"{task}.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    snapshot = tmp_path / "datasets--zai-org--LongBench" / "snapshots" / HUB_REVISION
+    snapshot.mkdir(parents=True)
+    with zipfile.ZipFile(snapshot / "data.zip", "w") as archive:
+        archive.write(plain, f"data/{task}.jsonl")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    items = load(task, data=str(plain.parent))
+    assert load(task, data=str(tmp_path)) == items
+    assert load(task) == items
+
+
+def test_hub_out_of_reach_says_how_to_go_on(load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(BenchmarkError, match=r"set `data` to a folder that holds qasper\.jsonl"):
+        load("qasper")
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"official data are not at {SHARED_DATA}")
+@pytest.mark.parametrize("task", TASKS)
+def test_prompt_is_the_official_template_filled_in(load, task: str) -> None:
+    folder = SHARED_DATA / "longbench"
+    template = json.loads((folder / "dataset2prompt.json").read_text())[task]
+    max_new_tokens = json.loads((folder / "dataset2maxlen.json").read_text())[task]
+    with gzip.open(folder / f"{task}.jsonl.gz", "rt") as lines:
+        rows = [json.loads(line) for line in lines]
+    items = load(task, data=str(folder))
+    assert [item.prompt_text for item in items] == [template.format(**row) for row in rows]
+    assert {item.max_new_tokens for item in items} == {max_new_tokens}
+
+
+def test_template_is_withheld_for_trec_alone(load) -> None:
+    folder = str(CASES / "longbench")
+    withheld = {task for task in TASKS if not load(task, data=folder)[0].use_chat_template}
+    assert withheld == {"trec"}
+
+
+def test_question_and_instruction_follow_the_context(load) -> None:
+    item = load("qasper", data=str(CASES / "longbench"))[2]
+    assert item.after_context.endswith("\n\nQuestion: Which oven was used?\n\nAnswer:")
+    assert "{text}" in item.context
+
+
+def test_id_is_the_official_one_or_a_digest_of_the_content(load, tmp_path: Path) -> None:
+    assert load("qasper", data=str(CASES / "longbench"))[0].item_id == "longbench/qasper/aa01"
+    rows = [json.loads(line) for line in (CASES / "longbench" / "qasper.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["_id"]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "qasper.jsonl").write_text("\n".join(lines))
+    ids = [item.item_id for item in load("qasper", data=str(tmp_path))]
+    (tmp_path / "qasper.jsonl").write_text("\n".join(reversed(lines)))
+    assert [item.item_id for item in load("qasper", data=str(tmp_path))] == ids[::-1]
+    assert len(set(ids)) == 3
+
+
+def test_a_repeated_row_keeps_an_id_of_its_own(load, tmp_path: Path) -> None:
+    shutil.copy(CASES / "longbench" / "qasper.jsonl", tmp_path)
+    with (tmp_path / "qasper.jsonl").open("a") as file:
+        file.write(json.dumps(GOOD_ROW | {"_id": "aa01"}) + "\n")
+    assert load("qasper", data=str(tmp_path))[-1].item_id == "longbench/qasper/aa01-2"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"input": "q", ', "not valid JSON at column"),
+        (b"\xff\xfe", "not UTF-8 at byte 0"),
+        (b'["q", "c"]', "expected an object"),
+        (b'{"context": "c", "answers": ["a"]}', "'input' is missing; the row has answers, context"),
+        (b'{"input": "q", "context": 3, "answers": ["a"]}', "context must be a string; got 3"),
+        (b'{"input": "q", "context": " ", "answers": ["a"]}', "context is empty"),
+        (b'{"input": "q", "context": "c", "answers": "a"}', "answers must be a list of strings; got 'a'"),
+        (b'{"input": "q", "context": "c", "answers": []}', "answers is an empty list"),
+        (b'{"input": "q", "context": "c", "answers": ["a"], "_id": 5}', "_id must be a string; got 5"),
+    ],
+)
+def test_a_broken_line_is_named_with_file_number_and_fault(
+    load, tmp_path: Path, line: bytes, message: str
+) -> None:
+    file = tmp_path / "qasper.jsonl"
+    file.write_bytes(json.dumps(GOOD_ROW).encode() + b"\n\n" + line + b"\n")
+    with pytest.raises(BenchmarkError) as caught:
+        load("qasper", data=str(tmp_path))
+    assert f"{file}, line 3: " in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_trec_without_classes_is_refused(load, tmp_path: Path) -> None:
+    (tmp_path / "trec.jsonl").write_text(json.dumps(GOOD_ROW | {"all_classes": None}))
+    with pytest.raises(BenchmarkError, match="all_classes"):
+        load("trec", data=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("qasper.jsonl", b"\n\n", "has no rows"),
+        ("qasper.jsonl.gz", b"not gzip", "cannot be read"),
+        ("qasper.jsonl.gz", gzip.compress(b"x" * 1000)[:-12], "cannot be read"),
+    ],
+    ids=["empty", "not gzip", "cut off"],
+)
+def test_a_file_that_gives_no_rows_is_refused(
+    load, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BenchmarkError, match=message):
+        load("qasper", data=str(tmp_path))
+
+
+def test_missing_folder_and_file_name_the_nearest(load, tmp_path: Path) -> None:
+    (tmp_path / "longbench").mkdir()
+    (tmp_path / "longbench" / "qaspar.jsonl").touch()
+    with pytest.raises(BenchmarkError, match="Did you mean 'longbench'"):
+        load("qasper", data=str(tmp_path / "longbnech"))
+    with pytest.raises(BenchmarkError, match=r"Did you mean 'qaspar\.jsonl'"):
+        load("qasper", data=str(tmp_path / "longbench"))

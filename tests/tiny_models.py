@@ -1,0 +1,73 @@
+"""Small random models with grouped-query attention, twice: behind our seam, and as transformers runs them itself.
+
+Weights are larger than the usual initialisation, so that attention is far from uniform and a dropped token shows.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from kvmerger.attention import ATTENTION_NAME, register_attention
+from kvmerger.model_source import ModelInfo
+from kvmerger.models import LoadedModel
+
+VOCAB_SIZE = 211
+_CLASSES = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {}),
+}
+
+
+class TinyModel(NamedTuple):
+    """ours: behind the seam. plain: the same weights under transformers' own attention."""
+
+    ours: LoadedModel
+    plain: Any
+
+
+def tiny_model(
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    model_type: str = "llama",
+    num_layers: int = 5,
+    **config: Any,
+) -> TinyModel:
+    """A model of 4 query heads on 2 KV heads, fresh weights from ``seed``, without an end token."""
+    config_class, model_class, extra = _CLASSES[model_type]
+    made = config_class(
+        vocab_size=VOCAB_SIZE, hidden_size=64, intermediate_size=96, num_hidden_layers=num_layers,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=4096,
+        initializer_range=0.2, eos_token_id=None, bos_token_id=None, pad_token_id=None, **extra, **config,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    plain = model_class(copy.deepcopy(made)).to(dtype).eval()
+    register_attention()
+    behind_seam = (
+        model_class._from_config(copy.deepcopy(made), attn_implementation=ATTENTION_NAME).to(dtype).eval()
+    )
+    behind_seam.load_state_dict(plain.state_dict())
+    return TinyModel(LoadedModel(behind_seam, _info(made, dtype), frozenset()), plain)
+
+
+def _info(config: Any, dtype: torch.dtype) -> ModelInfo:
+    return ModelInfo(
+        name="tiny", revision="random", model_type=config.model_type, num_layers=config.num_hidden_layers,
+        num_query_heads=4, num_kv_heads=2, head_dim=16, vocab_size=VOCAB_SIZE, max_positions=4096,
+        dtype=str(dtype).removeprefix("torch."), device="cpu", weight_bytes=0,
+    )  # fmt: skip
