@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 MIN_CLUSTERS = 50  # below it the bootstrap covers too little (34-59 % at 8-20 clusters, measured)
 MIN_DISCORDANT_PAIRS = 6  # fewer cannot reach p < 0.05 in a sign test even if all agree (2 * 0.5**5 = 0.06)
@@ -99,6 +98,8 @@ def proportion_interval(num_successes: int, num_trials: int, confidence: float =
         raise StatisticsError(
             f"{num_successes} of {num_trials} is no proportion; need 0 <= k <= n and n > 0."
         )
+    from scipy import stats
+
     exact = stats.binomtest(num_successes, num_trials).proportion_ci(confidence, method="exact")
     return Interval(
         mean=num_successes / num_trials,
@@ -151,6 +152,8 @@ def _group(values: FloatArray, clusters: Sequence[Hashable]) -> _Clusters:
 
 
 def _student_t(clusters: _Clusters, mean: float, confidence: float) -> tuple[float, float]:
+    from scipy import stats  # here as below: importing scipy takes 0.7 s, which --help would wait for
+
     num = len(clusters.sizes_C)
     residuals_C = clusters.sums_C - clusters.sizes_C * mean
     error = np.sqrt(num / (num - 1) * np.sum(residuals_C**2)) / clusters.sizes_C.sum()
@@ -159,6 +162,8 @@ def _student_t(clusters: _Clusters, mean: float, confidence: float) -> tuple[flo
 
 
 def _bca_bootstrap(clusters: _Clusters, mean: float, confidence: float) -> tuple[float, float]:
+    from scipy import stats
+
     means_R = np.sort(_resampled_means(clusters))  # R: resamples
     share_below = (np.mean(means_R < mean) + np.mean(means_R <= mean)) / 2
     jackknife_C = (clusters.sums_C.sum() - clusters.sums_C) / (clusters.sizes_C.sum() - clusters.sizes_C)

@@ -1,22 +1,34 @@
-"""Ray, reduced to starting actors, giving them units and asking who has answered; it decides nothing.
+"""Ray, reduced to a session, starting actors, giving them units and asking who has answered; it decides nothing.
 
 Every call that was made is reported once, with its value or its exception, unless its actor was stopped before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import ray
+from ray import exceptions as ray_errors
 
 from jobs.actor import EngineActor
 from jobs.config import ModelSettings
 from jobs.rows import RunContext
 from jobs.work import WorkUnit
 from jobs.worker import LoadEngine
+
+_CONNECT_TIMEOUT_S = 5.0
+_OBJECT_STORE_BYTES = 200 * 2**20  # rows are small; Ray would take a third of the memory
+
+
+class RayStartError(ValueError):
+    """Ray cannot be reached or started; raised before any work is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +133,45 @@ class ActorPool:
             return Answer(call.actor_id, call.call, call.unit_id, ray.get(ref), None)
         except Exception as error:  # noqa: BLE001 - edge of the process: the controller maps it by type
             return Answer(call.actor_id, call.call, call.unit_id, None, error)
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """An initialised Ray: the caller's own, the cluster RAY_ADDRESS names, or a local one that is ours to stop.
+
+    Raises:
+        RayStartError: in seconds, with the remedy.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            _check_listening(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        else:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                object_store_memory=_OBJECT_STORE_BYTES,
+            )
+    except (OSError, RuntimeError, ValueError, ray_errors.RayError) as error:  # ConnectionError is an OSError
+        raise RayStartError(
+            f"Ray at {address or 'this machine'} cannot be used ({type(error).__name__}: {error}); check that "
+            f"RAY_ADDRESS is right and RAY_AUTH_MODE and the token are the cluster's, or run with "
+            f"`executor: inline`"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_listening(address: str) -> None:
+    """Ray itself would try an address nobody listens at for minutes, and end the process in the end."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()

@@ -5,18 +5,15 @@ Each unit's rows are handed over exactly once, from this thread, as soon as they
 
 from __future__ import annotations
 
-import logging
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import ray
 from ray import exceptions as ray_errors
 
 from jobs import run_events
-from jobs.actor_pool import ActorPool, ActorResources, Answer, Call, resources_for
+from jobs.actor_pool import ActorPool, ActorResources, Answer, Call, ray_session, resources_for
 from jobs.config import Settings
 from jobs.failure import ErrorKind, FailurePolicy
 from jobs.result_schema import Row
@@ -49,7 +46,6 @@ PLACEMENT_TIMEOUT_S = 600.0
 """A cluster that grows needs minutes for a new machine; one that cannot would otherwise wait for ever."""
 
 _POLL_S = 1.0
-_OBJECT_STORE_BYTES = 200 * 2**20  # rows are small; Ray would take a third of the memory
 # The first type that fits decides. ActorUnavailableError counts as death: its actor is killed before a retry.
 _ERROR_KINDS: tuple[tuple[type[Exception], ErrorKind], ...] = (
     (ray_errors.ActorUnschedulableError, ErrorKind.NO_RESOURCES),
@@ -63,10 +59,6 @@ _ERROR_KINDS: tuple[tuple[type[Exception], ErrorKind], ...] = (
 )
 _RAISED_IN = {Call.LOAD: ErrorKind.LOAD_RAISED, Call.RUN: ErrorKind.UNIT_RAISED}
 _LEAVES_ACTOR_ALIVE = frozenset({ErrorKind.RESULT_LOST, ErrorKind.UNIT_RAISED})
-
-
-class RayStartError(ValueError):
-    """Ray cannot be reached or started; raised before any work is done."""
 
 
 class ResourcesError(ValueError):
@@ -97,7 +89,7 @@ def run_units(
     """
     if not units:
         return
-    with _ray_session():
+    with ray_session():
         resources = resources or resources_for(ray.nodes(), device=settings.model.device)
         pool = ActorPool(settings.model, context, load, resources)
         scheduler = Scheduler(
@@ -251,33 +243,3 @@ def _describe_shortage(resources: ActorResources, timeout_s: float) -> str:
 
 def _counts(resources: Mapping[str, float]) -> str:
     return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
-
-
-@contextmanager
-def _ray_session() -> Iterator[None]:
-    """An initialised Ray: the caller's own, the cluster RAY_ADDRESS names, or a local one that is ours to stop."""
-    if ray.is_initialized():
-        yield
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-        else:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                object_store_memory=_OBJECT_STORE_BYTES,
-            )
-    except (OSError, RuntimeError, ValueError, ray_errors.RayError) as error:  # ConnectionError is an OSError
-        raise RayStartError(
-            f"Ray at {address or 'this machine'} cannot be used ({type(error).__name__}: {error}); check that "
-            f"RAY_ADDRESS is right and RAY_AUTH_MODE and the token are the cluster's, or run with "
-            f"`executor: inline`"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()

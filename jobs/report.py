@@ -22,7 +22,12 @@ from jobs.summary import ResultSummary, TaskSummary, summarize
 
 _WIDE_COLUMNS = 140
 """From this width on an interval stands beside its mean, below it on a line of its own."""
+_LOG_COLUMNS = 100
 _MESSAGE_CHARS = 300
+_LEGEND = (
+    "with 95 % intervals; NLL in nats per token of the gold answer; recov.: of what the context is worth to that NLL, "
+    "the share that is left (0 to 1); KL and top-1 against the full cache along its own answer; kept: measured slots"
+)
 EXIT_OK, EXIT_BAD_INPUT = 0, 2
 
 
@@ -35,16 +40,22 @@ def render(summary: ResultSummary, width: int) -> RenderableType:
             parts += [task_table(task, width >= _WIDE_COLUMNS), *_notes(task), Text()]
         if len(tasks) > 1:
             parts += [overall_table(setting, summary.macro_means(setting), len(tasks)), Text()]
-    return Group(*parts, *_failure_lines(summary), *_sum_lines(summary))
+    legend = [Text(_LEGEND, style="dim"), Text()] if parts else []
+    return Group(*parts, *legend, *_failure_lines(summary), *_sum_lines(summary))
+
+
+def report_console(width: int | None = None) -> Console:
+    """Standard output, `width` columns wide: by default as wide as the terminal, or what a log file should get."""
+    return Console(width=width or (None if sys.stdout.isatty() else _LOG_COLUMNS))
 
 
 def _notes(task: TaskSummary) -> Iterator[Text]:
     if task.is_too_few:
-        yield Text(
-            f"n = {task.num_clusters} clusters: too few for a verdict ({MIN_CLUSTERS} are needed); "
-            "the intervals are Student's t over contexts",
-            style="yellow",
+        clusters = "1 cluster" if task.num_clusters == 1 else f"{task.num_clusters} clusters"
+        why = (
+            f"too few for a verdict ({MIN_CLUSTERS} are needed); the intervals are Student's t over contexts"
         )
+        yield Text(f"n = {clusters}: {why}", style="yellow")
     if not task.has_scale and task.num_clusters:
         yield Text("no verdict: the full cache does not beat having no context, so nothing can be recovered")
     for variant in task.variants:
@@ -92,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"error: there are no results in {str(options.results_dir)!r}; run jobs/sweep.py", file=sys.stderr
         )
         return EXIT_BAD_INPUT
-    console = Console(width=options.width)
+    console = report_console(options.width)
     console.print(render(summarize(table, planned), console.width))
     return EXIT_OK
 

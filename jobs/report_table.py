@@ -16,6 +16,7 @@ from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, REFERENCE_LABELS
 UNKNOWN = "-"
 _BYTES_PER_UNIT = 1024
 _SHOWN_NAMES = {FULL: "full cache", FULL_AA: "full again (A/A noise)", NO_CONTEXT: "no context (tail alone)"}
+_MIN_NAME_COLUMNS = 12
 _HEADS = ("n", "answer NLL", "recov.", "KL (nats)", "top-1", "score", "kept", "KV bytes")
 _MEAN_HEADS = ("answer NLL", "recov.", "KL (nats)", "top-1", "score", "kept", "KV bytes")
 
@@ -87,7 +88,7 @@ def _empty_table(title: str, setting: Setting, heads: Sequence[str]) -> Table:
         padding=(0, 1, 0, 0),
         show_edge=False,
     )
-    table.add_column("variant", overflow="fold")
+    table.add_column("variant", overflow="fold", min_width=_MIN_NAME_COLUMNS)
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     return table

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rich.console import Console
-
 from jobs.cells import PlannedCell
 from jobs.config import Settings
 from jobs.final_numbers import final_metrics, flat_params, row_counts, table_markdown
@@ -42,11 +40,10 @@ class SessionResult:
 class Session:
     """Runs what a plan owes and keeps store, tracker and progress in step. One writer: this process."""
 
-    def __init__(self, settings: Settings, prepared: Prepared, store: ResultStore, console: Console) -> None:
+    def __init__(self, settings: Settings, prepared: Prepared, store: ResultStore) -> None:
         self._settings = settings
         self._prepared = prepared
         self._store = store
-        self._console = console
         self._meta = describe_run(settings.name, store.read_run_meta())
         self._tracker: Tracker = make_tracker(
             is_enabled=settings.tracking.enabled,
@@ -82,7 +79,7 @@ class Session:
         if not units:
             return
         run_units = _executor(self._settings.executor)
-        with ProgressView(units, self._console) as progress:
+        with ProgressView(units) as progress:
             run_units(units, self._settings, self._context(), on_rows=self._keep, on_event=progress.on_event)
 
     def _keep(self, unit: WorkUnit, rows: list[Row]) -> None:

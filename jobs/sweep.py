@@ -34,6 +34,8 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code. What a user can cause is told in a sentence, without a trace."""
     options = _parser().parse_args(arguments)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # so that `module:Class` finds a policy beside the user
     try:
         with _sigterm_interrupts():
             return _check_policy(options.check_policy) if options.check_policy else _sweep(options)
@@ -88,11 +90,10 @@ def _settings_of(options: argparse.Namespace) -> Settings:
 
 def _sweep(options: argparse.Namespace) -> int:
     settings = _settings_of(options)
-    from rich.console import Console
-
+    from jobs.report import report_console
     from jobs.results import ResultStore
 
-    console = Console()
+    console = report_console()
     store = ResultStore(settings.output_dir)
     from jobs.preparation import prepare
 
@@ -111,7 +112,7 @@ def _sweep(options: argparse.Namespace) -> int:
         f"{plan.num_done} of them done; model {prepared.model.name} on {prepared.model.device}",
         highlight=False,
     )
-    result = Session(settings, prepared, store, console).run()
+    result = Session(settings, prepared, store).run()
     from jobs.report import render
 
     console.print(render(result.summary, console.width))
@@ -141,9 +142,11 @@ def _check_policy(name: str) -> int:
     from kvmerger.contract import check_policy
 
     results = check_policy(name)
-    for check, is_ok, message in results:
-        print(f"{'ok  ' if is_ok else 'FAIL'}  {check}{f': {message}' if message else ''}")
-    return EXIT_OK if all(is_ok for _, is_ok, _ in results) else EXIT_SOME_FAILED
+    for it in results:
+        print(f"{'ok  ' if it.is_ok else 'FAIL'}  {it.name}{f': {it.message}' if it.message else ''}")
+    num_failed = sum(not it.is_ok for it in results)
+    print(f"{name}: {len(results) - num_failed} of {len(results)} checks passed")
+    return EXIT_SOME_FAILED if num_failed else EXIT_OK
 
 
 @contextmanager

@@ -53,8 +53,8 @@ BudgetSpec = KeptRatio | SlotCount | LikeVariant
 class Budget:
     """The slots one layer may keep, one whole number per KV head.
 
-    ``asked_ratio`` is the fraction the user asked of the whole model (0–1), for rules that scale with the budget; a
-    layer's own share may differ from it.
+    ``asked_ratio`` is the fraction asked for (0–1), for rules that scale with the budget. It is what the user wrote,
+    unless the policy's own `allocate` moved slots between layers.
     """
 
     num_slots_H: tuple[int, ...]

@@ -41,7 +41,7 @@ class KVMerger(Policy):
             and the budget only chooses the protected fractions.
         eps: cosine threshold, in (-1, 1].
         recent_ratio, heavy_ratio: fractions of the prompt never merged (most recent, most attended); None follows the
-            budget as `protected_ratios` says.
+            layer's budget as `protected_ratios` says (in threshold mode the budget asked for).
         sigma: kernel width, or None for each run's mean distance to its pivot over √2.
         value_factor: ``convex`` weights values like keys; ``count`` multiplies them by the run's size (the paper).
         merge_keys: False leaves the pivot's key as it is.
@@ -111,9 +111,11 @@ class KVMerger(Policy):
         if isinstance(budget, LikeVariant):
             return
         num_slots = num_slots_for(budget, shape.num_tokens)
+        kept_ratio = effective_ratio(budget, shape.num_tokens)
         if self.mode == "exact":
             num_slots = self._slots_of_merged_layers(num_slots, shape.num_tokens, shape.num_layers)
-        self._require_room(num_slots, shape.num_tokens, effective_ratio(budget, shape.num_tokens))
+            kept_ratio = max(0.0, num_slots / shape.num_tokens)
+        self._require_room(num_slots, shape.num_tokens, kept_ratio)
 
     def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
         """Skipped layers keep everything; the others pay for it, so that the whole model meets the budget."""
@@ -124,7 +126,9 @@ class KVMerger(Policy):
         if self.mode == "threshold":
             return tuple(whole if index in skipped else budget for index, budget in enumerate(budget_L))
         num_slots = self._slots_of_merged_layers(budget_L[0].num_slots_H[0], num_tokens, num_layers)
-        merged = Budget.uniform(num_slots, num_heads, asked_ratio)
+        # What is protected follows what these layers may keep: by the whole model's ratio, a model of few layers would
+        # have more protected tokens than its merged layers have slots.
+        merged = Budget.uniform(num_slots, num_heads, num_slots / num_tokens)
         return tuple(whole if index in skipped else merged for index in range(num_layers))
 
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import pytest
 
 from evaluators.benchmarks.haystack import load_haystack
+from evaluators.item import BenchmarkItem
 
 if TYPE_CHECKING:  # imported where used, so that collecting the tests stays fast
     from transformers import PreTrainedTokenizerFast
 
 MakeTokenizer: TypeAlias = "Callable[..., PreTrainedTokenizerFast]"
+LoadTask = Callable[..., list[BenchmarkItem]]
 
 CASES = Path(__file__).parent / "cases"
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"

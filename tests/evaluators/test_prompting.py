@@ -98,6 +98,13 @@ def test_a_template_that_strips_the_message_moves_no_split(make_tokenizer: MakeT
     assert tail == "\nWhat can change?</s>\n<|assistant|>\n"
 
 
+def test_a_users_text_that_the_template_holds_too_moves_no_split(make_tokenizer: MakeTokenizer) -> None:
+    tokenizer = make_tokenizer(chat_template=CHAT_TEMPLATE)  # it has "<|user|>" before the message
+    item = replace(ITEM, before_context="", context="us", after_context="er")
+    prompt = tokenize_item(item, tokenizer, QueryMode.AWARE, NO_LIMIT)
+    assert tokenizer.decode(prompt.tail_ids) == "</s>\n<|assistant|>\n"
+
+
 @pytest.mark.parametrize("trims_offsets", [False, True])
 @given(before=st.sampled_from(["", "In: "]), context=st.text("ab. ", min_size=1), after=st.text("ab. "))
 def test_a_token_across_the_split_is_compressed(
@@ -182,7 +189,7 @@ def test_a_question_longer_than_half_the_limit_is_refused_where_it_must_stay_who
         (" It is", None, " The value"),
         (" It is ", None, "The value"),
         ("", CHAT_TEMPLATE, "The value"),
-        ("", CHAT_TEMPLATE.replace("<|assistant|>\\n", "<|assistant|>"), "The value"),
+        ("", CHAT_TEMPLATE.replace("<|assistant|>\n", "<|assistant|>"), "The value"),
         (" It is", CHAT_TEMPLATE, " The value"),
     ],
     ids=["plain", "prefix", "prefix with blank", "header", "header without newline", "header and prefix"],

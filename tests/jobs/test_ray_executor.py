@@ -12,8 +12,8 @@ import ray
 from ray import exceptions as ray_errors
 
 from jobs import controller
-from jobs.actor_pool import ActorResources, Answer, Call, resources_for
-from jobs.controller import RayStartError, ResourcesError, error_kind, event_of
+from jobs.actor_pool import ActorResources, Answer, Call, RayStartError, resources_for
+from jobs.controller import ResourcesError, error_kind, event_of
 from jobs.failure import ErrorKind, FailurePolicy
 from jobs.result_schema import check_rows
 from jobs.run_events import UnitEnded, UnitStarted, WorkerLost
@@ -62,6 +62,28 @@ def run(units: list[WorkUnit], recorder: Recorder, load: FakeLoad, **options: An
 
 def identities_of(units: list[WorkUnit]) -> list[str]:
     return sorted(cell.identity for unit in units for cell in unit.cells)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "no-such-scheme://x"])
+def test_cluster_that_cannot_be_reached_is_refused_in_seconds(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First in this file: the others share a Ray, and who has one is not asked for an address."""
+    assert not ray.is_initialized()
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    begin_s = time.monotonic()
+    with pytest.raises(RayStartError, match="RAY_ADDRESS is right"):
+        run([make_unit("u")], Recorder(), FakeLoad())
+    assert time.monotonic() - begin_s < 10
+
+
+@pytest.mark.ray
+def test_ray_that_was_started_for_the_run_is_stopped_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    recorder, units = Recorder(), [make_unit("u")]
+    run(units, recorder, FakeLoad())
+    assert recorder.identities() == identities_of(units)
+    assert not ray.is_initialized()
 
 
 @pytest.mark.ray
@@ -114,7 +136,7 @@ def test_model_that_cannot_be_loaded_ends_the_run_with_its_own_error(local_ray: 
 @pytest.mark.ray
 def test_resources_that_nobody_has_are_an_error_and_not_an_endless_wait(local_ray: None) -> None:
     begin_s = time.monotonic()
-    with pytest.raises(ResourcesError, match="1000 CPUs.*executor: inline"):
+    with pytest.raises(ResourcesError, match=r"1000 CPUs.*executor: inline"):
         run(
             [make_unit("u")],
             Recorder(),
@@ -147,14 +169,6 @@ def test_nothing_to_do_starts_no_actor(local_ray: None) -> None:
     recorder = Recorder()
     run([], recorder, FakeLoad())
     assert recorder.events == []
-
-
-def test_cluster_that_cannot_be_reached_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    if ray.is_initialized():
-        pytest.skip("another test of this session holds a local Ray")
-    monkeypatch.setenv("RAY_ADDRESS", "no-scheme-known://127.0.0.1:1")
-    with pytest.raises(RayStartError, match="RAY_ADDRESS"):
-        run([make_unit("u")], Recorder(), FakeLoad())
 
 
 def node(**resources: float) -> dict[str, Any]:

@@ -61,16 +61,18 @@ def make_prompt(seed: int, num_tokens: int, mode: str, num_questions: int = 2) -
     return Prompt(tuple(context[:num_tokens]), questions)
 
 
-def make_rows(model: TinyModel, prompt: Prompt) -> list[Row]:
+def make_rows(
+    model: TinyModel, prompt: Prompt, policies: list[dict] = POLICIES, ragged_label: str = "ragged"
+) -> list[Row]:
     """A row per variant (full and no-context rows too) and question, from one prefill."""
-    built = variants()
+    built = [build_variant(spec) for spec in parse_policies(policies)]
     needs = frozenset(need for variant in built for need in variant.policy.needs())
     prefilled = prefill(model.ours, prompt.context_ids, needs)
     compression = compress_all(prefilled, built)
     assert not compression.failed
     prefixes = {label: done.prefix for label, done in compression.done.items()}
     prefixes[NO_CONTEXT] = empty_prefix(prefilled)
-    assert any(not layer.is_uniform for layer in prefixes["ragged"]), (
+    assert any(not layer.is_uniform for layer in prefixes[ragged_label]), (
         "no head differs in length: nothing ragged is tested"
     )
     return [

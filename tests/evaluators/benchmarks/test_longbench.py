@@ -16,14 +16,14 @@ from evaluators.benchmarks.longbench_source import HUB_REVISION
 from evaluators.item import BenchmarkItem
 from evaluators.registry import load_items
 
-from ..conftest import CASES, SHARED_DATA, MakeTokenizer
+from ..conftest import CASES, SHARED_DATA, LoadTask, MakeTokenizer
 
 TASKS = ["hotpotqa", "qasper", "trec"]
 GOOD_ROW = {"input": "q", "context": "c", "answers": ["a"], "all_classes": ["a"]}
 
 
 @pytest.fixture
-def load(make_tokenizer: MakeTokenizer):
+def load(make_tokenizer: MakeTokenizer) -> LoadTask:
     def load_task(task: str, **options: object) -> list[BenchmarkItem]:
         return load_items(TaskSpec(f"longbench/{task}", **options), make_tokenizer())  # type: ignore[arg-type]
 
@@ -32,7 +32,7 @@ def load(make_tokenizer: MakeTokenizer):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_gzip_and_hub_give_the_same_items_as_the_plain_file(
-    load, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    load: LoadTask, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = CASES / "longbench" / f"{task}.jsonl"
     (tmp_path / f"{task}.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
@@ -46,7 +46,9 @@ def test_gzip_and_hub_give_the_same_items_as_the_plain_file(
     assert load(task) == items
 
 
-def test_hub_out_of_reach_says_how_to_go_on(load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_out_of_reach_says_how_to_go_on(
+    load: LoadTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(BenchmarkError, match=r"set `data` to a folder that holds qasper\.jsonl"):
@@ -55,7 +57,7 @@ def test_hub_out_of_reach_says_how_to_go_on(load, tmp_path: Path, monkeypatch: p
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"official data are not at {SHARED_DATA}")
 @pytest.mark.parametrize("task", TASKS)
-def test_prompt_is_the_official_template_filled_in(load, task: str) -> None:
+def test_prompt_is_the_official_template_filled_in(load: LoadTask, task: str) -> None:
     folder = SHARED_DATA / "longbench"
     template = json.loads((folder / "dataset2prompt.json").read_text())[task]
     max_new_tokens = json.loads((folder / "dataset2maxlen.json").read_text())[task]
@@ -66,19 +68,19 @@ def test_prompt_is_the_official_template_filled_in(load, task: str) -> None:
     assert {item.max_new_tokens for item in items} == {max_new_tokens}
 
 
-def test_template_is_withheld_for_trec_alone(load) -> None:
+def test_template_is_withheld_for_trec_alone(load: LoadTask) -> None:
     folder = str(CASES / "longbench")
     withheld = {task for task in TASKS if not load(task, data=folder)[0].use_chat_template}
     assert withheld == {"trec"}
 
 
-def test_question_and_instruction_follow_the_context(load) -> None:
+def test_question_and_instruction_follow_the_context(load: LoadTask) -> None:
     item = load("qasper", data=str(CASES / "longbench"))[2]
     assert item.after_context.endswith("\n\nQuestion: Which oven was used?\n\nAnswer:")
     assert "{text}" in item.context
 
 
-def test_id_is_the_official_one_or_a_digest_of_the_content(load, tmp_path: Path) -> None:
+def test_id_is_the_official_one_or_a_digest_of_the_content(load: LoadTask, tmp_path: Path) -> None:
     assert load("qasper", data=str(CASES / "longbench"))[0].item_id == "longbench/qasper/aa01"
     rows = [json.loads(line) for line in (CASES / "longbench" / "qasper.jsonl").read_text().splitlines()]
     for row in rows:
@@ -91,7 +93,7 @@ def test_id_is_the_official_one_or_a_digest_of_the_content(load, tmp_path: Path)
     assert len(set(ids)) == 3
 
 
-def test_a_repeated_row_keeps_an_id_of_its_own(load, tmp_path: Path) -> None:
+def test_a_repeated_row_keeps_an_id_of_its_own(load: LoadTask, tmp_path: Path) -> None:
     shutil.copy(CASES / "longbench" / "qasper.jsonl", tmp_path)
     with (tmp_path / "qasper.jsonl").open("a") as file:
         file.write(json.dumps(GOOD_ROW | {"_id": "aa01"}) + "\n")
@@ -113,7 +115,7 @@ def test_a_repeated_row_keeps_an_id_of_its_own(load, tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_line_is_named_with_file_number_and_fault(
-    load, tmp_path: Path, line: bytes, message: str
+    load: LoadTask, tmp_path: Path, line: bytes, message: str
 ) -> None:
     file = tmp_path / "qasper.jsonl"
     file.write_bytes(json.dumps(GOOD_ROW).encode() + b"\n\n" + line + b"\n")
@@ -123,7 +125,7 @@ def test_a_broken_line_is_named_with_file_number_and_fault(
     assert message in str(caught.value)
 
 
-def test_trec_without_classes_is_refused(load, tmp_path: Path) -> None:
+def test_trec_without_classes_is_refused(load: LoadTask, tmp_path: Path) -> None:
     (tmp_path / "trec.jsonl").write_text(json.dumps(GOOD_ROW | {"all_classes": None}))
     with pytest.raises(BenchmarkError, match="all_classes"):
         load("trec", data=str(tmp_path))
@@ -139,14 +141,14 @@ def test_trec_without_classes_is_refused(load, tmp_path: Path) -> None:
     ids=["empty", "not gzip", "cut off"],
 )
 def test_a_file_that_gives_no_rows_is_refused(
-    load, tmp_path: Path, name: str, content: bytes, message: str
+    load: LoadTask, tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BenchmarkError, match=message):
         load("qasper", data=str(tmp_path))
 
 
-def test_missing_folder_and_file_name_the_nearest(load, tmp_path: Path) -> None:
+def test_missing_folder_and_file_name_the_nearest(load: LoadTask, tmp_path: Path) -> None:
     (tmp_path / "longbench").mkdir()
     (tmp_path / "longbench" / "qaspar.jsonl").touch()
     with pytest.raises(BenchmarkError, match="Did you mean 'longbench'"):

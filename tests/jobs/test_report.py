@@ -1,0 +1,123 @@
+"""The report: everything a reader needs stands in the text, at every width, from the files alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from jobs.report import main, render
+from jobs.report_table import human_bytes
+from jobs.result_schema import FAILED, RESULT_SCHEMA, Row
+from jobs.results import ResultStore
+from jobs.summary import summarize
+from jobs.work import Cell
+from tests.jobs.row_fakes import make_row
+
+LABELS = ("full", "no_context", "full_aa", "knorm@0.5", "streaming_llm@0.35")
+
+
+def rows_of(task: str, **values: Any) -> list[Row]:
+    numbers = {
+        "answer_nll": 1.25,
+        "kl_mean": 0.5,
+        "top1_agreement": 0.875,
+        "kept_ratio": 0.5,
+        "kv_bytes": 3 * 2**20,
+    }
+    return [
+        make_row(f"{task}/{index}/{label}", item_id=f"{task}/{index}", task=task, variant=label, policy=label)
+        | numbers
+        | {"cluster_id": f"c{index}", "score": float(index < 3)}
+        | values
+        for label in LABELS
+        for index in range(4)
+    ]
+
+
+def text_of(rows: list[Row], width: int) -> str:
+    console = Console(width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(render(summarize(pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)), width))
+    return captured.get()
+
+
+@pytest.mark.parametrize("width", [100, 140])
+def test_every_number_is_in_the_table_and_no_line_is_too_long(width: int) -> None:
+    text = text_of(rows_of("task"), width)
+    for part in ("streaming_llm@0.35", "1.250", "0.500", "0.88", "3 of 4", "50.0%", "3.0 MiB", "A/A noise"):
+        assert part in text
+    assert max(map(len, text.splitlines())) <= width
+    assert "planned 20 = 20 ok + 0 truncated + 0 failed" in text
+
+
+def test_few_clusters_are_called_too_few() -> None:
+    assert "n = 4 clusters: too few for a verdict" in text_of(rows_of("task"), 100)
+
+
+def test_a_task_without_a_scale_carries_no_verdict() -> None:
+    assert "no verdict" in text_of(rows_of("task"), 100)
+
+
+def test_failures_and_degenerate_variants_are_told_with_their_reason() -> None:
+    rows = rows_of("task")
+    rows[12] |= {
+        "status": FAILED,
+        "failure_phase": "decode",
+        "failure_type": "MyError",
+        "failure_message": "[why]",
+    }
+    rows[16] |= {"is_degenerate": True, "degenerate_reason": "it all fits"}
+    text = text_of(rows, 140)
+    assert "failed: knorm@0.5, 1 x MyError in decode: [why]" in text and "3/4" in text
+    assert "degenerate: streaming_llm@0.35, 1 of 4 rows: it all fits" in text
+
+
+def test_modes_never_share_a_table_and_tasks_get_an_overall_one() -> None:
+    rows = (
+        rows_of("a")
+        + rows_of("b")
+        + [row | {"identity": row["identity"] + "q", "query_mode": "query_agnostic"} for row in rows_of("a")]
+    )
+    text = text_of(rows, 140)
+    assert text.count("benchmark/a") == 2 and text.count("benchmark/b") == 1
+    assert text.count("all 2 tasks") == 1
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (5 * 2**40, "5.0 TiB")],
+)
+def test_bytes_are_shown_in_the_unit_that_fits(num_bytes: float | None, text: str) -> None:
+    assert human_bytes(num_bytes) == text
+
+
+def test_the_script_needs_only_the_files_and_nothing_heavy(tmp_path: Path, repo_root: Path) -> None:
+    store = ResultStore(tmp_path)
+    rows = rows_of("task", unit_id="u1")
+    store.write_unit("u1", rows)
+    store.write_plan(
+        [Cell(row["identity"], row["item_id"], row["variant"]) for row in rows] + [Cell("x", "i", "full")]
+    )
+    check = (
+        "import runpy, sys; sys.argv = ['report.py', sys.argv[1]]\n"
+        "try: runpy.run_path('jobs/report.py', run_name='__main__')\n"
+        "finally: assert not {'torch', 'ray', 'mlflow', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check, str(tmp_path)],
+        cwd=repo_root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "planned 21 = 20 ok + 0 truncated + 0 failed + 1 missing" in done.stdout
+
+
+def test_a_folder_without_results_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none")]) == 2
+    assert "no results" in capsys.readouterr().err

@@ -1,0 +1,116 @@
+"""Policy entries as people write them, and what an identity is made from."""
+
+import pytest
+
+from kvmerger.budget import BudgetError, KeptRatio, LikeVariant, SlotCount
+from kvmerger.policies.base import PolicyError
+from kvmerger.variants import VariantError, VariantSpec, build_variant, parse_policies, parse_policy_entry
+
+
+def test_a_list_of_budgets_gives_one_variant_each() -> None:
+    specs = parse_policy_entry({"name": "snapkv", "budget": [0.5, 512], "window_size": 32})
+    assert [(spec.label, spec.budget) for spec in specs] == [
+        ("snapkv@0.5", KeptRatio(0.5)),
+        ("snapkv@512", SlotCount(512)),
+    ]
+    assert all(spec.params == (("window_size", 32),) for spec in specs)
+
+
+def test_kvpress_ratios_are_converted() -> None:
+    assert parse_policy_entry({"name": "knorm", "compression_ratio": [0.7]})[0].budget == KeptRatio(0.3)
+
+
+@pytest.mark.parametrize("name", ["full", "no_press", "baseline", "none", "full_cache"])
+def test_the_full_cache_has_its_usual_names(name: str) -> None:
+    assert parse_policy_entry(name) == [VariantSpec("full", "full")]
+
+
+@pytest.mark.parametrize(
+    ("budget", "label"), [(0.5, "kvmerger_paper[0.17+0.12]"), (0.35, "kvmerger_paper[0.08+0.02]")]
+)
+def test_the_papers_rows_promise_no_ratio(budget: float, label: str) -> None:
+    assert parse_policy_entry({"name": "kvmerger_paper", "budget": budget})[0].label == label
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"name": "snapkv", "ratio": 0.5}, "bare `ratio`"),
+        ({"name": "snapkv", "budget": 0.5, "compression_ratio": 0.5}, "both"),
+        ({"name": "snapkv"}, "needs a budget"),
+        ({"name": "full", "budget": 0.5}, "takes no budget"),
+        ({"budget": 0.5}, "name"),
+        (7, "name"),
+    ],
+)
+def test_unclear_entries_are_refused(entry: object, message: str) -> None:
+    with pytest.raises(VariantError, match=message):
+        parse_policy_entry(entry)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("budget", [0, 1.5])
+def test_budgets_outside_their_range_are_refused(budget: float) -> None:
+    with pytest.raises(BudgetError, match=str(budget)):
+        parse_policy_entry({"name": "snapkv", "budget": budget})
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([{"name": "knorm", "budget": 0.5}, {"name": "knorm", "budget": 0.5}], "two policies have the label"),
+        (
+            [{"name": "knorm", "budget": {"like": "snapkv@0.5"}}, {"name": "snapkv", "budget": 0.4}],
+            "did you mean 'snapkv@0.4'",
+        ),
+        ([{"name": "knorm", "budget": {"like": "a"}, "label": "a"}], "circle"),
+        (
+            [
+                {"name": "knorm", "budget": {"like": "b"}, "label": "a"},
+                {"name": "knorm", "budget": {"like": "a"}, "label": "b"},
+            ],
+            "circle",
+        ),
+    ],
+)
+def test_labels_must_lead_somewhere(entries: list, message: str) -> None:
+    with pytest.raises(VariantError, match=message):
+        parse_policies(entries)
+
+
+def test_identity_ignores_labels_and_follows_like() -> None:
+    def canonical(label: str, budget: float) -> dict:
+        specs = parse_policies(
+            [
+                {"name": "snapkv", "budget": budget, "label": label},
+                {"name": "random", "budget": {"like": label}, "label": "r"},
+            ]
+        )
+        return specs[1].canonical({spec.label: spec for spec in specs})
+
+    assert canonical("a", 0.5) == canonical("b", 0.5)
+    assert canonical("a", 0.5) != canonical("a", 0.4)
+
+
+def test_specs_are_hashable_values() -> None:
+    spec = parse_policy_entry(
+        {"name": "kvmerger", "budget": {"like": "x"}, "skip_layers": [0, -1], "label": "m"}
+    )[0]
+    assert hash(spec) == hash(VariantSpec("m", "kvmerger", (("skip_layers", (0, -1)),), LikeVariant("x")))
+    assert build_variant(spec).policy.skip_layers == (0, -1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        (VariantSpec("x", "snapvk", (), KeptRatio(0.5)), VariantError, "did you mean 'snapkv'"),
+        (
+            VariantSpec("x", "snapkv", (("windw_size", 3),), KeptRatio(0.5)),
+            VariantError,
+            "did you mean 'window_size'",
+        ),
+        (VariantSpec("x", "snapkv", (("window_size", -3),), KeptRatio(0.5)), PolicyError, "window_size"),
+    ],
+)
+def test_mistakes_in_a_spec_are_named(spec: VariantSpec, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build_variant(spec)
