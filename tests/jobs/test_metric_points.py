@@ -49,7 +49,11 @@ def test_null_and_not_finite_numbers_give_no_point(value: float | None) -> None:
     assert aggregate_points({"score": value}, 0) == []
 
 
-@given(st.lists(st.integers(0, 10**12), max_size=200), st.integers(0, 5))
+@given(
+    st.lists(st.integers(0, 10**12), max_size=4)
+    | st.lists(st.integers(0, 10**12), min_size=64, max_size=200),
+    st.integers(0, 5),
+)
 def test_trace_is_thinned_to_consecutive_steps_and_keeps_its_peak(live_bytes: list[int], step: int) -> None:
     trace = json.dumps([[index, "decode", value, 2 * value] for index, value in enumerate(live_bytes)])
     points = [point for point in row_points(make_row(trace=trace), step) if point.key == TRACE_KEY]

@@ -148,6 +148,30 @@ def test_run_goes_on_with_the_actors_that_found_a_place() -> None:
     assert scheduler.handle(UnitFinished(0, "u", 40.0)) == (AcceptUnit("u"), Assign(0, "v", attempt=1))
 
 
+def test_late_death_of_a_withdrawn_actor_starts_no_other() -> None:
+    scheduler = make_scheduler({"u": 2.0, "v": 1.0}, max_actors=2)
+    scheduler.start(0.0)
+    scheduler.handle(ActorReady(0, 1.0))
+    scheduler.handle(Tick(PLACEMENT_TIMEOUT_S))
+    assert scheduler.handle(ActorDied(1, ErrorKind.ACTOR_DIED, 31.0)) == ()
+
+
+def test_place_of_a_dead_actor_is_used_again_after_others_found_none() -> None:
+    scheduler = make_scheduler({"u": 2.0, "v": 1.0}, max_actors=2)
+    scheduler.start(0.0)
+    scheduler.handle(ActorReady(0, 1.0))
+    scheduler.handle(Tick(PLACEMENT_TIMEOUT_S))
+    assert StartActor(2) in scheduler.handle(ActorDied(0, ErrorKind.ACTOR_DIED, 31.0))
+
+
+def test_interrupt_leaves_a_unit_that_fails_afterwards_to_the_next_run() -> None:
+    scheduler = make_scheduler({"u": 2.0}, max_attempts=1)
+    scheduler.start(0.0)
+    scheduler.handle(ActorReady(0, 1.0))
+    scheduler.handle(Interrupted(2.0))
+    assert scheduler.handle(ActorDied(0, ErrorKind.ACTOR_DIED, 3.0)) == ()
+
+
 def test_interrupt_hands_out_nothing_more_and_still_accepts_finished_units() -> None:
     scheduler = make_scheduler({"u": 2.0, "v": 1.0})
     scheduler.start(0.0)
@@ -196,8 +220,11 @@ def test_no_event_sequence_ends_a_unit_twice_or_breaks_the_books(
     ledger = Ledger()
     ledger.enter(scheduler.start(0.0))
     for event in data.draw(st.lists(any_event(names), max_size=40)):
-        ledger.enter(scheduler.handle(event))
+        was_closed = scheduler.is_closed
+        decisions = scheduler.handle(event)
+        ledger.enter(decisions)
         scheduler.check_integrity()
+        assert not was_closed or all(isinstance(it, AcceptUnit | DropResult) for it in decisions)
     assert all(count == 1 for count in ledger.ends.values())
     assert ledger.num_done + len(ledger.aborts) <= 1
     assert ledger.num_done == 0 or set(ledger.ends) == set(names)

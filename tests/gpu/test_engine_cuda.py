@@ -1,0 +1,87 @@
+"""The engine's promises on CUDA: equal bits in the same bucket, real bytes, and the plain model's own numbers."""
+
+import gc
+
+import pytest
+import torch
+
+from kvmerger.batch import Batch, bucket_for
+from kvmerger.compress import compress_all
+from kvmerger.engine import Engine
+from kvmerger.models import LoadedModel
+from kvmerger.prefill import prefill
+from kvmerger.variants import FULL, build_variant, parse_policies
+from tests.kvmerger.test_engine import NUM_NEW_TOKENS, POLICIES, make_prompt, make_rows
+from tests.tiny_models import TinyModel, tiny_model
+
+pytestmark = pytest.mark.gpu
+# The allocator rounds every tensor up to 512 bytes; the caches here are large enough for that to be noise.
+ALLOCATOR_TOLERANCE = 0.02
+
+
+def on_cuda(seed: int, dtype: torch.dtype) -> TinyModel:
+    model = tiny_model(seed, dtype)
+    ours = LoadedModel(model.ours.module.to("cuda"), model.ours.info, frozenset())
+    return TinyModel(ours, model.plain.to("cuda"))
+
+
+@pytest.mark.parametrize("num_tokens", [300, 2000])
+@pytest.mark.parametrize("mode", ["query_aware", "query_agnostic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_row_alone_has_the_bits_it_has_in_the_batch(
+    num_tokens: int, mode: str, dtype: torch.dtype, seed: int
+) -> None:
+    model = on_cuda(seed, dtype)
+    prompt = make_prompt(seed, num_tokens, mode)
+    rows = dict(enumerate(make_rows(model, prompt)))
+    together = Batch(model.ours, prompt, rows, bucket_for(len(rows)))
+    answers = together.decode()
+    hidden = together.force(dict.fromkeys(rows, answers[0].token_ids))
+    for index, row in rows.items():
+        alone = Batch(model.ours, prompt, {index: row}, bucket_for(len(rows)))
+        assert alone.decode()[index] == answers[index], row.label
+        assert torch.equal(alone.force({index: answers[0].token_ids})[index], hidden[index]), row.label
+
+
+@pytest.mark.parametrize("mode", ["query_aware", "query_agnostic"])
+def test_full_row_decodes_as_generate_does(mode: str, seed: int) -> None:
+    model = on_cuda(seed, torch.float32)
+    prompt = make_prompt(seed, 1000, mode)
+    variants = [build_variant(spec) for spec in parse_policies(POLICIES)]
+    full = [g for g in Engine(model.ours).run(prompt, variants) if g.label == FULL]
+    for question, generation in zip(prompt.questions, full, strict=True):
+        ids_1T = torch.tensor([[*prompt.context_ids, *question.tail_ids]], device="cuda")
+        expected = model.plain.generate(ids_1T, max_new_tokens=NUM_NEW_TOKENS, do_sample=False)
+        assert generation.token_ids == tuple(expected[0, ids_1T.shape[1] :].tolist())
+
+
+@pytest.mark.parametrize("label", ["kvmerger@0.5", "ragged", "streaming_llm@64"])
+def test_reported_bytes_are_the_allocators(label: str, seed: int) -> None:
+    model = on_cuda(seed, torch.bfloat16)
+    prompt = make_prompt(seed, 3900, "query_aware", num_questions=1)
+    variants = [build_variant(spec) for spec in parse_policies(POLICIES)]
+    (variant,) = (variant for variant in variants if variant.label == label)
+    with torch.inference_mode():
+        prefilled = prefill(model.ours, prompt.context_ids, variant.policy.needs())
+        # The first call leaves every piece of evidence computed, so that the second adds the cache alone.
+        compress_all(prefilled, [variant])
+        before_bytes = _allocated_bytes()
+        compression = compress_all(prefilled, [variant])
+        held_bytes = _allocated_bytes() - before_bytes
+    assert held_bytes == pytest.approx(compression.done[label].nbytes, rel=ALLOCATOR_TOLERANCE)
+
+
+def _allocated_bytes() -> int:
+    gc.collect()
+    torch.cuda.synchronize()
+    return torch.cuda.memory_allocated()
+
+
+def test_isolated_rows_have_a_peak_of_their_own(seed: int) -> None:
+    model = on_cuda(seed, torch.bfloat16)
+    prompt = make_prompt(seed, 2000, "query_aware", num_questions=1)
+    variants = [build_variant(spec) for spec in parse_policies(POLICIES)]
+    generations = Engine(model.ours).run(prompt, variants, execution="isolated")
+    for generation in generations:
+        assert generation.peak_bytes is not None
+        assert generation.peak_bytes >= generation.full_kv_bytes
