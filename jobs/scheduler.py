@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from jobs.failure import ErrorKind, FailureDecision, FailurePolicy
 from jobs.scheduler_events import (
     Abort,
     AcceptUnit,
@@ -30,7 +31,6 @@ from jobs.scheduler_events import (
     UnitFailed,
     UnitFinished,
 )
-from jobs.failure import ErrorKind, FailureDecision, FailurePolicy
 
 
 class SchedulerError(RuntimeError):
@@ -202,6 +202,8 @@ class Scheduler:
 
     def _count_start_failure(self, kind: ErrorKind) -> Iterator[Decision]:
         self._start_failures += 1
+        if self._is_closed:
+            return
         match self.failure.decide(kind, self._start_failures):
             case FailureDecision.GIVE_UP:
                 self._start_kind = kind

@@ -66,7 +66,8 @@ class Answering:
         ``answers`` are the batch's own, by row index. ``seconds`` and ``peak_bytes`` go into every generation.
         """
         start_s = time.perf_counter()
-        forced = batch.force(self._fidelity_tokens(batch, answers, references))
+        tokens_by_row = self._fidelity_tokens(batch, answers, references)
+        forced = batch.force(tokens_by_row, max(len(ids) for ids in tokens_by_row.values()))
         if references is None:
             references = {
                 row.question_index: Reference(self._cut(answers[index]), forced[index])
@@ -112,9 +113,10 @@ class Answering:
         gold = {
             index: self.prompt.questions[row.question_index].gold_ids for index, row in batch.rows.items()
         }
+        longest = max(len(question.gold_ids) for question in self.prompt.questions)
         return {
             index: continuation_nll(self.model, hidden_TE, gold[index])
-            for index, hidden_TE in batch.force(gold).items()
+            for index, hidden_TE in batch.force(gold, longest).items()
         }
 
     def _generation(

@@ -1,7 +1,8 @@
 """A fixed set of rows answering together: greedy decoding, then the same tokens forced on all of them.
 
 The batch has as many rows as its bucket says, whatever happens in them: dummies fill it up and finished rows stay, with
-nothing to attend to. So a row's numbers depend on its bucket and index, never on its neighbours.
+nothing to attend to. Matrices are as wide as the prompt's longest question needs, whichever rows are there. So a row's
+numbers depend on the prompt, its bucket and its index, never on its neighbours.
 
 Shapes: R rows (the bucket), T tokens, E hidden size.
 """
@@ -91,21 +92,21 @@ class Batch:
             if not budget_R:
                 break
             feed_R = [[next_R[index]] if index in budget_R else [] for index in range(self.cache.num_rows)]
-            hidden_RE = self._extend(feed_R)[:, 0]
+            hidden_RE = self._extend(feed_R, 1)[:, 0]
         self.decode_s = time.perf_counter() - start_s
         return {index: Answer(tuple(ids), ids[-1] in self._model.eos_ids) for index, ids in tokens.items()}
 
-    def force(self, token_ids_by_row: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
+    def force(self, token_ids_by_row: Mapping[int, Sequence[int]], longest: int) -> dict[int, Tensor]:
         """Hidden states (T, E) that predict each of a row's given tokens, after its tail. Rows with none are left out.
 
-        Rewinds every row to the end of its tail first, so the order of calls does not matter.
+        Rewinds every row to the end of its tail first, so the order of calls does not matter. ``longest`` is the most
+        tokens any row of this prompt is given: it sets the matrices' width.
         """
         self.cache.rewind(self._tail_length_R)
-        longest = max((len(ids) for ids in token_ids_by_row.values()), default=0)
         hidden_RTE = self._tail_hidden_RE[:, None]
         if longest > 1:
             feed_R = [token_ids_by_row.get(index, ())[:-1] for index in range(self.cache.num_rows)]
-            hidden_RTE = torch.cat([hidden_RTE, self._extend(feed_R)], dim=1)
+            hidden_RTE = torch.cat([hidden_RTE, self._extend(feed_R, longest - 1)], dim=1)
         return {index: hidden_RTE[index, : len(ids)] for index, ids in token_ids_by_row.items() if ids}
 
     def trace_of(self, index: int, num_new_tokens: int, context_bytes: int) -> tuple[MemoryPoint, ...]:
@@ -128,12 +129,12 @@ class Batch:
             self._question(index).tail_ids if index in self.rows else ()
             for index in range(self.cache.num_rows)
         ]
-        hidden_RTE = self._extend(feed_R)
+        hidden_RTE = self._extend(feed_R, max(len(question.tail_ids) for question in self._prompt.questions))
         last_R = torch.tensor(
             [max(length - 1, 0) for length in self._tail_length_R], device=hidden_RTE.device
         )
         return hidden_RTE[torch.arange(self.cache.num_rows, device=hidden_RTE.device), last_R]
 
-    def _extend(self, feed_R: Sequence[Sequence[int]]) -> Tensor:
-        tokens_RT = pad_tokens(feed_R, self._model.device)
+    def _extend(self, feed_R: Sequence[Sequence[int]], num_tokens: int) -> Tensor:
+        tokens_RT = pad_tokens(feed_R, num_tokens, self._model.device)
         return extend(self._model, self.cache, tokens_RT, [len(ids) for ids in feed_R]).hidden_RTE

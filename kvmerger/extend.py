@@ -65,9 +65,8 @@ def extend(
     return Extended(hidden_RTE, session.mass_by_row_L)
 
 
-def pad_tokens(ids_R: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Rows of token ids as one int64 tensor (R, T), padded on the right."""
-    num_tokens = max(len(ids) for ids in ids_R)
+def pad_tokens(ids_R: Sequence[Sequence[int]], num_tokens: int, device: torch.device) -> Tensor:
+    """Rows of at most ``num_tokens`` ids as one int64 tensor (R, T), padded on the right."""
     return torch.tensor([[*ids, *[_PAD_ID] * (num_tokens - len(ids))] for ids in ids_R], device=device)
 
 

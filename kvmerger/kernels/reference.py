@@ -81,7 +81,7 @@ def _attend_row(
         k_ASD, v_ASD = prefix.k_SD[slots].float().view(dense), prefix.v_SD[slots].float().view(dense)
         scores_AXS = q_HXD[heads] @ k_ASD.transpose(1, 2)
         if prefix.log_mass_S is not None:
-            scores_AXS = scores_AXS + prefix.log_mass_S[slots].view(-1, 1, num_slots)
+            scores_AXS = scores_AXS + prefix.log_mass_S[slots].view(dense[0], 1, num_slots)
         scores_AXC = (q_HXD[heads] @ tail_k_HCD[heads].transpose(1, 2)).masked_fill_(
             is_future_XC, float("-inf")
         )

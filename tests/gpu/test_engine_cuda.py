@@ -36,11 +36,13 @@ def test_every_row_alone_has_the_bits_it_has_in_the_batch(
     rows = dict(enumerate(make_rows(model, prompt)))
     together = Batch(model.ours, prompt, rows, bucket_for(len(rows)))
     answers = together.decode()
-    hidden = together.force(dict.fromkeys(rows, answers[0].token_ids))
+    hidden = together.force(dict.fromkeys(rows, answers[0].token_ids), NUM_NEW_TOKENS)
     for index, row in rows.items():
         alone = Batch(model.ours, prompt, {index: row}, bucket_for(len(rows)))
         assert alone.decode()[index] == answers[index], row.label
-        assert torch.equal(alone.force({index: answers[0].token_ids})[index], hidden[index]), row.label
+        assert torch.equal(
+            alone.force({index: answers[0].token_ids}, NUM_NEW_TOKENS)[index], hidden[index]
+        ), row.label
 
 
 @pytest.mark.parametrize("mode", ["query_aware", "query_agnostic"])

@@ -54,6 +54,12 @@ def test_every_number_is_in_the_table_and_no_line_is_too_long(width: int) -> Non
     assert "planned 20 = 20 ok + 0 truncated + 0 failed" in text
 
 
+def test_an_interval_ends_where_its_quantity_does() -> None:
+    rows = [row | {"top1_agreement": 0.5 if row["cluster_id"] == "c0" else 1.0} for row in rows_of("task")]
+    low, high = 0.875 - 3.18 * 0.125, 1.0  # Student's t with 3 degrees of freedom would end at 1.27
+    assert f"0.88 [{low:.2f}, {high:.2f}]" in text_of(rows, 140)
+
+
 def test_few_clusters_are_called_too_few() -> None:
     assert "n = 4 clusters: too few for a verdict" in text_of(rows_of("task"), 100)
 

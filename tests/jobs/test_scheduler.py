@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.failure import ErrorKind, FailurePolicy
+from jobs.scheduler import Scheduler, SchedulerError
 from jobs.scheduler_events import (
     Abort,
     AcceptUnit,
@@ -28,8 +30,6 @@ from jobs.scheduler_events import (
     UnitFailed,
     UnitFinished,
 )
-from jobs.failure import ErrorKind, FailurePolicy
-from jobs.scheduler import Scheduler, SchedulerError
 
 PLACEMENT_TIMEOUT_S = 30.0
 

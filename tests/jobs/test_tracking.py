@@ -248,7 +248,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.kill()
 
 
-@pytest.mark.slow
 def test_server_killed_midway_stops_nothing_and_gets_every_row_once_it_is_back(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -110,7 +110,7 @@ def test_forced_logits_of_the_full_row_equal_a_plain_forward(
     batch = Batch(model.ours, prompt, dict(enumerate(rows)), bucket=4)
     rng = random.Random(seed)
     forced_ids = {row: tuple(rng.randrange(VOCAB_SIZE) for _ in range(NUM_NEW_TOKENS)) for row in (0, 1)}
-    for row, hidden_TE in batch.force(forced_ids).items():
+    for row, hidden_TE in batch.force(forced_ids, NUM_NEW_TOKENS).items():
         ids = [*prompt.context_ids, *prompt.questions[row].tail_ids, *forced_ids[row]]
         with torch.inference_mode():
             plain_TV = model.plain(torch.tensor([ids])).logits[0, -NUM_NEW_TOKENS - 1 : -1]
@@ -127,21 +127,15 @@ def test_every_row_alone_has_the_bits_it_has_in_the_batch(
     prompt = make_prompt(seed, num_tokens, mode)
     rows = dict(enumerate(make_rows(model, prompt)))
     bucket = bucket_for(len(rows))
-    assert bucket > len(rows) or len(rows) > 1
     together = Batch(model.ours, prompt, rows, bucket)
     answers = together.decode()
+    longest = max(len(question.gold_ids) for question in prompt.questions)
     gold = {index: prompt.questions[row.question_index].gold_ids for index, row in rows.items()}
-    hidden = together.force(gold)
+    hidden = together.force(gold, longest)
     for index, row in rows.items():
         alone = Batch(model.ours, prompt, {index: row}, bucket)
         assert alone.decode()[index] == answers[index], row.label
-        # The same tokens at the same width: the longest gold answer of the batch sets T.
-        padded = {
-            index: gold[index],
-            **{other: gold[other] for other in rows if len(gold[other]) == max(map(len, gold.values()))},
-        }
-        only = Batch(model.ours, prompt, {i: rows[i] for i in padded}, bucket)
-        assert torch.equal(only.force(padded)[index], hidden[index]), row.label
+        assert torch.equal(alone.force({index: gold[index]}, longest)[index], hidden[index]), row.label
 
 
 @lengths
@@ -160,7 +154,9 @@ def test_neighbours_content_changes_no_bit(num_tokens: int, mode: str, dtype: to
     for arrangement in (rows, shuffled):
         batch = Batch(model.ours, prompt, dict(enumerate(arrangement)), bucket_for(len(rows)))
         answers.append(batch.decode()[watched])
-        hidden.append(batch.force(dict.fromkeys(range(len(rows)), answers[0].token_ids))[watched])
+        hidden.append(
+            batch.force(dict.fromkeys(range(len(rows)), answers[0].token_ids), NUM_NEW_TOKENS)[watched]
+        )
     assert answers[0] == answers[1]
     assert torch.equal(hidden[0], hidden[1])
 
@@ -177,7 +173,7 @@ def test_rewinding_and_extending_again_gives_the_same_bits(
     batch = Batch(model.ours, prompt, dict(enumerate(rows)), bucket_for(len(rows)))
     before = batch.cache.tail_length_R
     feed_RT = pad_tokens(
-        [[7 + index % 3] * (3 + index % 4) for index in range(batch.cache.num_rows)], model.ours.device
+        [[7 + index % 3] * (3 + index % 4) for index in range(batch.cache.num_rows)], 6, model.ours.device
     )
     num_new_R = [3 + index % 4 if index < len(rows) else 0 for index in range(batch.cache.num_rows)]
     first = extend(model.ours, batch.cache, feed_RT, num_new_R).hidden_RTE.clone()

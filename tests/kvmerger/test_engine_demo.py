@@ -67,10 +67,12 @@ def test_every_row_alone_has_the_bits_it_has_in_the_batch(demo: TinyModel, promp
     bucket = bucket_for(len(rows))
     together = Batch(demo.ours, prompt, rows, bucket)
     answers = together.decode()
-    hidden = together.force(dict.fromkeys(rows, answers[0].token_ids))
+    hidden = together.force(dict.fromkeys(rows, answers[0].token_ids), NUM_NEW_TOKENS)
     for index, row in rows.items():
         if row.label not in ("kvmerger@0.5", "paper"):
             continue
         alone = Batch(demo.ours, prompt, {index: row}, bucket)
         assert alone.decode()[index] == answers[index], row.label
-        assert torch.equal(alone.force({index: answers[0].token_ids})[index], hidden[index]), row.label
+        assert torch.equal(
+            alone.force({index: answers[0].token_ids}, NUM_NEW_TOKENS)[index], hidden[index]
+        ), row.label

@@ -28,7 +28,7 @@ def change_config(folder: Path, **changes: object) -> None:
 
 
 def test_a_local_folder_loads_behind_the_seam(tmp_path: Path) -> None:
-    loaded = load_model(str(saved_model(tmp_path)), dtype="bfloat16")
+    loaded = load_model(str(saved_model(tmp_path)), dtype="bfloat16", device="cpu")
     assert (loaded.info.num_layers, loaded.info.num_kv_heads, loaded.info.head_dim) == (2, 2, 8)
     assert loaded.info.dtype == "bfloat16"
     assert loaded.info.kv_bytes_per_token == 2 * 2 * 2 * 8 * 2
