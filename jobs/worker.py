@@ -28,7 +28,7 @@ class DeviceLostError(RuntimeError):
 class EngineLike(Protocol):
     """The part of `kvmerger.engine.Engine` that runs a unit."""
 
-    def run(self, prompt: Prompt, variants: Sequence[Any], *, execution: Any) -> Sequence[Outcome]:
+    def run(self, prompt: Prompt, variants: Sequence[Any], *, execution: Any, seed: int) -> Sequence[Outcome]:
         """One outcome per variant and question, the reference rows included."""
         ...
 
@@ -98,7 +98,9 @@ class UnitRunner:
 
     def _run(self, loaded: LoadedEngine, unit: WorkUnit) -> list[Row]:
         variants, failures = _build_variants(loaded, unit)
-        outcomes = loaded.engine.run(_prompt_of(unit), variants, execution=unit.execution)
+        outcomes = loaded.engine.run(
+            _prompt_of(unit), variants, execution=unit.execution, seed=self._context.seed
+        )
         return build_rows(
             unit,
             [*failures, *outcomes],

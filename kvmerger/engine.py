@@ -35,6 +35,7 @@ class Engine:
         variants: Sequence[Variant],
         *,
         execution: Literal["fused", "isolated"] = "fused",
+        seed: int = 0,
     ) -> list[Generation | VariantFailure]:
         """Answer ``prompt`` under every variant and under the reference rows.
 
@@ -43,6 +44,7 @@ class Engine:
             variants: in any order; labels unique and none of `REFERENCE_LABELS`. `like` budgets name each other.
             execution: ``fused`` prefills once and decodes all rows together; ``isolated`` gives each variant a run of its
                 own, with its own time and, on CUDA, its own memory peak.
+            seed: what random policies draw depends on it and on the prompt's tokens.
 
         Raises:
             PromptError: the prompt cannot be run on this model.
@@ -58,4 +60,4 @@ class Engine:
             raise VariantError(
                 f"labels must be unique and none of {REFERENCE_LABELS}; these are not: {clashes}"
             )
-        return _RUNS[execution](self._model, self._limits, prompt, variants)
+        return _RUNS[execution](self._model, self._limits, prompt, variants, seed)

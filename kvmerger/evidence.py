@@ -74,7 +74,7 @@ class Evidence:
         self.num_layers = num_layers
         self.num_tokens = states.k_HND.shape[1]
         self.prompt_seed = prompt_seed
-        """Derived from the prompt's tokens: randomness that is the same wherever the item runs."""
+        """From the prompt's tokens and the sweep's seed: randomness that is the same wherever the item runs."""
         self._states: LayerStates = states
         self._has_queries = True
         self._cache: dict[Need, Tensor] = {}

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from kvmerger.answering import Answering, References
 from kvmerger.batch import ROW_BUCKETS, Batch, Row, bucket_for
 from kvmerger.compress import Compressed, Compression, compress_all, empty_prefix
+from kvmerger.evidence import Need
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits
 from kvmerger.models import LoadedModel
@@ -16,12 +17,11 @@ from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, Variant
 
 
 def run_fused(
-    model: LoadedModel, limits: Limits, prompt: Prompt, variants: Sequence[Variant]
+    model: LoadedModel, limits: Limits, prompt: Prompt, variants: Sequence[Variant], seed: int
 ) -> list[Generation | VariantFailure]:
     """Prefill once, compress for every variant, answer together. See `Engine.run`."""
     start_s = time.perf_counter()
-    needs = frozenset(need for variant in variants for need in variant.policy.needs())
-    prefilled = prefill(model, prompt.context_ids, needs)
+    prefilled = prefill(model, prompt.context_ids, needs_of(variants), seed)
     seconds = {"prefill_shared_s": time.perf_counter() - start_s}
     compression = compress_all(prefilled, variants)
     compressed = with_references(compression, prefilled)
@@ -49,6 +49,11 @@ def run_fused(
     )
     generations += answering.finish(batch, batch.decode(), references=references, seconds=seconds).generations
     return [*generations, *failures_of(compression, prompt)]
+
+
+def needs_of(variants: Sequence[Variant]) -> frozenset[Need]:
+    """The evidence that any of ``variants`` declared."""
+    return frozenset(need for variant in variants for need in variant.policy.needs())
 
 
 def with_references(compression: Compression, prefilled: Prefilled) -> dict[str, Compressed]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -12,7 +13,7 @@ from kvmerger.answering import Answered, Answering, References
 from kvmerger.batch import Batch, bucket_for
 from kvmerger.budget import LikeVariant
 from kvmerger.compress import compress_all
-from kvmerger.fused import another_bucket, failures_of, rows_of, with_references
+from kvmerger.fused import another_bucket, failures_of, needs_of, rows_of, with_references
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits
 from kvmerger.models import LoadedModel
@@ -21,16 +22,15 @@ from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, Variant
 
 
 def run_isolated(
-    model: LoadedModel, limits: Limits, prompt: Prompt, variants: Sequence[Variant]
+    model: LoadedModel, limits: Limits, prompt: Prompt, variants: Sequence[Variant], seed: int
 ) -> list[Generation | VariantFailure]:
     """Run the full row, then every other row, one after the other. See `Engine.run`."""
     by_label = {variant.label: variant for variant in variants}
+    runner = _Runner(model, limits, prompt, seed)
     results: list[Generation | VariantFailure] = []
     references: References | None = None
     for label in (FULL, NO_CONTEXT, *by_label, FULL_AA):
-        outcome = _run_alone(
-            model, limits, prompt, label, _with_those_it_is_like(label, by_label), references
-        )
+        outcome = runner.run(label, _with_those_it_is_like(label, by_label), references)
         if isinstance(outcome, Answered):
             references = references or outcome.references
             results += outcome.generations
@@ -39,37 +39,38 @@ def run_isolated(
     return results
 
 
-def _run_alone(
-    model: LoadedModel,
-    limits: Limits,
-    prompt: Prompt,
-    label: str,
-    variants: Sequence[Variant],
-    references: References | None,
-) -> Answered | list[VariantFailure]:
-    before_bytes = _start_peak(model.device)
-    start_s = time.perf_counter()
-    prefilled = prefill(
-        model, prompt.context_ids, frozenset(need for variant in variants for need in variant.policy.needs())
-    )
-    seconds = {"prefill_s": time.perf_counter() - start_s}
-    compression = compress_all(prefilled, variants)
-    if label in compression.failed:
-        return [failure for failure in failures_of(compression, prompt) if failure.label == label]
-    compressed = with_references(compression, prefilled)
-    full_kv_bytes = compressed[FULL].nbytes
-    compressed = {label: compressed[label]}
-    # From here on only this variant's own cache may be alive, or the peak would be the full row's.
-    del prefilled, compression
-    gc.collect()
-    rows = rows_of(compressed, [label], prompt)
-    bucket = bucket_for(len(rows)) if label != FULL_AA else another_bucket(len(rows), len(rows))
-    batch = Batch(model, prompt, dict(enumerate(rows)), bucket)
-    answers = batch.decode()
-    answering = Answering(model, prompt, compressed, full_kv_bytes, limits.max_fidelity_tokens)
-    return answering.finish(
-        batch, answers, references=references, seconds=seconds, peak_bytes=_peak(model.device, before_bytes)
-    )
+@dataclass(frozen=True, slots=True)
+class _Runner:
+    model: LoadedModel
+    limits: Limits
+    prompt: Prompt
+    seed: int
+
+    def run(
+        self, label: str, variants: Sequence[Variant], references: References | None
+    ) -> Answered | list[VariantFailure]:
+        """Run one row's questions with nothing else alive; without ``references`` it must be the full row."""
+        model, prompt = self.model, self.prompt
+        before_bytes = _start_peak(model.device)
+        start_s = time.perf_counter()
+        prefilled = prefill(model, prompt.context_ids, needs_of(variants), self.seed)
+        seconds = {"prefill_s": time.perf_counter() - start_s}
+        compression = compress_all(prefilled, variants)
+        if label in compression.failed:
+            return [failure for failure in failures_of(compression, prompt) if failure.label == label]
+        compressed = with_references(compression, prefilled)
+        full_kv_bytes = compressed[FULL].nbytes
+        compressed = {label: compressed[label]}
+        # From here on only this variant's own cache may be alive, or the peak would be the full row's.
+        del prefilled, compression
+        gc.collect()
+        rows = rows_of(compressed, [label], prompt)
+        bucket = bucket_for(len(rows)) if label != FULL_AA else another_bucket(len(rows), len(rows))
+        batch = Batch(model, prompt, dict(enumerate(rows)), bucket)
+        answers = batch.decode()
+        peak_bytes = _peak(model.device, before_bytes)
+        answering = Answering(model, prompt, compressed, full_kv_bytes, self.limits.max_fidelity_tokens)
+        return answering.finish(batch, answers, references=references, seconds=seconds, peak_bytes=peak_bytes)
 
 
 def _with_those_it_is_like(label: str, by_label: dict[str, Variant]) -> list[Variant]:

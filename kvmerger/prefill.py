@@ -60,14 +60,19 @@ class PrefillSession:
         return out_BQTD.transpose(1, 2).contiguous()
 
 
-def prefill(model: LoadedModel, context_ids: Sequence[int], needs: frozenset[Need]) -> Prefilled:
-    """Run the model over ``context_ids`` (at least one token) and keep every layer's cache and evidence."""
+def prefill(
+    model: LoadedModel, context_ids: Sequence[int], needs: frozenset[Need], seed: int = 0
+) -> Prefilled:
+    """Run the model over ``context_ids`` (at least one token) and keep every layer's cache and evidence.
+
+    ``seed`` is the sweep's: with the tokens it decides what random policies draw.
+    """
     ids_1T = torch.tensor([context_ids], device=model.device)
-    session = PrefillSession(model.info.num_layers, needs, prompt_seed(context_ids))
+    session = PrefillSession(model.info.num_layers, needs, prompt_seed(context_ids, seed))
     model.hidden_states(ids_1T, torch.arange(ids_1T.shape[1], device=model.device)[None], session)
     return Prefilled(tuple(session.layers), tuple(session.evidence))
 
 
-def prompt_seed(context_ids: Sequence[int]) -> int:
-    """A 32-bit number that depends on the tokens alone."""
-    return zlib.crc32(b",".join(str(token).encode() for token in context_ids))
+def prompt_seed(context_ids: Sequence[int], seed: int) -> int:
+    """A 32-bit number that depends on the tokens and the sweep's seed alone, not on where or when the item runs."""
+    return zlib.crc32(",".join(map(str, (seed, *context_ids))).encode())

@@ -20,7 +20,8 @@ _LAYER_SEED_STRIDE = 1_000_003
 class Random(Policy):
     """Keep tokens drawn uniformly, per layer and KV head.
 
-    The draw depends on ``seed``, the prompt's tokens and the layer only: not on the machine, the shard or the order.
+    The draw depends on ``seed``, the sweep's seed, the prompt's tokens and the layer only: not on the machine, the
+    shard or the order. Other values of ``seed`` are independent repeats within one sweep.
     """
 
     seed: int = 0
