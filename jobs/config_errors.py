@@ -25,7 +25,10 @@ def explain(error: ValidationError, models: Mapping[tuple[str, ...], type[BaseMo
     `models` maps a section's path (list indexes left out) to its model, so that an unknown key can be compared
     with the section's own keys.
     """
-    lines = [_explain_one(entry, models) for entry in error.errors(include_url=False)]
+    entries = error.errors(include_url=False)
+    # A list whose only element is wrong is reported as empty too; that says nothing new.
+    told = [entry for entry in entries if entry["type"] != "too_short" or not entry["input"]] or entries
+    lines = [_explain_one(entry, models) for entry in told]
     return (
         "\n".join([f"{source}:", *(f"  {line}" for line in lines)])
         if len(lines) > 1

@@ -77,7 +77,7 @@ class MlflowTracker:
             raise
         except Exception as error:  # MLflow, requests and SQLAlchemy share no base; all mean "not usable"
             raise TrackingError(
-                f"tracking uri {self.uri!r} cannot be used ({type(error).__name__}: {error}); start the "
+                f"tracking uri {self.uri!r} cannot be used ({_root_of(error)}); start the "
                 f"server, correct `tracking.uri`, or run with `tracking: off`"
             ) from error
 
@@ -239,3 +239,10 @@ def _limits() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _root_of(error: BaseException) -> BaseException:
+    """What the HTTP client first met, such as "Connection refused", without the retries it is wrapped in."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error

@@ -1,7 +1,7 @@
 """What prefill can tell a policy about one layer. Each piece is computed at most once and shared by every policy.
 
-Evidence that reads the queries exists only when a policy declared it before prefill: it is computed inside the layer's
-attention call, after which the queries are gone. Everything else is computed when first asked for.
+Evidence that reads queries or hidden states exists only when a policy declared it before prefill: it is computed inside
+the layer's attention call, after which those are gone. Everything else is computed when first asked for.
 
 Shapes: N tokens of the compressed part, Q query heads, H KV heads, D head size, B a block of queries, R = B × Q/H rows.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class EvidenceError(RuntimeError):
@@ -29,30 +29,43 @@ class Need(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LayerStates:
-    """What one layer's attention saw: q_QND and k_HND after RoPE, v_HND, all of one prompt."""
+    """What one layer's attention saw: q_QND and k_HND after RoPE, v_HND, all of one prompt.
+
+    hidden_NE is what went into the attention module, and ``attention`` the module itself (its ``q_proj`` gives queries
+    before RoPE); both are None unless a policy needs evidence that reads hidden states.
+    """
 
     q_QND: Tensor
     k_HND: Tensor
     v_HND: Tensor
     scaling: float
+    hidden_NE: Tensor | None = None
+    attention: nn.Module | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Registered:
     compute: Callable[..., Tensor]
     reads_queries: bool
+    reads_hidden_states: bool
+
+    @property
+    def is_prefill_only(self) -> bool:
+        """Whether it reads what is gone after the layer's attention call."""
+        return self.reads_queries or self.reads_hidden_states
 
 
 _REGISTRY: dict[str, _Registered] = {}
 
 
 def register_evidence(
-    name: str, *, reads_queries: bool
+    name: str, *, reads_queries: bool, reads_hidden_states: bool = False
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register ``compute(states, *params) -> Tensor`` under ``name``; returns it unchanged.
 
-    ``states`` is a `LayerStates`; its ``q_QND`` may be read only with ``reads_queries=True``. The result is kept until
-    the last policy has run, so it must be small: a few numbers per token, never one per pair of tokens.
+    ``states`` is a `LayerStates`; its ``q_QND`` may be read only with ``reads_queries=True``, ``hidden_NE`` and
+    ``attention`` only with ``reads_hidden_states=True``. The result is kept until the last policy has run, so it must be
+    small: a few numbers per token, never one per pair of tokens.
     """
 
     def register(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -60,7 +73,7 @@ def register_evidence(
             raise EvidenceError(
                 f"evidence {name!r} is already registered by {_REGISTRY[name].compute.__module__}"
             )
-        _REGISTRY[name] = _Registered(compute, reads_queries)
+        _REGISTRY[name] = _Registered(compute, reads_queries, reads_hidden_states)
         return compute
 
     return register
@@ -76,7 +89,7 @@ class Evidence:
         self.prompt_seed = prompt_seed
         """From the prompt's tokens and the sweep's seed: randomness that is the same wherever the item runs."""
         self._states: LayerStates = states
-        self._has_queries = True
+        self._is_in_prefill = True
         self._cache: dict[Need, Tensor] = {}
 
     def get(self, need: Need) -> Tensor:
@@ -87,21 +100,21 @@ class Evidence:
         """
         if need not in self._cache:
             registered = _registered(need)
-            if registered.reads_queries and not self._has_queries:
+            if registered.is_prefill_only and not self._is_in_prefill:
                 raise EvidenceError(
-                    f"{need} reads the queries of prefill, so the policy must declare it in needs()"
+                    f"{need} reads what only prefill has, so the policy must declare it in needs()"
                 )
             self._cache[need] = registered.compute(self._states, *need.params)
         return self._cache[need]
 
     def capture(self, needs: Iterable[Need]) -> None:
-        """Compute what ``needs`` asks of the queries, then let the queries go."""
+        """Compute what ``needs`` asks of queries and hidden states, then let those go."""
         for need in sorted(needs):
-            if _registered(need).reads_queries:
+            if _registered(need).is_prefill_only:
                 self.get(need)
         states = self._states
         self._states = LayerStates(states.q_QND.new_empty(0), states.k_HND, states.v_HND, states.scaling)
-        self._has_queries = False
+        self._is_in_prefill = False
 
     def point_at(self, k_HND: Tensor, v_HND: Tensor) -> None:
         """Read keys and values from these equal tensors from now on, so that no second copy stays alive."""
@@ -111,6 +124,11 @@ class Evidence:
     def nbytes(self) -> int:
         """Bytes of the evidence computed so far."""
         return sum(tensor.untyped_storage().nbytes() for tensor in self._cache.values())
+
+
+def needs_hidden_states(needs: Iterable[Need]) -> bool:
+    """Whether any of ``needs`` reads hidden states, which the attention seam does not carry."""
+    return any(_registered(need).reads_hidden_states for need in needs)
 
 
 def _registered(need: Need) -> _Registered:

@@ -32,6 +32,11 @@ class LoadedModel:
         """Where the weights are."""
         return next(self.module.parameters()).device
 
+    @property
+    def attention_modules(self) -> list[nn.Module]:
+        """Each layer's attention module, in order."""
+        return [layer.self_attn for layer in self.module.get_decoder().layers]  # type: ignore[operator]
+
     @torch.inference_mode()
     def hidden_states(self, ids_BT: Tensor, position_ids_BT: Tensor, session: Session) -> Tensor:
         """Last hidden states (B, T, E); every layer's attention is answered by ``session``."""

@@ -8,14 +8,16 @@ Shapes: N tokens, Q query heads, H KV heads, D head size, T = N here, B = 1.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kvmerger.evidence import Evidence, LayerStates, Need
+from kvmerger.evidence import Evidence, LayerStates, Need, needs_hidden_states
 from kvmerger.layer_cache import LayerCache
 from kvmerger.models import LoadedModel
 
@@ -35,6 +37,7 @@ class PrefillSession:
         self._num_layers = num_layers
         self._needs = needs
         self._prompt_seed = prompt_seed
+        self._attention_input: tuple[Tensor, nn.Module] | tuple[None, None] = (None, None)
         self.layers: list[LayerCache] = []
         self.evidence: list[Evidence] = []
 
@@ -42,7 +45,7 @@ class PrefillSession:
         self, layer_index: int, q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float
     ) -> Tensor:
         """Causal attention; stores the layer's K/V as the full row's cache."""
-        states = LayerStates(q_BQTD[0], k_BHTD[0], v_BHTD[0], scaling)
+        states = LayerStates(q_BQTD[0], k_BHTD[0], v_BHTD[0], scaling, *self._attention_input)
         evidence = Evidence(states, layer_index, self._num_layers, self._prompt_seed)
         evidence.capture(self._needs)
         layer = LayerCache.from_dense(k_BHTD[0], v_BHTD[0])
@@ -59,6 +62,21 @@ class PrefillSession:
         )
         return out_BQTD.transpose(1, 2).contiguous()
 
+    @contextmanager
+    def watching_inputs(self, attention_modules: Sequence[nn.Module]) -> Iterator[None]:
+        """Note what goes into each attention module while inside; reads only, and leaves no hook behind."""
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden_BTE = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            self._attention_input = (hidden_BTE[0], module)
+
+        hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in attention_modules]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
 
 def prefill(
     model: LoadedModel, context_ids: Sequence[int], needs: frozenset[Need], seed: int = 0
@@ -68,8 +86,10 @@ def prefill(
     ``seed`` is the sweep's: with the tokens it decides what random policies draw.
     """
     ids_1T = torch.tensor([context_ids], device=model.device)
+    position_1T = torch.arange(ids_1T.shape[1], device=model.device)[None]
     session = PrefillSession(model.info.num_layers, needs, prompt_seed(context_ids, seed))
-    model.hidden_states(ids_1T, torch.arange(ids_1T.shape[1], device=model.device)[None], session)
+    with session.watching_inputs(model.attention_modules if needs_hidden_states(needs) else []):
+        model.hidden_states(ids_1T, position_1T, session)
     return Prefilled(tuple(session.layers), tuple(session.evidence))
 
 

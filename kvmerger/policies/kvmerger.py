@@ -218,7 +218,7 @@ class KVMerger(Policy):
         )
         if num_slots <= num_protected:
             raise BudgetError(
-                f"kvmerger: after skip_layers={self.skip_layers} the budget leaves {num_slots} slots per head of "
+                f"kvmerger: after skip_layers={self.skip_layers} the budget leaves {max(num_slots, 0)} slots per head of "
                 f"{num_tokens} tokens, and {num_protected} are protected (recent {protected.recent_ratio:g}, heavy "
                 f"{protected.heavy_ratio:g}); raise the budget, skip fewer layers or protect less"
             )
