@@ -57,7 +57,9 @@ def _notes(task: TaskSummary) -> Iterator[Text]:
         )
         yield Text(f"n = {clusters}: {why}", style="yellow")
     if not task.has_scale and task.num_clusters:
-        yield Text("no verdict: the full cache does not beat having no context, so nothing can be recovered")
+        yield Text(
+            "no verdict: the full cache does not beat having no context by an interval above 0, so nothing can be recovered"
+        )
     for variant in task.variants:
         if variant.num_degenerate:
             where = f"{variant.num_degenerate} of {variant.num_finished} rows"

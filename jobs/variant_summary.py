@@ -58,21 +58,28 @@ def shown_label_of(label: str, policy: str, kept_ratio: float | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NllScale:
-    """The two ends of `nll_recovered` on one task, item id → nats per token."""
+    """The two ends of `nll_recovered` on one task, item id → nats per token; `clusters` maps items to contexts."""
 
     full: Mapping[str, float]
     no_context: Mapping[str, float]
+    clusters: Mapping[str, str]
 
     @classmethod
     def of(cls, rows_by_label: Mapping[str, Sequence[Row]]) -> NllScale:
         """Read both ends from the reference rows, which may be missing."""
-        return cls(_nll_by_item(rows_by_label.get(FULL, ())), _nll_by_item(rows_by_label.get(NO_CONTEXT, ())))
+        full_rows = rows_by_label.get(FULL, ())
+        clusters = {row["item_id"]: row["cluster_id"] for row in full_rows}
+        return cls(_nll_by_item(full_rows), _nll_by_item(rows_by_label.get(NO_CONTEXT, ())), clusters)
 
     @property
     def is_usable(self) -> bool:
-        """Whether the full cache beats having no context: otherwise there is nothing to recover."""
-        common = self.full.keys() & self.no_context.keys()
-        return bool(common) and _mean_over(self.no_context, common) > _mean_over(self.full, common)
+        """Whether the full cache beats having no context by an interval above 0: else there is nothing to recover."""
+        common = sorted(self.full.keys() & self.no_context.keys())
+        if not common:
+            return False
+        gains = [self.no_context[item] - self.full[item] for item in common]
+        low = mean_interval(gains, [self.clusters[item] for item in common]).low
+        return low is not None and low > 0
 
     def recovered(self, rows: Sequence[Row]) -> float | None:
         """(none - policy) / (none - full), of means over the items all three have."""

@@ -69,6 +69,14 @@ def test_there_is_no_scale_when_the_full_cache_does_not_beat_no_context() -> Non
     assert not summary.tasks[0].has_scale and variant(summary).nll_recovered is None
 
 
+def test_there_is_no_scale_when_the_full_cache_beats_no_context_only_on_average() -> None:
+    rows = rows_of()
+    for index, row in enumerate(row for row in rows if row["variant"] == "no_context"):
+        row["answer_nll"] = 60.0 if index == 0 else 0.0
+    summary = summary_of(rows)
+    assert not summary.tasks[0].has_scale and variant(summary).nll_recovered is None
+
+
 def test_scores_between_zero_and_one_are_no_counts() -> None:
     rows = rows_of()
     rows[0]["score"] = 0.5
