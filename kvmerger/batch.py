@@ -43,13 +43,17 @@ class Answer:
 
 
 def bucket_for(num_rows: int) -> int:
-    """The smallest bucket that holds ``num_rows``."""
+    """The smallest bucket that holds ``num_rows``; beyond the largest, the next multiple of it."""
     for bucket in ROW_BUCKETS:
         if bucket >= num_rows:
             return bucket
-    raise ValueError(
-        f"{num_rows} rows exceed the largest batch of {ROW_BUCKETS[-1]}; run the variants in groups"
-    )
+    return -(-num_rows // ROW_BUCKETS[-1]) * ROW_BUCKETS[-1]
+
+
+def another_bucket(num_rows: int, taken: int) -> int:
+    """The smallest bucket that holds ``num_rows`` and is not ``taken``."""
+    smallest = bucket_for(num_rows)
+    return smallest if smallest != taken else bucket_for(taken + 1)
 
 
 class Batch:

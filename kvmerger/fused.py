@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from kvmerger.answering import Answering, References
-from kvmerger.batch import ROW_BUCKETS, Batch, Row, bucket_for
+from kvmerger.batch import Batch, Row, another_bucket, bucket_for
 from kvmerger.compress import Compressed, Compression, compress_all, empty_prefix
 from kvmerger.evidence import Need
 from kvmerger.generation import Generation, Prompt, VariantFailure
@@ -41,12 +41,7 @@ def run_fused(
         references = references or answered.references
     assert references is not None, "there is always a group: it has the full row"
     rows = rows_of(compressed, [FULL_AA], prompt)
-    batch = Batch(
-        model,
-        prompt,
-        dict(enumerate(rows)),
-        another_bucket(len(rows), len(compressed) * len(prompt.questions)),
-    )
+    batch = Batch(model, prompt, dict(enumerate(rows)), another_bucket(len(rows), batch.cache.num_rows))
     generations += answering.finish(batch, batch.decode(), references=references, seconds=seconds).generations
     return [*generations, *failures_of(compression, prompt)]
 
@@ -73,14 +68,6 @@ def rows_of(compressed: dict[str, Compressed], labels: Sequence[str], prompt: Pr
         for label in labels
         for question in range(len(prompt.questions))
     ]
-
-
-def another_bucket(num_rows: int, num_main_rows: int) -> int:
-    """A bucket for ``num_rows`` that is not the one ``num_main_rows`` run in."""
-    smallest = bucket_for(num_rows)
-    if smallest != bucket_for(num_main_rows):
-        return smallest
-    return ROW_BUCKETS[(ROW_BUCKETS.index(smallest) + 1) % len(ROW_BUCKETS)]
 
 
 def failures_of(compression: Compression, prompt: Prompt) -> list[VariantFailure]:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from kvmerger.answering import Answered, Answering, References
-from kvmerger.batch import Batch, bucket_for
+from kvmerger.batch import Batch, another_bucket, bucket_for
 from kvmerger.budget import LikeVariant
 from kvmerger.compress import compress_all
-from kvmerger.fused import another_bucket, failures_of, needs_of, rows_of, with_references
+from kvmerger.fused import failures_of, needs_of, rows_of, with_references
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits
 from kvmerger.models import LoadedModel
@@ -65,7 +65,9 @@ class _Runner:
         del prefilled, compression
         gc.collect()
         rows = rows_of(compressed, [label], prompt)
-        bucket = bucket_for(len(rows)) if label != FULL_AA else another_bucket(len(rows), len(rows))
+        bucket = bucket_for(len(rows))
+        if label == FULL_AA:
+            bucket = another_bucket(len(rows), bucket)
         batch = Batch(model, prompt, dict(enumerate(rows)), bucket)
         answers = batch.decode()
         peak_bytes = _peak(model.device, before_bytes)
