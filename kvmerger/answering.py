@@ -5,7 +5,6 @@ Shapes: T tokens, E hidden size.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from kvmerger.batch import Answer, Batch
 from kvmerger.compress import Compressed, merged_counters
+from kvmerger.device_time import now_s
 from kvmerger.fidelity import Fidelity, compare, continuation_nll
 from kvmerger.generation import Generation, Prompt
 from kvmerger.models import LoadedModel
@@ -65,7 +65,7 @@ class Answering:
 
         ``answers`` are the batch's own, by row index. ``seconds`` and ``peak_bytes`` go into every generation.
         """
-        start_s = time.perf_counter()
+        start_s = now_s(self.model.device)
         tokens_by_row = self._fidelity_tokens(batch, answers, references)
         forced = batch.force(tokens_by_row, max(len(ids) for ids in tokens_by_row.values()))
         if references is None:
@@ -82,7 +82,7 @@ class Answering:
         shared = {
             **seconds,
             "decode_shared_s": batch.decode_s,
-            "fidelity_shared_s": time.perf_counter() - start_s,
+            "fidelity_shared_s": now_s(self.model.device) - start_s,
         }
         generations = [
             self._generation(

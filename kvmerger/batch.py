@@ -9,13 +9,13 @@ Shapes: R rows (the bucket), T tokens, E hidden size.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from kvmerger.device_time import now_s
 from kvmerger.extend import extend, pad_tokens
 from kvmerger.generation import Prompt, Question
 from kvmerger.memory import MemoryPoint
@@ -80,7 +80,7 @@ class Batch:
 
     def decode(self) -> dict[int, Answer]:
         """Greedy answers by row index. Leaves the tails with everything decoded."""
-        start_s = time.perf_counter()
+        start_s = now_s(self._model.device)
         budget_R = {index: self._question(index).max_new_tokens for index in self.rows}
         tokens: dict[int, list[int]] = {index: [] for index in self.rows}
         hidden_RE = self._tail_hidden_RE
@@ -97,7 +97,7 @@ class Batch:
                 break
             feed_R = [[next_R[index]] if index in budget_R else [] for index in range(self.cache.num_rows)]
             hidden_RE = self._extend(feed_R, 1)[:, 0]
-        self.decode_s = time.perf_counter() - start_s
+        self.decode_s = now_s(self._model.device) - start_s
         return {index: Answer(tuple(ids), ids[-1] in self._model.eos_ids) for index, ids in tokens.items()}
 
     def force(self, token_ids_by_row: Mapping[int, Sequence[int]], longest: int) -> dict[int, Tensor]:

@@ -5,13 +5,13 @@ Each variant ends either as a prefix that shares no storage with the full row, o
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
 from kvmerger.budget import Budget, BudgetError, LikeVariant, effective_ratio, num_slots_for
+from kvmerger.device_time import now_s
 from kvmerger.layer_cache import LayerCache, storage_addresses, storage_bytes
 from kvmerger.prefill import Prefilled
 from kvmerger.ragged_cache import Prefix
@@ -87,7 +87,8 @@ def _combine(counter_name: str, values: Sequence[float]) -> float:
 
 
 def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression) -> Compressed:
-    start_s = time.perf_counter()
+    device = prefilled.layers[0].k_SD.device
+    start_s = now_s(device)
     budget_L = _budgets(prefilled, variant, outcome)
     forbidden = storage_addresses(tensor for layer in prefilled.layers for tensor in layer.tensors())
     prefix = []
@@ -100,7 +101,7 @@ def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression) -> C
         variant.label,
         tuple(prefix),
         asked_slots,
-        time.perf_counter() - start_s,
+        now_s(device) - start_s,
         _why_degenerate(prefix, prefilled.layers),
     )
 

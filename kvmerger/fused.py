@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 
 from kvmerger.answering import Answering, References
 from kvmerger.batch import Batch, Row, another_bucket, bucket_for
 from kvmerger.compress import Compressed, Compression, compress_all, empty_prefix
+from kvmerger.device_time import now_s
 from kvmerger.evidence import Need
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits
@@ -20,9 +20,9 @@ def run_fused(
     model: LoadedModel, limits: Limits, prompt: Prompt, variants: Sequence[Variant], seed: int
 ) -> list[Generation | VariantFailure]:
     """Prefill once, compress for every variant, answer together. See `Engine.run`."""
-    start_s = time.perf_counter()
+    start_s = now_s(model.device)
     prefilled = prefill(model, prompt.context_ids, needs_of(variants), seed)
-    seconds = {"prefill_shared_s": time.perf_counter() - start_s}
+    seconds = {"prefill_shared_s": now_s(model.device) - start_s}
     compression = compress_all(prefilled, variants)
     compressed = with_references(compression, prefilled)
     answering = Answering(model, prompt, compressed, compressed[FULL].nbytes, limits.max_fidelity_tokens)

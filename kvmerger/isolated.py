@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from kvmerger.answering import Answered, Answering, References
 from kvmerger.batch import Batch, another_bucket, bucket_for
 from kvmerger.budget import LikeVariant
 from kvmerger.compress import compress_all
+from kvmerger.device_time import now_s
 from kvmerger.fused import failures_of, needs_of, rows_of, with_references
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits
@@ -52,9 +52,9 @@ class _Runner:
         """Run one row's questions with nothing else alive; without ``references`` it must be the full row."""
         model, prompt = self.model, self.prompt
         before_bytes = _start_peak(model.device)
-        start_s = time.perf_counter()
+        start_s = now_s(model.device)
         prefilled = prefill(model, prompt.context_ids, needs_of(variants), self.seed)
-        seconds = {"prefill_s": time.perf_counter() - start_s}
+        seconds = {"prefill_s": now_s(model.device) - start_s}
         compression = compress_all(prefilled, variants)
         if label in compression.failed:
             return [failure for failure in failures_of(compression, prompt) if failure.label == label]
