@@ -148,7 +148,15 @@ class Answering:
             tail_bytes=max(point.live_bytes for point in trace[1:]) - compressed.nbytes,
             peak_bytes=peak_bytes,
             degenerate_reason=compressed.degenerate_reason,
-            counters=merged_counters(row.prefix),
+            counters={**merged_counters(row.prefix), **_budget_counter(compressed)},
             seconds={**seconds, "compress_s": compressed.compress_s},
             trace=trace,
         )
+
+
+def _budget_counter(compressed: Compressed) -> dict[str, float]:
+    """Whether the budget was reached, over the whole model; nothing where there was none."""
+    if compressed.asked_slots is None:
+        return {}
+    kept = sum(layer.num_slots for layer in compressed.prefix)
+    return {"is_budget_reached": float(kept <= compressed.asked_slots)}

@@ -79,8 +79,9 @@ class Batch:
         self._tail_hidden_RE = self._read_tails()
 
     def decode(self) -> dict[int, Answer]:
-        """Greedy answers by row index. Leaves the tails with everything decoded."""
+        """Greedy answers by row index. Rewinds every row to the end of its tail first; leaves what it decoded in place."""
         start_s = now_s(self._model.device)
+        self.cache.rewind(self._tail_length_R)
         budget_R = {index: self._question(index).max_new_tokens for index in self.rows}
         tokens: dict[int, list[int]] = {index: [] for index in self.rows}
         hidden_RE = self._tail_hidden_RE

@@ -23,7 +23,7 @@ class KeptRatio:
     ratio: float
 
     def __str__(self) -> str:
-        return f"{self.ratio:g}"
+        return repr(self.ratio)  # never without its point: 1.0 keeps everything, 1 keeps one slot
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,15 @@ from statistics import fmean
 from kvmerger.budget import Budget, BudgetError, LikeVariant, effective_ratio, num_slots_for
 from kvmerger.device_time import now_s
 from kvmerger.layer_cache import LayerCache, storage_addresses, storage_bytes
+from kvmerger.policies.base import CacheShape
 from kvmerger.prefill import Prefilled
 from kvmerger.ragged_cache import Prefix
-from kvmerger.variants import FULL, Variant
+from kvmerger.variants import FULL, Variant, VariantError
 
 
 @dataclass(frozen=True, slots=True)
 class Compressed:
-    """One variant after compression. asked_slots: what the budget allowed in all, None without one."""
+    """One variant after compression. asked_slots: what its budget allows over all layers and heads, None without one."""
 
     label: str
     prefix: Prefix
@@ -55,7 +56,7 @@ def compress_all(prefilled: Prefilled, variants: Sequence[Variant]) -> Compressi
     """Compress ``prefilled`` for every variant; a variant's own error stops that variant only."""
     outcome = Compression()
     outcome.done[FULL] = Compressed(FULL, prefilled.layers, None, 0.0)
-    for variant in _references_first(variants):
+    for variant in references_first(variants):
         try:
             outcome.done[variant.label] = _compress(prefilled, variant, outcome)
         # A user's policy may raise anything; it becomes that variant's failed row.
@@ -89,14 +90,17 @@ def _combine(counter_name: str, values: Sequence[float]) -> float:
 def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression) -> Compressed:
     device = prefilled.layers[0].k_SD.device
     start_s = now_s(device)
-    budget_L = _budgets(prefilled, variant, outcome)
+    variant.policy.needs()  # raises here, where it costs this variant alone
+    asked_L = _asked(prefilled, variant, outcome)
+    budget_L = _allocated(prefilled, variant, asked_L)
     forbidden = storage_addresses(tensor for layer in prefilled.layers for tensor in layer.tensors())
     prefix = []
     for layer, evidence, budget in zip(prefilled.layers, prefilled.evidence, budget_L, strict=True):
         kept = variant.policy.compress(layer, evidence, budget).owning(forbidden)
         kept.check_integrity()
+        kept.check_same_kind(layer)
         prefix.append(kept)
-    asked_slots = sum(budget.num_slots for budget in budget_L)
+    asked_slots = None if variant.budget is None else sum(budget.num_slots for budget in asked_L)
     return Compressed(
         variant.label,
         tuple(prefix),
@@ -106,16 +110,24 @@ def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression) -> C
     )
 
 
-def _budgets(prefilled: Prefilled, variant: Variant, outcome: Compression) -> Sequence[Budget]:
+def _asked(prefilled: Prefilled, variant: Variant, outcome: Compression) -> Sequence[Budget]:
+    """Every layer's budget as the user asked for it, before the policy moves slots between layers."""
     num_layers, num_tokens = len(prefilled.layers), prefilled.evidence[0].num_tokens
     num_heads = prefilled.layers[0].num_heads
     if variant.budget is None:
         return [Budget.uniform(num_tokens, num_heads, 1.0)] * num_layers
+    variant.policy.check(CacheShape(num_tokens, num_layers, num_heads), variant.budget)
     if isinstance(variant.budget, LikeVariant):
         return _budgets_like(variant.budget.label, num_tokens, outcome)
     num_slots = num_slots_for(variant.budget, num_tokens)
-    even = Budget.uniform(num_slots, num_heads, effective_ratio(variant.budget, num_tokens))
-    return variant.policy.allocate((even,) * num_layers, prefilled.evidence)
+    return [Budget.uniform(num_slots, num_heads, effective_ratio(variant.budget, num_tokens))] * num_layers
+
+
+def _allocated(prefilled: Prefilled, variant: Variant, asked_L: Sequence[Budget]) -> Sequence[Budget]:
+    """Every layer's budget as the policy wants it; a ``like`` budget is per layer and head already."""
+    if variant.budget is None or isinstance(variant.budget, LikeVariant):
+        return asked_L
+    return variant.policy.allocate(asked_L, prefilled.evidence)
 
 
 def _budgets_like(label: str, num_tokens: int, outcome: Compression) -> list[Budget]:
@@ -123,21 +135,21 @@ def _budgets_like(label: str, num_tokens: int, outcome: Compression) -> list[Bud
         raise BudgetError(
             f"the budget is like {label!r}, which has no cache here (it failed, or is not in this run)"
         )
-    prefix = outcome.done[label].prefix
-    num_slots = sum(layer.num_slots for layer in prefix)
-    asked_ratio = num_slots / (num_tokens * sum(layer.num_heads for layer in prefix))
-    return [Budget(layer.num_slots_H, asked_ratio) for layer in prefix]
+    return [
+        Budget(layer.num_slots_H, layer.num_slots / (num_tokens * layer.num_heads))
+        for layer in outcome.done[label].prefix
+    ]
 
 
-def _references_first(variants: Sequence[Variant]) -> list[Variant]:
-    """The variants, each after the one its `like` budget names."""
+def references_first(variants: Sequence[Variant]) -> list[Variant]:
+    """The variants, each after the one its `like` budget names; `VariantError` when they go round in a circle."""
     by_label = {variant.label: variant for variant in variants}
     ordered: dict[str, Variant] = {}
 
     def visit(variant: Variant, pending: tuple[str, ...]) -> None:
         if isinstance(variant.budget, LikeVariant) and variant.budget.label in by_label:
             if variant.budget.label in pending:
-                raise BudgetError(
+                raise VariantError(
                     f"budgets are like each other in a circle: {' → '.join((*pending, variant.budget.label))}"
                 )
             visit(by_label[variant.budget.label], (*pending, variant.budget.label))

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from kvmerger.compress import references_first
 from kvmerger.fused import run_fused
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.isolated import run_isolated
@@ -48,7 +49,7 @@ class Engine:
 
         Raises:
             PromptError: the prompt cannot be run on this model.
-            VariantError: labels clash.
+            VariantError: labels clash, or `like` budgets go round in a circle.
             ValueError: an unknown execution.
         """
         if execution not in _RUNS:
@@ -60,4 +61,5 @@ class Engine:
             raise VariantError(
                 f"labels must be unique and none of {REFERENCE_LABELS}; these are not: {clashes}"
             )
+        references_first(variants)  # refuses a circle before any work
         return _RUNS[execution](self._model, self._limits, prompt, variants, seed)

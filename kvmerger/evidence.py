@@ -9,7 +9,7 @@ Shapes: N tokens of the compressed part, Q query heads, H KV heads, D head size,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -91,13 +91,17 @@ class Evidence:
         self._states: LayerStates = states
         self._is_in_prefill = True
         self._cache: dict[Need, Tensor] = {}
+        self._errors: dict[Need, Exception] = {}
 
     def get(self, need: Need) -> Tensor:
         """The evidence ``need`` names; computed on first use. Treat it as read-only: others get the same tensor.
 
         Raises:
-            EvidenceError: not registered, or it reads queries and was not declared.
+            EvidenceError: not registered, or it reads what only prefill has and was not declared.
+            Exception: whatever computing it raised, in prefill or now.
         """
+        if need in self._errors:
+            raise self._errors[need]
         if need not in self._cache:
             registered = _registered(need)
             if registered.is_prefill_only and not self._is_in_prefill:
@@ -110,8 +114,12 @@ class Evidence:
     def capture(self, needs: Iterable[Need]) -> None:
         """Compute what ``needs`` asks of queries and hidden states, then let those go."""
         for need in sorted(needs):
-            if _registered(need).is_prefill_only:
-                self.get(need)
+            try:
+                if _registered(need).is_prefill_only:
+                    self.get(need)
+            # Evidence may be a stranger's: its error belongs to the policies that ask for it, not to the prompt.
+            except Exception as error:  # noqa: BLE001
+                self._errors[need] = error
         states = self._states
         self._states = LayerStates(states.q_QND.new_empty(0), states.k_HND, states.v_HND, states.scaling)
         self._is_in_prefill = False
@@ -120,15 +128,10 @@ class Evidence:
         """Read keys and values from these equal tensors from now on, so that no second copy stays alive."""
         self._states = LayerStates(self._states.q_QND, k_HND, v_HND, self._states.scaling)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the evidence computed so far."""
-        return sum(tensor.untyped_storage().nbytes() for tensor in self._cache.values())
-
 
 def needs_hidden_states(needs: Iterable[Need]) -> bool:
     """Whether any of ``needs`` reads hidden states, which the attention seam does not carry."""
-    return any(_registered(need).reads_hidden_states for need in needs)
+    return any(need.name in _REGISTRY and _REGISTRY[need.name].reads_hidden_states for need in needs)
 
 
 def _registered(need: Need) -> _Registered:
@@ -155,6 +158,7 @@ def _attention_mass(states: LayerStates) -> Tensor:
     """Column sums of causal attention, averaged over the query heads of a group: fp32 (H, N)."""
     num_tokens, num_heads = states.k_HND.shape[1], states.k_HND.shape[0]
     mass_HN = torch.zeros(num_heads, num_tokens, dtype=torch.float32, device=states.k_HND.device)
+    states = replace(states, k_HND=states.k_HND.float())  # once, not for every block
     block_tokens = max(1, _MAX_BLOCK_SCORES // (states.q_QND.shape[0] * num_tokens))
     for start in range(0, num_tokens, block_tokens):
         end = min(start + block_tokens, num_tokens)

@@ -58,7 +58,7 @@ def extend(
         mass_rows: rows whose attention mass per slot is wanted (costs a sum per layer).
     """
     num_new = tuple(num_new_R)
-    position_RT = _positions(cache, tokens_RT.shape[1], tokens_RT.device)
+    position_RT = _positions(cache, num_new, tokens_RT.shape[1], tokens_RT.device)
     session = _ExtendSession(cache, num_new, mass_rows)
     hidden_RTE = model.hidden_states(tokens_RT, position_RT, session)
     cache.advance(num_new)
@@ -70,9 +70,16 @@ def pad_tokens(ids_R: Sequence[Sequence[int]], num_tokens: int, device: torch.de
     return torch.tensor([[*ids, *[_PAD_ID] * (num_tokens - len(ids))] for ids in ids_R], device=device)
 
 
-def _positions(cache: RaggedCache, num_tokens: int, device: torch.device) -> Tensor:
-    """New tokens continue at the true prompt length, however few slots a row has kept: int64 (R, T)."""
-    starts = [
+def _positions(
+    cache: RaggedCache, num_new_R: tuple[int, ...], num_tokens: int, device: torch.device
+) -> Tensor:
+    """New tokens continue at the true prompt length, however few slots a row has kept: int64 (R, T).
+
+    Padding repeats a row's last position, so that no position is larger than the row's own tokens need.
+    """
+    start_R = [
         context + tail for context, tail in zip(cache.context_tokens_R, cache.tail_length_R, strict=True)
     ]
-    return torch.tensor(starts, device=device)[:, None] + torch.arange(num_tokens, device=device)
+    last_R = [max(num_new - 1, 0) for num_new in num_new_R]
+    offset_RT = torch.arange(num_tokens, device=device).minimum(torch.tensor(last_R, device=device)[:, None])
+    return torch.tensor(start_R, device=device)[:, None] + offset_RT

@@ -25,6 +25,7 @@ def run_fused(
     seconds = {"prefill_shared_s": now_s(model.device) - start_s}
     compression = compress_all(prefilled, variants)
     compressed = with_references(compression, prefilled)
+    del prefilled  # and with it the evidence: nobody reads it once every variant is compressed
     answering = Answering(model, prompt, compressed, compressed[FULL].nbytes, limits.max_fidelity_tokens)
     generations: list[Generation] = []
     references: References | None = None
@@ -82,7 +83,7 @@ def failures_of(compression: Compression, prompt: Prompt) -> list[VariantFailure
 
 
 def _groups(labels: list[str], num_questions: int, max_rows: int) -> Iterator[list[str]]:
-    """Labels in groups of at most ``max_rows`` rows, the full row in each; the A/A row runs on its own."""
+    """Labels in groups of at most ``max_rows`` rows (one label at least), the full row in each, the A/A row in none."""
     others = [label for label in labels if label not in (FULL, FULL_AA)]
     group_labels = max(1, max_rows // num_questions - 1)
     for start in range(0, len(others), group_labels):

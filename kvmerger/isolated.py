@@ -61,7 +61,7 @@ class _Runner:
         compressed = with_references(compression, prefilled)
         full_kv_bytes = compressed[FULL].nbytes
         compressed = {label: compressed[label]}
-        # From here on only this variant's own cache may be alive, or the peak would be the full row's.
+        # Decoding runs beside this variant's own cache alone, as it would in a server.
         del prefilled, compression
         gc.collect()
         rows = rows_of(compressed, [label], prompt)

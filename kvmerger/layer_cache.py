@@ -74,12 +74,12 @@ class LayerCache:
     @property
     def k_HND(self) -> Tensor:
         """Keys as a dense view; only when `is_uniform`."""
-        return self.k_SD.view(self.num_heads, self.num_slots_H[0], -1)
+        return self.k_SD.view(self.num_heads, self.num_slots_H[0], self.k_SD.shape[1])
 
     @property
     def v_HND(self) -> Tensor:
         """Values as a dense view; only when `is_uniform`."""
-        return self.v_SD.view(self.num_heads, self.num_slots_H[0], -1)
+        return self.v_SD.view(self.num_heads, self.num_slots_H[0], self.v_SD.shape[1])
 
     @property
     def head_starts(self) -> tuple[int, ...]:
@@ -129,6 +129,17 @@ class LayerCache:
             position_S=own(self.position_S),
             log_mass_S=None if self.log_mass_S is None else own(self.log_mass_S),
         )
+
+    def check_same_kind(self, other: LayerCache) -> None:
+        """Raise ValueError unless heads, head size, dtype and device are those of ``other``."""
+        ours, theirs = (
+            (layer.num_heads, layer.k_SD.shape[1], layer.k_SD.dtype, layer.k_SD.device)
+            for layer in (self, other)
+        )
+        if ours != theirs:
+            raise ValueError(
+                f"(heads, head size, dtype, device) is {ours}, the uncompressed layer has {theirs}"
+            )
 
     def check_integrity(self) -> None:
         """Raise ValueError unless shapes, dtypes, lengths and the order of positions are consistent."""

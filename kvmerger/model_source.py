@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from kvmerger import demo_model
 
@@ -17,9 +18,9 @@ SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 # "dynamic" and "longrope" recompute frequencies from the largest position, so keys of one prompt would not fit another.
 SUPPORTED_ROPE_TYPES = ("default", "llama3", "linear", "yarn")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
-# Enough of a weight file to tell two models apart without reading gigabytes.
-_FINGERPRINT_BYTES = 2**20
+_WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+# Blocks spread over a weight file tell two models apart without reading gigabytes.
+_FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 2**14
 
 
 class ModelError(ValueError):
@@ -119,9 +120,16 @@ def _sliding_window(config: Any) -> int | None:
 
 @contextmanager
 def readable_errors(name: str) -> Iterator[None]:
-    """Turn what transformers raises for a missing model into one sentence with the remedy."""
+    """Turn what transformers raises for a missing, unknown or broken model into one sentence with the remedy."""
     try:
         yield
+    except ModelError:
+        raise
+    except (ValueError, SafetensorError) as error:
+        raise ModelError(
+            f"model {name!r} cannot be read; supported are {', '.join(SUPPORTED_MODEL_TYPES)} with complete weight "
+            f"files. ({str(error).splitlines()[0]})"
+        ) from error
     except OSError as error:
         raise ModelError(
             f"model {name!r} could not be loaded: it is neither a local folder nor a model the hub gave us. Check the "
@@ -159,8 +167,11 @@ def _revision(name: str, revision: str | None, config: Any, folder: Path) -> str
         return getattr(config, "_commit_hash", None) or revision or "unknown"
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in _weight_files(folder):
+        digest.update(f"{file.name}:{file.stat().st_size}:".encode())
         with file.open("rb") as stream:
-            digest.update(f"{file.name}:{file.stat().st_size}:".encode() + stream.read(_FINGERPRINT_BYTES))
+            for block in range(_FINGERPRINT_BLOCKS):
+                stream.seek(file.stat().st_size * block // _FINGERPRINT_BLOCKS)
+                digest.update(stream.read(_FINGERPRINT_BLOCK_BYTES))
     return f"files-{digest.hexdigest()[:12]}"
 
 

@@ -52,15 +52,7 @@ class PrefillSession:
         evidence.point_at(layer.k_HND, layer.v_HND)
         self.layers.append(layer)
         self.evidence.append(evidence)
-        out_BQTD = F.scaled_dot_product_attention(
-            q_BQTD,
-            k_BHTD,
-            v_BHTD,
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=q_BQTD.shape[1] != k_BHTD.shape[1],
-        )
-        return out_BQTD.transpose(1, 2).contiguous()
+        return _causal_attention(q_BQTD, k_BHTD, v_BHTD, scaling)
 
     @contextmanager
     def watching_inputs(self, attention_modules: Sequence[nn.Module]) -> Iterator[None]:
@@ -91,6 +83,19 @@ def prefill(
     with session.watching_inputs(model.attention_modules if needs_hidden_states(needs) else []):
         model.hidden_states(ids_1T, position_1T, session)
     return Prefilled(tuple(session.layers), tuple(session.evidence))
+
+
+def _causal_attention(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> Tensor:
+    """Attention output (B, T, Q, D), never through an n × n matrix."""
+    num_groups = q_BQTD.shape[1] // k_BHTD.shape[1]
+    if q_BQTD.is_cuda and q_BQTD.dtype == torch.float32:
+        # On CUDA only the flash kernel takes grouped heads, and it has no fp32: the fallback would be n × n.
+        k_BHTD, v_BHTD = (tensor.repeat_interleave(num_groups, dim=1) for tensor in (k_BHTD, v_BHTD))
+        num_groups = 1
+    out_BQTD = F.scaled_dot_product_attention(
+        q_BQTD, k_BHTD, v_BHTD, is_causal=True, scale=scaling, enable_gqa=num_groups > 1
+    )
+    return out_BQTD.transpose(1, 2).contiguous()
 
 
 def prompt_seed(context_ids: Sequence[int], seed: int) -> int:

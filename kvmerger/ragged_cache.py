@@ -108,21 +108,11 @@ class RaggedCache:
         layers = [layer for prefix in self._prefixes if prefix is not None for layer in prefix]
         return storage_bytes(tensor for layer in layers for tensor in layer.tensors())
 
-    @property
-    def reserved_bytes(self) -> int:
-        """Bytes held: all prefixes, and the tails with the room not used yet."""
-        return self.prefix_bytes + storage_bytes([*self._tail_k, *self._tail_v])
-
     def tail_bytes_of(self, num_tokens: int) -> int:
         """Bytes that ``num_tokens`` of one row's tail take, over all layers."""
         return sum(
             2 * num_tokens * tail.shape[1] * tail.shape[3] * tail.element_size() for tail in self._tail_k
         )
-
-    @property
-    def live_bytes(self) -> int:
-        """Bytes in use: all prefixes, and the tails as far as they are filled."""
-        return self.prefix_bytes + self.tail_bytes_of(sum(self._tail_length_R))
 
     def check_integrity(self) -> None:
         """Raise ValueError unless every prefix is sound and every tail fits its room."""

@@ -15,6 +15,7 @@ from kvmerger.budget import (
     BudgetSpec,
     KeptRatio,
     LikeVariant,
+    SlotCount,
     kept_ratio_from_compression_ratio,
     parse_budget,
 )
@@ -55,9 +56,14 @@ class VariantSpec:
         A ``like`` budget is spelt out as the variant it refers to when ``others`` (label → spec) has it, so that
         renaming that variant changes no identity and changing it does.
         """
-        budget: Any = None if self.budget is None else str(self.budget)
-        if isinstance(self.budget, LikeVariant) and others and self.budget.label in others:
-            budget = {"like": others[self.budget.label].canonical(others)}
+        budget: Any = None
+        match self.budget:
+            case KeptRatio(ratio=ratio):
+                budget = {"kept_ratio": ratio}
+            case SlotCount(num_slots=num_slots):
+                budget = {"slots": num_slots}
+            case LikeVariant(label=label):
+                budget = {"like": others[label].canonical(others) if others and label in others else label}
         return {"policy": self.policy, "params": dict(self.params), "budget": budget}
 
 
@@ -105,6 +111,11 @@ def parse_policies(entries: Sequence[str | Mapping[str, Any]]) -> list[VariantSp
     """Read a whole ``policies`` list and check that labels are unique and ``like`` refers to one of them."""
     specs = [spec for entry in entries for spec in parse_policy_entry(entry)]
     labels = [spec.label for spec in specs]
+    for spec in specs:
+        if spec.label in REFERENCE_LABELS and spec.policy != spec.label:
+            raise VariantError(
+                f"the label {spec.label!r} is a reference row's; give {spec.policy!r} another one"
+            )
     for label in labels:
         if labels.count(label) > 1:
             raise VariantError(
@@ -162,13 +173,17 @@ def _frozen(value: Any) -> Any:
 
 
 def _label(entry: Mapping[str, Any], name: str, budget: BudgetSpec) -> str:
-    if "label" in entry and not isinstance(entry.get("budget"), list):
+    if "label" in entry and not any(
+        isinstance(entry.get(key), list) for key in ("budget", "compression_ratio")
+    ):
         return str(entry["label"])
     base = str(entry.get("label", name.rpartition(":")[2]))
-    if name == "kvmerger_paper" and isinstance(budget, KeptRatio):
+    if isinstance(budget, KeptRatio) and (name == "kvmerger_paper" or entry.get("mode") == "threshold"):
         # The budget only picks the protected fractions here; what is kept is an outcome, so the name promises none.
-        protected = protected_ratios(budget.ratio)
-        return f"{base}[{protected.recent_ratio:g}+{protected.heavy_ratio:g}]"
+        by_budget = protected_ratios(budget.ratio)
+        recent_ratio = entry.get("recent_ratio", by_budget.recent_ratio)
+        heavy_ratio = entry.get("heavy_ratio", by_budget.heavy_ratio)
+        return f"{base}[{recent_ratio:g}+{heavy_ratio:g}]"
     return f"{base}@{budget}"
 
 
@@ -177,7 +192,9 @@ def _check_like(spec: VariantSpec, by_label: Mapping[str, VariantSpec]) -> None:
     followed = [spec.label]
     while isinstance(spec.budget, LikeVariant):
         wanted = spec.budget.label
-        if wanted not in by_label:
+        if wanted == FULL:
+            return
+        if wanted not in by_label or wanted in REFERENCE_LABELS:
             raise VariantError(
                 f"{spec.label!r} has a budget like {wanted!r}, which no policy is labelled{nearest(wanted, list(by_label))}"
             )

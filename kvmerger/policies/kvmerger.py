@@ -72,12 +72,20 @@ class KVMerger(Policy):
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise PolicyError(f"kvmerger: {name} must be one of {allowed}, got {getattr(self, name)!r}")
-        if not -1 < self.eps <= 1:
-            raise PolicyError(f"kvmerger: eps is a cosine in (-1, 1], got {self.eps}")
-        if self.sigma is not None and self.sigma <= 0:
+        if not (_is_number(self.eps) and -1 < self.eps <= 1):
+            raise PolicyError(f"kvmerger: eps is a cosine in (-1, 1], got {self.eps!r}")
+        if self.sigma is not None and not (_is_number(self.sigma) and self.sigma > 0):
             raise PolicyError(
-                f"kvmerger: sigma must be positive, or null for each run's own width, got {self.sigma}"
+                f"kvmerger: sigma must be positive, or null for each run's own width, got {self.sigma!r}"
             )
+        if not (isinstance(self.window_size, int) and self.window_size >= 1):
+            raise PolicyError(
+                f"kvmerger: window_size is a number of tokens from 1 on, got {self.window_size!r}"
+            )
+        if not (
+            isinstance(self.skip_layers, tuple) and all(isinstance(index, int) for index in self.skip_layers)
+        ):
+            raise PolicyError(f"kvmerger: skip_layers is a list such as [0, 1, -1], got {self.skip_layers!r}")
         if self.value_factor == "count" and self.log_mass != "none":
             raise PolicyError(
                 f"kvmerger: value_factor=count and log_mass={self.log_mass} both count a merged slot |S| times; "
@@ -85,8 +93,8 @@ class KVMerger(Policy):
             )
         for name in ("recent_ratio", "heavy_ratio"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise PolicyError(f"kvmerger: {name} is a fraction of the prompt in [0, 1), got {value}")
+            if value is not None and not (_is_number(value) and 0 <= value < 1):
+                raise PolicyError(f"kvmerger: {name} is a fraction of the prompt in [0, 1), got {value!r}")
 
     @property
     def budget_is_outcome(self) -> bool:
@@ -98,7 +106,12 @@ class KVMerger(Policy):
         return frozenset({NEIGHBOUR_COSINES, self._mass_need})
 
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
-        """The skipped layers and the protected tokens must leave room within the budget."""
+        """The skipped layers must exist, and with the protected tokens leave room within the budget."""
+        absent = [index for index in self.skip_layers if not -shape.num_layers <= index < shape.num_layers]
+        if absent:
+            raise BudgetError(
+                f"kvmerger: skip_layers names {absent}, and the model has {shape.num_layers} layers"
+            )
         if self.attention_source == "window" and shape.num_tokens <= self.window_size:
             raise BudgetError(
                 f"kvmerger: the compressed part has {shape.num_tokens} tokens, no more than window_size={self.window_size}"
@@ -124,7 +137,7 @@ class KVMerger(Policy):
         num_heads, asked_ratio = len(budget_L[0].num_slots_H), budget_L[0].asked_ratio
         whole = Budget.uniform(num_tokens, num_heads, asked_ratio)
         if self.mode == "threshold":
-            return tuple(whole if index in skipped else budget for index, budget in enumerate(budget_L))
+            return budget_L
         num_slots = self._slots_of_merged_layers(budget_L[0].num_slots_H[0], num_tokens, num_layers)
         # What is protected follows what these layers may keep: by the whole model's ratio, a model of few layers would
         # have more protected tokens than its merged layers have slots.
@@ -134,7 +147,9 @@ class KVMerger(Policy):
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """Find the merging sets of all heads at once and merge them."""
         num_tokens = evidence.num_tokens
-        if min(budget.num_slots_H) == num_tokens:
+        if self.mode == "threshold" and evidence.layer_index in self._skipped(evidence.num_layers):
+            return layer
+        if self.mode == "exact" and min(budget.num_slots_H) == num_tokens:
             return layer
         mass_HN, cosine_HN = self._ranking(evidence, layer.num_heads)
         protected = self._protected(budget.asked_ratio)
@@ -200,7 +215,7 @@ class KVMerger(Policy):
         )
 
     def _skipped(self, num_layers: int) -> set[int]:
-        return {index % num_layers for index in self.skip_layers if -num_layers <= index < num_layers}
+        return {index % num_layers for index in self.skip_layers}
 
     def _slots_of_merged_layers(self, num_slots: int, num_tokens: int, num_layers: int) -> int:
         """Slots per head left for each merged layer, so that all layers average ``num_slots``; may be negative."""
@@ -222,6 +237,10 @@ class KVMerger(Policy):
                 f"{num_tokens} tokens, and {num_protected} are protected (recent {protected.recent_ratio:g}, heavy "
                 f"{protected.heavy_ratio:g}); raise the budget, skip fewer layers or protect less"
             )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
