@@ -9,11 +9,10 @@ from kvmerger.batch import Batch, Row, bucket_for
 from kvmerger.compress import compress_all, empty_prefix
 from kvmerger.engine import Engine
 from kvmerger.extend import extend, pad_tokens
-from kvmerger.generation import Generation, Prompt, PromptError, Question, VariantFailure
+from kvmerger.generation import Prompt, Question
 from kvmerger.layer_cache import storage_addresses
-from kvmerger.limits import Limits
 from kvmerger.prefill import prefill
-from kvmerger.variants import FULL, NO_CONTEXT, VariantError, build_variant, parse_policies
+from kvmerger.variants import FULL, NO_CONTEXT, build_variant, parse_policies
 from tests.tiny_models import VOCAB_SIZE, TinyModel, tiny_model
 
 NUM_NEW_TOKENS = 33
@@ -187,12 +186,13 @@ def test_rewinding_and_extending_again_gives_the_same_bits(
 
 
 @lengths
+@modes
 @dtypes
 def test_bytes_are_those_of_distinct_storages_and_none_is_the_full_rows(
-    num_tokens: int, dtype: torch.dtype, seed: int
+    num_tokens: int, mode: str, dtype: torch.dtype, seed: int
 ) -> None:
     model = tiny_model(seed, dtype)
-    prompt = make_prompt(seed, num_tokens, "query_aware", num_questions=1)
+    prompt = make_prompt(seed, num_tokens, mode, num_questions=1)
     built = variants()
     prefilled = prefill(
         model.ours, prompt.context_ids, frozenset(need for v in built for need in v.policy.needs())
@@ -217,12 +217,13 @@ def test_bytes_are_those_of_distinct_storages_and_none_is_the_full_rows(
 
 
 @lengths
+@modes
 @dtypes
 def test_kept_slots_of_evicting_policies_are_prefills_own(
-    num_tokens: int, dtype: torch.dtype, seed: int
+    num_tokens: int, mode: str, dtype: torch.dtype, seed: int
 ) -> None:
     model = tiny_model(seed, dtype)
-    prompt = make_prompt(seed, num_tokens, "query_aware")
+    prompt = make_prompt(seed, num_tokens, mode)
     built = variants()
     prefilled = prefill(
         model.ours, prompt.context_ids, frozenset(need for v in built for need in v.policy.needs())
@@ -236,94 +237,3 @@ def test_kept_slots_of_evicting_policies_are_prefills_own(
                 position_S = kept.position_S[start : start + length].long()
                 assert torch.equal(kept.k_SD[start : start + length], whole.k_HND[head, position_S])
                 assert torch.equal(kept.v_SD[start : start + length], whole.v_HND[head, position_S])
-
-
-def test_a_like_budget_has_the_same_slots_in_every_layer_and_head(seed: int) -> None:
-    prompt = make_prompt(seed, 300, "query_aware")
-    results = {g.label: g for g in Engine(tiny_model(seed).ours).run(prompt, list(reversed(variants())))}
-    assert results["random_ragged"].slots_LH == results["ragged"].slots_LH
-    assert len({slots for layer in results["ragged"].slots_LH for slots in layer}) > 2
-
-
-def test_reference_rows_bound_the_scale(seed: int) -> None:
-    prompt = make_prompt(seed, 300, "query_agnostic", num_questions=1)
-    by_label = {g.label: g for g in Engine(tiny_model(seed).ours).run(prompt, variants())}
-    assert by_label["full"].kl_mean == 0.0
-    assert by_label["full"].top1_agreement == 1.0
-    assert by_label["full_aa"].kl_mean < 1e-6
-    assert by_label["no_context"].kl_mean > by_label["full_aa"].kl_mean
-    assert by_label["no_context"].kv_bytes == 0
-    assert all(by_label[variant.label].num_fidelity_tokens == NUM_NEW_TOKENS for variant in variants())
-
-
-def test_isolated_runs_agree_with_fused_ones(seed: int) -> None:
-    prompt = make_prompt(seed, 300, "query_agnostic")
-    engine = Engine(tiny_model(seed).ours)
-    fused, isolated = (
-        {(g.label, g.question_index): g for g in engine.run(prompt, variants(), execution=execution)}
-        for execution in ("fused", "isolated")
-    )
-    assert fused.keys() == isolated.keys()
-    for key, generation in fused.items():
-        assert generation.slots_LH == isolated[key].slots_LH
-        assert generation.kv_bytes == isolated[key].kv_bytes
-        assert generation.kl_mean == pytest.approx(isolated[key].kl_mean, abs=1e-3)
-        assert generation.answer_nll == pytest.approx(isolated[key].answer_nll, abs=1e-3)
-
-
-def test_groups_of_rows_report_every_variant_once(seed: int) -> None:
-    prompt = make_prompt(seed, 300, "query_agnostic")
-    model = tiny_model(seed)
-    whole = Engine(model.ours).run(prompt, variants())
-    grouped = Engine(model.ours, Limits(max_rows=6)).run(prompt, variants())
-    assert sorted((g.label, g.question_index) for g in whole) == sorted(
-        (g.label, g.question_index) for g in grouped
-    )
-    by_key = {(g.label, g.question_index): g for g in grouped}
-    for generation in whole:
-        assert generation.kl_mean == pytest.approx(
-            by_key[generation.label, generation.question_index].kl_mean, abs=1e-3
-        )
-
-
-def test_a_failing_variant_takes_nobody_with_it(seed: int) -> None:
-    specs = parse_policies(
-        [
-            {"name": "snapkv", "budget": 10, "label": "impossible"},
-            {"name": "random", "budget": {"like": "impossible"}, "label": "orphan"},
-            {"name": "knorm", "budget": 0.5},
-        ]
-    )
-    prompt = make_prompt(seed, 300, "query_aware", num_questions=1)
-    results = {
-        r.label: r for r in Engine(tiny_model(seed).ours).run(prompt, [build_variant(spec) for spec in specs])
-    }
-    assert isinstance(results["knorm@0.5"], Generation)
-    failure = results["impossible"]
-    assert isinstance(failure, VariantFailure)
-    assert (failure.phase, failure.error_type) == ("compress", "BudgetError")
-    assert "window_size" in failure.message
-    assert isinstance(results["orphan"], VariantFailure)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"context_ids": ()}, "compressed part of the prompt is empty"),
-        ({"questions": ()}, "no question"),
-        ({"questions": (Question((), (), 4),)}, "empty tail"),
-        ({"questions": (Question((1,), (), 0),)}, "0 new tokens"),
-        ({"questions": (Question((1,), (), 5000),)}, "positions"),
-        ({"context_ids": (VOCAB_SIZE,)}, "vocabulary"),
-    ],
-)
-def test_bad_prompts_are_refused_with_the_reason(change: dict, message: str, seed: int) -> None:
-    prompt = Prompt(**{"context_ids": (1, 2, 3), "questions": (Question((1,), (2,), 4),), **change})
-    with pytest.raises(PromptError, match=message):
-        Engine(tiny_model(seed).ours).run(prompt, [])
-
-
-def test_clashing_labels_are_refused(seed: int) -> None:
-    prompt = make_prompt(seed, 300, "query_aware")
-    with pytest.raises(VariantError, match="unique"):
-        Engine(tiny_model(seed).ours).run(prompt, variants() + variants()[:1])

@@ -15,8 +15,8 @@ from tests.tiny_models import tiny_model
 
 def saved_model(folder: Path, **config: object) -> Path:
     made = LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, **config,
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, **{"intermediate_size": 32, **config},
     )  # fmt: skip
     LlamaForCausalLM(made).save_pretrained(folder)
     return folder
@@ -40,6 +40,29 @@ def test_revision_follows_the_weights(tmp_path: Path) -> None:
     first = load_info(str(saved_model(tmp_path / "a"))).revision
     assert load_info(str(saved_model(tmp_path / "b"))).revision != first
     assert load_info(str(tmp_path / "a")).revision == first
+
+
+def test_revision_notices_other_layers_behind_the_same_beginning(tmp_path: Path) -> None:
+    before = load_info(str(saved_model(tmp_path, intermediate_size=8192))).revision
+    file = tmp_path / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[: 2**20] + data[: 2**20 - 1 : -1])
+    assert load_info(str(tmp_path)).revision != before
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "no_such_type"}', "{}"])
+def test_an_unknown_model_type_is_one_sentence(config: str, tmp_path: Path) -> None:
+    saved_model(tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ModelError, match="supported are"):
+        load_info(str(tmp_path))
+
+
+def test_broken_weights_are_one_sentence(tmp_path: Path) -> None:
+    file = saved_model(tmp_path) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_model(str(tmp_path), device="cpu")
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:

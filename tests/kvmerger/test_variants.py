@@ -114,3 +114,31 @@ def test_specs_are_hashable_values() -> None:
 def test_mistakes_in_a_spec_are_named(spec: VariantSpec, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build_variant(spec)
+
+
+def test_one_slot_and_everything_are_different_budgets() -> None:
+    one, whole = parse_policy_entry({"name": "knorm", "budget": [1, 1.0]})
+    assert (one.label, whole.label) == ("knorm@1", "knorm@1.0")
+    assert one.canonical() != whole.canonical()
+
+
+def test_ratios_that_print_alike_are_different_computations() -> None:
+    near = parse_policy_entry({"name": "knorm", "budget": [0.1234567, 0.1234568]})
+    assert near[0].canonical() != near[1].canonical()
+
+
+@pytest.mark.parametrize("label", ["full", "no_context", "full_aa"])
+def test_a_reference_rows_label_is_taken(label: str) -> None:
+    with pytest.raises(VariantError, match="reference row"):
+        parse_policies([{"name": "knorm", "budget": 0.5, "label": label}])
+
+
+def test_a_budget_may_be_like_the_full_cache_but_not_like_none() -> None:
+    parse_policies([{"name": "knorm", "budget": {"like": "full"}}])
+    with pytest.raises(VariantError, match="no policy is labelled"):
+        parse_policies(["no_context", {"name": "knorm", "budget": {"like": "no_context"}}])
+
+
+def test_a_threshold_row_is_named_by_what_it_protects() -> None:
+    entry = {"name": "kvmerger", "mode": "threshold", "budget": 0.5, "recent_ratio": 0.4, "heavy_ratio": 0.0}
+    assert parse_policy_entry(entry)[0].label == "kvmerger[0.4+0]"
