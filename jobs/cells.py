@@ -93,6 +93,9 @@ class CellPlanner:
                 tokens = self._tokenize(item, min(limit, room) - excess)
         except PromptError as error:
             return None, str(error)
+        # Tokenizers are not ours: a text one cannot take costs its item, not the sweep.
+        except Exception as error:  # noqa: BLE001
+            return None, f"the tokenizer raised {type(error).__name__}: {error}"
         needed = _num_positions(item, tokens)
         if needed > self.model.max_positions:
             return (
@@ -108,8 +111,9 @@ class CellPlanner:
         self, item: BenchmarkItem, planned: PlannedItem | None, reason: str | None, label: str, digest: str
     ) -> PlannedCell:
         spec = self.variants.specs[label]
-        version = self.facts[label].version if label in self.facts else _REFERENCE_VERSION
-        identity = cell_identity(digest, self.variants.canonical(label), version)
+        version = self._version(label)
+        versions = [self._version(it) for it in self.variants.chain(label)]
+        identity = cell_identity(digest, self.variants.canonical(label), versions)
         num_tokens = len(planned.tokens.context_ids) if planned else 0
         return PlannedCell(
             cell=Cell(identity, item.item_id, label),
@@ -121,6 +125,9 @@ class CellPlanner:
             impossible_reason=reason if planned is None else self._reason(spec, num_tokens),
             is_degenerate=planned is not None and self._keeps_everything(label, num_tokens),
         )
+
+    def _version(self, label: str) -> str:
+        return self.facts[label].version if label in self.facts else _REFERENCE_VERSION
 
     def _reason(self, spec: VariantSpec, num_tokens: int) -> str | None:
         if spec.label in REFERENCE_LABELS:

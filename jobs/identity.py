@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evaluators.item import BenchmarkItem
 from evaluators.prompting import TokenizedPrompt
+from kvmerger import RESULTS_VERSION
 
 _UNIT_ID_DIGITS = 20
 """80 bits: no two units of a sweep share a file, and the name stays short."""
@@ -32,7 +33,7 @@ class RunSettings:
 def item_digest(item: BenchmarkItem, tokens: TokenizedPrompt | None, run: RunSettings) -> str:
     """Digest of all but the variant: the ids with their split, the gold, the length of the answer, the run.
 
-    The item's own id is in it as well: two items with one prompt can still be scored against different answers.
+    The item's own id is in it as well, and so is everything its score depends on.
     Without `tokens` (the prompt could not be made) the text stands in.
     """
     prompt: Any = [item.before_context, item.context, item.after_context, item.answer_prefix]
@@ -44,16 +45,25 @@ def item_digest(item: BenchmarkItem, tokens: TokenizedPrompt | None, run: RunSet
             "query_mode": run.query_mode,
             "execution": run.execution,
             "seed": run.seed,
+            "engine": RESULTS_VERSION,
             "item_id": item.item_id,
             "prompt": prompt,
             "max_new_tokens": item.max_new_tokens,
+            "scoring": [item.metric, item.answers, item.all_classes],
         }
     )
 
 
-def cell_identity(digest_of_item: str, canonical_variant: Mapping[str, Any], policy_version: str) -> str:
-    """Key of one (item x variant) row: sha256, 64 hexadecimal digits."""
-    return _digest({"item": digest_of_item, "variant": canonical_variant, "policy_version": policy_version})
+def cell_identity(
+    digest_of_item: str, canonical_variant: Mapping[str, Any], policy_versions: Sequence[str]
+) -> str:
+    """Key of one (item x variant) row: sha256, 64 hexadecimal digits.
+
+    `policy_versions` are the policy's own and those of the variants its `like` budget leads to.
+    """
+    return _digest(
+        {"item": digest_of_item, "variant": canonical_variant, "policy_versions": list(policy_versions)}
+    )
 
 
 def unit_id(identities: Iterable[str]) -> str:

@@ -5,13 +5,15 @@ Same rows, events and order as the Ray executor with one actor; an interrupt kee
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from jobs.config import Settings
-from jobs.rows import RunContext
+from jobs.result_schema import Row
+from jobs.rows import Failure, RowMaker, RunContext, failed_rows
 from jobs.run_events import OnEvent, OnRows, UnitEnded, UnitStarted, WorkerReady, WorkerStarting
 from jobs.work import WorkUnit
-from jobs.worker import LoadEngine, UnitRunner, load_engine
+from jobs.worker import DeviceLostError, LoadEngine, UnitRunner, load_engine
 
 _WORKER = "inline"
 
@@ -38,6 +40,15 @@ def run_units(
     on_event(WorkerReady(_WORKER))
     for unit in sorted(units, key=lambda unit: -unit.cost_tokens):
         on_event(UnitStarted(_WORKER, unit.unit_id, attempt=1))
-        rows = runner.run(unit)
+        rows = _run_or_fail(runner, unit, context)
         on_rows(unit, rows)
         on_event(UnitEnded.of(unit, rows))
+
+
+def _run_or_fail(runner: UnitRunner, unit: WorkUnit, context: RunContext) -> list[Row]:
+    """A unit on a lost device fails, as do those after it: there is no other process here to run them."""
+    try:
+        return runner.run(unit)
+    except DeviceLostError as error:
+        maker = RowMaker(context, unit.unit_id, unit.execution, time.time())
+        return failed_rows(unit, Failure.of("device", error), maker)

@@ -151,6 +151,8 @@ def _check_possible(summaries: Sequence[VariantOutlook], variants: VariantList) 
     """A variant that fails on every item is a mistake in the settings, to be told before anything is loaded."""
     lost = [it for it in summaries if it.num_impossible == it.num_cells]
     if lost:
+        if len(lost) == len(summaries) and len({it.impossible_reason for it in lost}) == 1:
+            raise PlanError(f"no item can run at all: {lost[0].impossible_reason}")
         lines = [
             f"{it.label!r} (budget {variants.specs[it.label].budget}): {it.impossible_reason}" for it in lost
         ]

@@ -20,13 +20,12 @@ from jobs.result_schema import ResultError
 from jobs.results import ResultStore
 from jobs.summary import ResultSummary, TaskSummary, summarize
 
-_WIDE_COLUMNS = 140
-"""From this width on an interval stands beside its mean, below it on a line of its own."""
 _LOG_COLUMNS = 100
 _MESSAGE_CHARS = 300
 _LEGEND = (
-    "with 95 % intervals; NLL in nats per token of the gold answer; recov.: of what the context is worth to that NLL, "
-    "the share that is left (0 to 1); KL and top-1 against the full cache along its own answer; kept: measured slots"
+    "NLL: nats per token of the gold answer; recov.: of what the context is worth to that NLL, the share that is left (0: "
+    "as without it, 1: as with the full cache); KL and top-1: against the full cache, along its own answer; kept: measured "
+    "slots; 95 % intervals"
 )
 EXIT_OK, EXIT_BAD_INPUT = 0, 2
 
@@ -37,7 +36,7 @@ def render(summary: ResultSummary, width: int) -> RenderableType:
     for setting in summary.settings():
         tasks = [task for task in summary.tasks if task.setting == setting]
         for task in tasks:
-            parts += [task_table(task, width >= _WIDE_COLUMNS), *_notes(task), Text()]
+            parts += [task_table(task, width), *_notes(task), Text()]
         if len(tasks) > 1:
             parts += [overall_table(setting, summary.macro_means(setting), len(tasks)), Text()]
     legend = [Text(_LEGEND, style="dim"), Text()] if parts else []
@@ -52,9 +51,7 @@ def report_console(width: int | None = None) -> Console:
 def _notes(task: TaskSummary) -> Iterator[Text]:
     if task.is_too_few:
         clusters = "1 cluster" if task.num_clusters == 1 else f"{task.num_clusters} clusters"
-        why = (
-            f"too few for a verdict ({MIN_CLUSTERS} are needed); the intervals are Student's t over contexts"
-        )
+        why = f"too few to rank policies by ({MIN_CLUSTERS} are needed); the intervals are Student's t over contexts"
         yield Text(f"n = {clusters}: {why}", style="yellow")
     if not task.has_scale and task.num_clusters:
         yield Text(

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from evaluators.statistics import Interval
+from evaluators.statistics import Interval, proportion_interval
 from jobs.summary import MacroMean, Setting, TaskSummary
 from jobs.variant_summary import VariantSummary
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, REFERENCE_LABELS
@@ -18,25 +18,37 @@ _BYTES_PER_UNIT = 1024
 _SHOWN_NAMES = {FULL: "full cache", FULL_AA: "full again (A/A noise)", NO_CONTEXT: "no context (tail alone)"}
 _MIN_NAME_COLUMNS = 12
 _HEADS = ("n", "answer NLL", "recov.", "KL (nats)", "top-1", "score", "kept", "KV bytes")
+_WIDE_COLUMNS = 140
+"""From this width on an interval stands beside its mean, below it on a line of its own."""
+_ROOMY_COLUMNS = 100
+_HIDDEN_IF_NARROW = ("n", "top-1")
 _MEAN_HEADS = ("answer NLL", "recov.", "KL (nats)", "top-1", "score", "kept", "KV bytes")
 
 
-def task_table(task: TaskSummary, is_wide: bool) -> Table:
-    """The variants of one task; on a narrow terminal intervals go on a line of their own."""
-    table = _empty_table(task.task, task.setting, _HEADS)
+def task_table(task: TaskSummary, width: int) -> Table:
+    """The variants of one task, for a terminal of ``width`` columns.
+
+    On a narrow one intervals go on a line of their own; on a very narrow one n and top-1 are left out, since a table that
+    does not fit would be cut in the middle of its numbers.
+    """
+    is_wide, hidden = width >= _WIDE_COLUMNS, _HIDDEN_IF_NARROW if width < _ROOMY_COLUMNS else ()
+    table = _empty_table(task.task, task.setting, [head for head in _HEADS if head not in hidden])
     for variant in task.variants:
-        table.add_row(
-            _name_cell(variant),
-            _count_cell(variant),
-            _interval_cell(variant.answer_nll, is_wide, _nats, lowest=0.0),
-            _plain(variant.nll_recovered, "{:.2f}"),
-            _interval_cell(variant.kl, is_wide, _nats, lowest=0.0),
-            _interval_cell(variant.top1_agreement, is_wide, "{:.2f}".format, lowest=0.0, highest=1.0),
-            _score_cell(variant, is_wide),
-            _plain(variant.kept_ratio, "{:.1%}"),
-            human_bytes(variant.kv_bytes),
-            end_section=variant.label == _last_reference(task.variants),
-        )
+        cells = {
+            "n": _count_cell(variant),
+            "answer NLL": _interval_cell(variant.answer_nll, is_wide, _nats, lowest=0.0),
+            "recov.": _plain(variant.nll_recovered, "{:.2f}"),
+            "KL (nats)": _interval_cell(variant.kl, is_wide, _nats, lowest=0.0),
+            "top-1": _interval_cell(
+                variant.top1_agreement, is_wide, "{:.2f}".format, lowest=0.0, highest=1.0
+            ),
+            "score": _score_cell(variant, is_wide),
+            "kept": _plain(variant.kept_ratio, "{:.1%}"),
+            "KV bytes": human_bytes(variant.kv_bytes),
+        }
+        shown = [cells[head] for head in _HEADS if head not in hidden]
+        is_last_reference = variant.label == _last_reference(task.variants)
+        table.add_row(_name_cell(variant), *shown, end_section=is_last_reference)
     return table
 
 
@@ -111,7 +123,9 @@ def _score_cell(variant: VariantSummary, is_wide: bool) -> Text | str:
     if variant.score is None:
         return UNKNOWN
     if variant.num_right is not None:
-        return f"{variant.num_right} of {variant.score.num_items}"
+        num_items = variant.score.num_items
+        exact = proportion_interval(variant.num_right, num_items)
+        return _with_ends(Text(f"{variant.num_right} of {num_items}"), exact, is_wide, "{:.0%}".format)
     return _interval_cell(variant.score, is_wide, lambda it: f"{100 * it:.1f}", lowest=0.0, highest=1.0)
 
 
@@ -125,7 +139,17 @@ def _interval_cell(
     """Mean and interval; the ends are cut to the values the quantity can take."""
     if interval is None:
         return UNKNOWN
-    text = Text(show(interval.mean))
+    return _with_ends(Text(show(interval.mean)), interval, is_wide, show, lowest, highest)
+
+
+def _with_ends(
+    text: Text,
+    interval: Interval,
+    is_wide: bool,
+    show: Callable[[float], str],
+    lowest: float = 0.0,
+    highest: float = float("inf"),
+) -> Text:
     if interval.low is not None and interval.high is not None:
         low, high = max(interval.low, lowest), min(interval.high, highest)
         ends = f" [{show(low)}, {show(high)}]" if is_wide else f"\n{show(low)}-{show(high)}"

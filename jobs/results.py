@@ -110,9 +110,14 @@ class ResultStore:
 
 
 def newest_of_each_identity(table: pa.Table) -> pa.Table:
-    """Keep, of rows with one identity, the one created last. Row order becomes order of creation."""
-    order = pc.sort_indices(table, sort_keys=[("created_at_s", "ascending"), ("unit_id", "ascending")])
-    table = table.take(order)
+    """Keep, of rows with one identity, the one created last; a failed row never hides a result.
+
+    Row order becomes order of creation, failed rows first. Clocks of two machines may disagree, a result is a result.
+    """
+    is_done = pc.is_in(table["status"], value_set=pa.array(DONE_STATUSES))
+    keyed = table.append_column("is_done", pc.cast(is_done, pa.int8()))
+    keys = [("is_done", "ascending"), ("created_at_s", "ascending"), ("unit_id", "ascending")]
+    table = table.take(pc.sort_indices(keyed, sort_keys=keys))
     last = {identity: index for index, identity in enumerate(table["identity"].to_pylist())}
     return table.take(pa.array(sorted(last.values()), type=pa.int64()))
 

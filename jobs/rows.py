@@ -222,8 +222,12 @@ def _scored(prediction: str, item: BenchmarkItem) -> Row:
     try:
         score = registry.score(item.metric, prediction, item.answers, item.all_classes)
     except Exception as error:  # noqa: BLE001 - metrics are plug-ins: one that raises costs its row, not the unit
+        columns = _failure_columns(Failure.of("score", error))
+        measured = {"answer_nll_reason", "fidelity_reason", "peak_bytes_reason"}  # these numbers are there
         reason = f"metric {item.metric!r} raised {type(error).__name__}"
-        return _failure_columns(Failure.of("score", error)) | {"score_reason": reason}
+        return {key: value for key, value in columns.items() if key not in measured} | {
+            "score_reason": reason
+        }
     return _or_reason("score", score, "score_reason", "")
 
 

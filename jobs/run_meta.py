@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,17 @@ def new_sweep_id(name: str) -> str:
     return f"{safe_name}-{uuid.uuid4().hex[:_ID_DIGITS]}"
 
 
-def describe_run(name: str, previous: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's metadata; a sweep that goes on in the folder of a `previous` one keeps its id."""
+def describe_run(name: str, setting: Sequence[str | None], previous: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's metadata; a sweep that goes on in the folder of a `previous` one keeps its id.
+
+    `setting` is what rows of one sweep share (model, revision, mode …): another one in the same folder is another sweep.
+    """
+    sweep_ids = dict(previous.get("sweep_ids", {}))
+    key = " ".join(str(part) for part in (name, *setting))
+    sweep_ids.setdefault(key, new_sweep_id(name))
     return {
-        "sweep_id": previous.get("sweep_id") or new_sweep_id(name),
+        "sweep_id": sweep_ids[key],
+        "sweep_ids": sweep_ids,
         "git_commit": git_commit(),
         "versions": library_versions(),
         "args": sys.argv,

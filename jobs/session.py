@@ -44,7 +44,9 @@ class Session:
         self._settings = settings
         self._prepared = prepared
         self._store = store
-        self._meta = describe_run(settings.name, store.read_run_meta())
+        model = prepared.model
+        setting = (model.name, model.revision, model.dtype, settings.query_mode.value, settings.execution)
+        self._meta = describe_run(settings.name, setting, store.read_run_meta())
         self._tracker: Tracker = make_tracker(
             is_enabled=settings.tracking.enabled,
             uri=settings.tracking_uri,
@@ -58,13 +60,17 @@ class Session:
             TrackingError: the tracker cannot be reached; nothing has been done.
             ResultError, ModelError, RayStartError, ResourcesError: the run could not go on; finished rows are kept.
         """
-        self._tracker.start(self._tracked_sweep())
+        is_new_to_tracker = self._tracker.start(self._tracked_sweep())
         self._store.write_settings(self._settings.model_dump(mode="json"))
+        was_mirrored_to = self._meta["mirrored_to"]
+        # Until this run has delivered everything, a crash must leave the next one in doubt.
+        self._meta["mirrored_to"] = None
         self._store.write_run_meta(self._meta)
         self._store.write_plan(planned.cell for planned in self._prepared.plan.cells)
         status: RunStatus = "FAILED"
         try:
-            self._mirror_earlier_rows()
+            if is_new_to_tracker or was_mirrored_to != self._mirror_target:
+                self._mirror_earlier_rows()
             self._fail_impossible()
             self._execute()
             status = "FINISHED"
@@ -103,7 +109,7 @@ class Session:
     def _mirror_earlier_rows(self) -> None:
         """Send what an earlier run stored and may not have delivered; sending twice adds nothing."""
         plan = self._prepared.plan
-        if not plan.num_done or self._meta["mirrored_to"] == self._mirror_target:
+        if not plan.num_done:
             return
         wanted = {planned.cell.identity for planned in plan.cells}
         rows = [row for row in self._store.read_table().to_pylist() if row["identity"] in wanted]

@@ -25,7 +25,7 @@ _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 _EPILOG = """\
 exit codes: 0 all rows are there, 2 bad input, 3 some rows failed, 130 interrupted
 examples:
-  python jobs/sweep.py                                          the packaged demo model, about 5 minutes on 2 cores
+  python jobs/sweep.py                                          the packaged demo model, 2 minutes on 2 cores
   python jobs/sweep.py --set tasks.0.limit=2 --executor inline  a quick look, without Ray
   python jobs/sweep.py my.yaml --dry-run                        what it would do, without loading weights
 """
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _sigterm_interrupts():
             return _check_policy(options.check_policy) if options.check_policy else _sweep(options)
     except KeyboardInterrupt:
-        print("interrupted before the first row", file=sys.stderr)
+        print("interrupted; rows already stored are kept, and the same command goes on", file=sys.stderr)
         return EXIT_INTERRUPTED
     except ValueError as error:
         if not _is_told_to_users(error):
@@ -134,7 +134,7 @@ def _print_where_to_go(console: Console, settings: Settings, how_to_open: str, i
     line(
         "your own",
         "python jobs/sweep.py --set model.name=HUB_ID_OR_FOLDER "
-        "--set 'tasks=[{name: longbench/qasper, data: FOLDER, limit: 20}]'",
+        "--set 'tasks=[{name: longbench/qasper, data: FOLDER, limit: 20}]' --output_dir results/mine",
     )
 
 

@@ -57,8 +57,8 @@ class SweepSummary:
 class Tracker(Protocol):
     """Mirrors a sweep somewhere. One writer: all calls come from the driver's thread."""
 
-    def start(self, sweep: TrackedSweep) -> None:
-        """Open the sweep's run. Raises TrackingError, with the remedy, when that is impossible."""
+    def start(self, sweep: TrackedSweep) -> bool:
+        """Open the sweep's run; whether it is new. Raises TrackingError, with the remedy, when that is impossible."""
         ...
 
     def record_rows(self, rows: Sequence[Row]) -> None:
@@ -78,8 +78,9 @@ class Tracker(Protocol):
 class NullTracker:
     """`tracking: off`: keeps nothing."""
 
-    def start(self, sweep: TrackedSweep) -> None:
-        """Do nothing."""
+    def start(self, sweep: TrackedSweep) -> bool:
+        """Do nothing; nothing is new."""
+        return False
 
     def record_rows(self, rows: Sequence[Row]) -> None:
         """Do nothing."""

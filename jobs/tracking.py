@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,8 +61,8 @@ class MlflowTracker:
     _has_warned: bool = field(init=False, default=False)
     _last_row_ms: int = field(init=False, default=0)
 
-    def start(self, sweep: TrackedSweep) -> None:
-        """Reach the server, then open or reopen the sweep's runs.
+    def start(self, sweep: TrackedSweep) -> bool:
+        """Reach the server, then open or reopen the sweep's runs; returns whether they had to be made.
 
         Raises:
             TrackingError: the URI cannot be used, with what to do; after at most about 10 s (a new database
@@ -72,7 +73,7 @@ class MlflowTracker:
         try:
             with _limits():
                 self._connect()
-                self._open_runs()
+                return self._open_runs()
         except TrackingError:
             raise
         except Exception as error:  # MLflow, requests and SQLAlchemy share no base; all mean "not usable"
@@ -108,7 +109,7 @@ class MlflowTracker:
         self._client = MlflowClient(tracking_uri=self.uri)
         self._client.search_experiments(max_results=1)
 
-    def _open_runs(self) -> None:
+    def _open_runs(self) -> bool:
         self._experiment_id = self._find_or_create_experiment()
         for run in self._find_runs():
             tags = run.data.tags
@@ -118,9 +119,10 @@ class MlflowTracker:
                 self._child_ids[tags[_VARIANT]] = run.info.run_id
         if self._parent_id:
             self._client.update_run(self._parent_id, status="RUNNING")
-            return
+            return False
         self._parent_id = self._create_run(self._sweep.name, {_ROLE: "sweep"})
         self._log_params(self._parent_id, self._sweep.params)
+        return True
 
     def _find_or_create_experiment(self) -> str:
         name = self._sweep.experiment
@@ -187,10 +189,12 @@ class MlflowTracker:
             self._client.log_batch(run_id, params=entries[begin : begin + _MAX_PARAMS_PER_BATCH])
 
     def _close_runs(self, summary: SweepSummary) -> None:
-        self._log_points(self._parent_id, aggregate_points(summary.counts, self._last_row_ms))
+        # The newest row's time, so that a repeat adds no point; without new rows the counts may still have changed.
+        time_ms = self._last_row_ms or int(time.time() * 1000)
+        self._log_points(self._parent_id, aggregate_points(summary.counts, time_ms))
         for label, values in summary.aggregates.items():
             if label in self._child_ids:
-                points = aggregate_points(values, self._last_row_ms)
+                points = aggregate_points(values, time_ms)
                 self._log_points(self._child_ids[label], points)
         self._client.set_tag(self._parent_id, "mlflow.note.content", summary.table_markdown[:_MAX_NOTE_CHARS])
         self._client.log_text(self._parent_id, summary.table_markdown, "summary.md")

@@ -33,12 +33,16 @@ class VariantList:
         variants._check_distinct()
         return variants
 
+    def chain(self, label: str) -> tuple[str, ...]:
+        """`label` and those its budget is like, one after the other; settings have refused circles."""
+        labels = [label]
+        while isinstance(budget := self.specs[labels[-1]].budget, LikeVariant):
+            labels.append(budget.label)
+        return tuple(labels)
+
     def end_of_chain(self, label: str) -> VariantSpec:
-        """The variant whose own budget decides how many slots `label` gets; settings have refused circles."""
-        spec = self.specs[label]
-        while isinstance(spec.budget, LikeVariant):
-            spec = self.specs[spec.budget.label]
-        return spec
+        """The variant whose own budget decides how many slots `label` gets."""
+        return self.specs[self.chain(label)[-1]]
 
     def canonical(self, label: str) -> dict[str, Any]:
         """What the variant is, without its label."""

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluators.statistics import Interval, mean_interval
+from evaluators.statistics import Interval, mean_interval, paired_difference
 from jobs.result_schema import DONE_STATUSES, Row
 from kvmerger.variants import FULL, NO_CONTEXT
 
@@ -77,9 +77,12 @@ class NllScale:
         common = sorted(self.full.keys() & self.no_context.keys())
         if not common:
             return False
-        gains = [self.no_context[item] - self.full[item] for item in common]
-        low = mean_interval(gains, [self.clusters[item] for item in common]).low
-        return low is not None and low > 0
+        gain = paired_difference(
+            [self.no_context[item] for item in common],
+            [self.full[item] for item in common],
+            [self.clusters[item] for item in common],
+        ).interval
+        return gain.low is not None and gain.low > 0
 
     def recovered(self, rows: Sequence[Row]) -> float | None:
         """(none - policy) / (none - full), of means over the items all three have."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from kvmerger.answering import Answering, References
 from kvmerger.batch import Batch, Row, another_bucket, bucket_for
@@ -48,8 +49,13 @@ def run_fused(
 
 
 def needs_of(variants: Sequence[Variant]) -> frozenset[Need]:
-    """The evidence that any of ``variants`` declared."""
-    return frozenset(need for variant in variants for need in variant.policy.needs())
+    """The evidence that any of ``variants`` declared; one whose ``needs`` raises declares nothing."""
+    needs: set[Need] = set()
+    for variant in variants:
+        # A policy may be a stranger's: compressing asks it again, and there the error costs its own rows only.
+        with suppress(Exception):
+            needs |= variant.policy.needs()
+    return frozenset(needs)
 
 
 def with_references(compression: Compression, prefilled: Prefilled) -> dict[str, Compressed]:

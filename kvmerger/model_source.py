@@ -165,12 +165,15 @@ def _revision(name: str, revision: str | None, config: Any, folder: Path) -> str
         return f"gguf-{demo_model.GGUF_SHA256[:12]}"
     if not folder.is_dir():
         return getattr(config, "_commit_hash", None) or revision or "unknown"
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.json")):  # configuration, end tokens, tokenizer
+        digest.update(file.name.encode() + file.read_bytes())
     for file in _weight_files(folder):
         digest.update(f"{file.name}:{file.stat().st_size}:".encode())
         with file.open("rb") as stream:
             for block in range(_FINGERPRINT_BLOCKS):
-                stream.seek(file.stat().st_size * block // _FINGERPRINT_BLOCKS)
+                last_start = max(0, file.stat().st_size - _FINGERPRINT_BLOCK_BYTES)
+                stream.seek(last_start * block // (_FINGERPRINT_BLOCKS - 1))
                 digest.update(stream.read(_FINGERPRINT_BLOCK_BYTES))
     return f"files-{digest.hexdigest()[:12]}"
 

@@ -142,7 +142,11 @@ def build_variant(spec: VariantSpec) -> Variant:
             raise VariantError(
                 f"{spec.policy} has no parameter {name!r}{nearest(name, known)}; it has {known}"
             )
-    return Variant(spec.label, policy_class(**dict(spec.params)), spec.budget)
+    try:
+        policy = policy_class(**dict(spec.params))
+    except (TypeError, ValueError) as error:
+        raise VariantError(f"{spec.policy} cannot be made with {dict(spec.params)}: {error}") from error
+    return Variant(spec.label, policy, spec.budget)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -66,7 +66,7 @@ class FakeEngine:
     marker_dir: Path | None = None
 
     def run(
-        self, prompt: Prompt, variants: Sequence[VariantSpec], *, execution: str, seed: int
+        self, prompt: Prompt, variants: Sequence[VariantSpec], *, execution: str, seed: int = 0
     ) -> list[Generation | VariantFailure]:
         self._misbehave(prompt.context_ids[0])
         specs = [*(VariantSpec(label, label) for label in REFERENCE_LABELS), *variants]

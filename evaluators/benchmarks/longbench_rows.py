@@ -41,6 +41,11 @@ def read_rows(lines: Iterable[bytes], source: str, limit: int | None) -> list[Lo
 def _parse(line: bytes, where: str) -> LongBenchRow:
     try:
         row = json.loads(line.decode("utf-8"))
+        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair can be escaped, and is no text
+    except UnicodeEncodeError as error:
+        raise BenchmarkError(
+            f"{where}: holds half a surrogate pair ({error.reason}); remove the line."
+        ) from error
     except UnicodeDecodeError as error:
         raise BenchmarkError(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8.") from error
     except json.JSONDecodeError as error:

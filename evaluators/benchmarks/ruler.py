@@ -89,7 +89,7 @@ class _Draft:
         return BenchmarkItem(
             item_id=f"ruler/{_TASK}/{self.length_tokens}/seed{self.spec.seed}/{self.haystack.label}/{self.index}",
             benchmark="ruler",
-            task=_TASK,
+            task=f"{self.length_tokens}/{_TASK}",  # scores at two lengths are two results
             cluster_id=text_digest(context),
             before_context=_BEFORE,
             context=context,

@@ -7,7 +7,7 @@ import torch
 from kvmerger.budget import Budget
 from kvmerger.evidence import Evidence
 from kvmerger.layer_cache import LayerCache
-from kvmerger.policies.base import Policy
+from kvmerger.policies.base import Policy, PolicyError
 from kvmerger.policies.registry import register
 from kvmerger.policies.selection import keep_highest
 
@@ -25,6 +25,11 @@ class Random(Policy):
     """
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no seed."""
+        if not isinstance(self.seed, int):
+            raise PolicyError(f"random: seed must be a whole number, got {self.seed!r}")
 
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """Keep a random set of each head's tokens."""

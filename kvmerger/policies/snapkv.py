@@ -30,10 +30,11 @@ class SnapKV(Policy):
 
     def __post_init__(self) -> None:
         """Refuse an empty window and an even kernel, which would shift scores by half a token."""
-        if self.window_size < 1 or self.kernel_size < 1 or self.kernel_size % 2 == 0:
+        sizes = (self.window_size, self.kernel_size)
+        if not all(isinstance(size, int) and size >= 1 for size in sizes) or self.kernel_size % 2 == 0:
             raise PolicyError(
                 f"snapkv: window_size must be 1 or more and kernel_size odd, "
-                f"got window_size={self.window_size}, kernel_size={self.kernel_size}"
+                f"got window_size={self.window_size!r}, kernel_size={self.kernel_size!r}"
             )
 
     def needs(self) -> frozenset[Need]:

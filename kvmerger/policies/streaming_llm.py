@@ -24,9 +24,9 @@ class StreamingLLM(Policy):
     n_sink: int = 4
 
     def __post_init__(self) -> None:
-        """Refuse a negative number of sinks."""
-        if self.n_sink < 0:
-            raise PolicyError(f"streaming_llm: n_sink must be 0 or more, got {self.n_sink}")
+        """Refuse what is no number of tokens."""
+        if not isinstance(self.n_sink, int) or self.n_sink < 0:
+            raise PolicyError(f"streaming_llm: n_sink must be a whole number from 0 on, got {self.n_sink!r}")
 
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
         """The budget must hold the sinks and at least one recent token."""

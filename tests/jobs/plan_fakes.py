@@ -95,7 +95,10 @@ def plan_of(
     **values: Any,
 ) -> Plan:
     facts = {
-        spec.label: VariantFacts(values.get("version", "1"), spec.policy == "kvmerger_paper")
+        spec.label: VariantFacts(
+            values.get("versions", {}).get(spec.label, values.get("version", "1")),
+            spec.policy == "kvmerger_paper",
+        )
         for spec in settings.variants
     }
     model = values.get("model", Model())

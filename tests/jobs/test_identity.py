@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+import jobs.identity as identity_module
 from tests.jobs.plan_fakes import CONTEXT, Model, identities, item, plan_of, settings_of
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -19,6 +20,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "execution": {"settings": {"execution": "isolated"}},
     "seed": {"settings": {"seed": 1}},
     "version": {"version": "2"},
+    "second answer": {"item": {"answers": ("gold", "or this")}},
+    "metric": {"item": {"metric": "another"}},
+    "classes": {"item": {"all_classes": ("a", "b")}},
     "revision": {"model": Model(revision="r2")},
     "dtype": {"model": Model(dtype="bfloat16")},
 }
@@ -49,6 +53,29 @@ def test_what_can_change_a_row_changes_its_identity(name: str) -> None:
 @pytest.mark.parametrize("name", NO_CHANGES)
 def test_what_cannot_change_a_row_leaves_its_identity(name: str) -> None:
     assert identity_of_knorm(NO_CHANGES[name]) == identity_of_knorm({})
+
+
+def test_results_of_another_engine_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identity_of_knorm({})
+    monkeypatch.setattr(identity_module, "RESULTS_VERSION", identity_module.RESULTS_VERSION + 1)
+    assert identity_of_knorm({}) != before
+
+
+def test_a_like_variant_is_another_when_the_version_of_what_it_is_like_changes() -> None:
+    settings = settings_of(
+        [
+            {"name": "knorm", "budget": 0.5, "label": "a"},
+            {"name": "random", "budget": {"like": "a"}, "label": "r"},
+        ]
+    )
+    versions = ({"a": "1", "r": "1"}, {"a": "2", "r": "1"})
+    found = [
+        next(
+            it.cell.identity for it in plan_of(settings, [item(0)], versions=of).cells if it.cell.label == "r"
+        )
+        for of in versions
+    ]
+    assert found[0] != found[1]
 
 
 def test_a_like_variant_is_another_when_what_it_is_like_changes() -> None:

@@ -10,6 +10,7 @@ import pytest
 from jobs import inline
 from jobs.run_events import UnitEnded, UnitStarted, WorkerReady, WorkerStarting
 from jobs.work import WorkUnit
+from jobs.worker import DeviceLostError, UnitRunner
 from tests.fakes import RAISE_ID, FakeLoad, Recorder, make_context, make_planned, make_settings, make_unit
 
 
@@ -48,6 +49,20 @@ def test_nothing_to_do_loads_no_model(tmp_path: Path) -> None:
 def test_model_that_cannot_be_loaded_ends_the_run_with_its_own_error() -> None:
     with pytest.raises(ValueError, match="no such model"):
         run([make_unit("u")], Recorder(), FakeLoad(error=ValueError("no such model")))
+
+
+def test_a_lost_device_costs_rows_and_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(self: UnitRunner, unit: WorkUnit) -> list[Any]:
+        raise DeviceLostError("the device stopped working")
+
+    monkeypatch.setattr(UnitRunner, "run", lose)
+    recorder = Recorder()
+    units = [make_unit("a"), make_unit("b")]
+    run(units, recorder)
+    assert recorder.identities() == sorted(cell.identity for unit in units for cell in unit.cells)
+    assert all(
+        event.num_failed_rows == event.num_rows for event in recorder.events if isinstance(event, UnitEnded)
+    )
 
 
 def test_interrupt_keeps_the_units_that_were_handed_over() -> None:

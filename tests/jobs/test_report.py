@@ -54,6 +54,19 @@ def test_every_number_is_in_the_table_and_no_line_is_too_long(width: int) -> Non
     assert "planned 20 = 20 ok + 0 truncated + 0 failed" in text
 
 
+def test_a_narrow_table_leaves_columns_out_and_cuts_no_number() -> None:
+    text = text_of(rows_of("task"), 80)
+    for part in ("streaming_llm@0.35", "1.250", "0.500", "3 of 4", "50.0%", "3.0 MiB"):
+        assert part in text
+    assert "top-1" not in text.splitlines()[1]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_count_has_its_exact_interval() -> None:
+    """Clopper-Pearson for 3 of 4: 19 % to 99 %."""
+    assert "3 of 4 [19%, 99%]" in text_of(rows_of("task"), 140)
+
+
 def test_an_interval_ends_where_its_quantity_does() -> None:
     rows = [row | {"top1_agreement": 0.5 if row["cluster_id"] == "c0" else 1.0} for row in rows_of("task")]
     low, high = 0.875 - 3.18 * 0.125, 1.0  # Student's t with 3 degrees of freedom would end at 1.27
@@ -61,7 +74,7 @@ def test_an_interval_ends_where_its_quantity_does() -> None:
 
 
 def test_few_clusters_are_called_too_few() -> None:
-    assert "n = 4 clusters: too few for a verdict" in text_of(rows_of("task"), 100)
+    assert "n = 4 clusters: too few to rank policies by" in text_of(rows_of("task"), 100)
 
 
 def test_a_task_without_a_scale_carries_no_verdict() -> None:

@@ -54,6 +54,14 @@ def test_the_newer_row_of_an_identity_wins_whatever_its_file_is_called(
     assert store.identities() == {"a", "b"}
 
 
+def test_a_failed_row_hides_no_result_even_when_its_clock_is_ahead(store: ResultStore) -> None:
+    failure = {"status": FAILED, "failure_phase": "load", "failure_type": "OSError"}
+    store.write_unit("u1", [make_row("a", "u1", created_at_s=1.0)])
+    store.write_unit("u2", [make_row("a", "u2", created_at_s=2.0, **failure)])
+    assert [row["unit_id"] for row in store.read_table().to_pylist()] == ["u1"]
+    assert store.identities() == {"a"}
+
+
 def test_writing_a_unit_again_replaces_its_file(store: ResultStore) -> None:
     store.write_unit("u1", [make_row("a", score=0.0)])
     store.write_unit("u1", [make_row("a", score=1.0)])

@@ -55,7 +55,11 @@ def test_generation_becomes_a_scored_row_with_what_was_asked_and_measured() -> N
     row = rows_of(make_unit("u"))[KNORM.label]
     assert (row["status"], row["prediction"], row["score"]) == ("ok", "w8 w9", 1.0)
     assert (row["kept_ratio"], row["slots"]) == (0.5, [[5] * NUM_KV_HEADS] * NUM_LAYERS)
-    assert (row["budget_asked"], row["policy"], row["policy_version"]) == ('"0.5"', "knorm", "3")
+    assert (row["budget_asked"], row["policy"], row["policy_version"]) == (
+        '{"kept_ratio": 0.5}',
+        "knorm",
+        "3",
+    )
     assert (row["context_tokens"], row["tail_tokens"], row["new_tokens"]) == (10, 2, 3)
     assert (row["model_revision"], row["device"], row["created_at_s"]) == ("fake-1", "cpu", 1700000000.5)
     assert json.loads(row["counters"]) == {"asked_slots": 30, "num_evicted": 5.0}

@@ -1,12 +1,15 @@
 """The command line, end to end on a tiny real model: exit codes, resume, interrupts, and what a user can get wrong."""
 
+import importlib
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -218,3 +221,45 @@ def test_run_meta_names_versions_and_keeps_the_sweeps_id(config: Path, store: Re
     assert first["sweep_id"] == second["sweep_id"]
     assert first["sweep_id"].startswith("tiny-")
     assert {"python", "torch", "transformers"} <= first["versions"].keys()
+
+
+def test_another_model_or_mode_in_the_same_folder_is_another_sweep(config: Path, store: ResultStore) -> None:
+    ids = []
+    for mode in ("query_aware", "query_agnostic", "query_aware"):
+        assert main([str(config), "--limit", "1", "--set", f"query_mode={mode}"]) == 0
+        ids.append(json.loads((store.root / "run_meta.json").read_text())["sweep_id"])
+    assert ids[0] == ids[2] != ids[1]
+
+
+def test_a_tracker_that_lost_its_runs_is_sent_all_rows_again(config: Path, store: ResultStore) -> None:
+    """The second run computes nothing and still delivers everything."""
+    database = store.root.parent / "tracking.db"
+    tracked = [str(config), "--limit", "1", "--set", f"tracking={{uri: 'sqlite:///{database}'}}"]
+    assert main(tracked) == 0
+    before = files_of(store)
+    with closing(sqlite3.connect(database)) as connection:
+        for table in ("latest_metrics", "metrics", "params", "tags", "runs"):
+            connection.execute(f"delete from {table}")
+        connection.commit()
+        assert main(tracked) == 0
+        assert files_of(store) == before
+        names = {name for (name,) in connection.execute("select name from runs")}
+        (num_points,) = connection.execute(
+            "select count(*) from metrics where key = 'memory/kv_bytes'"
+        ).fetchone()
+    assert {"full", "no_context", "full_aa", "knorm@0.5"} <= names
+    assert num_points == NUM_REFERENCES + 1
+
+
+def test_changed_code_of_a_users_policy_is_computed_again(
+    config: Path, store: ResultStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "edited_policy.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    command = [str(config), "--limit", "1", "--set", "policies=[{name: 'edited_policy:Mine', budget: 0.5}]"]
+    bodies = ("return Knorm.compress(self, layer, evidence, budget)", "raise RuntimeError('broken')")
+    for body, code in zip(bodies, (0, 3), strict=True):
+        file.write_text(OWN_POLICY.format(body=body))
+        sys.modules.pop("edited_policy", None)
+        importlib.invalidate_caches()
+        assert main(command) == code

@@ -104,6 +104,7 @@ def test_a_repeated_row_keeps_an_id_of_its_own(load: LoadTask, tmp_path: Path) -
     ("line", "message"),
     [
         (b'{"input": "q", ', "not valid JSON at column"),
+        (b'{"input": "q", "context": "\\ud800"}', "half a surrogate pair"),
         (b"\xff\xfe", "not UTF-8 at byte 0"),
         (b'["q", "c"]', "expected an object"),
         (b'{"context": "c", "answers": ["a"]}', "'input' is missing; the row has answers, context"),
