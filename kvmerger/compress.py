@@ -1,6 +1,8 @@
 """From the full row's cache to every variant's own: allocation, compression, `like` budgets, failures kept apart.
 
 Each variant ends either as a prefix that shares no storage with the full row, or as a recorded failure.
+
+Shapes: L layers, H KV heads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Choosing the highest of each row, with ties decided: the same scores always give the same choice."""
+"""Choosing the highest of each row, with ties decided: the same scores always give the same choice.
+
+Shapes: H rows (KV heads), N columns (tokens).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Gaussian-kernel weights of a merging set around its pivot (KVMerger, arXiv 2407.08454, Eqs. 4–7)."""
+"""Gaussian-kernel weights of a merging set around its pivot (KVMerger, arXiv 2407.08454, Eqs. 4–7).
+
+Shapes: F flat tokens of all heads, R runs, D head size.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Write each run of tokens into its pivot's slot. Runs of one token pass through bit for bit."""
+"""Write each run of tokens into its pivot's slot. Runs of one token pass through bit for bit.
+
+Shapes: F flat tokens of all heads, R runs, H KV heads, N tokens, D head size.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reductions over sorted runs. Fixed order, no float atomics: the same input gives the same bits on every call."""
+"""Reductions over sorted runs. Fixed order, no float atomics: the same input gives the same bits on every call.
+
+Shapes: F flat tokens of all heads, R runs, X anything.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""KVMerger: runs of adjacent similar keys become their pivotal token, with Gaussian-kernel weights."""
+"""KVMerger: runs of adjacent similar keys become their pivotal token, with Gaussian-kernel weights.
+
+Shapes: L layers, H KV heads, N tokens, X heads of either kind.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The shared reducer of evicting policies: a score per token in, the highest-scored tokens out, copied unchanged."""
+"""The shared reducer of evicting policies: a score per token in, the highest-scored tokens out, copied unchanged.
+
+Shapes: H KV heads, N tokens.
+"""
 
 from __future__ import annotations
 

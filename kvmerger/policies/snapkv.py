@@ -1,4 +1,7 @@
-"""What the prompt's last tokens attended to, smoothed over neighbours, is what the answer will need."""
+"""What the prompt's last tokens attended to, smoothed over neighbours, is what the answer will need.
+
+Shapes: Q query heads, H KV heads, N tokens, W window tokens.
+"""
 
 from dataclasses import dataclass
 
