@@ -28,7 +28,7 @@ from kvmerger.generation import Generation, Prompt, Question
 from kvmerger.models import load_model
 from kvmerger.variants import REFERENCE_LABELS, Variant, build_variant
 
-DEFAULT_CONFIG = Path(__file__).parent.parent / "jobs" / "configs" / "longbench_demo.yaml"
+DEFAULT_CONFIG = Path(__file__).parent.parent / "jobs" / "configs" / "demo.yaml"
 EXECUTIONS = ("fused", "isolated")
 
 
