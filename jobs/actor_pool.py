@@ -153,6 +153,10 @@ def ray_session() -> Iterator[None]:
             _check_listening(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         else:
+            # A cluster of our own tells nobody that it is token-protected: there is nothing to do about it.
+            logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(
+                logging.ERROR
+            )
             ray.init(
                 address="local",
                 include_dashboard=False,

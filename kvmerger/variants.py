@@ -131,9 +131,11 @@ def build_variant(spec: VariantSpec) -> Variant:
     """Make the policy a spec names (imports torch).
 
     Raises:
-        VariantError: unknown policy or parameter, with the nearest name there is.
+        VariantError: unknown policy or parameter, with the nearest name there is, or values the policy cannot take.
+        PolicyError: values the policy itself refuses.
     """
     from kvmerger.policies import registry
+    from kvmerger.policies.base import PolicyError
 
     policy_class = registry.get(spec.policy)
     known = [field.name for field in fields(policy_class)]
@@ -144,6 +146,8 @@ def build_variant(spec: VariantSpec) -> Variant:
             )
     try:
         policy = policy_class(**dict(spec.params))
+    except PolicyError:
+        raise
     except (TypeError, ValueError) as error:
         raise VariantError(f"{spec.policy} cannot be made with {dict(spec.params)}: {error}") from error
     return Variant(spec.label, policy, spec.budget)

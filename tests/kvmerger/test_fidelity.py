@@ -21,14 +21,16 @@ def random_hidden(seed: int, num_tokens: int) -> torch.Tensor:
 @pytest.mark.usefixtures("chunk")
 def test_kl_is_from_the_full_row_to_the_variant(seed: int) -> None:
     model = tiny_model(seed).ours
-    full_TE, variant_TE = random_hidden(seed, 10), random_hidden(seed, 10) + 0.3 * random_hidden(seed + 1, 10)
+    full_TE = random_hidden(seed, 10)
+    # Sharper than the full row's distributions, so that the two directions of KL are far apart.
+    variant_TE = 2 * full_TE + 0.3 * random_hidden(seed + 1, 10)
     head = model.module.get_output_embeddings().weight.detach().double()
     p_TV, q_TV = ((hidden_TE.double() @ head.T).softmax(dim=-1) for hidden_TE in (full_TE, variant_TE))
     found = compare(model, full_TE, variant_TE)
     expected_kl = sum(float((p * (p / q).log()).sum()) for p, q in zip(p_TV, q_TV, strict=True)) / 10
     reverse_kl = sum(float((q * (q / p).log()).sum()) for p, q in zip(p_TV, q_TV, strict=True)) / 10
     assert found.kl_mean == pytest.approx(expected_kl, abs=1e-4)
-    assert abs(expected_kl - reverse_kl) > 1e-3, (
+    assert abs(expected_kl - reverse_kl) > 1e-2, (
         "the two directions must differ for this test to say anything"
     )
     expected_agreement = sum(int(p.argmax()) == int(q.argmax()) for p, q in zip(p_TV, q_TV, strict=True)) / 10

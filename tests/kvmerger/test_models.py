@@ -110,7 +110,7 @@ def test_impossible_dtypes_and_devices_are_refused(options: dict, tmp_path: Path
 
 
 def test_an_unreachable_hub_gives_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read once, at import
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(ModelError, match="offline, give a local folder or `demo`"):
         load_info("nobody/no-such-model")
