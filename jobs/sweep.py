@@ -127,13 +127,16 @@ def _print_where_to_go(console: Console, settings: Settings, how_to_open: str, i
     def line(head: str, text: str) -> None:
         console.print(f"[bold]{head:<12}[/bold]{text}", highlight=False, soft_wrap=True)
 
-    line("results", f"{settings.output_dir} (table again: python jobs/report.py {settings.output_dir})")
+    from jobs.shown_paths import python, shown
+
+    folder = shown(settings.output_dir)
+    line("results", f"{folder} (table again: {python()} jobs/report.py {folder})")
     line("MLflow", how_to_open)
     if not is_mirrored:
         line("", "not all rows reached the tracker; the same command sends them again")
     line(
         "your own",
-        "python jobs/sweep.py --set model.name=HUB_ID_OR_FOLDER "
+        f"{python()} jobs/sweep.py --set model.name=HUB_ID_OR_FOLDER "
         "--set 'tasks=[{name: longbench/qasper, data: FOLDER, limit: 20}]' --output_dir results/mine",
     )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.metric_points import MetricPoint, aggregate_points, row_points, row_timestamp_ms
+from jobs.shown_paths import python
 from jobs.tracker import NullTracker, Row, SweepSummary, TrackedSweep, Tracker, TrackingError
 from jobs.tracking_uri import check_usable, is_http
 
@@ -99,7 +99,7 @@ class MlflowTracker:
         """The command, or the address, that shows the runs."""
         if is_http(self.uri):
             return f"{self.uri.rstrip('/')}/#/experiments/{self._experiment_id}/runs"
-        return f"{sys.executable} -m mlflow ui --backend-store-uri {self.uri}"
+        return f"{python()} -m mlflow ui --backend-store-uri {self.uri}"
 
     def _connect(self) -> None:
         from mlflow import MlflowClient
