@@ -25,6 +25,8 @@ from kvmerger.model_source import ModelInfo
 from kvmerger.models import LoadedModel
 
 VOCAB_SIZE = 211
+TIE_LOGITS = 1e-3
+"""Closer than this, the better of two tokens is a matter of rounding: kernels differ by up to 1e-4."""
 _CLASSES = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
@@ -71,3 +73,23 @@ def _info(config: Any, dtype: torch.dtype) -> ModelInfo:
         num_query_heads=4, num_kv_heads=2, head_dim=16, vocab_size=VOCAB_SIZE, max_positions=4096,
         dtype=str(dtype).removeprefix("torch."), device="cpu", weight_bytes=0,
     )  # fmt: skip
+
+
+def assert_same_greedy_tokens(
+    plain: Any, ids_1T: torch.Tensor, ours: tuple[int, ...], generated_1T: torch.Tensor
+) -> None:
+    """The tokens are those ``plain.generate`` gave; where they part, both must be its best but for rounding.
+
+    After such a tie the two go on from different texts, so nothing behind it is compared.
+    """
+    expected = generated_1T[0, ids_1T.shape[1] :].tolist()
+    assert len(ours) == len(expected)
+    for index, (our_token, their_token) in enumerate(zip(ours, expected, strict=True)):
+        if our_token != their_token:
+            with torch.inference_mode():
+                logits_V = plain(generated_1T[:, : ids_1T.shape[1] + index]).logits[0, -1]
+            gap = float(logits_V[their_token] - logits_V[our_token])
+            assert gap < TIE_LOGITS, (
+                f"token {index} is {our_token}, transformers says {their_token} by {gap} logits"
+            )
+            return

@@ -12,7 +12,7 @@ from kvmerger.models import LoadedModel
 from kvmerger.prefill import prefill
 from kvmerger.variants import FULL, build_variant, parse_policies
 from tests.kvmerger.test_engine import NUM_NEW_TOKENS, POLICIES, make_prompt, make_rows
-from tests.tiny_models import TinyModel, tiny_model
+from tests.tiny_models import TinyModel, assert_same_greedy_tokens, tiny_model
 
 pytestmark = pytest.mark.gpu
 # The allocator rounds every tensor up to 512 bytes; the caches here are large enough for that to be noise.
@@ -54,7 +54,7 @@ def test_full_row_decodes_as_generate_does(mode: str, seed: int) -> None:
     for question, generation in zip(prompt.questions, full, strict=True):
         ids_1T = torch.tensor([[*prompt.context_ids, *question.tail_ids]], device="cuda")
         expected = model.plain.generate(ids_1T, max_new_tokens=NUM_NEW_TOKENS, do_sample=False)
-        assert generation.token_ids == tuple(expected[0, ids_1T.shape[1] :].tolist())
+        assert_same_greedy_tokens(model.plain, ids_1T, generation.token_ids, expected)
 
 
 @pytest.mark.parametrize("label", ["kvmerger@0.5", "ragged", "streaming_llm@64"])
