@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 SEED_VARIABLE = "KVMERGER_TEST_SEED"
 MAX_SEED = 2**31 - 1  # numpy's legacy generators and torch both take it
@@ -21,6 +22,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Draw the session's seed; the environment hands it to subprocesses and xdist workers, so all agree."""
     os.environ.setdefault(SEED_VARIABLE, str(secrets.randbelow(MAX_SEED)))
     session_seed()
+    # Examples are not timed: a first torch call, or a busy machine, takes longer than hypothesis allows by itself.
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
