@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
+from kvmerger.variants import nearest
 
 
 class SettingsError(ValueError):
     """Settings that cannot be used. The message names the key or file, the value and the remedy."""
 
 
+# Keys are short and few: a bolder guess than for policies is still mostly right.
+_CUTOFF = 0.5
+
+
 def nearest_name(name: object, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the known name closest to `name`, or an empty string."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return nearest(name, known, cutoff=_CUTOFF)
 
 
 def explain(error: ValidationError, models: Mapping[tuple[str, ...], type[BaseModel]], source: str) -> str:

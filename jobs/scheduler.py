@@ -113,11 +113,6 @@ class Scheduler:
         return tuple(decisions)
 
     @property
-    def num_waiting(self) -> int:
-        """Units no actor has at the moment."""
-        return len(self._in_state(_UnitState.WAITING))
-
-    @property
     def is_closed(self) -> bool:
         """Whether the run is over: done, aborted or interrupted."""
         return self._is_closed

@@ -7,7 +7,7 @@ fresh policy from it each time, so no policy can carry state from one item to th
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -153,9 +153,9 @@ def build_variant(spec: VariantSpec) -> Variant:
     return Variant(spec.label, policy, spec.budget)
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """``" (did you mean 'x'?)"`` for the known name closest to ``name``, or nothing."""
-    close = difflib.get_close_matches(name, known, n=1)
+def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """``" (did you mean 'x'?)"`` for the known name closest to ``name``, or nothing; ``cutoff`` 0–1, lower guesses more."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
