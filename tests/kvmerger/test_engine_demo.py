@@ -7,11 +7,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from kvmerger.batch import Batch, bucket_for
+from kvmerger.compress import compress_all
 from kvmerger.demo_model import demo_folder
 from kvmerger.engine import Engine
 from kvmerger.generation import Prompt, Question
+from kvmerger.layer_cache import storage_addresses
 from kvmerger.models import load_model, load_tokenizer
+from kvmerger.prefill import prefill
 from kvmerger.variants import FULL, build_variant, parse_policies
+from tests.kvmerger.test_engine import make_rows
 from tests.tiny_models import TinyModel, assert_same_greedy_tokens
 
 pytestmark = pytest.mark.demo
@@ -59,8 +63,6 @@ def test_full_row_decodes_and_predicts_as_transformers_does(demo: TinyModel, pro
 
 
 def test_every_row_alone_has_the_bits_it_has_in_the_batch(demo: TinyModel, prompt: Prompt) -> None:
-    from tests.kvmerger.test_engine import make_rows
-
     rows = dict(enumerate(make_rows(demo, prompt, POLICIES, ragged_label="paper")))
     bucket = bucket_for(len(rows))
     together = Batch(demo.ours, prompt, rows, bucket)
@@ -74,3 +76,46 @@ def test_every_row_alone_has_the_bits_it_has_in_the_batch(demo: TinyModel, promp
         assert torch.equal(
             alone.force({index: answers[0].token_ids}, NUM_NEW_TOKENS)[index], hidden[index]
         ), row.label
+
+
+def test_forced_logits_equal_a_plain_forward(demo: TinyModel, prompt: Prompt) -> None:
+    rows = [row for row in make_rows(demo, prompt, POLICIES, ragged_label="paper") if row.label == FULL]
+    forced_ids = prompt.context_ids[:NUM_NEW_TOKENS]
+    hidden_TE = Batch(demo.ours, prompt, {0: rows[0]}, bucket=4).force({0: forced_ids}, NUM_NEW_TOKENS)[0]
+    ids_1T = torch.tensor([[*prompt.context_ids, *prompt.questions[0].tail_ids, *forced_ids]])
+    with torch.inference_mode():
+        plain_TV = demo.plain(ids_1T).logits[0, -NUM_NEW_TOKENS - 1 : -1]
+    torch.testing.assert_close(demo.ours.logits(hidden_TE), plain_TV, atol=1e-4, rtol=0)
+
+
+def test_neighbours_and_rewinding_change_no_bit(demo: TinyModel, prompt: Prompt) -> None:
+    rows = make_rows(demo, prompt, POLICIES, ragged_label="paper")
+    watched = next(index for index, row in enumerate(rows) if row.label == "paper")
+    others = [row for row in rows if row.label != "paper"][::-1]
+    ids = prompt.context_ids[:NUM_NEW_TOKENS]
+    hidden = []
+    for arrangement in (rows, [*others[:watched], rows[watched], *others[watched:]]):
+        batch = Batch(demo.ours, prompt, dict(enumerate(arrangement)), bucket_for(len(rows)))
+        hidden.append(batch.force(dict.fromkeys(batch.rows, ids), NUM_NEW_TOKENS)[watched])
+        batch.force(dict.fromkeys(batch.rows, ids[::-1]), NUM_NEW_TOKENS)
+        hidden.append(batch.force(dict.fromkeys(batch.rows, ids), NUM_NEW_TOKENS)[watched])
+    assert [row.label for row in rows] != [row.label for row in arrangement]
+    assert all(torch.equal(hidden[0], again) for again in hidden[1:])
+
+
+def test_bytes_and_kept_slots_are_what_they_are_said_to_be(demo: TinyModel, prompt: Prompt) -> None:
+    variants = [build_variant(spec) for spec in parse_policies(POLICIES)]
+    needs = frozenset(need for variant in variants for need in variant.policy.needs())
+    prefilled = prefill(demo.ours, prompt.context_ids, needs)
+    done = compress_all(prefilled, variants).done
+    full = storage_addresses(tensor for layer in prefilled.layers for tensor in layer.tensors())
+    for label, compressed in done.items():
+        # Head size 64 in fp32: a key, a value and an int32 position.
+        assert compressed.nbytes == (2 * 64 * 4 + 4) * sum(layer.num_slots for layer in compressed.prefix)
+        held = storage_addresses(tensor for layer in compressed.prefix for tensor in layer.tensors())
+        assert label == FULL or not held & full
+    for kept, whole in zip(done["snapkv@0.5"].prefix, prefilled.layers, strict=True):
+        for head, (start, length) in enumerate(zip(kept.head_starts, kept.num_slots_H, strict=True)):
+            position_S = kept.position_S[start : start + length].long()
+            assert torch.equal(kept.k_SD[start : start + length], whole.k_HND[head, position_S])
+            assert torch.equal(kept.v_SD[start : start + length], whole.v_HND[head, position_S])
