@@ -24,6 +24,7 @@ from kvmerger.variants import REFERENCE_LABELS, Variant, VariantSpec, build_vari
 
 if TYPE_CHECKING:
     from kvmerger.models import ModelInfo
+    from kvmerger.policies.base import Policy
 
 _SOURCE_DIGITS = 12
 
@@ -90,13 +91,17 @@ class _CellCheck:
 
 
 def _facts_of(variant: Variant) -> VariantFacts:
-    policy = variant.policy
+    version = "+".join(_version_of(part) for part in variant.policy.parts)
+    return VariantFacts(version, bool(variant.policy.budget_is_outcome))
+
+
+def _version_of(policy: Policy) -> str:
     version = str(policy.version)
     if not type(policy).__module__.startswith("kvmerger."):
         # Nobody else's tests watch over a user's version number, so the code itself counts too.
         source = Path(inspect.getfile(type(policy))).read_bytes()
         version += f"+{hashlib.sha256(source).hexdigest()[:_SOURCE_DIGITS]}"
-    return VariantFacts(version, bool(policy.budget_is_outcome))
+    return version
 
 
 def _load_items(settings: Settings, tokenizer: Tokenizer) -> dict[str, list[BenchmarkItem]]:

@@ -18,8 +18,8 @@ from kvmerger.budget import Budget, BudgetError, KeptRatio
 from kvmerger.compress import compress_all
 from kvmerger.evidence import Evidence, LayerStates
 from kvmerger.layer_cache import LayerCache
-from kvmerger.policies import registry
 from kvmerger.policies.base import Policy
+from kvmerger.policies.composition import build
 from kvmerger.prefill import Prefilled
 from kvmerger.variants import Variant, VariantSpec, build_variant
 
@@ -51,19 +51,19 @@ class _Case:
     dtype: torch.dtype
 
     def variant(self, policy: Policy | None = None) -> Variant:
-        return Variant("checked", policy or registry.get(self.name)(), KeptRatio(KEPT_RATIO))
+        return Variant("checked", policy or build(self.name, {}), KeptRatio(KEPT_RATIO))
 
     def prefilled(self) -> Prefilled:
         return random_prefill(self.seed, self.dtype, self.variant().policy)
 
 
 def check_policy(name: str, *, seed: int = 0) -> list[CheckResult]:
-    """Run every check on the policy called ``name``, a registered name or ``module:Class``, with default parameters.
+    """Run every check on the policy called ``name``: registered, ``module:Class``, or parts joined by ``+``; defaults all.
 
     Raises:
         VariantError: there is no such policy.
     """
-    registry.get(name)
+    build(name, {})
     cases = [_Case(name, seed, dtype) for dtype in (torch.float32, torch.bfloat16)]
     return [_run(check, case) for check in _CHECKS for case in cases]
 

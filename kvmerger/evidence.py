@@ -85,7 +85,8 @@ class Evidence:
     def __init__(self, states: LayerStates, layer_index: int, num_layers: int, prompt_seed: int) -> None:
         self.layer_index = layer_index
         self.num_layers = num_layers
-        self.num_tokens = states.k_HND.shape[1]
+        self.num_heads, self.num_tokens = states.k_HND.shape[:2]
+        self.device = states.k_HND.device
         self.prompt_seed = prompt_seed
         """From the prompt's tokens and the sweep's seed: randomness that is the same wherever the item runs."""
         self._states: LayerStates = states

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvmerger.budget import (
@@ -31,6 +31,8 @@ REFERENCE_LABELS = (FULL, NO_CONTEXT, FULL_AA)
 """Rows every run has: the whole cache, the tail alone, and the whole cache once more in another row bucket."""
 
 ALIASES = {"no_press": FULL, "full_cache": FULL, "baseline": FULL, "none": FULL}
+_KVPRESS_ADAKV = "adakv_"
+"""kvpress writes ``adakv_snapkv`` where parts are joined here: ``snapkv+adakv``."""
 _RATIO_HELP = (
     "a bare `ratio` is the fraction kept in some tools and the fraction removed in others; "
     "write `budget: 0.5` (fraction kept) or `compression_ratio: 0.5` (fraction removed)"
@@ -93,7 +95,7 @@ def parse_policy_entry(entry: str | Mapping[str, Any]) -> list[VariantSpec]:
     params = {key: _frozen(value) for key, value in entry.items() if key not in _RESERVED_KEYS}
     if "ratio" in params:
         raise VariantError(f"policy {entry['name']!r}: {_RATIO_HELP}")
-    name = str(ALIASES.get(entry["name"], entry["name"]))
+    name = _canonical_name(entry["name"])
     budgets = _budgets(entry)
     if name in REFERENCE_LABELS:
         if budgets or params:
@@ -134,23 +136,9 @@ def build_variant(spec: VariantSpec) -> Variant:
         VariantError: unknown policy or parameter, with the nearest name there is, or values the policy cannot take.
         PolicyError: values the policy itself refuses.
     """
-    from kvmerger.policies import registry
-    from kvmerger.policies.base import PolicyError
+    from kvmerger.policies.composition import build
 
-    policy_class = registry.get(spec.policy)
-    known = [field.name for field in fields(policy_class)]
-    for name, _ in spec.params:
-        if name not in known:
-            raise VariantError(
-                f"{spec.policy} has no parameter {name!r}{nearest(name, known)}; it has {known}"
-            )
-    try:
-        policy = policy_class(**dict(spec.params))
-    except PolicyError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise VariantError(f"{spec.policy} cannot be made with {dict(spec.params)}: {error}") from error
-    return Variant(spec.label, policy, spec.budget)
+    return Variant(spec.label, build(spec.policy, dict(spec.params)), spec.budget)
 
 
 def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -170,6 +158,13 @@ def _budgets(entry: Mapping[str, Any]) -> list[BudgetSpec]:
     if "compression_ratio" in entry:
         return [kept_ratio_from_compression_ratio(value) for value in _as_list(entry["compression_ratio"])]
     return [parse_budget(value) for value in _as_list(entry.get("budget", []))]
+
+
+def _canonical_name(name: str) -> str:
+    """One spelling for what has several, so that the same computation has one identity."""
+    if name.startswith(_KVPRESS_ADAKV):
+        return f"{name.removeprefix(_KVPRESS_ADAKV)}+adakv"
+    return ALIASES.get(name, name)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -1,6 +1,7 @@
 """One file per method. Importing this package registers every policy the project ships."""
 
 from kvmerger.policies import (
+    adakv,
     knorm,
     kvmerger,
     kvmerger_paper,
@@ -9,4 +10,4 @@ from kvmerger.policies import (
     streaming_llm,
 )
 
-__all__ = ["knorm", "kvmerger", "kvmerger_paper", "random_tokens", "snapkv", "streaming_llm"]
+__all__ = ["adakv", "knorm", "kvmerger", "kvmerger_paper", "random_tokens", "snapkv", "streaming_llm"]

@@ -43,6 +43,11 @@ class Policy(abc.ABC):
         """Whether the number of kept slots follows from the prompt instead of the budget."""
         return False
 
+    @property
+    def parts(self) -> tuple[Policy, ...]:
+        """This policy, after what it wraps: all whose versions and code its results depend on."""
+        return (self,)
+
     def needs(self) -> frozenset[Need]:
         """Evidence that `compress` and `allocate` read. Pure; may depend on the parameters."""
         return frozenset()

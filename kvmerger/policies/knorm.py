@@ -2,17 +2,16 @@
 
 from dataclasses import dataclass
 
-from kvmerger.budget import Budget
+from torch import Tensor
+
 from kvmerger.evidence import KEY_NORMS, Evidence, Need
-from kvmerger.layer_cache import LayerCache
-from kvmerger.policies.base import Policy
 from kvmerger.policies.registry import register
-from kvmerger.policies.selection import keep_highest
+from kvmerger.policies.scoring import ScoringPolicy
 
 
 @register("knorm")
 @dataclass(frozen=True)
-class Knorm(Policy):
+class Knorm(ScoringPolicy):
     """Keep the keys with the smallest L2 norm.
 
     Based on "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression" (arXiv 2406.11430), applied to
@@ -23,6 +22,6 @@ class Knorm(Policy):
         """Key norms."""
         return frozenset({KEY_NORMS})
 
-    def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
-        """Keep each head's smallest-norm keys."""
-        return keep_highest(layer, -evidence.get(KEY_NORMS), budget)
+    def scores(self, evidence: Evidence) -> Tensor:
+        """Minus the norm: fp32 (H, N)."""
+        return -evidence.get(KEY_NORMS)

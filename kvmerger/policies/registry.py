@@ -1,4 +1,4 @@
-"""Name → policy class. Classes, never instances: an instance is built from its spec every time."""
+"""Name → policy class. Classes, never instances: an instance is built from its spec every time (`composition`)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from kvmerger.variants import VariantError, nearest
 
 PolicyClass = TypeVar("PolicyClass", bound=type[Policy])
 _POLICIES: dict[str, type[Policy]] = {}
+_WRAPPERS: dict[str, type[Policy]] = {}
 
 
 def register(name: str) -> Callable[[PolicyClass], PolicyClass]:
@@ -23,9 +24,37 @@ def register(name: str) -> Callable[[PolicyClass], PolicyClass]:
     return add
 
 
+def register_wrapper(name: str) -> Callable[[PolicyClass], PolicyClass]:
+    """Register the decorated class, a policy with a field ``inner``, as what may follow ``+``; returns it unchanged."""
+
+    def add(wrapper_class: PolicyClass) -> PolicyClass:
+        _WRAPPERS[name] = wrapper_class
+        return wrapper_class
+
+    return add
+
+
 def names() -> list[str]:
     """Every registered policy, sorted."""
     return sorted(_POLICIES)
+
+
+def wrapper_names() -> list[str]:
+    """Everything that may follow a policy's name and a ``+``, sorted."""
+    return sorted(_WRAPPERS)
+
+
+def get_wrapper(name: str) -> type[Policy]:
+    """The class registered as what may follow ``+``.
+
+    Raises:
+        VariantError: there is none, with the nearest name.
+    """
+    if name not in _WRAPPERS:
+        raise VariantError(
+            f"nothing called {name!r} may follow a `+`{nearest(name, wrapper_names())}; there is {wrapper_names()}"
+        )
+    return _WRAPPERS[name]
 
 
 def get(name: str) -> type[Policy]:

@@ -1,4 +1,4 @@
-"""The shared reducer of evicting policies: a score per token in, the highest-scored tokens out, copied unchanged.
+"""From a choice of tokens to the cache that holds them, copied unchanged.
 
 Shapes: H KV heads, N tokens.
 """
@@ -20,7 +20,11 @@ def keep_highest(layer: LayerCache, scores_HN: Tensor, budget: Budget) -> LayerC
         scores_HN: any float dtype; ``inf`` protects a token.
         budget: slots per head, each at most N.
     """
-    is_kept_HN = is_among_highest(scores_HN, budget.num_slots_H)
-    counters = {"num_evicted": float(is_kept_HN.numel() - budget.num_slots)}
-    kept = layer.take(is_kept_HN.flatten().nonzero().squeeze(1), budget.num_slots_H)
-    return kept.with_counters(counters)
+    return take_selected(layer, is_among_highest(scores_HN, budget.num_slots_H))
+
+
+def take_selected(layer: LayerCache, is_kept_HN: Tensor) -> LayerCache:
+    """The marked tokens (bool, (H, N)) of the uncompressed ``layer``, in storages of their own."""
+    num_slots_H = tuple(is_kept_HN.sum(dim=1).tolist())
+    counters = {"num_evicted": float(is_kept_HN.numel() - sum(num_slots_H))}
+    return layer.take(is_kept_HN.flatten().nonzero().squeeze(1), num_slots_H).with_counters(counters)

@@ -1,25 +1,23 @@
 """What the prompt's last tokens attended to, smoothed over neighbours, is what the answer will need.
 
-Shapes: Q query heads, H KV heads, N tokens, W window tokens.
+Shapes: Q query heads, H KV heads, N tokens.
 """
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
+from kvmerger.budget import BudgetError, BudgetSpec
 from kvmerger.evidence import Evidence, Need, window_attention
-from kvmerger.layer_cache import LayerCache
-from kvmerger.policies.base import CacheShape, Policy, PolicyError
+from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.registry import register
-from kvmerger.policies.selection import keep_highest
+from kvmerger.policies.scoring import ScoringPolicy
 
 
 @register("snapkv")
 @dataclass(frozen=True)
-class SnapKV(Policy):
+class SnapKV(ScoringPolicy):
     """Keep an observation window and the keys it attends to most.
 
     Based on "SnapKV: LLM Knows What You are Looking for Before Generation" (arXiv 2404.14469). Scores are the window's
@@ -44,6 +42,11 @@ class SnapKV(Policy):
         """The window's attention."""
         return frozenset({window_attention(self.window_size)})
 
+    @property
+    def num_protected(self) -> int:
+        """The window."""
+        return self.window_size
+
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
         """The prompt must be longer than the window and the budget must hold it."""
         if shape.num_tokens <= self.window_size:
@@ -51,26 +54,12 @@ class SnapKV(Policy):
                 f"snapkv: the compressed part has {shape.num_tokens} tokens, no more than window_size="
                 f"{self.window_size}; lower window_size or leave out such short prompts"
             )
-        if not isinstance(budget, LikeVariant):
-            self._require_room(num_slots_for(budget, shape.num_tokens), shape.num_tokens)
+        super().check(shape, budget)
 
-    def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
-        """Keep the window and each head's highest pooled scores."""
-        self._require_room(min(budget.num_slots_H), evidence.num_tokens)
-        return keep_highest(layer, self._scores(evidence, layer.num_heads), budget)
-
-    def _scores(self, evidence: Evidence, num_heads: int) -> Tensor:
+    def scores(self, evidence: Evidence) -> Tensor:
         """Pooled attention per KV head, fp32 (H, N); ``inf`` inside the window."""
         attention_QN = evidence.get(window_attention(self.window_size))
         before_window_QN = attention_QN[:, : -self.window_size]
         pooled_QN = F.avg_pool1d(before_window_QN, self.kernel_size, stride=1, padding=self.kernel_size // 2)
-        pooled_HN = pooled_QN.view(num_heads, -1, pooled_QN.shape[1]).mean(dim=1)
-        window_HW = torch.full((num_heads, self.window_size), float("inf"), device=pooled_HN.device)
-        return torch.cat([pooled_HN, window_HW], dim=1)
-
-    def _require_room(self, num_slots: int, num_tokens: int) -> None:
-        if num_slots < self.window_size:
-            raise BudgetError(
-                f"snapkv: {num_slots} slots per head of {num_tokens} tokens do not hold window_size="
-                f"{self.window_size}; raise the budget or lower window_size"
-            )
+        pooled_HN = pooled_QN.view(evidence.num_heads, -1, pooled_QN.shape[1]).mean(dim=1)
+        return F.pad(pooled_HN, (0, self.window_size), value=float("inf"))

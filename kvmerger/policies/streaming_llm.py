@@ -3,18 +3,17 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
 from kvmerger.evidence import Evidence
-from kvmerger.layer_cache import LayerCache
-from kvmerger.policies.base import CacheShape, Policy, PolicyError
+from kvmerger.policies.base import PolicyError
 from kvmerger.policies.registry import register
-from kvmerger.policies.selection import keep_highest
+from kvmerger.policies.scoring import ScoringPolicy
 
 
 @register("streaming_llm")
 @dataclass(frozen=True)
-class StreamingLLM(Policy):
+class StreamingLLM(ScoringPolicy):
     """Keep the first ``n_sink`` tokens and the most recent ones.
 
     Based on "Efficient Streaming Language Models with Attention Sinks" (arXiv 2309.17453). Differs from it in that keys
@@ -28,21 +27,13 @@ class StreamingLLM(Policy):
         if not isinstance(self.n_sink, int) or self.n_sink < 0:
             raise PolicyError(f"streaming_llm: n_sink must be a whole number from 0 on, got {self.n_sink!r}")
 
-    def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
-        """The budget must hold the sinks and at least one recent token."""
-        if not isinstance(budget, LikeVariant):
-            self._require_room(num_slots_for(budget, shape.num_tokens), shape.num_tokens)
+    @property
+    def num_protected(self) -> int:
+        """The sinks and at least one recent token."""
+        return self.n_sink + 1
 
-    def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
-        """Keep sinks and window in every head."""
-        self._require_room(min(budget.num_slots_H), evidence.num_tokens)
-        scores_N = torch.arange(evidence.num_tokens, dtype=torch.float64, device=layer.k_SD.device)
+    def scores(self, evidence: Evidence) -> Tensor:
+        """A token's position, ``inf`` for sinks: fp64 (H, N)."""
+        scores_N = torch.arange(evidence.num_tokens, dtype=torch.float64, device=evidence.device)
         scores_N[: self.n_sink] = float("inf")
-        return keep_highest(layer, scores_N.expand(layer.num_heads, -1), budget)
-
-    def _require_room(self, num_slots: int, num_tokens: int) -> None:
-        if num_slots <= self.n_sink:
-            raise BudgetError(
-                f"streaming_llm: {num_slots} slots per head of {num_tokens} tokens leave no recent token beside "
-                f"n_sink={self.n_sink}; raise the budget or lower n_sink"
-            )
+        return scores_N.expand(evidence.num_heads, -1)

@@ -13,7 +13,9 @@ from kvmerger.policies.selection import keep_highest
 from kvmerger.variants import VariantError
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize(
+    "name", [*registry.names(), *(f"snapkv+{wrapper}" for wrapper in registry.wrapper_names())]
+)
 def test_registered_policy_keeps_the_contract(name: str, seed: int) -> None:
     broken = [result for result in check_policy(name, seed=seed) if not result.is_ok]
     assert not broken, "\n".join(f"{result.name}: {result.message}" for result in broken)

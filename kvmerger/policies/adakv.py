@@ -1,0 +1,91 @@
+"""Heads differ in how widely they attend: let a layer's heads compete for its slots.
+
+Shapes: H KV heads, N tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant
+from kvmerger.evidence import Evidence, Need
+from kvmerger.policies.base import CacheShape, Policy, PolicyError
+from kvmerger.policies.registry import register_wrapper
+from kvmerger.policies.scoring import ScoringPolicy
+from kvmerger.ranking import is_among_highest
+
+
+@register_wrapper("adakv")
+@dataclass(frozen=True)
+class AdaKV(ScoringPolicy):
+    """Keep a layer's highest-scored tokens whichever head they are in, after each head has got a share of its own.
+
+    Based on "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation" (arXiv 2407.11550), Algorithm 1, with
+    the paper's floor. Any ranking can stand in front of it: ``snapkv+adakv`` (kvpress writes ``adakv_snapkv``). Heads
+    end up with different lengths, and the memory of what is dropped is really freed.
+
+    Attributes:
+        inner: whose scores count. They must be comparable between the heads of a layer.
+        alpha: share (0–1) of its even budget that every head keeps whatever the others' scores are.
+    """
+
+    inner: ScoringPolicy
+    alpha: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Refuse what has no scores, and shares outside 0–1."""
+        if not isinstance(self.inner, ScoringPolicy):
+            raise PolicyError(f"adakv needs a policy that ranks tokens by scores, and {self.inner} does not")
+        if (
+            isinstance(self.alpha, bool)
+            or not isinstance(self.alpha, int | float)
+            or not 0 <= self.alpha <= 1
+        ):
+            raise PolicyError(f"adakv: alpha is a share of the budget from 0 to 1, got {self.alpha!r}")
+
+    @property
+    def parts(self) -> tuple[Policy, ...]:
+        """The ranking, then this."""
+        return (*self.inner.parts, self)
+
+    @property
+    def num_protected(self) -> int:
+        """What the ranking protects."""
+        return self.inner.num_protected
+
+    def needs(self) -> frozenset[Need]:
+        """What the ranking reads."""
+        return self.inner.needs()
+
+    def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
+        """What the ranking asks for, and a budget that does not say yet what each head gets."""
+        if isinstance(budget, LikeVariant):
+            raise BudgetError(
+                f"adakv shares slots out among heads, and the budget {budget} fixes every head's; "
+                f"use the ranking alone, or a budget such as 0.5"
+            )
+        self.inner.check(shape, budget)
+
+    def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
+        """Layers share as the ranking has them share."""
+        return self.inner.allocate(budget_L, evidence_L)
+
+    def scores(self, evidence: Evidence) -> Tensor:
+        """The ranking's."""
+        return self.inner.scores(evidence)
+
+    def select(self, evidence: Evidence, budget: Budget) -> Tensor:
+        """The layer's highest scores, each head's own best ``alpha`` share and protected tokens first."""
+        if len(set(budget.num_slots_H)) > 1:
+            raise BudgetError(f"adakv shares out an even budget among heads, got {budget.num_slots_H}")
+        self._require_room(budget.num_slots_H[0], evidence.num_tokens)
+        scores_HN = self.scores(evidence)
+        floor = max(math.floor(self.alpha * budget.num_slots_H[0]), self.num_protected)
+        is_safe_HN = is_among_highest(scores_HN, (floor,) * evidence.num_heads)
+        scores_HN = scores_HN.masked_fill(is_safe_HN, float("inf"))
+        is_kept_1F = is_among_highest(scores_HN.reshape(1, -1), (budget.num_slots,))
+        return is_kept_1F.view_as(scores_HN)

@@ -1,0 +1,68 @@
+"""A policy's name to an instance: ``snapkv``, ``my_module:MyPolicy``, or parts joined by ``+``.
+
+The first part is a policy; every further one wraps what stands to its left: ``snapkv+adakv`` ranks tokens as SnapKV does
+and lets AdaKV share the budget out among heads. Parameters go to the part that has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from kvmerger.policies import registry
+from kvmerger.policies.base import Policy, PolicyError
+from kvmerger.variants import VariantError, nearest
+
+_INNER = "inner"
+"""The field of a wrapper that holds what it wraps; it is no parameter."""
+
+
+def build(name: str, params: Mapping[str, Any]) -> Policy:
+    """Make the policy ``name`` with ``params``; a parameter that two parts have is written ``part.param``.
+
+    Raises:
+        VariantError: an unknown part or parameter, with the nearest name there is, or values the part cannot take.
+        PolicyError: values or a combination that the parts themselves refuse.
+    """
+    parts = name.split("+")
+    classes = [registry.get(parts[0]), *(registry.get_wrapper(part) for part in parts[1:])]
+    values = _routed(name, params, [_parameters(part_class) for part_class in classes])
+    policy: Policy | None = None
+    for part, part_class, own in zip(parts, classes, values, strict=True):
+        inner = {} if policy is None else {_INNER: policy}
+        try:
+            policy = part_class(**inner, **own)
+        except PolicyError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise VariantError(f"{part} cannot be made with {own}: {error}") from error
+    assert policy is not None, "a name has at least one part"
+    return policy
+
+
+def _parameters(part_class: type[Policy]) -> list[str]:
+    return [field.name for field in fields(part_class) if field.init and field.name != _INNER]
+
+
+def _routed(name: str, params: Mapping[str, Any], known: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Each part's own parameters, part by part."""
+    parts = name.split("+")
+    own: list[dict[str, Any]] = [{} for _ in parts]
+    for key, value in params.items():
+        part, has_part, bare = key.rpartition(".")
+        takers = [
+            index
+            for index, names in enumerate(known)
+            if bare in names and (not has_part or parts[index] == part)
+        ]
+        if not takers:
+            everything = [parameter for names in known for parameter in names]
+            raise VariantError(
+                f"{name} has no parameter {key!r}{nearest(key, everything)}; it has {everything}"
+            )
+        if len(takers) > 1:
+            choices = " or ".join(repr(f"{parts[index]}.{bare}") for index in takers)
+            raise VariantError(f"{name}: more than one part has a parameter {bare!r}; write {choices}")
+        own[takers[0]][bare] = value
+    return own

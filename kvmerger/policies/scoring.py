@@ -1,0 +1,60 @@
+"""A policy that ranks tokens: one score each, and the highest are kept.
+
+Most methods differ in their scores alone. What is done with a ranking (how many tokens each head keeps, whether the
+others are merged) is a part of its own, and any ranking can be put in front of it: ``snapkv+adakv``.
+
+Shapes: H KV heads, N tokens.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
+from kvmerger.evidence import Evidence
+from kvmerger.layer_cache import LayerCache
+from kvmerger.policies.base import CacheShape, Policy
+from kvmerger.policies.selection import take_selected
+from kvmerger.ranking import is_among_highest
+
+
+@dataclass(frozen=True)
+class ScoringPolicy(Policy):
+    """Base of policies that keep the tokens they score highest. Subclasses give `scores`."""
+
+    @abc.abstractmethod
+    def scores(self, evidence: Evidence) -> Tensor:
+        """How much each token is worth keeping: floats (H, N), ``inf`` for tokens that must stay."""
+
+    @property
+    def num_protected(self) -> int:
+        """Tokens per head that the method always keeps, such as sinks and windows; budgets below it are refused."""
+        return 0
+
+    def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
+        """The budget must hold what is protected."""
+        if not isinstance(budget, LikeVariant):
+            self._require_room(num_slots_for(budget, shape.num_tokens), shape.num_tokens)
+
+    def select(self, evidence: Evidence, budget: Budget) -> Tensor:
+        """Which tokens stay: bool (H, N), ``budget.num_slots_H[h]`` of them in head h. Ties go to the earlier token.
+
+        Raises:
+            BudgetError: a head's budget does not hold what is protected.
+        """
+        self._require_room(min(budget.num_slots_H), evidence.num_tokens)
+        return is_among_highest(self.scores(evidence), budget.num_slots_H)
+
+    def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
+        """Keep the selected tokens, copied unchanged."""
+        return take_selected(layer, self.select(evidence, budget))
+
+    def _require_room(self, num_slots: int, num_tokens: int) -> None:
+        if num_slots < self.num_protected:
+            raise BudgetError(
+                f"{self} always keeps {self.num_protected} tokens per head, and the budget is {num_slots} slots of "
+                f"{num_tokens} tokens; raise the budget or protect less"
+            )
