@@ -14,7 +14,7 @@ from kvmerger.batch import Answer, Batch
 from kvmerger.compress import Compressed, merged_counters
 from kvmerger.device_time import now_s
 from kvmerger.fidelity import Fidelity, compare, continuation_nll
-from kvmerger.generation import Generation, Prompt
+from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.models import LoadedModel
 from kvmerger.variants import FULL
 
@@ -33,9 +33,9 @@ References = Mapping[int, Reference]
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A batch's generations, in row order, and the references that other batches of the prompt are compared with."""
+    """A batch's results, in row order, and the references that other batches of the prompt are compared with."""
 
-    generations: list[Generation]
+    results: list[Generation | VariantFailure]
     references: References
 
 
@@ -78,19 +78,24 @@ class Answering:
         measured = {
             index: compare(self.model, references[row.question_index].hidden_TE, forced[index])
             for index, row in batch.rows.items()
+            if index not in batch.failures
         }
         shared = {
             **seconds,
             "decode_shared_s": batch.decode_s,
             "fidelity_shared_s": now_s(self.model.device) - start_s,
         }
-        generations = [
-            self._generation(
+        if batch.rules_s is not None:
+            shared["decode_rules_shared_s"] = batch.rules_s
+        results = [
+            _failure(batch, index)
+            if index in batch.failures
+            else self._generation(
                 batch, index, answers[index], measured[index], nlls.get(index), shared, peak_bytes
             )
             for index in sorted(batch.rows)
         ]
-        return Answered(generations, references)
+        return Answered(results, references)
 
     def _fidelity_tokens(
         self, batch: Batch, answers: Mapping[int, Answer], references: References | None
@@ -117,6 +122,7 @@ class Answering:
         return {
             index: continuation_nll(self.model, hidden_TE, gold[index])
             for index, hidden_TE in batch.force(gold, longest).items()
+            if index not in batch.failures
         }
 
     def _generation(
@@ -147,11 +153,22 @@ class Answering:
             full_kv_bytes=self.full_kv_bytes,
             tail_bytes=max(point.live_bytes for point in trace[1:]) - compressed.nbytes,
             peak_bytes=peak_bytes,
-            degenerate_reason=compressed.degenerate_reason,
-            counters={**merged_counters(row.prefix), **_budget_counter(compressed)},
+            degenerate_reason=None if batch.has_acted(index) else compressed.degenerate_reason,
+            counters={
+                **merged_counters(row.prefix),
+                **_budget_counter(compressed),
+                **batch.counters_by_row.get(index, {}),
+            },
             seconds={**seconds, "compress_s": compressed.compress_s},
             trace=trace,
         )
+
+
+def _failure(batch: Batch, index: int) -> VariantFailure:
+    row, failure = batch.rows[index], batch.failures[index]
+    return VariantFailure(
+        row.label, row.question_index, "decode", failure.error_type, failure.message, failure.traceback
+    )
 
 
 def _budget_counter(compressed: Compressed) -> dict[str, float]:

@@ -2,21 +2,24 @@
 
 The batch has as many rows as its bucket says, whatever happens in them: dummies fill it up and finished rows stay, with
 nothing to attend to. Matrices are as wide as the prompt's longest question needs, whichever rows are there. So a row's
-numbers depend on the prompt, its bucket and its index, never on its neighbours.
+numbers depend on the prompt, its bucket and its index, never on its neighbours. Rows whose policies act between two tokens
+are fed one token at a time where others are forced in one go.
 
 Shapes: R rows (the bucket), T tokens, E hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from kvmerger.decode_rule import DecodeRule
+from kvmerger.decoding_rows import DecodingRows, RuleFailure
 from kvmerger.device_time import now_s
-from kvmerger.extend import extend, pad_tokens
+from kvmerger.extend import Extended, extend, pad_tokens
 from kvmerger.generation import Prompt, Question
 from kvmerger.memory import MemoryPoint
 from kvmerger.models import LoadedModel
@@ -27,11 +30,12 @@ ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One question under one variant."""
+    """One question under one variant. rule: what its policy does while it answers, None for nothing."""
 
     label: str
     question_index: int
     prefix: Prefix
+    rule: DecodeRule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,10 @@ class Batch:
         """Place each row at its index; the other indices below ``bucket`` are dummies."""
         self.rows = dict(row_by_index)
         self.decode_s = 0.0
+        self.rules_s: float | None = None
+        """Of `decode_s`, what decode rules took; None where no row has one."""
+        self.counters_by_row: dict[int, dict[str, float]] = {}
+        """What decode rules did to the rows that have one, in the answers of their own."""
         self._model = model
         self._prompt = prompt
         questions = prompt.questions
@@ -76,17 +84,31 @@ class Batch:
             len(questions[self.rows[index].question_index].tail_ids) if index in self.rows else 0
             for index in range(bucket)
         )
+        rules = {index: row.rule for index, row in self.rows.items() if row.rule is not None}
+        self._decoding = DecodingRows(rules, model.device)
+        self._own_trace: dict[int, list[MemoryPoint]] = {}
         self._tail_hidden_RE = self._read_tails()
+
+    @property
+    def failures(self) -> Mapping[int, RuleFailure]:
+        """Rows, by index, whose decode rules raised; nothing else of them means anything."""
+        return self._decoding.failures
+
+    def has_acted(self, index: int) -> bool:
+        """Whether a decode rule ever changed this row's slots."""
+        return index in self._decoding and self._decoding[index].has_acted
 
     def decode(self) -> dict[int, Answer]:
         """Greedy answers by row index. Rewinds every row to the end of its tail first; leaves what it decoded in place."""
-        start_s = now_s(self._model.device)
-        self.cache.rewind(self._tail_length_R)
+        start_s, rules_start_s = now_s(self._model.device), self._decoding.seconds
+        self._rewind()
+        self._own_trace = {index: [] for index in self.rows if index in self._decoding}
         budget_R = {index: self._question(index).max_new_tokens for index in self.rows}
         tokens: dict[int, list[int]] = {index: [] for index in self.rows}
         hidden_RE = self._tail_hidden_RE
         while True:
             next_R = self._model.logits(hidden_RE).argmax(dim=-1).tolist()
+            self._note_memory(budget_R)
             for index in budget_R:
                 tokens[index].append(next_R[index])
             budget_R = {
@@ -97,8 +119,11 @@ class Batch:
             if not budget_R:
                 break
             feed_R = [[next_R[index]] if index in budget_R else [] for index in range(self.cache.num_rows)]
-            hidden_RE = self._extend(feed_R, 1)[:, 0]
+            hidden_RE = self._step(feed_R)
         self.decode_s = now_s(self._model.device) - start_s
+        if self._own_trace:
+            self.rules_s = self._decoding.seconds - rules_start_s
+        self.counters_by_row = {index: self._decoding[index].counters for index in self._own_trace}
         return {index: Answer(tuple(ids), ids[-1] in self._model.eos_ids) for index, ids in tokens.items()}
 
     def force(self, token_ids_by_row: Mapping[int, Sequence[int]], longest: int) -> dict[int, Tensor]:
@@ -107,18 +132,31 @@ class Batch:
         Rewinds every row to the end of its tail first, so the order of calls does not matter. ``longest`` is the most
         tokens any row of this prompt is given: it sets the matrices' width.
         """
-        self.cache.rewind(self._tail_length_R)
+        self._rewind()
+        feed = {index: ids[:-1] for index, ids in token_ids_by_row.items() if ids}
+        at_once = {index: ids for index, ids in feed.items() if index not in self._decoding}
         hidden_RTE = self._tail_hidden_RE[:, None]
-        if longest > 1:
-            feed_R = [token_ids_by_row.get(index, ())[:-1] for index in range(self.cache.num_rows)]
-            hidden_RTE = torch.cat([hidden_RTE, self._extend(feed_R, longest - 1)], dim=1)
-        return {index: hidden_RTE[index, : len(ids)] for index, ids in token_ids_by_row.items() if ids}
+        if longest > 1 and at_once:
+            read_RTE = self._extend(self._by_row(at_once), longest - 1).hidden_RTE
+            hidden_RTE = torch.cat([hidden_RTE, read_RTE], dim=1)
+        step_by_step = self._force_in_steps(
+            {index: ids for index, ids in feed.items() if index not in at_once}
+        )
+        return {
+            index: hidden_RTE[index, : len(ids) + 1] if index in at_once else step_by_step[index]
+            for index, ids in feed.items()
+        }
 
     def trace_of(self, index: int, num_new_tokens: int, context_bytes: int) -> tuple[MemoryPoint, ...]:
-        """A row's own memory: the uncompressed context, then its prefix, then one more tail token per step."""
+        """A row's own memory: the uncompressed context, then its prefix, then one more tail token per step.
+
+        Under a decode rule it is what was held at each step of the row's own answer.
+        """
+        points = [MemoryPoint(0, "prefill", context_bytes, context_bytes)]
+        if index in self._own_trace:
+            return (*points, *self._own_trace[index])
         prefix_bytes = sum(layer.nbytes for layer in self.rows[index].prefix)
         reserved_bytes = prefix_bytes + self.cache.tail_bytes_of(self.cache.tail_capacity)
-        points = [MemoryPoint(0, "prefill", context_bytes, context_bytes)]
         for step in range(num_new_tokens):
             # The last token is never fed back, so a row of n new tokens ends with n - 1 of them in its tail.
             tail_bytes = self.cache.tail_bytes_of(self._tail_length_R[index] + step)
@@ -130,16 +168,50 @@ class Batch:
 
     def _read_tails(self) -> Tensor:
         """Feed every row's tail; the hidden state of its last token, (R, E)."""
-        feed_R = [
-            self._question(index).tail_ids if index in self.rows else ()
-            for index in range(self.cache.num_rows)
-        ]
-        hidden_RTE = self._extend(feed_R, max(len(question.tail_ids) for question in self._prompt.questions))
+        feed_R = self._by_row({index: self._question(index).tail_ids for index in self.rows})
+        read = self._extend(feed_R, max(len(question.tail_ids) for question in self._prompt.questions))
+        self._decoding.take_over(self.cache, read)
+        hidden_RTE = read.hidden_RTE
         last_R = torch.tensor(
             [max(length - 1, 0) for length in self._tail_length_R], device=hidden_RTE.device
         )
         return hidden_RTE[torch.arange(self.cache.num_rows, device=hidden_RTE.device), last_R]
 
-    def _extend(self, feed_R: Sequence[Sequence[int]], num_tokens: int) -> Tensor:
+    def _rewind(self) -> None:
+        self.cache.rewind(
+            [None if index in self._decoding else length for index, length in enumerate(self._tail_length_R)]
+        )
+        self._decoding.restart()
+
+    def _force_in_steps(self, ids_by_row: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
+        """Hidden states (T, E) before each of the rows' tokens and behind the last, rules acting in between."""
+        hidden = {index: [self._tail_hidden_RE[index]] for index in ids_by_row}
+        for step in range(max(map(len, ids_by_row.values()), default=0)):
+            fed = {index: ids[step : step + 1] for index, ids in ids_by_row.items() if step < len(ids)}
+            hidden_RE = self._step(self._by_row(fed))
+            for index in fed:
+                hidden[index].append(hidden_RE[index])
+        return {index: torch.stack(states) for index, states in hidden.items()}
+
+    def _step(self, feed_R: Sequence[Sequence[int]]) -> Tensor:
+        """Feed at most one token to each row and let the decode rules act; the rows' hidden states (R, E)."""
+        extended = self._extend(feed_R, 1)
+        self._decoding.settle(feed_R, extended)
+        return extended.hidden_RTE[:, 0]
+
+    def _by_row(self, ids_by_row: Mapping[int, Sequence[int]]) -> list[Sequence[int]]:
+        return [ids_by_row.get(index, ()) for index in range(self.cache.num_rows)]
+
+    def _note_memory(self, answering: Collection[int]) -> None:
+        for index, points in self._own_trace.items():
+            if index in answering:
+                row = self._decoding[index]
+                points.append(MemoryPoint(len(points) + 1, "decode", row.live_bytes, row.reserved_bytes))
+
+    def _extend(self, feed_R: Sequence[Sequence[int]], num_tokens: int) -> Extended:
+        # A row whose rule has failed is not fed any more.
+        feed_R = [() if index in self.failures else ids for index, ids in enumerate(feed_R)]
         tokens_RT = pad_tokens(feed_R, num_tokens, self._model.device)
-        return extend(self._model, self.cache, tokens_RT, [len(ids) for ids in feed_R]).hidden_RTE
+        return extend(
+            self._model, self.cache, tokens_RT, [len(ids) for ids in feed_R], self._decoding.asking(feed_R)
+        )

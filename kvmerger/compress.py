@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from kvmerger.budget import Budget, BudgetError, LikeVariant, effective_ratio, num_slots_for
+from kvmerger.decode_rule import DecodeRule
 from kvmerger.device_time import now_s
 from kvmerger.layer_cache import LayerCache, storage_addresses, storage_bytes
 from kvmerger.policies.base import CacheShape
@@ -23,13 +24,18 @@ from kvmerger.variants import FULL, Variant, VariantError
 
 @dataclass(frozen=True, slots=True)
 class Compressed:
-    """One variant after compression. asked_slots: what its budget allows over all layers and heads, None without one."""
+    """One variant after compression.
+
+    asked_slots: what its budget allows over all layers and heads, None without one. rule: what its policy does during
+    decoding, None for nothing.
+    """
 
     label: str
     prefix: Prefix
     asked_slots: int | None
     compress_s: float
     degenerate_reason: str | None = None
+    rule: DecodeRule | None = None
 
     @property
     def nbytes(self) -> int:
@@ -109,6 +115,7 @@ def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression) -> C
         asked_slots,
         now_s(device) - start_s,
         _why_degenerate(prefix, prefilled.layers),
+        variant.policy.decode_rule(prefilled.evidence[0].prompt_seed),
     )
 
 

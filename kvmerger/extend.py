@@ -77,9 +77,6 @@ def _positions(
 
     Padding repeats a row's last position, so that no position is larger than the row's own tokens need.
     """
-    start_R = [
-        context + tail for context, tail in zip(cache.context_tokens_R, cache.tail_length_R, strict=True)
-    ]
     last_R = [max(num_new - 1, 0) for num_new in num_new_R]
     offset_RT = torch.arange(num_tokens, device=device).minimum(torch.tensor(last_R, device=device)[:, None])
-    return torch.tensor(start_R, device=device)[:, None] + offset_RT
+    return torch.tensor(cache.next_position_R, device=device)[:, None] + offset_RT

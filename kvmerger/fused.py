@@ -28,24 +28,20 @@ def run_fused(
     compressed = with_references(compression, prefilled)
     del prefilled  # and with it the evidence: nobody reads it once every variant is compressed
     answering = Answering(model, prompt, compressed, compressed[FULL].nbytes, limits.max_fidelity_tokens)
-    generations: list[Generation] = []
+    results: list[Generation | VariantFailure] = []
     references: References | None = None
     for labels in _groups(list(compressed), len(prompt.questions), limits.max_rows):
         rows = rows_of(compressed, labels, prompt)
         batch = Batch(model, prompt, dict(enumerate(rows)), bucket_for(len(rows)))
         answered = answering.finish(batch, batch.decode(), references=None, seconds=seconds)
         # Every group has the full row, for KL in its own bucket; its generation is reported once.
-        generations += [
-            generation
-            for generation in answered.generations
-            if references is None or generation.label != FULL
-        ]
+        results += [result for result in answered.results if references is None or result.label != FULL]
         references = references or answered.references
     assert references is not None, "there is always a group: it has the full row"
     rows = rows_of(compressed, [FULL_AA], prompt)
     batch = Batch(model, prompt, dict(enumerate(rows)), another_bucket(len(rows), batch.cache.num_rows))
-    generations += answering.finish(batch, batch.decode(), references=references, seconds=seconds).generations
-    return [*generations, *failures_of(compression, prompt)]
+    results += answering.finish(batch, batch.decode(), references=references, seconds=seconds).results
+    return [*results, *failures_of(compression, prompt)]
 
 
 def needs_of(variants: Sequence[Variant]) -> frozenset[Need]:
@@ -71,7 +67,7 @@ def with_references(compression: Compression, prefilled: Prefilled) -> dict[str,
 def rows_of(compressed: dict[str, Compressed], labels: Sequence[str], prompt: Prompt) -> list[Row]:
     """One row per label and question, label by label."""
     return [
-        Row(label, question, compressed[label].prefix)
+        Row(label, question, compressed[label].prefix, compressed[label].rule)
         for label in labels
         for question in range(len(prompt.questions))
     ]

@@ -33,7 +33,7 @@ def run_isolated(
         outcome = runner.run(label, _with_those_it_is_like(label, by_label), references)
         if isinstance(outcome, Answered):
             references = references or outcome.references
-            results += outcome.generations
+            results += outcome.results
         else:
             results += outcome
     return results

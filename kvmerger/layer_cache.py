@@ -3,7 +3,7 @@
 Slots of all KV heads lie one head after the other in flat tensors, so heads may have different lengths and nothing is
 padded. A `LayerCache` is immutable: policies return new ones.
 
-Shapes: S slots of all heads together, H KV heads, N tokens, D head size.
+Shapes: S slots of all heads together (of one head beside H), H KV heads, N tokens, D head size.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class LayerCache:
         log_mass_S: fp32, added to the slot's attention logit; None means 0 everywhere.
         counters: what the policy wants known about this layer. Names decide how layers are put together: ``num_…``
             add up, ``largest_…`` take the maximum, ``is_…`` the minimum, anything else the mean.
+        score_S: fp32, attention each slot has received so far, for decode rules that go on adding to it; None where no
+            rule asks for it.
     """
 
     k_SD: Tensor
@@ -37,6 +39,7 @@ class LayerCache:
     num_slots_H: tuple[int, ...]
     log_mass_S: Tensor | None = None
     counters: Mapping[str, float] = field(default_factory=dict)
+    score_S: Tensor | None = None
 
     @classmethod
     def from_dense(cls, k_HND: Tensor, v_HND: Tensor) -> LayerCache:
@@ -82,14 +85,19 @@ class LayerCache:
         return self.v_SD.view(self.num_heads, self.num_slots_H[0], self.v_SD.shape[1])
 
     @property
+    def position_HS(self) -> Tensor:
+        """Positions as a dense view; only when `is_uniform`."""
+        return self.position_S.view(self.num_heads, self.num_slots_H[0])
+
+    @property
     def head_starts(self) -> tuple[int, ...]:
         """Index of each head's first slot."""
         return (0, *accumulate(self.num_slots_H[:-1]))
 
     def tensors(self) -> list[Tensor]:
         """Every tensor this cache holds."""
-        held = [self.k_SD, self.v_SD, self.position_S]
-        return held if self.log_mass_S is None else [*held, self.log_mass_S]
+        optional = [tensor for tensor in (self.log_mass_S, self.score_S) if tensor is not None]
+        return [self.k_SD, self.v_SD, self.position_S, *optional]
 
     @property
     def nbytes(self) -> int:
@@ -104,6 +112,7 @@ class LayerCache:
             self.position_S[slot_K],
             num_slots_H,
             None if self.log_mass_S is None else self.log_mass_S[slot_K],
+            score_S=None if self.score_S is None else self.score_S[slot_K],
         )
 
     def with_counters(self, counters: Mapping[str, float]) -> LayerCache:
@@ -128,6 +137,7 @@ class LayerCache:
             v_SD=own(self.v_SD),
             position_S=own(self.position_S),
             log_mass_S=None if self.log_mass_S is None else own(self.log_mass_S),
+            score_S=None if self.score_S is None else own(self.score_S),
         )
 
     def check_same_kind(self, other: LayerCache) -> None:
@@ -141,8 +151,12 @@ class LayerCache:
                 f"(heads, head size, dtype, device) is {ours}, the uncompressed layer has {theirs}"
             )
 
-    def check_integrity(self) -> None:
-        """Raise ValueError unless shapes, dtypes, lengths and the order of positions are consistent."""
+    def check_integrity(self, *, is_in_order: bool = True) -> None:
+        """Raise ValueError unless shapes, dtypes, lengths and the order of positions are consistent.
+
+        Where a decode rule has put new tokens into the places of old ones, slots are not ``is_in_order``: no position may
+        come twice in a head, and that is all.
+        """
         num_slots = self.num_slots
         if self.k_SD.shape != self.v_SD.shape or self.k_SD.dtype != self.v_SD.dtype:
             raise ValueError(
@@ -153,6 +167,8 @@ class LayerCache:
             raise ValueError(f"lengths per head {self.num_slots_H} sum to {num_slots}, tensors are {shapes}")
         for start, length in zip(self.head_starts, self.num_slots_H, strict=True):
             position_K = self.position_S[start : start + length]
+            if not is_in_order:
+                position_K = position_K.sort().values
             if bool((position_K[1:] <= position_K[:-1]).any()):
                 raise ValueError(f"positions of a head must ascend, got {position_K.tolist()[:8]}…")
 

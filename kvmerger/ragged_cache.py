@@ -1,9 +1,10 @@
 """Every row of a batch: an immutable compressed prefix, shared by reference, and a tail of its own.
 
 A row is one question under one variant. New tokens only ever go to the tail, so rewinding a row is resetting its tail's
-length. Rows without a prefix (None) are dummies that fill a bucket up: they hold nothing and attend to nothing.
+length. Rows without a prefix (None) are dummies that fill a bucket up: they hold nothing and attend to nothing. A row
+whose policy acts during decoding trades its prefix and tail for slots of its own (`lend_slots`), which change under it.
 
-Shapes: R rows, H KV heads, T new tokens, C tail capacity, D head size.
+Shapes: R rows, L layers, H KV heads, T new tokens, C tail capacity, D head size.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kvmerger.layer_cache import LayerCache, storage_bytes
@@ -38,7 +40,11 @@ class RaggedLayer:
 
 
 class RaggedCache:
-    """The caches of a batch of rows. Changes only by `append` + `advance` and by `rewind`."""
+    """The caches of a batch of rows.
+
+    Changes only by `append` + `advance`, by `rewind`, and, for rows with a decode rule, by `lend_slots`, `forget_newest`
+    and `restore`.
+    """
 
     def __init__(
         self, prefixes: Sequence[Prefix | None], context_tokens_R: Sequence[int], tail_capacity: int
@@ -47,13 +53,15 @@ class RaggedCache:
 
         ``context_tokens_R`` are the true lengths of the compressed parts, where each row's positions continue.
         """
-        self._prefixes = tuple(prefixes)
-        self.context_tokens_R = tuple(context_tokens_R)
+        self._prefixes = list(prefixes)
+        self._context_tokens_R = tuple(context_tokens_R)
         template = next(prefix for prefix in self._prefixes if prefix is not None)
         shape = (len(self._prefixes), template[0].num_heads, tail_capacity, template[0].k_SD.shape[1])
         self._tail_k = [layer.k_SD.new_zeros(shape) for layer in template]
         self._tail_v = [layer.v_SD.new_zeros(shape) for layer in template]
         self._tail_length_R = (0,) * len(self._prefixes)
+        self._num_read_R = self._tail_length_R
+        self._lent_rows: set[int] = set()
 
     @property
     def num_rows(self) -> int:
@@ -64,6 +72,13 @@ class RaggedCache:
     def tail_length_R(self) -> tuple[int, ...]:
         """Tokens in each row's tail."""
         return self._tail_length_R
+
+    @property
+    def next_position_R(self) -> tuple[int, ...]:
+        """Where each row's next token stands: the true length of all it has read, however few slots are left of it."""
+        return tuple(
+            context + read for context, read in zip(self._context_tokens_R, self._num_read_R, strict=True)
+        )
 
     def append(
         self, layer_index: int, k_RHTD: Tensor, v_RHTD: Tensor, num_new_R: tuple[int, ...]
@@ -82,20 +97,69 @@ class RaggedCache:
 
     def advance(self, num_new_R: tuple[int, ...]) -> None:
         """Count the tokens just appended to every layer as part of the tails."""
-        self._tail_length_R = tuple(
-            length + num_new for length, num_new in zip(self._tail_length_R, num_new_R, strict=True)
+        self._tail_length_R, self._num_read_R = (
+            tuple(count + num_new for count, num_new in zip(counts, num_new_R, strict=True))
+            for counts in (self._tail_length_R, self._num_read_R)
         )
 
-    def rewind(self, tail_length_R: Sequence[int]) -> None:
-        """Forget what came after these tail lengths, each between 0 and the current one.
+    def rewind(self, tail_length_R: Sequence[int | None]) -> None:
+        """Forget what came after these tail lengths, each between 0 and the current one; None leaves a row as it is.
 
         Raises:
-            ValueError: a length the row has not reached.
+            ValueError: a length the row has not reached, or a row with lent slots, which only `restore` takes back.
         """
         for row, (wanted, current) in enumerate(zip(tail_length_R, self._tail_length_R, strict=True)):
+            if wanted is None:
+                continue
+            if row in self._lent_rows:
+                raise ValueError(f"row {row} has lent slots and cannot be rewound; restore it")
             if not 0 <= wanted <= current:
                 raise ValueError(f"row {row} has {current} tail tokens and cannot be rewound to {wanted}")
-        self._tail_length_R = tuple(tail_length_R)
+        self._tail_length_R, self._num_read_R = (
+            tuple(
+                now if wanted is None else wanted for now, wanted in zip(counts, tail_length_R, strict=True)
+            )
+            for counts in (self._tail_length_R, self._num_read_R)
+        )
+
+    def prefix_of(self, row: int) -> Prefix:
+        """What stands before a row's tail; the row must not be a dummy."""
+        prefix = self._prefixes[row]
+        assert prefix is not None, f"row {row} is a dummy"
+        return prefix
+
+    def tail_of(self, row: int) -> tuple[Tensor, Tensor]:
+        """Copies of a row's tail, keys and values (L, H, T, D) in the order they were read."""
+        num_tokens = self._tail_length_R[row]
+        k_LHTD, v_LHTD = (
+            torch.stack([tail[row, :, :num_tokens] for tail in tails])
+            for tails in (self._tail_k, self._tail_v)
+        )
+        return k_LHTD, v_LHTD
+
+    def lend_slots(self, row: int, slots: Prefix) -> None:
+        """Let a row attend to ``slots``, which hold its prefix and its tail, in their place; its tail is empty then.
+
+        Whoever lends them may change them between two extends.
+        """
+        self._prefixes[row] = slots
+        self._lent_rows.add(row)
+        self._tail_length_R = _with(self._tail_length_R, row, 0)
+
+    def forget_newest(self, row: int) -> None:
+        """Take the newest token off a row's tail (at least one) but not out of the count of those it has read."""
+        self._tail_length_R = _with(self._tail_length_R, row, self._tail_length_R[row] - 1)
+
+    def restore(self, row: int, prefix: Prefix, k_LHTD: Tensor, v_LHTD: Tensor) -> None:
+        """Undo `lend_slots` and all that came after it: ``prefix`` and this tail are the row's again."""
+        num_tokens = k_LHTD.shape[2]
+        for layer_index, (tail_k, tail_v) in enumerate(zip(self._tail_k, self._tail_v, strict=True)):
+            tail_k[row, :, :num_tokens] = k_LHTD[layer_index]
+            tail_v[row, :, :num_tokens] = v_LHTD[layer_index]
+        self._prefixes[row] = prefix
+        self._lent_rows.discard(row)
+        self._tail_length_R = _with(self._tail_length_R, row, num_tokens)
+        self._num_read_R = _with(self._num_read_R, row, num_tokens)
 
     @property
     def tail_capacity(self) -> int:
@@ -120,6 +184,12 @@ class RaggedCache:
             raise ValueError(
                 f"tail lengths {self._tail_length_R} exceed the reserved {self.tail_capacity} tokens"
             )
-        for prefix in {id(prefix): prefix for prefix in self._prefixes if prefix is not None}.values():
+        for row, prefix in enumerate(self._prefixes):
+            if prefix is None or any(prefix is earlier for earlier in self._prefixes[:row]):
+                continue
             for layer in prefix:
-                layer.check_integrity()
+                layer.check_integrity(is_in_order=row not in self._lent_rows)
+
+
+def _with(count_R: tuple[int, ...], row: int, count: int) -> tuple[int, ...]:
+    return (*count_R[:row], count, *count_R[row + 1 :])

@@ -2,12 +2,28 @@
 
 from kvmerger.policies import (
     adakv,
+    cam,
+    h2o_decode,
     knorm,
     kvmerger,
     kvmerger_paper,
     random_tokens,
     snapkv,
     streaming_llm,
+    streaming_llm_decode,
+    tova_decode,
 )
 
-__all__ = ["adakv", "knorm", "kvmerger", "kvmerger_paper", "random_tokens", "snapkv", "streaming_llm"]
+__all__ = [
+    "adakv",
+    "cam",
+    "h2o_decode",
+    "knorm",
+    "kvmerger",
+    "kvmerger_paper",
+    "random_tokens",
+    "snapkv",
+    "streaming_llm",
+    "streaming_llm_decode",
+    "tova_decode",
+]

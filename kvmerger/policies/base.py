@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvmerger.budget import Budget, BudgetSpec
+from kvmerger.decode_rule import DecodeRule
 from kvmerger.evidence import Evidence, Need
 from kvmerger.layer_cache import LayerCache
 
@@ -61,6 +62,13 @@ class Policy(abc.ABC):
         Not called for ``like`` budgets, which are per layer and head already.
         """
         return budget_L
+
+    def decode_rule(self, prompt_seed: int) -> DecodeRule | None:
+        """What this policy does while its rows answer; None, as here, when it is done once `compress` has returned.
+
+        ``prompt_seed``, from the prompt's tokens and the sweep's seed, is all that a rule's randomness may depend on.
+        """
+        return None
 
     @abc.abstractmethod
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:

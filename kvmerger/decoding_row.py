@@ -1,0 +1,129 @@
+"""One row whose policy acts while it answers: when it gets slots of its own, and how it starts again.
+
+A row starts as any other, on its variant's shared prefix. When the rule's room is used up, prefix and tail become slots of
+its own (`OwnSlots`), and from then on their number is constant: each token read goes in, one slot goes out. Starting again
+is going back to the shared prefix and the tail as it was read, both of which are kept for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kvmerger.decode_rule import DecodeRule
+from kvmerger.kernels.reference import SlotMass
+from kvmerger.layer_cache import storage_bytes
+from kvmerger.own_slots import NewToken, OwnSlots, Scores
+from kvmerger.ragged_cache import RaggedCache
+
+
+class DecodingRow:
+    """Keeps one row of a `RaggedCache` under a decode rule; the batch calls `settle` after each token the row reads."""
+
+    def __init__(
+        self, rule: DecodeRule, cache: RaggedCache, row: int, tail_mass_L: Sequence[SlotMass] | None
+    ) -> None:
+        """Take over ``row``, which has just read its tail and nothing else; `restart` makes it ready to answer.
+
+        ``tail_mass_L``: attention the tail paid, layer by layer; None unless the rule reads attention.
+        """
+        self.rule = rule
+        self.has_acted = False
+        """Whether a slot ever left, in the row's own answer or in one forced on it."""
+        self._cache = cache
+        self._row = row
+        self._prefix = cache.prefix_of(row)
+        self._tail_LHTD = cache.tail_of(row)
+        self._tail_position = cache.next_position_R[row] - cache.tail_length_R[row]
+        self._scores_after_tail = self._first_scores(tail_mass_L)
+        self._num_own_slots = sum(
+            layer.num_slots + layer.num_heads * (cache.tail_length_R[row] + rule.room)
+            for layer in self._prefix
+        )
+        self._scores: Scores | None
+        self._reset()
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """What happened since the last `restart`, over all layers and heads, and that the prompt was not streamed."""
+        return {
+            "num_decode_evicted": float(self._num_evicted),
+            "num_decode_merged": float(self._num_merged),
+            "num_decode_slots": float(self._num_own_slots),
+            "is_prompt_streamed": 0.0,
+        }
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes that answering needs at this moment: slots, what is noted of them, the tail."""
+        tail_bytes = self._cache.tail_bytes_of(self._cache.tail_length_R[self._row])
+        return storage_bytes(self._held()) + tail_bytes
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes held for this row in all: with room for its tail, and with what starting again needs."""
+        scores = self._scores_after_tail
+        to_start_again = [
+            *(tensor for layer in self._prefix for tensor in layer.tensors()),
+            *self._tail_LHTD,
+            *([] if scores is None else [*scores.prefix_L, scores.tail_LHT]),
+        ]
+        return storage_bytes([*to_start_again, *self._held()]) + self._cache.tail_bytes_of(
+            self._cache.tail_capacity
+        )
+
+    def restart(self) -> None:
+        """Put the row back to where it had just read its tail."""
+        self._cache.restore(self._row, self._prefix, *self._tail_LHTD)
+        self._reset()
+        self._move_once_room_is_used_up()
+
+    def settle(self, mass_L: Sequence[SlotMass] | None) -> None:
+        """Act on the one token the row has just read; ``mass_L`` is the attention it paid, layer by layer."""
+        if self._own is None:
+            self._room_left -= 1
+            if self._scores is not None and mass_L is not None:
+                self._scores = self._scores.plus(mass_L)
+        else:
+            k_LHTD, v_LHTD = self._cache.tail_of(self._row)
+            new = NewToken(k_LHTD[:, :, 0], v_LHTD[:, :, 0], self._newest_position, self._num_read)
+            self._num_merged += self._own.replace(self.rule, new, mass_L)
+            self._num_evicted += sum(layer.num_heads for layer in self._prefix)
+            self.has_acted = True
+            self._cache.forget_newest(self._row)
+        self._num_read += 1
+        self._newest_position += 1
+        self._move_once_room_is_used_up()
+
+    def _reset(self) -> None:
+        device = self._prefix[0].k_SD.device
+        self._own: OwnSlots | None = None
+        self._scores = self._scores_after_tail
+        self._room_left: int = self.rule.room
+        self._num_evicted: int = 0
+        # On the device: a rule may compute with them, and nothing has to wait for them.
+        self._num_merged: Tensor = torch.zeros((), dtype=torch.int64, device=device)
+        self._num_read: Tensor = torch.zeros((), dtype=torch.int64, device=device)
+        self._newest_position: Tensor = torch.tensor(self._cache.next_position_R[self._row], device=device)
+
+    def _move_once_room_is_used_up(self) -> None:
+        if self._own is None and self._room_left == 0:
+            tail_LHTD = self._cache.tail_of(self._row)
+            self._own = OwnSlots(self._prefix, *tail_LHTD, self._tail_position, self._scores)
+            self._scores = None
+            self._cache.lend_slots(self._row, self._own.layers)
+
+    def _first_scores(self, tail_mass_L: Sequence[SlotMass] | None) -> Scores | None:
+        prefix_L = [layer.score_S for layer in self._prefix if layer.score_S is not None]
+        if tail_mass_L is None or len(prefix_L) < len(self._prefix):
+            return None
+        nothing_LHT = prefix_L[0].new_zeros(*self._tail_LHTD[0].shape[:2], 0)
+        return Scores(prefix_L, nothing_LHT).plus(tail_mass_L)
+
+    def _held(self) -> list[Tensor]:
+        if self._own is not None:
+            return self._own.tensors()
+        noted = [] if self._scores is None else [*self._scores.prefix_L, self._scores.tail_LHT]
+        return [*(tensor for layer in self._prefix for tensor in layer.tensors()), *noted]

@@ -1,0 +1,90 @@
+"""The rows of a batch whose policies act during decoding; the batch's other rows have nothing to do with them.
+
+A rule may be a stranger's. What it raises ends its own row: the row is left alone from then on and comes back as failed.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from kvmerger.decode_rule import DecodeRule
+from kvmerger.decoding_row import DecodingRow
+from kvmerger.device_time import now_s
+from kvmerger.extend import Extended
+from kvmerger.kernels.reference import SlotMass
+from kvmerger.ragged_cache import RaggedCache
+
+
+@dataclass(frozen=True, slots=True)
+class RuleFailure:
+    """Why a row could not go on."""
+
+    error_type: str
+    message: str
+    traceback: str
+
+
+class DecodingRows:
+    """The decode rules of a batch's rows, by row index; often none."""
+
+    def __init__(self, rule_by_row: Mapping[int, DecodeRule], device: torch.device) -> None:
+        self.failures: dict[int, RuleFailure] = {}
+        self.seconds = 0.0
+        """Spent by rules and on moving slots since the batch was made."""
+        self._rule_by_row = rule_by_row
+        self._device = device
+        self._row_by_index: dict[int, DecodingRow] = {}
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._rule_by_row
+
+    def __getitem__(self, index: int) -> DecodingRow:
+        return self._row_by_index[index]
+
+    def asking(self, feed_R: Sequence[Sequence[int]]) -> list[int]:
+        """Rows that are fed and whose rules read attention."""
+        return [index for index, rule in self._rule_by_row.items() if feed_R[index] and rule.reads_attention]
+
+    def take_over(self, cache: RaggedCache, tails: Extended) -> None:
+        """Begin with ``cache`` as it is once the ``tails`` have been read; `restart` makes the rows ready to answer."""
+        for index, rule in self._rule_by_row.items():
+            self._row_by_index[index] = DecodingRow(rule, cache, index, _mass_of(tails, index))
+
+    def restart(self) -> None:
+        """Put every row back to where it had just read its tail."""
+        self._attempt({index: row.restart for index, row in self._row_by_index.items()})
+
+    def settle(self, feed_R: Sequence[Sequence[int]], extended: Extended) -> None:
+        """Let the rules act on the one token that each row with something in ``feed_R`` has just read."""
+        self._attempt(
+            {
+                index: partial(row.settle, _mass_of(extended, index))
+                for index, row in self._row_by_index.items()
+                if feed_R[index]
+            }
+        )
+
+    def _attempt(self, action_by_index: Mapping[int, Callable[[], None]]) -> None:
+        if not action_by_index:
+            return
+        start_s = now_s(self._device)
+        for index, act in action_by_index.items():
+            if index in self.failures:
+                continue
+            try:
+                act()
+            # The rule may be a stranger's: its error is its own row's, not the batch's.
+            except Exception as error:  # noqa: BLE001
+                self.failures[index] = RuleFailure(type(error).__name__, str(error), traceback.format_exc())
+        self.seconds += now_s(self._device) - start_s
+
+
+def _mass_of(extended: Extended, index: int) -> list[SlotMass] | None:
+    """Attention that a row paid, layer by layer; None when it did not ask."""
+    mass_L = [mass_by_row[index] for mass_by_row in extended.mass_by_row_L if index in mass_by_row]
+    return mass_L or None

@@ -1,0 +1,54 @@
+"""Go on as TOVA does: whatever the token just read cares for least gives way, the same in all heads of a layer.
+
+Shapes: L layers, H KV heads, X columns, as in `decode_rule`; S kept slots.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from kvmerger.budget import Budget, BudgetError
+from kvmerger.decode_rule import DecodeRule, DecodeStep
+from kvmerger.evidence import Evidence
+from kvmerger.layer_cache import LayerCache
+from kvmerger.policies.decoding import DecodingPolicy
+from kvmerger.policies.registry import register_wrapper
+
+
+@dataclass(frozen=True)
+class LeastAttendedLeaves(DecodeRule):
+    """The slot that the token just read attends to least leaves; its own is one of them. Heads hold the same tokens."""
+
+    reads_attention: ClassVar[bool] = True
+
+    def worth(self, step: DecodeStep) -> Tensor:
+        """Attention of this step, mean over the layer's heads."""
+        assert step.attention_LHX is not None, "the rule reads attention"
+        return step.attention_LHX.mean(dim=1, keepdim=True).expand_as(step.attention_LHX)
+
+
+@register_wrapper("tova_decode")
+@dataclass(frozen=True)
+class TovaDecode(DecodingPolicy):
+    """At each token of the answer the token it attends to least leaves, in all heads of the layer.
+
+    Based on "Transformers are Multi-State RNNs" (arXiv 2401.06104), TOVA with its choice shared by all heads. Nothing is
+    protected. Differs from it in that the prompt is compressed once, at its end, by what stands in front, which must keep
+    the same tokens in every head: ``tova+tova_decode``.
+    """
+
+    def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
+        """What stands in front keeps; `BudgetError` where that is not the same in all heads."""
+        kept = super().compress(layer, evidence, budget)
+        if not kept.is_uniform or bool((kept.position_HS != kept.position_HS[:1]).any()):
+            raise BudgetError(
+                f"tova_decode makes one choice for all heads of a layer, and {self.inner} at this budget keeps "
+                f"other tokens in some heads than in others; put a policy in front that does not, such as "
+                f"streaming_llm, with a budget that is the same for all heads"
+            )
+        return kept
+
+    def decode_rule(self, prompt_seed: int) -> DecodeRule:
+        """Least attended first."""
+        return LeastAttendedLeaves(room=self.room)
