@@ -1,0 +1,81 @@
+"""`python jobs/sweep.py ls policies|tasks|models`: what can stand in a settings file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from jobs.report import EXIT_OK, report_console
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print one of the lists."""
+    parser = argparse.ArgumentParser(prog="sweep.py ls", description="List what a settings file can name.")
+    parser.add_argument("what", choices=sorted(_TABLES))
+    parser.add_argument("--width", type=int, help="columns to print on (default: the terminal's)")
+    options = parser.parse_args(arguments)
+    console = report_console(options.width)
+    console.print(_TABLES[options.what]())
+    return EXIT_OK
+
+
+def _policies() -> Table:
+    from kvmerger.policies import registry
+
+    return _table(
+        ("policy", "what it keeps", "parameters"),
+        ((it.name, it.summary, it.parameters) for it in registry.describe()),
+        caption="join parts with +, as in snapkv+adakv; your own: module:Class. `full` is in every sweep.",
+    )
+
+
+def _tasks() -> Table:
+    from evaluators import registry
+
+    return _table(
+        ("task", "metric", "items"),
+        ((it.name, it.metric, it.source) for it in registry.describe_tasks()),
+    )
+
+
+def _models() -> Table:
+    from kvmerger.model_source import SUPPORTED_MODEL_TYPES, SUPPORTED_ROPE_TYPES
+
+    families = ", ".join(SUPPORTED_MODEL_TYPES)
+    rows = [
+        ("demo", "packaged SmolLM2-135M-Instruct (4-bit weights, CPU or GPU), nothing to download"),
+        (
+            "a hub id",
+            f"families {families} with full attention; `revision` pins a commit, HF_TOKEN opens gated ones",
+        ),
+        ("a folder", "config.json, tokenizer.json and safetensors of such a model"),
+        *((name, "in this machine's hub cache") for name in _cached_models()),
+    ]
+    return _table(("model", ""), rows, caption=f"RoPE types: {', '.join(SUPPORTED_ROPE_TYPES)}")
+
+
+def _cached_models() -> list[str]:
+    import huggingface_hub as hub
+
+    try:
+        return sorted(repo.repo_id for repo in hub.scan_cache_dir().repos if repo.repo_type == "model")
+    except hub.CacheNotFound:
+        return []
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str | None = None) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, caption=caption, caption_justify="left"
+    )
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+_TABLES: dict[str, Callable[[], Table]] = {"policies": _policies, "tasks": _tasks, "models": _models}
