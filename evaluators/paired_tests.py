@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,9 @@ _SIGN_SEED = 20_241  # fixed: the same rows always print the same p
 _TIE_TOLERANCE = (
     1e-9  # of the sum of sizes: equal sums differ by rounding, and a tie counts against the difference
 )
+
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ def sign_flip_p_value(sums_C: FloatArray) -> float:
     )  # sorted: p depends neither on order nor on which side is a
     if len(sizes_C) == 0:
         return 1.0
-    signs_RC = _all_signs(len(sizes_C)) if len(sizes_C) <= _EXACT_CLUSTERS else _drawn_signs(len(sizes_C))
+    signs_RC = _all_signs(len(sizes_C)) if len(sizes_C) <= _EXACT_CLUSTERS else drawn_signs(len(sizes_C))
     observed = abs(math.fsum(sums_C)) - _TIE_TOLERANCE * float(sizes_C.sum())
     num_as_far = int((np.abs(signs_RC @ sizes_C) >= observed).sum())
     if len(sizes_C) <= _EXACT_CLUSTERS:
@@ -90,7 +94,7 @@ def sign_flip_p_value(sums_C: FloatArray) -> float:
     return (num_as_far + 1) / (NUM_SIGN_FLIPS + 1)
 
 
-def holm(p_values: Mapping[Hashable, float], alpha: float = ALPHA) -> dict[Hashable, HolmResult]:
+def holm(p_values: Mapping[Key, float], alpha: float = ALPHA) -> dict[Key, HolmResult]:
     """Holm's step-down correction over one family, name → p (Holm 1979); names come back in the same order.
 
     The chance of any false alarm in the family is at most `alpha`, whatever depends on what.
@@ -99,7 +103,7 @@ def holm(p_values: Mapping[Hashable, float], alpha: float = ALPHA) -> dict[Hasha
     for name, p_value in p_values.items():
         if not 0 <= p_value <= 1:
             raise StatisticsError(f"p = {p_value} of {name!r} is no probability.")
-    adjusted: dict[Hashable, float] = {}
+    adjusted: dict[Key, float] = {}
     highest = 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda it: p_values[it])):
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
@@ -115,7 +119,8 @@ def _all_signs(num_clusters: int) -> FloatArray:
     return (2 * bits_RC - 1).astype(np.float64)
 
 
-def _drawn_signs(num_clusters: int) -> FloatArray:
+def drawn_signs(num_clusters: int, num_flips: int = NUM_SIGN_FLIPS) -> FloatArray:
+    """Seeded random signs, (flips, clusters)."""
     rng = np.random.default_rng(_SIGN_SEED)
-    bits_RC = rng.integers(0, 2, size=(NUM_SIGN_FLIPS, num_clusters), dtype=np.int8)
+    bits_RC = rng.integers(0, 2, size=(num_flips, num_clusters), dtype=np.int8)
     return (2 * bits_RC - 1).astype(np.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -171,14 +171,22 @@ def cluster_error(clusters: Clusters) -> float:
 
 def resampled_means(clusters: Clusters, stream: int = 0) -> FloatArray:
     """Means of 9,999 draws of whole clusters with replacement; other `stream`s are other draws, seeded all the same."""
+    return np.concatenate(
+        [
+            clusters.sums_C[drawn_RC].sum(axis=1) / clusters.sizes_C[drawn_RC].sum(axis=1)
+            for drawn_RC in drawn_clusters(len(clusters.sizes_C), stream)
+        ]
+    )
+
+
+def drawn_clusters(
+    num_clusters: int, stream: int = 0, num_resamples: int = NUM_RESAMPLES
+) -> Iterator[NDArray[np.int64]]:
+    """The places of the clusters in each resample, some resamples at a time."""
     rng = np.random.default_rng(_BOOTSTRAP_SEED + stream)
-    num = len(clusters.sizes_C)
-    batch = max(1, _MAX_DRAWN_INDICES // num)
-    means = []
-    for start in range(0, NUM_RESAMPLES, batch):
-        drawn_RC = rng.integers(num, size=(min(batch, NUM_RESAMPLES - start), num))
-        means.append(clusters.sums_C[drawn_RC].sum(axis=1) / clusters.sizes_C[drawn_RC].sum(axis=1))
-    return np.concatenate(means)
+    batch = max(1, _MAX_DRAWN_INDICES // num_clusters)
+    for start in range(0, num_resamples, batch):
+        yield rng.integers(num_clusters, size=(min(batch, num_resamples - start), num_clusters))
 
 
 def bca_ends(
