@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from evaluators.benchmark import TaskInfo
 from jobs.report import EXIT_OK, report_console
 
 
@@ -36,10 +37,18 @@ def _policies() -> Table:
 def _tasks() -> Table:
     from evaluators import registry
 
-    return _table(
-        ("task", "metric", "items"),
-        ((it.name, it.metric, it.source) for it in registry.describe_tasks()),
-    )
+    infos = registry.describe_tasks()
+    sources = dict.fromkeys(f"{_benchmark(it)}: {it.source.replace(_task(it), '<task>')}" for it in infos)
+    rows = ((it.name, it.about, it.metric) for it in infos)
+    return _table(("task", "what is asked", "metric"), rows, caption="\n".join(sources))
+
+
+def _benchmark(info: TaskInfo) -> str:
+    return info.name.partition("/")[0]
+
+
+def _task(info: TaskInfo) -> str:
+    return info.name.partition("/")[2]
 
 
 def _models() -> Table:
@@ -71,8 +80,8 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str | N
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, caption=caption, caption_justify="left"
     )
-    for head in heads:
-        table.add_column(head, overflow="fold")
+    for index, head in enumerate(heads):
+        table.add_column(head, overflow="fold", no_wrap=index == 0)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
