@@ -12,9 +12,11 @@ import ray
 from ray import exceptions as ray_errors
 
 from jobs import controller
-from jobs.actor_pool import ActorResources, Answer, Call, RayStartError, resources_for
-from jobs.controller import ResourcesError, error_kind, event_of
+from jobs.actor_pool import Answer, Call
+from jobs.actor_resources import ActorResources, ResourcesError
+from jobs.controller import error_kind, event_of
 from jobs.failure import ErrorKind, FailurePolicy
+from jobs.ray_session import RayStartError
 from jobs.result_schema import check_rows
 from jobs.run_events import UnitEnded, UnitStarted, WorkerLost
 from jobs.scheduler_events import ActorDied, UnitFailed
@@ -169,27 +171,6 @@ def test_nothing_to_do_starts_no_actor(local_ray: None) -> None:
     recorder = Recorder()
     run([], recorder, FakeLoad())
     assert recorder.events == []
-
-
-def node(**resources: float) -> dict[str, Any]:
-    return {"Alive": True, "Resources": resources}
-
-
-@pytest.mark.parametrize(
-    ("nodes", "device", "expected"),
-    [
-        ([node(CPU=8)], "auto", ActorResources(1, 8, 0)),
-        ([node(CPU=4), node(CPU=16)], "auto", ActorResources(1, 16, 0)),
-        ([node(CPU=8, GPU=4), node(CPU=8, GPU=2)], "auto", ActorResources(6, 1, 1)),
-        ([node(CPU=8, GPU=4)], "cpu", ActorResources(1, 8, 0)),
-        ([node(CPU=8)], "cuda", ActorResources(1, 1, 1)),
-        ([node(CPU=8), {"Alive": False, "Resources": {"GPU": 8.0}}], "auto", ActorResources(1, 8, 0)),
-    ],
-)
-def test_an_actor_gets_one_gpu_or_all_cores(
-    nodes: list[dict[str, Any]], device: str, expected: ActorResources
-) -> None:
-    assert resources_for(nodes, device=device) == expected
 
 
 def raised(cause: Exception) -> Exception:
