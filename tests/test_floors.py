@@ -30,6 +30,8 @@ LIGHT_FILES = (
     "jobs/failure.py",
     "jobs/results.py",
     "jobs/report.py",
+    "jobs/differences.py",
+    "jobs/compare.py",
     "jobs/work.py",
     "jobs/sweep.py",
     "kvmerger/budget.py",
