@@ -2,12 +2,34 @@
 
 from kvmerger.policies import (
     adakv,
+    cur,
+    h2o,
+    keydiff,
     knorm,
     kvmerger,
     kvmerger_paper,
+    lagkv,
+    observed_attention,
+    pyramidkv,
     random_tokens,
     snapkv,
     streaming_llm,
+    tova,
 )
 
-__all__ = ["adakv", "knorm", "kvmerger", "kvmerger_paper", "random_tokens", "snapkv", "streaming_llm"]
+__all__ = [
+    "adakv",
+    "cur",
+    "h2o",
+    "keydiff",
+    "knorm",
+    "kvmerger",
+    "kvmerger_paper",
+    "lagkv",
+    "observed_attention",
+    "pyramidkv",
+    "random_tokens",
+    "snapkv",
+    "streaming_llm",
+    "tova",
+]
