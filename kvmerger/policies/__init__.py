@@ -5,9 +5,25 @@ from kvmerger.policies import (
     knorm,
     kvmerger,
     kvmerger_paper,
+    pivots_only,
+    protected_mass,
     random_tokens,
+    reducers,
     snapkv,
     streaming_llm,
+    zeromerge,
 )
 
-__all__ = ["adakv", "knorm", "kvmerger", "kvmerger_paper", "random_tokens", "snapkv", "streaming_llm"]
+__all__ = [
+    "adakv",
+    "knorm",
+    "kvmerger",
+    "kvmerger_paper",
+    "pivots_only",
+    "protected_mass",
+    "random_tokens",
+    "reducers",
+    "snapkv",
+    "streaming_llm",
+    "zeromerge",
+]
