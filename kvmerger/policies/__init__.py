@@ -10,11 +10,15 @@ from kvmerger.policies import (
     kvmerger_paper,
     lagkv,
     observed_attention,
+    pivots_only,
+    protected_mass,
     pyramidkv,
     random_tokens,
+    reducers,
     snapkv,
     streaming_llm,
     tova,
+    zeromerge,
 )
 
 __all__ = [
@@ -27,9 +31,13 @@ __all__ = [
     "kvmerger_paper",
     "lagkv",
     "observed_attention",
+    "pivots_only",
+    "protected_mass",
     "pyramidkv",
     "random_tokens",
+    "reducers",
     "snapkv",
     "streaming_llm",
     "tova",
+    "zeromerge",
 ]

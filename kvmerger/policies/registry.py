@@ -88,6 +88,12 @@ def _name_and_default(field: Field) -> tuple[str, Any]:
     return field.name, made if field.default is MISSING else field.default
 
 
+def name_of(policy: Policy) -> str:
+    """What users call ``policy``: the name its class is registered under, or its class's own."""
+    registered = {found: name for classes in (_POLICIES, _WRAPPERS) for name, found in classes.items()}
+    return registered.get(type(policy), type(policy).__name__)
+
+
 def get_wrapper(name: str) -> type[Policy]:
     """The class registered as what may follow ``+``.
 

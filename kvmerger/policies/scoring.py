@@ -15,14 +15,13 @@ from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
 from kvmerger.evidence import Evidence
-from kvmerger.layer_cache import LayerCache
-from kvmerger.policies.base import CacheShape, Policy
-from kvmerger.policies.selection import take_selected
+from kvmerger.policies.base import CacheShape
+from kvmerger.policies.selection import SelectingPolicy
 from kvmerger.ranking import is_among_highest
 
 
 @dataclass(frozen=True)
-class ScoringPolicy(Policy):
+class ScoringPolicy(SelectingPolicy):
     """Base of policies that keep the tokens they score highest. Subclasses give `scores`."""
 
     @abc.abstractmethod
@@ -51,10 +50,6 @@ class ScoringPolicy(Policy):
         """
         self._require_room(min(budget.num_slots_H), evidence.num_tokens)
         return is_among_highest(self.scores_at(evidence, budget), budget.num_slots_H)
-
-    def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
-        """Keep the selected tokens, copied unchanged."""
-        return take_selected(layer, self.select(evidence, budget))
 
     def _require_room(self, num_slots: int, num_tokens: int) -> None:
         if num_slots < self.num_protected:
