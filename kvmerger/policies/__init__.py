@@ -2,6 +2,7 @@
 
 from kvmerger.policies import (
     adakv,
+    blended_attention,
     cur,
     h2o,
     keydiff,
@@ -23,6 +24,7 @@ from kvmerger.policies import (
 
 __all__ = [
     "adakv",
+    "blended_attention",
     "cur",
     "h2o",
     "keydiff",

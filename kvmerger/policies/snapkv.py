@@ -56,12 +56,15 @@ class SnapKV(ScoringPolicy):
         super().check(shape, budget)
 
     def scores(self, evidence: Evidence) -> Tensor:
-        """Pooled attention per KV head, fp32 (H, N); ``inf`` inside the window."""
+        """Scores before the window, fp32 (H, N), and ``inf`` inside it."""
+        return F.pad(self._scores_before_window(evidence), (0, self.window_size), value=float("inf"))
+
+    def _scores_before_window(self, evidence: Evidence) -> Tensor:
+        """The window's attention per KV head, pooled over neighbours."""
         attention_QN = evidence.get(window_attention(self.window_size))
         before_window_QN = attention_QN[:, : -self.window_size]
         pooled_QN = F.avg_pool1d(before_window_QN, self.kernel_size, stride=1, padding=self.kernel_size // 2)
-        pooled_HN = pooled_QN.view(evidence.num_heads, -1, pooled_QN.shape[1]).mean(dim=1)
-        return F.pad(pooled_HN, (0, self.window_size), value=float("inf"))
+        return pooled_QN.view(evidence.num_heads, -1, pooled_QN.shape[1]).mean(dim=1)
 
     @property
     def _name(self) -> str:
