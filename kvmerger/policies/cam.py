@@ -14,6 +14,7 @@ from kvmerger.decode_rule import DecodeRule, DecodeStep, Heirs
 from kvmerger.policies.base import PolicyError
 from kvmerger.policies.decoding import ScoredDecodingPolicy
 from kvmerger.policies.h2o_decode import LowestScoreLeaves
+from kvmerger.policies.parameters import require_choice, require_count
 from kvmerger.policies.registry import register_wrapper
 from kvmerger.policies.streaming_llm_decode import OldestLeaves
 
@@ -81,10 +82,9 @@ class CaM(ScoredDecodingPolicy):
     def __post_init__(self) -> None:
         """Refuse unknown rules and what is no number of tokens."""
         super().__post_init__()
-        if self.evict not in ("streaming_llm", "h2o"):
-            raise PolicyError(f"cam: evict is 'streaming_llm' or 'h2o', got {self.evict!r}")
+        require_choice("cam", "evict", self.evict, ("streaming_llm", "h2o"))
         for name, at_least in (("num_heirs", 1), ("sinks", 0), ("recent", 1)):
-            self.require_count(name, at_least)
+            require_count("cam", name, getattr(self, name), at_least)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise PolicyError(f"cam: seed must be a whole number, got {self.seed!r}")
 

@@ -22,6 +22,7 @@ from kvmerger.decode_rule import DecodeRule
 from kvmerger.evidence import ATTENTION_MASS, Evidence, Need
 from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
+from kvmerger.policies.parameters import require_count
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,7 @@ class DecodingPolicy(Policy):
         """Refuse a second rule, and a room that is no number of tokens."""
         if self.inner.decode_rule(0) is not None:
             raise PolicyError(f"{self.inner} acts during decoding already; only one rule can")
-        self.require_count("room", 0)
-
-    def require_count(self, name: str, at_least: int) -> None:
-        """Raise `PolicyError` unless the parameter ``name`` is a whole number from ``at_least`` on."""
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-            raise PolicyError(
-                f"{type(self).__name__}: {name} is a whole number from {at_least} on, got {value!r}"
-            )
+        require_count(type(self).__name__, "room", self.room, at_least=0)
 
     @property
     def keeps_slots_unchanged(self) -> bool:  # type: ignore[override]

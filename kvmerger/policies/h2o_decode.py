@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvmerger.decode_rule import DecodeRule, DecodeStep
 from kvmerger.policies.decoding import ScoredDecodingPolicy
+from kvmerger.policies.parameters import require_count
 from kvmerger.policies.registry import register_wrapper
 
 
@@ -46,7 +47,7 @@ class H2ODecode(ScoredDecodingPolicy):
     def __post_init__(self) -> None:
         """Refuse what is no number of tokens."""
         super().__post_init__()
-        self.require_count("recent", 1)
+        require_count("h2o_decode", "recent", self.recent)
 
     @property
     def num_needed(self) -> int:

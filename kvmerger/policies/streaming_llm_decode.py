@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kvmerger.decode_rule import DecodeRule, DecodeStep
 from kvmerger.policies.decoding import DecodingPolicy
+from kvmerger.policies.parameters import require_count
 from kvmerger.policies.registry import register_wrapper
 
 
@@ -41,7 +42,7 @@ class StreamingLLMDecode(DecodingPolicy):
     def __post_init__(self) -> None:
         """Refuse what is no number of tokens."""
         super().__post_init__()
-        self.require_count("sinks", 0)
+        require_count("streaming_llm_decode", "sinks", self.sinks, at_least=0)
 
     @property
     def num_needed(self) -> int:
