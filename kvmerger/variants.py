@@ -30,7 +30,17 @@ FULL_AA = "full_aa"
 REFERENCE_LABELS = (FULL, NO_CONTEXT, FULL_AA)
 """Rows every run has: the whole cache, the tail alone, and the whole cache once more in another row bucket."""
 
-ALIASES = {"no_press": FULL, "full_cache": FULL, "baseline": FULL, "none": FULL}
+ALIASES = {
+    "no_press": FULL,
+    "full_cache": FULL,
+    "baseline": FULL,
+    "none": FULL,
+    # What acts during decoding follows what compresses the prompt; by its own name it follows its own method.
+    "cam": "streaming_llm+cam",
+    "h2o_decode": "h2o+h2o_decode",
+    "streaming_llm_decode": "streaming_llm+streaming_llm_decode",
+    "tova_decode": "tova+tova_decode",
+}
 _KVPRESS_ADAKV = "adakv_"
 """kvpress writes ``adakv_snapkv`` where parts are joined here: ``snapkv+adakv``."""
 _RATIO_HELP = (
