@@ -1,8 +1,6 @@
 """What every policy must do, checked on random layers: for the project's own tests and for a user's policy.
 
 Each check is independent and says in its message what was found. Layers are drawn afresh from the seed.
-
-Shapes: N tokens, H KV heads, Q query heads, D head size, L layers.
 """
 
 from __future__ import annotations
@@ -13,21 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from kvmerger.budget import Budget, BudgetError, KeptRatio
 from kvmerger.compress import compress_all
-from kvmerger.evidence import Evidence, LayerStates, needs_hidden_states
+from kvmerger.contract_decoding import Decoded, decode_at_random
+from kvmerger.contract_layers import NUM_KV_HEADS, NUM_LAYERS, NUM_QUERY_HEADS, NUM_TOKENS, random_prefill
+from kvmerger.decode_rule import DecodeRule
 from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.base import Policy
 from kvmerger.policies.composition import build
 from kvmerger.prefill import Prefilled
 from kvmerger.variants import Variant, VariantSpec, build_variant
 
-NUM_LAYERS, NUM_KV_HEADS, NUM_QUERY_HEADS, HEAD_DIM, NUM_TOKENS = 8, 2, 4, 16, 311
 KEPT_RATIO = 0.5
-# A neighbour's share in each key, so that some neighbours are alike and some are not, as in real prompts.
-_NEIGHBOUR_SHARE = 0.8
 
 
 class ContractError(Exception):
@@ -67,53 +63,6 @@ def check_policy(name: str, *, seed: int = 0) -> list[CheckResult]:
     build(name, {})
     cases = [_Case(name, seed, dtype) for dtype in (torch.float32, torch.bfloat16)]
     return [_run(check, case) for check in _CHECKS for case in cases]
-
-
-def random_prefill(seed: int, dtype: torch.dtype, policy: Policy, num_tokens: int = NUM_TOKENS) -> Prefilled:
-    """What a prefill would leave behind: correlated random keys, random queries and values, the policy's evidence.
-
-    For policies that read hidden states there is a real attention module; its inputs are drawn apart from q, k and v.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(num_heads: int) -> torch.Tensor:
-        return torch.randn(num_heads, num_tokens, HEAD_DIM, generator=generator)
-
-    reads_hidden_states = needs_hidden_states(policy.needs())
-    layers, evidence = [], []
-    for layer_index in range(NUM_LAYERS):
-        k_HND = draw(NUM_KV_HEADS)
-        share_HN1 = _NEIGHBOUR_SHARE * torch.rand(NUM_KV_HEADS, num_tokens - 1, 1, generator=generator)
-        k_HND[:, 1:] = share_HN1 * k_HND[:, :-1] + (1 - share_HN1) * k_HND[:, 1:]
-        q_QND, v_HND = draw(NUM_QUERY_HEADS), draw(NUM_KV_HEADS)
-        attention_input = _attention_input(generator, dtype, num_tokens) if reads_hidden_states else ()
-        states = LayerStates(
-            q_QND.to(dtype), k_HND.to(dtype), v_HND.to(dtype), HEAD_DIM**-0.5, *attention_input
-        )
-        gathered = Evidence(states, layer_index, NUM_LAYERS, prompt_seed=seed)
-        gathered.capture(policy.needs())
-        layers.append(LayerCache.from_dense(states.k_HND, states.v_HND))
-        evidence.append(gathered)
-    return Prefilled(tuple(layers), tuple(evidence))
-
-
-def _attention_input(
-    generator: torch.Generator, dtype: torch.dtype, num_tokens: int
-) -> tuple[torch.Tensor, nn.Module, nn.Module]:
-    """Hidden states, a Llama attention module with random weights, and its rotary embedding."""
-    from transformers import LlamaConfig
-    from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
-
-    hidden_size = NUM_QUERY_HEADS * HEAD_DIM
-    config = LlamaConfig(
-        hidden_size=hidden_size, head_dim=HEAD_DIM,
-        num_attention_heads=NUM_QUERY_HEADS, num_key_value_heads=NUM_KV_HEADS,
-    )  # fmt: skip
-    attention = LlamaAttention(config, layer_idx=0).requires_grad_(False)
-    for weight in attention.parameters():
-        weight.normal_(std=hidden_size**-0.5, generator=generator)
-    hidden_NE = torch.randn(num_tokens, hidden_size, generator=generator)
-    return hidden_NE.to(dtype), attention.to(dtype), LlamaRotaryEmbedding(config)
 
 
 def _run(check: Callable[[_Case], None], case: _Case) -> CheckResult:
@@ -249,6 +198,47 @@ def _copes_with_a_single_token_or_refuses_it(case: _Case) -> None:
         )
 
 
+def _rule(case: _Case) -> DecodeRule | None:
+    return case.variant().policy.decode_rule(case.seed)
+
+
+def _decoded(case: _Case, rule: DecodeRule | None, prefix: Sequence[LayerCache]) -> Decoded:
+    neighbour = case.prefilled().layers
+    return decode_at_random(tuple(prefix), neighbour, rule, NUM_QUERY_HEADS, NUM_TOKENS, case.seed)
+
+
+def _its_decode_rule_holds_as_many_slots_as_before_and_finite_numbers(case: _Case) -> None:
+    if (rule := _rule(case)) is None:
+        return
+    decoded = _decoded(case, rule, _compressed(case))
+    num_slots = decoded.num_slots[rule.room :]
+    _expect(len(set(num_slots)) == 1, f"slots held while the rule acts, step by step: {num_slots}")
+    for index, layer in enumerate(decoded.layers):
+        is_finite = all(bool(tensor.isfinite().all()) for tensor in layer.tensors())
+        _expect(is_finite, f"layer {index} has numbers that are not finite after decoding")
+
+
+def _its_decode_rule_gives_the_same_bits_again(case: _Case) -> None:
+    if (rule := _rule(case)) is None:
+        return
+    _expect(rule == _rule(case), "decode_rule gave another rule for the same prompt the second time")
+    first, again = (_decoded(case, _rule(case), _compressed(case)) for _ in range(2))
+    _expect(_bits(first.layers) == _bits(again.layers), "the same tokens were decoded differently again")
+
+
+def _its_decode_rule_changes_its_own_row_only(case: _Case) -> None:
+    if (rule := _rule(case)) is None:
+        return
+    shared = _compressed(case)
+    before = _bits(shared)
+    beside = _decoded(case, rule, shared).neighbour
+    _expect(_bits(shared) == before, "decoding changed the prefix that all rows of the variant share")
+    # With nothing acting, the rows read the same tokens for as long.
+    without = _decoded(case, None, shared).neighbour
+    is_same = all(torch.equal(ours, theirs) for ours, theirs in zip(beside, without, strict=False))
+    _expect(is_same, "the row beside the one that acts has other attention outputs than without it")
+
+
 _CHECKS: tuple[Callable[[_Case], None], ...] = (
     _is_a_frozen_dataclass_that_survives_pickle,
     _can_be_built_from_its_spec,
@@ -260,4 +250,7 @@ _CHECKS: tuple[Callable[[_Case], None], ...] = (
     _kept_slots_are_prefills_own_unless_it_merges,
     _meets_budgets_that_differ_between_heads_or_says_why_not,
     _copes_with_a_single_token_or_refuses_it,
+    _its_decode_rule_holds_as_many_slots_as_before_and_finite_numbers,
+    _its_decode_rule_gives_the_same_bits_again,
+    _its_decode_rule_changes_its_own_row_only,
 )

@@ -1,20 +1,32 @@
 """Every registered policy keeps the contract, and the contract notices policies that do not."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
 
 from kvmerger.contract import check_policy
+from kvmerger.decode_rule import DecodeRule, Heirs
 from kvmerger.evidence import ATTENTION_MASS
 from kvmerger.policies import registry
 from kvmerger.policies.base import Policy
 from kvmerger.policies.selection import keep_highest
 from kvmerger.variants import VariantError
 
+# Every wrapper behind a ranking that differs between heads, unless it wants one that does not.
+FRONT = {"tova_decode": "tova"}
+
 
 @pytest.mark.parametrize(
-    "name", [*registry.names(), *(f"snapkv+{wrapper}" for wrapper in registry.wrapper_names())]
+    "name",
+    [
+        *registry.names(),
+        *(f"{FRONT.get(wrapper, 'snapkv')}+{wrapper}" for wrapper in registry.wrapper_names()),
+        "snapkv+adakv+h2o_decode",
+        "h2o+cam",
+        "kvmerger+h2o_decode",
+    ],
 )
 def test_registered_policy_keeps_the_contract(name: str, seed: int) -> None:
     broken = [result for result in check_policy(name, seed=seed) if not result.is_ok]
@@ -55,6 +67,83 @@ class BreaksKeys(Policy):
         return replace(kept, k_SD=kept.k_SD.float() / 0.0, position_S=kept.position_S.flip(0))
 
 
+@dataclass(frozen=True)
+class ByDice(DecodeRule):
+    """Draws from a generator that nobody seeds."""
+
+    def worth(self, step):
+        return torch.rand(step.position_LHX.shape)
+
+
+@dataclass(frozen=True)
+class Undecided(DecodeRule):
+    """Has no opinion that can be compared."""
+
+    reads_attention = True
+
+    def worth(self, step):
+        return step.attention_LHX * float("nan")
+
+
+@dataclass(frozen=True)
+class ByItself(DecodeRule):
+    """Leaves its value to itself."""
+
+    def worth(self, step):
+        return step.position_LHX.float()
+
+    def heirs(self, step, leaving_LH):
+        return Heirs(leaving_LH[:, :, None], torch.ones(*leaving_LH.shape, 1))
+
+
+@dataclass(frozen=True)
+class Explodes(DecodeRule):
+    """Hands on far too much."""
+
+    def worth(self, step):
+        return step.position_LHX.float()
+
+    def heirs(self, step, leaving_LH):
+        newest_LH1 = torch.full((*leaving_LH.shape, 1), step.position_LHX.shape[2] - 1)
+        return Heirs(newest_LH1, torch.full(newest_LH1.shape, float("inf")))
+
+
+RULES = {rule.__name__: rule for rule in (ByDice, Undecided, ByItself, Explodes)}
+
+
+@dataclass(frozen=True)
+class ActsBadly(Policy):
+    """Keeps the first half, then acts on one of `RULES`."""
+
+    rule: ClassVar[str]
+
+    def compress(self, layer, evidence, budget):
+        return keep_highest(layer, torch.zeros(layer.num_heads, evidence.num_tokens), budget)
+
+    def decode_rule(self, prompt_seed):
+        return RULES[self.rule]()
+
+
+@dataclass(frozen=True)
+class ActsByDice(ActsBadly):
+    rule = "ByDice"
+
+
+@dataclass(frozen=True)
+class ActsUndecided(ActsBadly):
+    rule = "Undecided"
+
+
+@dataclass(frozen=True)
+class ActsByItself(ActsBadly):
+    rule = "ByItself"
+
+
+@dataclass(frozen=True)
+class ActsExplosively(ActsBadly):
+    rule = "Explodes"
+
+
 @dataclass
 class RemembersThings:
     """Not even a policy."""
@@ -69,6 +158,10 @@ class RemembersThings:
             {"changes none of its inputs", "gives the same bits again", "kept slots are prefills own"},
         ),
         ("DoesNotDeclare", {"keeps no more than its budget"}),
+        ("ActsByDice", {"its decode rule gives the same bits again"}),
+        ("ActsUndecided", {"its decode rule holds as many slots"}),
+        ("ActsByItself", {"its decode rule holds as many slots"}),
+        ("ActsExplosively", {"its decode rule holds as many slots"}),
         ("BreaksKeys", {"keeps finite numbers", "positions are the prompts", "kept slots are prefills own"}),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 
 from kvmerger.budget import Budget, BudgetError, KeptRatio, LikeVariant, SlotCount
 from kvmerger.compress import compress_all
-from kvmerger.contract import NUM_KV_HEADS, NUM_LAYERS, NUM_TOKENS, random_prefill
+from kvmerger.contract_layers import NUM_KV_HEADS, NUM_LAYERS, NUM_TOKENS, random_prefill
 from kvmerger.policies.adakv import AdaKV
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.pyramidkv import PyramidKV
