@@ -83,7 +83,7 @@ class Generation:
         slots_LH: slots kept per layer and KV head, the tail not counted.
         asked_slots: slots the budget allowed over all layers and heads; None where there is no budget.
         kv_bytes, full_kv_bytes: distinct storages of this variant's prefix, and of the full one.
-        tail_bytes: K/V of the tail at its longest.
+        tail_bytes: K/V of the tail at its longest; under a decode rule, all that is held beyond the prefix.
         peak_bytes: the device's peak while this variant ran alone; None unless isolated on CUDA.
         seconds: by phase; names ending in ``_shared_s`` are the whole batch's, the same in every row of it.
         trace: this variant's own memory from prefill to its last token.

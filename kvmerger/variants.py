@@ -190,7 +190,8 @@ def _label(entry: Mapping[str, Any], name: str, budget: BudgetSpec) -> str:
         isinstance(entry.get(key), list) for key in ("budget", "compression_ratio")
     ):
         return str(entry["label"])
-    base = str(entry.get("label", name.rpartition(":")[2]))
+    own_name = entry["name"] if entry["name"] in ALIASES else name.rpartition(":")[2]
+    base = str(entry.get("label", own_name))
     if isinstance(budget, KeptRatio) and (name == "kvmerger_paper" or entry.get("mode") == "threshold"):
         # The budget only picks the protected fractions here; what is kept is an outcome, so the name promises none.
         by_budget = protected_ratios(budget.ratio)

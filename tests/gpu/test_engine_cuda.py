@@ -7,10 +7,12 @@ import torch
 
 from kvmerger.batch import Batch, bucket_for
 from kvmerger.compress import compress_all
+from kvmerger.counted_draws import uniform
 from kvmerger.engine import Engine
 from kvmerger.models import LoadedModel
 from kvmerger.prefill import prefill
 from kvmerger.variants import FULL, build_variant, parse_policies
+from tests.kvmerger import test_decoding
 from tests.kvmerger.test_engine import NUM_NEW_TOKENS, POLICIES, make_prompt, make_rows
 from tests.tiny_models import TinyModel, assert_same_greedy_tokens, tiny_model
 
@@ -87,3 +89,24 @@ def test_isolated_rows_have_a_peak_of_their_own(seed: int) -> None:
     for generation in generations:
         assert generation.peak_bytes is not None
         assert generation.peak_bytes >= generation.full_kv_bytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_whose_policies_act_have_the_same_bits_alone_and_again(dtype: torch.dtype, seed: int) -> None:
+    model, prompt = on_cuda(seed, dtype), test_decoding.make_prompt(seed)
+    rows = dict(enumerate(test_decoding.make_rows(model, prompt, test_decoding.POLICIES)))
+    together = Batch(model.ours, prompt, rows, test_decoding.BUCKET)
+    answers = together.decode()
+    own = {index: answer.token_ids for index, answer in answers.items()}
+    hidden = together.force(own, test_decoding.NUM_NEW_TOKENS)
+    for index, row in rows.items():
+        alone = Batch(model.ours, prompt, {index: row}, test_decoding.BUCKET)
+        assert alone.decode()[index] == answers[index], row.label
+        forced = alone.force({index: own[index]}, test_decoding.NUM_NEW_TOKENS)[index]
+        assert torch.equal(forced, hidden[index]), row.label
+    assert together.decode() == answers
+
+
+def test_draws_are_those_of_the_cpu(seed: int) -> None:
+    on_cpu, on_gpu = (uniform(seed, (32, 8), torch.tensor(5, device=device)) for device in ("cpu", "cuda"))
+    assert torch.equal(on_cpu, on_gpu.cpu())

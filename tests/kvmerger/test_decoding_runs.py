@@ -215,3 +215,4 @@ def test_parameters_that_mean_nothing_are_refused(name: str, params: dict, messa
 def test_a_methods_own_name_is_the_method_and_its_rule() -> None:
     specs = parse_policies([{"name": name, "budget": 0.5} for name in ("cam", "h2o_decode", "tova_decode")])
     assert [spec.policy for spec in specs] == ["streaming_llm+cam", "h2o+h2o_decode", "tova+tova_decode"]
+    assert [spec.label for spec in specs] == ["cam@0.5", "h2o_decode@0.5", "tova_decode@0.5"]
