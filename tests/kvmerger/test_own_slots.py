@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvmerger.counted_draws import uniform
-from kvmerger.decode_rule import DecodeRule, DecodeRuleError
+from kvmerger.decode_rule import DecodeRule, DecodeRuleError, Heirs
 from kvmerger.kernels.reference import SlotMass
 from kvmerger.layer_cache import LayerCache
 from kvmerger.own_slots import NewToken, OwnSlots, Scores
@@ -220,3 +220,28 @@ def test_draws_are_uniform_and_depend_on_seed_place_and_count_alone(seed: int) -
     assert drawn_LH.histc(10, 0, 1).min() > 300
     for other in (uniform(seed + 1, (50, 80), torch.tensor(3)), uniform(seed, (50, 80), torch.tensor(4))):
         assert torch.corrcoef(torch.stack([drawn_LH.flatten(), other.flatten()]))[0, 1].abs() < 0.09
+
+
+class NewestToFirst(OldestLeaves):
+    """The token just read leaves at once, and its value goes to the first column."""
+
+    def worth(self, step):
+        return -step.position_LHX.float()
+
+    def heirs(self, step, leaving_LH):
+        return Heirs(torch.zeros_like(leaving_LH[:, :, None]), torch.ones(*leaving_LH.shape, 1))
+
+
+def test_a_token_that_leaves_at_once_can_hand_its_value_on(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    prefix = random_prefix(generator, torch.float32, is_ragged=True)
+    k_LHTD, v_LHTD = torch.randn(2, NUM_LAYERS, NUM_HEADS, 1, HEAD_DIM, generator=generator)
+    own = OwnSlots(prefix, k_LHTD, v_LHTD, CONTEXT, None)
+    new = NewToken(k_LHTD[:, :, 0] + 1, v_LHTD[:, :, 0] + 1, torch.tensor(CONTEXT + 1), torch.tensor(0))
+    own.replace(NewestToFirst(0), new, None)
+    for index, (ours, theirs) in enumerate(zip(own.layers, prefix, strict=True)):
+        for head, (mine, yours) in enumerate(
+            zip(ours.v_SD.split(ours.num_slots_H), theirs.v_SD.split(theirs.num_slots_H), strict=True)
+        ):
+            assert torch.equal(mine[0], yours[0] + new.v_LHD[index, head])
+            assert torch.equal(mine[1:], torch.cat([yours[1:], v_LHTD[index, head]]))
