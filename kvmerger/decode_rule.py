@@ -65,8 +65,8 @@ class DecodeRule(abc.ABC):
     """Base of all rules; a policy names its own in `Policy.decode_rule`.
 
     Attributes:
-        room: tokens of the answer that come before the first slot leaves. Until then a row is what it would be without
-            the rule, bit for bit; from then on the number of its slots is constant.
+        room: tokens of the answer that come before the first slot leaves. Until then a row answers bit for bit as
+            without the rule; from then on the number of its slots is constant.
     """
 
     reads_attention: ClassVar[bool] = False

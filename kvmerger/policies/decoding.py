@@ -31,8 +31,9 @@ class DecodingPolicy(Policy):
 
     Attributes:
         inner: compresses the prompt. Any policy without a decode rule of its own.
-        room: tokens of the answer that come before the first slot leaves; a row whose answer is no longer is what it
-            would be without the rule, bit for bit.
+        room: tokens of the answer that come before the first slot leaves; a row that reads no more of them answers bit
+            for bit as without the rule. Forced along another answer it is equal but for rounding: its tokens come one
+            by one.
     """
 
     inner: Policy

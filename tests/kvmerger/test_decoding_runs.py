@@ -128,7 +128,8 @@ def test_a_policy_that_keeps_everything_is_degenerate_only_if_nothing_ever_leave
     results = {row.label: row for row in engine.run(make_prompt(seed), built(*entries))}
     assert results["acts"].degenerate_reason is None
     assert results["never"].is_degenerate
-    assert results["never"].kl_mean == 0.0
+    # The same slots, but its tokens were forced one by one and the full row's at once: equal but for rounding.
+    assert results["never"].kl_mean < 1e-6
 
 
 @dataclass(frozen=True)
