@@ -7,7 +7,7 @@ from typing import NamedTuple
 from evaluators.statistics import Interval, proportion_interval
 from jobs.variant_summary import VariantSummary
 
-UNKNOWN = "–"
+UNKNOWN = "-"
 
 
 class Shown(NamedTuple):

@@ -47,13 +47,16 @@ class DepthMap:
     panels: tuple[DepthPanel, ...]
 
 
-def depth_maps(rows: Iterable[Row]) -> list[DepthMap]:
-    """One map per setting and task whose items say at what depth their needle lies; lengths of a task share one."""
+def depth_maps(rows: Iterable[Row], shown_names: Mapping[tuple[Setting, str], str]) -> list[DepthMap]:
+    """One map per setting and task whose items say at what depth their needle lies; lengths of a task share one.
+
+    `shown_names` are the tables' names of variants.
+    """
     placed = [(row, place) for row in rows if row["status"] in DONE_STATUSES and (place := _place(row))]
     groups: dict[tuple[Setting, str], list[tuple[Row, tuple[int, int]]]] = {}
     for row, place in placed:
         groups.setdefault((setting_of(row), _name_without_length(row)), []).append((row, place))
-    maps = [_map(setting, task, group) for (setting, task), group in groups.items()]
+    maps = [_map(setting, task, group, shown_names) for (setting, task), group in groups.items()]
     return [it for it in maps if it is not None]
 
 
@@ -71,7 +74,12 @@ def _name_without_length(row: Row) -> str:
     return f"{row['benchmark']}/{row['task'].rpartition('/')[2]}"
 
 
-def _map(setting: Setting, task: str, placed: Sequence[tuple[Row, tuple[int, int]]]) -> DepthMap | None:
+def _map(
+    setting: Setting,
+    task: str,
+    placed: Sequence[tuple[Row, tuple[int, int]]],
+    shown_names: Mapping[tuple[Setting, str], str],
+) -> DepthMap | None:
     column = "answer_nll" if any(row["answer_nll"] is not None for row, _ in placed) else "score"
     values: dict[str, dict[tuple[int, int], list[float]]] = {}
     for row, place in placed:
@@ -92,7 +100,7 @@ def _map(setting: Setting, task: str, placed: Sequence[tuple[Row, tuple[int, int
 
     panels = tuple(
         DepthPanel(
-            label,
+            shown_names.get((setting, label), label),
             tuple(
                 tuple(cell(places.get((band, length))) for length in lengths) for band in range(_NUM_BANDS)
             ),
@@ -111,4 +119,4 @@ def _map(setting: Setting, task: str, placed: Sequence[tuple[Row, tuple[int, int
 
 def _band_name(band: int) -> str:
     step = _MAX_DEPTH_PERCENT // _NUM_BANDS
-    return f"{band * step}–{(band + 1) * step} %"
+    return f"{band * step} to {(band + 1) * step} %"

@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
@@ -21,11 +23,20 @@ _VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)", PAPER: "var(--paper)"}
 _SERIES_STAND_IN = "#0a0c{:02x}"
 NUM_SERIES_COLORS = 7
 """How many `--series-N` the style sheet has: Okabe and Ito's colours, which the colour-blind can tell apart."""
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")  # their number shares no factor with the colours': 56 pairs
+_MARKERS = (
+    "o",
+    "s",
+    "D",
+    "^",
+    "v",
+    "P",
+    "X",
+    "*",
+)  # their number shares no factor with the colours': 56 pairs
 _PANEL_INCHES = (5.0, 3.3)
 _SWATCH_INCHES = (0.42, 0.22)
 _FONT_POINTS = 10
-_RC = {
+_RC: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a task may be called "$a$"
     "font.family": "sans-serif",
@@ -60,9 +71,7 @@ class SeriesStyle:
 def series_styles(names: Iterable[str]) -> dict[str, SeriesStyle]:
     """A colour and a marker for each name, in their order; both differ from one name to the next."""
     return {
-        name: SeriesStyle(
-            _SERIES_STAND_IN.format(index % NUM_SERIES_COLORS), _MARKERS[index % len(_MARKERS)]
-        )
+        name: SeriesStyle(_SERIES_STAND_IN.format(index % NUM_SERIES_COLORS), _MARKERS[index % len(_MARKERS)])
         for index, name in enumerate(dict.fromkeys(names))
     }
 
@@ -76,7 +85,7 @@ def new_panel() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def look() -> mpl.rc_context:
+def look() -> AbstractContextManager[None]:
     """The context in which figures are made."""
     return mpl.rc_context(_RC)
 
@@ -105,7 +114,9 @@ def swatch(style: SeriesStyle, name: str) -> Markup:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set(xlim=(0, 1), ylim=(0, 1))
-        axes.plot([0, 0.5, 1], [0.5] * 3, color=style.color, marker=style.marker, markevery=[1], linewidth=1.6)
+        axes.plot(
+            [0, 0.5, 1], [0.5] * 3, color=style.color, marker=style.marker, markevery=[1], linewidth=1.6
+        )
         svg = str(to_svg(figure, f"swatch {name}", ""))
     return Markup(re.sub(r' role="img"><title></title>', ' class="swatch" aria-hidden="true">', svg, count=1))
 
