@@ -26,7 +26,13 @@ from scipy import stats
 from bench.paired_worlds import MAX_ITEMS, Samples, World, draw, recorded_worlds, synthetic_worlds
 from evaluators.noninferiority import ONE_SIDED_ALPHA
 from evaluators.paired_tests import ALPHA, drawn_signs
-from evaluators.statistics import MIN_CLUSTERS, MIN_DISCORDANT_PAIRS, FloatArray, drawn_clusters
+from evaluators.statistics import (
+    MIN_BOOTSTRAP_CLUSTERS,
+    MIN_CLUSTERS,
+    MIN_DISCORDANT_PAIRS,
+    FloatArray,
+    drawn_clusters,
+)
 
 RECORDED = Path(__file__).parent.parent.parent / "shared" / "data" / "preds" / "kv_policy_item_scores"
 NUM_CLUSTERS = (20, 50, 100, 200)
@@ -221,7 +227,7 @@ def simulate(
 
 def _is_off_zero(strata: Strata) -> np.ndarray:
     """Whether the interval that is shipped for this number of contexts leaves 0 out."""
-    is_small = min(it.sums_DC.shape[1] for it in strata.tasks) < MIN_CLUSTERS
+    is_small = min(it.sums_DC.shape[1] for it in strata.tasks) < MIN_BOOTSTRAP_CLUSTERS
     low_D, high_D = t_ends(strata, 0.95) if is_small else bca_ends(strata, [0.95])[0]
     return (low_D > 0) | (high_D < 0)
 
