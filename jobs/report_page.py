@@ -14,19 +14,30 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from evaluators.statistics import MIN_BOOTSTRAP_CLUSTERS, MIN_CLUSTERS
 from jobs.differences import Difference, differences_to_full
 from jobs.figures import depth_map, memory_trace, quality
 from jobs.figures.difference_map import DifferenceMap, difference_maps
 from jobs.figures.series import series_names
 from jobs.figures.style import SeriesStyle, legend, series_styles
+from jobs.macro_intervals import macro_intervals
 from jobs.report_facts import run_facts
 from jobs.report_headline import headline, settings_in_words
 from jobs.report_numbers import plain, shown_count, shown_interval, shown_score
 from jobs.report_table import human_bytes, mean_name, shown_name
 from jobs.result_schema import ResultError, Row
 from jobs.results import ResultStore
-from jobs.summary import ResultSummary, Setting, TaskSummary, planned_rows, setting_of, summarize, task_of
-from jobs.worst_items import worst_items
+from jobs.summary import (
+    MacroMean,
+    ResultSummary,
+    Setting,
+    TaskSummary,
+    planned_rows,
+    setting_of,
+    summarize,
+    task_of,
+)
+from jobs.worst_items import PolicyLosses, worst_items
 from kvmerger.variants import REFERENCE_LABELS
 
 DEFAULT_NAME = "report.html"
@@ -49,13 +60,13 @@ class SettingPage:
 
     title: str
     tasks: tuple[TaskSummary, ...]
-    macro_means: tuple[Any, ...]
+    macro_means: tuple[MacroMean, ...]
     legend: list[tuple[str, Markup]]
     quality: list[tuple[str, list[Panel]]]
     differences: list[DifferenceMap]
     traces: list[tuple[memory_trace.TracePanel, Panel]]
     depth: list[depth_map.DepthMap]
-    losses: list[Any]
+    losses: list[PolicyLosses]
 
 
 def write_report(store: ResultStore, path: Path) -> Path:
@@ -114,7 +125,7 @@ def _setting_page(
         tasks=tasks,
         macro_means=means if len(tasks) > 1 else (),
         legend=legend(styles),
-        quality=_quality(tasks, means, styles, f"s{index}"),
+        quality=_quality(tasks, means, rows, styles, f"s{index}"),
         differences=difference_maps(differences, names),
         traces=_traces(tasks, rows, styles, f"s{index}"),
         depth=depth_map.depth_maps(rows, names),
@@ -123,13 +134,19 @@ def _setting_page(
 
 
 def _quality(
-    tasks: Sequence[TaskSummary], means: Sequence[Any], styles: dict[str, SeriesStyle], prefix: str
+    tasks: Sequence[TaskSummary],
+    means: Sequence[MacroMean],
+    rows: Sequence[Row],
+    styles: dict[str, SeriesStyle],
+    prefix: str,
 ) -> list[tuple[str, list[Panel]]]:
-    """(measure, its panels): the mean over tasks first."""
+    """(measure, its panels): the mean over tasks first. What is recovered has no interval, so tasks show NLL itself."""
     groups = []
-    for measure in (quality.RECOVERED, quality.NLL, quality.SCORE):
-        on_tasks = [] if measure == quality.RECOVERED else [quality.task_panel(it, measure) for it in tasks]
-        panels = [it for it in (quality.macro_panel(tasks, means, measure), *on_tasks) if it is not None]
+    for measure, column in ((quality.RECOVERED, None), (quality.NLL, "answer_nll"), (quality.SCORE, "score")):
+        on_tasks = [quality.task_panel(it, measure) for it in tasks if column is not None]
+        intervals = {} if column is None or len(tasks) < 2 else macro_intervals(rows, column)
+        macro = quality.macro_panel(tasks, means, measure, intervals)
+        panels = [it for it in (macro, *on_tasks) if it is not None]
         drawn = [
             Panel(it.title, quality.draw(it, styles, f"{prefix} {measure} {number}"))
             for number, it in enumerate(panels)
@@ -161,6 +178,8 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals.update(
         human_bytes=human_bytes,
+        min_bootstrap_clusters=MIN_BOOTSTRAP_CLUSTERS,
+        min_clusters=MIN_CLUSTERS,
         mean_name=mean_name,
         plain=plain,
         references=REFERENCE_LABELS,

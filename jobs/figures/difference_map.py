@@ -32,14 +32,17 @@ class DifferenceCell:
 
 @dataclass(frozen=True, slots=True)
 class DifferenceMap:
-    """One metric of one setting; `rows` are (variant, its cells, one a task, None where there is no pair)."""
+    """One metric of one setting; `rows` are (variant, its cells, one a task, None where there is no pair).
+
+    `no_verdict` says, by task, what stands in the way of every verdict there.
+    """
 
     setting: Setting
     metric: str
     unit: str
     is_lower_better: bool
     tasks: tuple[str, ...]
-    greyed: Mapping[str, str]
+    no_verdict: Mapping[str, str]
     rows: tuple[tuple[str, tuple[DifferenceCell | None, ...]], ...]
 
     @property
@@ -51,12 +54,12 @@ class DifferenceMap:
 def difference_maps(
     differences: Sequence[Difference], shown_names: Mapping[tuple[Setting, str], str]
 ) -> list[DifferenceMap]:
-    """A map per setting and metric, in their order; `shown_names` are the tables' names of variants."""
+    """A map per setting and metric, answer NLL first; `shown_names` are the tables' names of variants."""
     keys = dict.fromkeys((it.setting, it.metric.column) for it in differences)
     maps = [
         _map([it for it in differences if (it.setting, it.metric.column) == key], shown_names) for key in keys
     ]
-    return [it for it in maps if not it.is_empty]
+    return sorted((it for it in maps if not it.is_empty), key=lambda it: not it.is_lower_better)
 
 
 def _map(differences: Sequence[Difference], shown_names: Mapping[tuple[Setting, str], str]) -> DifferenceMap:
@@ -64,10 +67,13 @@ def _map(differences: Sequence[Difference], shown_names: Mapping[tuple[Setting, 
     factor = first.metric.unit_factor
     on_tasks = list(dict.fromkeys(it.task for it in differences if it.task is not None))
     tasks = [*on_tasks, *([None] if any(it.task is None for it in differences) else [])]
-    reach = factor * _reach(differences)
+    reach = _reach(differences) if factor == 1 else factor  # no two scores are further apart than 0 and 1
     layout = "{:+.1f}" if factor > 1 else "{:+.3f}"
+    shared = _shared_reasons(differences)
     cells = {
-        (it.label, it.task): _cell(it, factor, layout, reach) for it in differences if it.paired is not None
+        (it.label, it.task): _cell(it, factor, layout, reach, has_note=(it.task or MACRO) not in shared)
+        for it in differences
+        if it.paired is not None
     }
     floors = {
         it.task: _drawn(it.floor.difference.interval, factor, layout, reach, "noise", "")
@@ -95,6 +101,13 @@ def _map(differences: Sequence[Difference], shown_names: Mapping[tuple[Setting, 
     )
 
 
+def _shared_reasons(differences: Sequence[Difference]) -> dict[str, str]:
+    reasons: dict[str, set[str]] = {}
+    for it in differences:
+        reasons.setdefault(it.task or MACRO, set()).add(it.reason)
+    return {task: found.pop() for task, found in reasons.items() if len(found) == 1 and found != {""}}
+
+
 def _reach(differences: Iterable[Difference]) -> float:
     """The largest distance from 0 that a cell of the table must show."""
     ends = [
@@ -107,19 +120,29 @@ def _reach(differences: Iterable[Difference]) -> float:
     return max(ends, default=0.0) or 1.0
 
 
-def _cell(it: Difference, factor: float, layout: str, reach: float) -> DifferenceCell:
+def _cell(it: Difference, factor: float, layout: str, reach: float, *, has_note: bool) -> DifferenceCell:
     assert it.paired is not None
-    note = _SIGNS[it.verdict] or it.reason
+    note = _SIGNS[it.verdict] or (it.reason if has_note else "")
     return _drawn(it.paired.interval, factor, layout, reach, it.verdict if it.has_scale else "no scale", note)
 
 
 def _drawn(
     interval: Interval, factor: float, layout: str, reach: float, verdict: str, note: str
 ) -> DifferenceCell:
-    low, high = (None if end is None else factor * end for end in (interval.low, interval.high))
-    ends = "" if low is None or high is None else f"{layout.format(low)} to {layout.format(high)}"
+    low, high = (None if end is None else _cut(factor * end, reach) for end in (interval.low, interval.high))
+    ends = "" if low is None or high is None else f"{_signed(low, layout)} to {_signed(high, layout)}"
     mean = factor * interval.mean
-    return DifferenceCell(layout.format(mean), ends, verdict, note, _whisker(mean, low, high, reach))
+    return DifferenceCell(_signed(mean, layout), ends, verdict, note, _whisker(mean, low, high, reach))
+
+
+def _cut(value: float, reach: float) -> float:
+    return min(max(value, -reach), reach)
+
+
+def _signed(value: float, layout: str) -> str:
+    """With its sign, and no sign at what rounds to 0."""
+    text = layout.format(value)
+    return text if any(digit in text for digit in "123456789") else text[1:]
 
 
 def _whisker(mean: float, low: float | None, high: float | None, reach: float) -> Markup:

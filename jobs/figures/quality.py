@@ -20,7 +20,7 @@ SCORE, NLL, RECOVERED = "score", "answer NLL (nats/token)", "NLL recovered"
 _HIGHEST = {SCORE: 100.0, RECOVERED: 1.0}
 _REFERENCE_DASHES: dict[str, str | tuple[int, tuple[int, ...]]] = {FULL: "-", FULL_AA: "--", NO_CONTEXT: ":"}
 _NAMED_REFERENCES = {FULL: "full cache", NO_CONTEXT: "no context"}  # the A/A line lies on the full one
-_DODGE_PERCENT = 0.55  # policies at one budget would hide each other's whiskers
+_DODGE_PERCENT = 0.9  # policies at one budget would hide each other's whiskers
 _WIDE_PERCENT = 50.0  # from here on the axis ends at the full cache
 
 
@@ -69,13 +69,20 @@ def task_panel(task: TaskSummary, measure: str) -> QualityPanel | None:
 
 
 def macro_panel(
-    tasks: Sequence[TaskSummary], means: Sequence[MacroMean], measure: str
+    tasks: Sequence[TaskSummary],
+    means: Sequence[MacroMean],
+    measure: str,
+    intervals: Mapping[str, Interval],
 ) -> QualityPanel | None:
-    """The mean over tasks, each weighing the same; None for one task or where a task lacks the measure."""
+    """The mean over tasks, each weighing the same; None for one task or where a task lacks the measure.
+
+    `intervals` are by label, in the unit of the rows; a variant without one is drawn without whiskers.
+    """
     if len(tasks) < 2:
         return None
     series = {variant.label: series_name(variant) for task in tasks for variant in policies_of(task)}
-    points = {it.label: point for it in means if (point := _macro_point(it, measure)) is not None}
+    found = [(it.label, _macro_point(it, measure, intervals.get(it.label))) for it in means]
+    points = {label: point for label, point in found if point is not None}
     lines = _lines((series[label], point) for label, point in points.items() if label in series)
     references = {label: points[label] for label in _REFERENCE_DASHES if label in points}
     title = f"mean of {len(tasks)} tasks"
@@ -121,12 +128,14 @@ def _point(
     return Point(variant.shown_label, 100 * variant.kept_ratio, shown(interval.mean), low, high)
 
 
-def _macro_point(mean: MacroMean, measure: str) -> Point | None:
+def _macro_point(mean: MacroMean, measure: str, interval: Interval | None) -> Point | None:
     value = {SCORE: mean.score, NLL: mean.answer_nll, RECOVERED: mean.nll_recovered}[measure]
     if value is None or mean.kept_ratio is None:
         return None
-    scaled = 100 * value if measure == SCORE else value
-    return Point(mean.shown_label, 100 * mean.kept_ratio, scaled, None, None)
+    factor, highest = (100, 100.0) if measure == SCORE else (1, float("inf"))
+    ends = (None, None) if interval is None else (interval.low, interval.high)
+    low, high = (None if end is None else min(max(factor * end, 0.0), highest) for end in ends)
+    return Point(mean.shown_label, 100 * mean.kept_ratio, factor * value, low, high)
 
 
 def _draw_references(axes: Axes, panel: QualityPanel) -> None:
