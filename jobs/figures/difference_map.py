@@ -87,7 +87,7 @@ def _map(differences: Sequence[Difference], shown_names: Mapping[tuple[Setting, 
         unit="points of 100" if factor > 1 else "nats per token",
         is_lower_better=not first.metric.is_higher_better,
         tasks=tuple(MACRO if task is None else task for task in tasks),
-        greyed={it.task: it.reason for it in differences if it.task and not it.has_scale and it.reason != ""},
+        no_verdict=shared,
         rows=(
             *(
                 (
