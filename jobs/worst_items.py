@@ -42,20 +42,6 @@ class Loss:
     nll_loss: float | None
     score_loss: float | None
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Largest first: answer NLL decides, the score where there is none."""
-        unknown = float("-inf")
-        return (
-            unknown if self.nll_loss is None else self.nll_loss,
-            unknown if self.score_loss is None else self.score_loss,
-        )
-
-    @property
-    def is_loss(self) -> bool:
-        """Whether the policy is worse at all."""
-        return (self.nll_loss or 0.0) > 0 or (self.score_loss or 0.0) > 0
-
 
 @dataclass(frozen=True, slots=True)
 class PolicyLosses:
@@ -76,8 +62,9 @@ def worst_items(rows: Iterable[Row]) -> list[PolicyLosses]:
     )
     found = []
     for (setting, policy), group in policies.items():
-        pairs = [(row, full.get((setting, row["item_id"]))) for row in group]
-        losses = _largest([_loss(row, reference) for row, reference in pairs if reference is not None])
+        losses = _largest(
+            [(row, full[setting, row["item_id"]]) for row in group if (setting, row["item_id"]) in full]
+        )
         if losses:
             found.append(PolicyLosses(setting, policy, losses))
     return found
@@ -93,12 +80,20 @@ def visible(text: str | None) -> str:
     return f"{shown}…" if len(text or "") > _MAX_CHARS else shown
 
 
-def _largest(losses: Sequence[Loss]) -> tuple[Loss, ...]:
-    by_item: dict[str, Loss] = {}
-    for loss in sorted(losses, key=lambda it: it.rank, reverse=True):
-        if loss.is_loss:
-            by_item.setdefault(loss.item_id, loss)
-    return tuple(by_item.values())[:_NUM_SHOWN]
+def _largest(pairs: Sequence[tuple[Row, Row]]) -> tuple[Loss, ...]:
+    """(policy's row, full row) pairs in; each item once, under the variant that loses most on it."""
+    by_item: dict[str, tuple[Row, Row]] = {}
+    for row, full in sorted(pairs, key=lambda pair: _rank(*pair), reverse=True):
+        if max(_rank(row, full)) > 0:
+            by_item.setdefault(row["item_id"], (row, full))
+    return tuple(_loss(row, full) for row, full in list(by_item.values())[:_NUM_SHOWN])
+
+
+def _rank(row: Row, full: Row) -> tuple[float, float]:
+    """Largest loss first: answer NLL decides, the score where there is none."""
+    losses = (_less(row["answer_nll"], full["answer_nll"]), _less(full["score"], row["score"]))
+    nll_loss, score_loss = (float("-inf") if loss is None else loss for loss in losses)
+    return nll_loss, score_loss
 
 
 def _loss(row: Row, full: Row) -> Loss:

@@ -30,6 +30,7 @@ LIGHT_FILES = (
     "jobs/failure.py",
     "jobs/results.py",
     "jobs/report.py",
+    "jobs/report_page.py",
     "jobs/work.py",
     "jobs/sweep.py",
     "kvmerger/budget.py",

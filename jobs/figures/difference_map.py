@@ -66,7 +66,7 @@ def _map(differences: Sequence[Difference], shown_names: Mapping[tuple[Setting, 
     first = differences[0]
     factor = first.metric.unit_factor
     on_tasks = list(dict.fromkeys(it.task for it in differences if it.task is not None))
-    tasks = [*on_tasks, *([None] if any(it.task is None for it in differences) else [])]
+    tasks = [*([None] if any(it.task is None for it in differences) else []), *on_tasks]
     reach = _reach(differences) if factor == 1 else factor  # no two scores are further apart than 0 and 1
     layout = "{:+.1f}" if factor > 1 else "{:+.3f}"
     shared = _shared_reasons(differences)

@@ -144,17 +144,24 @@ def _draw_references(axes: Axes, panel: QualityPanel) -> None:
             axes.axhspan(point.low, point.high, color=INK, alpha=0.08, linewidth=0)
         axes.axhline(point.mean, color=INK, linestyle=_REFERENCE_DASHES[label], linewidth=1.1, alpha=0.75)
         if label in _NAMED_REFERENCES:
-            is_high = point.mean == max(it.mean for it in panel.references.values())
-            axes.annotate(
-                _NAMED_REFERENCES[label],
-                (1, point.mean),
-                xycoords=("axes fraction", "data"),
-                xytext=(-2, -3 if is_high else 3),
-                textcoords="offset points",
-                ha="right",
-                va="top" if is_high else "bottom",
-                fontsize="small",
-            )
+            _name_reference(axes, panel, label)
+
+
+def _name_reference(axes: Axes, panel: QualityPanel, label: str) -> None:
+    """Write a line's name inside the panel, on the side where the A/A line does not strike it through."""
+    means = {name: point.mean for name, point in panel.references.items()}
+    is_high = means[label] == max(means[name] for name in _NAMED_REFERENCES if name in means)
+    beside = [means[label], *([means[FULL_AA]] if label == FULL and FULL_AA in means else [])]
+    axes.annotate(
+        _NAMED_REFERENCES[label],
+        (1, min(beside) if is_high else max(beside)),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, -3 if is_high else 3),
+        textcoords="offset points",
+        ha="right",
+        va="top" if is_high else "bottom",
+        fontsize="small",
+    )
 
 
 def _draw_line(axes: Axes, points: Sequence[Point], style: SeriesStyle, shift: float) -> None:

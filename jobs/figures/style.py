@@ -17,6 +17,9 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
+from matplotlib.patches import PathPatch
+from matplotlib.transforms import Affine2D
 
 INK, FAINT, PAPER = "#0a0b01", "#0a0b02", "#0a0b03"
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)", PAPER: "var(--paper)"}
@@ -34,7 +37,8 @@ _MARKERS = (
     "*",
 )  # their number shares no factor with the colours': 56 pairs
 _PANEL_INCHES = (5.0, 3.3)
-_SWATCH_INCHES = (0.42, 0.22)
+_POINTS_PER_INCH = 72
+_SWATCH_POINTS, _SWATCH_MARKER_POINTS = (30, 16), 7
 _FONT_POINTS = 10
 _RC: Any = {
     "svg.fonttype": "none",
@@ -99,6 +103,8 @@ def to_svg(figure: Figure, name: str, title: str, description: str = "") -> Mark
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    # Inside a page a style element holds for the whole page; ours has what it says.
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
     svg = _with_page_colors(_without_idle_ids(svg))
     head, _, body = svg.partition(">")
     head = re.sub(r' (width|height|version|xmlns\S*)="[^"]*"', "", head)
@@ -106,24 +112,29 @@ def to_svg(figure: Figure, name: str, title: str, description: str = "") -> Mark
     return Markup(f'{head} role="img"><title>{escape(title)}</title>{described}{body.strip()}')
 
 
-def swatch(style: SeriesStyle, name: str) -> Markup:
-    """The series' line and marker alone, for a legend in HTML; silent, since its name stands beside it."""
+def swatch(style: SeriesStyle) -> Markup:
+    """The series' line and marker alone, for a legend in HTML; silent, since its name stands beside it.
+
+    It has no id, so a legend may stand on the page more than once.
+    """
+    width, height = _SWATCH_POINTS
+    marker = MarkerStyle(style.marker)
+    at_middle = Affine2D().scale(_SWATCH_MARKER_POINTS).translate(width / 2, height / 2)
+    path = (marker.get_transform() + at_middle).transform_path(marker.get_path())
     with look():
-        figure = Figure(figsize=_SWATCH_INCHES)
+        figure = Figure(figsize=(width / _POINTS_PER_INCH, height / _POINTS_PER_INCH))
         FigureCanvasSVG(figure)
-        axes = figure.add_axes((0, 0, 1, 1))
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
         axes.set_axis_off()
-        axes.set(xlim=(0, 1), ylim=(0, 1))
-        axes.plot(
-            [0, 0.5, 1], [0.5] * 3, color=style.color, marker=style.marker, markevery=[1], linewidth=1.6
-        )
-        svg = str(to_svg(figure, f"swatch {name}", ""))
-    return Markup(re.sub(r' role="img"><title></title>', ' class="swatch" aria-hidden="true">', svg, count=1))
+        axes.plot([0, width], [height / 2] * 2, color=style.color, linewidth=1.6, clip_on=False)
+        axes.add_patch(PathPatch(path, color=style.color, clip_on=False))
+        svg = str(to_svg(figure, "swatch", ""))
+    return Markup(svg.replace(' role="img"><title></title>', ' class="swatch" aria-hidden="true">', 1))
 
 
 def legend(styles: Mapping[str, SeriesStyle]) -> list[tuple[str, Markup]]:
     """Name and swatch of every series."""
-    return [(name, swatch(style, name)) for name, style in styles.items()]
+    return [(name, swatch(style)) for name, style in styles.items()]
 
 
 def _without_idle_ids(svg: str) -> str:
