@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_CLUSTERS = 50  # fewer carry no verdict: 95 % intervals of rare or skewed differences cover 59-88 % at 20
+MIN_CLUSTERS = 50  # fewer carry no verdict: at 20, 95 % intervals of rare differences cover as little as 65 %
 MIN_BOOTSTRAP_CLUSTERS = 200  # fewer: Student t covers more (docs/statistics.md: at 50, up to 9 points more)
 MIN_DISCORDANT_PAIRS = 6  # fewer cannot reach p < 0.05 in a sign test even if all agree (2 * 0.5**5 = 0.06)
 NUM_RESAMPLES = 9_999

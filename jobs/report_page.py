@@ -44,6 +44,7 @@ DEFAULT_NAME = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"
 _SHOWN_COLUMNS = {"trace", "prediction", "answers", "prompt_tail", "item_metadata", "versions"}
 _MAX_MESSAGE_CHARS = 2000
+_COLUMNS_OF_A_PAGE = 6  # of the table of differences; what is wider is cut off in print
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals.update(
+        columns_of_a_page=_COLUMNS_OF_A_PAGE,
         human_bytes=human_bytes,
         min_bootstrap_clusters=MIN_BOOTSTRAP_CLUSTERS,
         min_clusters=MIN_CLUSTERS,

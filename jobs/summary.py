@@ -135,8 +135,8 @@ def planned_rows(
     table: pa.Table, planned: Sequence[Cell] | None = None, heavy: Collection[str] = ()
 ) -> list[Row]:
     """The rows of `planned` that are there, under its labels and in its order; of the heavy columns only `heavy`."""
-    names = [it for it in table.column_names if it not in _HEAVY_COLUMNS or it in heavy]
-    rows: list[Row] = table.select(names).to_pylist()
+    left_out = _HEAVY_COLUMNS.difference(heavy)
+    rows: list[Row] = table.select([it for it in table.column_names if it not in left_out]).to_pylist()
     if planned is None:
         return rows
     by_identity = {row["identity"]: row for row in rows}

@@ -31,6 +31,8 @@ LIGHT_FILES = (
     "jobs/results.py",
     "jobs/report.py",
     "jobs/report_page.py",
+    "jobs/differences.py",
+    "jobs/compare.py",
     "jobs/work.py",
     "jobs/sweep.py",
     "kvmerger/budget.py",

@@ -20,7 +20,7 @@ SCORE, NLL, RECOVERED = "score", "answer NLL (nats/token)", "NLL recovered"
 _HIGHEST = {SCORE: 100.0, RECOVERED: 1.0}
 _REFERENCE_DASHES: dict[str, str | tuple[int, tuple[int, ...]]] = {FULL: "-", FULL_AA: "--", NO_CONTEXT: ":"}
 _NAMED_REFERENCES = {FULL: "full cache", NO_CONTEXT: "no context"}  # the A/A line lies on the full one
-_DODGE_PERCENT = 0.9  # policies at one budget would hide each other's whiskers
+_DODGE_PERCENT, _LONE_DODGE_PERCENT = 0.9, 2.5  # policies at one budget would hide each other's whiskers
 _WIDE_PERCENT = 50.0  # from here on the axis ends at the full cache
 
 
@@ -94,8 +94,10 @@ def draw(panel: QualityPanel, styles: Mapping[str, SeriesStyle], name: str) -> M
     with look():
         figure, axes = new_panel()
         _draw_references(axes, panel)
+        is_one_budget = all(len(points) == 1 for points in panel.lines.values())
+        dodge = _LONE_DODGE_PERCENT if is_one_budget else _DODGE_PERCENT
         for index, (series, points) in enumerate(panel.lines.items()):
-            shift = (index - (len(panel.lines) - 1) / 2) * _DODGE_PERCENT
+            shift = (index - (len(panel.lines) - 1) / 2) * dodge
             _draw_line(axes, points, styles[series], shift)
         _set_axes(axes, panel)
         title = f"{panel.measure} against memory, {panel.title}"
