@@ -25,7 +25,7 @@ from jobs.report_facts import run_facts
 from jobs.report_headline import headline, settings_in_words
 from jobs.report_numbers import plain, shown_count, shown_interval, shown_score
 from jobs.report_table import human_bytes, mean_name, shown_name
-from jobs.result_schema import ResultError, Row
+from jobs.result_schema import DONE_STATUSES, ResultError, Row
 from jobs.results import ResultStore
 from jobs.summary import (
     MacroMean,
@@ -102,7 +102,7 @@ def render_page(rows: Sequence[Row], summary: ResultSummary, meta: dict[str, Any
                 _setting_page(setting, rows, summary, differences, index)
                 for index, setting in enumerate(summary.settings())
             ],
-            has_old_rows=any(row["prompt_tail"] is None for row in rows),
+            has_old_rows=any(row["prompt_tail"] is None for row in rows if row["status"] in DONE_STATUSES),
             max_message_chars=_MAX_MESSAGE_CHARS,
         )
     )

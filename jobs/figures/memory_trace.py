@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from jobs.figures.series import series_name
 from jobs.figures.style import FAINT, INK, SeriesStyle, look, new_panel, to_svg
+from jobs.report_table import shown_name
 from jobs.result_schema import DONE_STATUSES, Row
 from jobs.summary import TaskSummary, grouped
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
@@ -64,7 +65,7 @@ def trace_panel(task: TaskSummary, rows: Iterable[Row]) -> TracePanel | None:
     )
     by_label = {row["variant"]: row for row in chosen}
     lines = tuple(
-        _line(variant.shown_label, _series_of(variant.label, series_name(variant)), by_label[variant.label])
+        _line(shown_name(variant), _series_of(variant.label, series_name(variant)), by_label[variant.label])
         for variant in task.variants
         if variant.label in by_label and variant.label != _SAME_AS_FULL
     )

@@ -18,11 +18,11 @@ def rows(seed: int) -> list[Row]:
     return make_sweep_rows(random.Random(seed), {"a@0.5": 0.5}, ["b/t"], 5)
 
 
-def test_the_item_of_median_length_is_shown_with_its_bytes(rows: list[Row]) -> None:
+def test_the_item_of_median_length_is_shown_with_its_bytes_and_the_full_cache_once(rows: list[Row]) -> None:
     task = summarize(pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)).tasks[0]
     panel = trace_panel(task, rows)
     assert panel is not None and (panel.item_id, panel.context_tokens) == ("b/t/2", 4002)
-    assert [line.label for line in panel.lines] == ["full", "no_context", "a@0.5"]  # A/A is the full cache
+    assert [line.label for line in panel.lines] == ["full cache", "no context (tail alone)", "a@0.5"]
     policy = panel.lines[-1]
     points = json.loads(next(r["trace"] for r in rows if r["item_id"] == "b/t/2" and r["variant"] == "a@0.5"))
     assert list(policy.live_bytes) == [point[2] for point in points]
