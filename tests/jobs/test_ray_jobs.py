@@ -14,7 +14,7 @@ from tests.jobs.ray_head import CALL_TIMEOUT_S, RAY, RayHead, ray_head
 from tests.jobs.sweep_fakes import save_data, save_settings, save_tiny_model
 
 pytestmark = pytest.mark.ray
-NUM_ITEMS, NUM_MANY_ITEMS = 4, 400
+NUM_ITEMS, NUM_MANY_ITEMS = 4, 200
 NUM_REFERENCES = 3
 POLICY = """
 from dataclasses import dataclass
