@@ -23,15 +23,10 @@ def test_a_signal_keeps_rows_and_prints_a_partial_table(tmp_path: Path, repo_roo
         tmp_path, save_tiny_model(tmp_path / "model"), save_data(tmp_path / "data", NUM_ITEMS)
     )
     store = ResultStore(tmp_path / "results")
-    command = [
-        sys.executable,
-        "jobs/sweep.py",
-        str(config),
-        "--executor",
-        "ray",
-        "--set",
-        "tasks.0.max_new_tokens=64",
-    ]
+    # One core: a tiny model gains nothing from more, and its threads wait for each other where the machine is busy.
+    sets = ("tasks.0.max_new_tokens=64", "actors={count: 1, num_cpus: 1}")
+    command = [sys.executable, "jobs/sweep.py", str(config), "--executor", "ray"]
+    command += [part for override in sets for part in ("--set", override)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     running = subprocess.Popen(
         command,
