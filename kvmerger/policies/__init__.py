@@ -3,6 +3,7 @@
 from kvmerger.policies import (
     adakv,
     cur,
+    expected_attention,
     h2o,
     keydiff,
     knorm,
@@ -20,6 +21,7 @@ from kvmerger.policies import (
 __all__ = [
     "adakv",
     "cur",
+    "expected_attention",
     "h2o",
     "keydiff",
     "knorm",
