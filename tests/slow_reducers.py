@@ -80,7 +80,7 @@ def _members(
         elif name == "weighted_kv":
             target = after[0] if after else None
         elif name == "compensated":
-            target = max(before + after, key=lambda target: slow_cosine(keys[token], keys[target]))  # noqa: B023
+            target = max(before + after, key=lambda target: slow_cosine(keys[token], keys[target]))
         elif name == "kvmerger":
             run = [other for other in kept if _is_linked(cosines, policy.eps, token, other)]
             target = max(run, key=lambda other: masses[other]) if run else None
