@@ -24,7 +24,7 @@ class UnknownNameError(BenchmarkError):
 class TaskSpec:
     """One task of a sweep, as the user wrote it.
 
-    `name` is "<benchmark>/<task>". `data` is a local folder, `revision` a commit of the hub (neither: the
+    `name` is "<benchmark>/<task>". `data` is a local folder or file, `revision` a commit of the hub (neither: the
     pinned one). `limit` keeps the first items. `length` (tokens), `seed` and `haystack` (a file) shape
     generated tasks. `max_new_tokens` replaces the task's official length of answer.
     Raises BenchmarkError for an impossible value.
@@ -67,11 +67,25 @@ class TaskSpec:
                 raise BenchmarkError(f"{self.name}: {option}={value!r} has no effect here: {reason}")
 
 
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """What a user wants to know before choosing a task: what it asks, its metric, and where its text comes from."""
+
+    name: str
+    about: str
+    metric: str
+    source: str
+
+
 class Benchmark(Protocol):
     """A family of tasks with one source and one prompt style; instances hold no state."""
 
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks, without the benchmark's name."""
+        ...
+
+    def describe(self, task: str) -> TaskInfo:
+        """What there is to know about one of `tasks()`, without reading any data."""
         ...
 
     def load_items(self, spec: TaskSpec, tokenizer: Tokenizer) -> list[BenchmarkItem]:

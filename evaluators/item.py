@@ -16,7 +16,7 @@ class BenchmarkItem:
     The user's text is `prompt_text`; `after_context` holds the question and is withheld from compression in
     query-agnostic mode. `answer_prefix` ("" when there is none) follows the chat template's assistant header:
     the model is given it and continues it. Items on the same context share `cluster_id`; `item_id` is stable
-    over runs.
+    over runs. `stop_at_newline` ends the answer at a newline token that is not its first token.
     """
 
     item_id: str
@@ -32,6 +32,7 @@ class BenchmarkItem:
     use_chat_template: bool
     metric: str
     all_classes: tuple[str, ...] = ()
+    stop_at_newline: bool = False
     metadata: Mapping[str, str | int | float] = field(default_factory=dict)
 
     @property

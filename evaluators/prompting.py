@@ -47,7 +47,8 @@ class TokenizedPrompt:
     """What the engine is given: `context_ids` are compressed, `tail_ids` (at least one) go through extend.
 
     `gold_ids` is the first gold answer as it continues the prompt, without EOS; () when there is none.
-    `num_original_tokens` is the length of the whole input had it not been truncated.
+    `num_original_tokens` is the length of the whole input had it not been truncated. `stop_ids` end the answer
+    besides the model's own end tokens, from its second token on.
     """
 
     context_ids: tuple[int, ...]
@@ -55,6 +56,7 @@ class TokenizedPrompt:
     gold_ids: tuple[int, ...]
     is_truncated: bool
     num_original_tokens: int
+    stop_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ def tokenize_item(
         gold_ids=_gold_ids(item, rendered, encoding.ids, tokenizer),
         is_truncated=is_truncated,
         num_original_tokens=num_prompt_tokens(item, tokenizer) if is_truncated else len(encoding.ids),
+        stop_ids=_newline_ids(tokenizer) if item.stop_at_newline else (),
     )
     self_check(prompt, item, tokenizer)
     return prompt
@@ -164,6 +167,11 @@ def _truncate_middle(text: str, tokenizer: Tokenizer, max_tokens: int) -> tuple[
         return text, False
     half = max_tokens // 2
     return decode(ids[:half], tokenizer) + decode(ids[-half:], tokenizer), True
+
+
+def _newline_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The one token LongBench's pred.py stops at: the last of a newline's (Llama-2 puts a blank before it)."""
+    return (tokenizer("\n", add_special_tokens=False, verbose=False)["input_ids"][-1],)
 
 
 def _split_index(

@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from evaluators.benchmark import Benchmark, TaskSpec, UnknownNameError
+from evaluators.benchmark import Benchmark, TaskInfo, TaskSpec, UnknownNameError
 from evaluators.hints import nearest_name_hint
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer
@@ -29,6 +29,7 @@ MetricT = TypeVar("MetricT", bound=Metric)
 
 _benchmarks: dict[str, type[Benchmark]] = {}
 _metrics: dict[str, Metric] = {}
+_scorer_details: dict[str, str] = {}
 
 
 def register_benchmark(name: str) -> Callable[[BenchmarkT], BenchmarkT]:
@@ -42,12 +43,16 @@ def register_benchmark(name: str) -> Callable[[BenchmarkT], BenchmarkT]:
     return add
 
 
-def register_metric(name: str) -> Callable[[MetricT], MetricT]:
-    """Register a metric function under `name`; returns the function unchanged."""
+def register_metric(name: str, *, details: str = "") -> Callable[[MetricT], MetricT]:
+    """Register a metric function under `name`; returns the function unchanged.
+
+    `details` says what the name leaves open and scores depend on, such as a backend.
+    """
 
     def add(metric: MetricT) -> MetricT:
         assert name not in _metrics, f"two metrics are called {name!r}"
         _metrics[name] = metric
+        _scorer_details[name] = details
         return metric
 
     return add
@@ -57,6 +62,13 @@ def list_tasks() -> list[str]:
     """Every task as "<benchmark>/<task>", sorted."""
     _import_shipped()
     return sorted(f"{name}/{task}" for name, benchmark in _benchmarks.items() for task in benchmark().tasks())
+
+
+def describe_tasks() -> list[TaskInfo]:
+    """What there is to know about every task, sorted by name; reads no data."""
+    _import_shipped()
+    infos = (benchmark().describe(task) for benchmark in _benchmarks.values() for task in benchmark().tasks())
+    return sorted(infos, key=lambda info: info.name)
 
 
 def list_metrics() -> list[str]:
@@ -78,19 +90,29 @@ def load_items(spec: TaskSpec, tokenizer: Tokenizer) -> list[BenchmarkItem]:
     return items
 
 
+def scorer_details(name: str) -> str:
+    """What a metric's name leaves open and its scores depend on ("difflib" for code_sim); "" for most."""
+    return _scorer_details[_known_metric(name)]
+
+
 def score(name: str, prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()) -> float:
     """Score one prediction, 0 to 1, with the metric `name`.
 
     Raises UnknownNameError for an unknown metric and MetricError without answers: not scored is not 0.
     """
-    known = list_metrics()
-    if name not in known:
-        raise UnknownNameError(f"There is no metric {name!r}. {nearest_name_hint(name, known)}")
+    metric = _metrics[_known_metric(name)]
     if not answers:
         raise MetricError(
             f"{name}: there is no answer to score against; store a null score with this reason."
         )
-    return _metrics[name](prediction, answers, all_classes)
+    return metric(prediction, answers, all_classes)
+
+
+def _known_metric(name: str) -> str:
+    known = list_metrics()
+    if name not in known:
+        raise UnknownNameError(f"There is no metric {name!r}. {nearest_name_hint(name, known)}")
+    return name
 
 
 @functools.cache

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_CLUSTERS = 50  # below it the bootstrap covers too little (34-59 % at 8-20 clusters, measured)
+MIN_CLUSTERS = 50  # fewer carry no verdict: at 20, 95 % intervals of rare differences cover as little as 65 %
+MIN_BOOTSTRAP_CLUSTERS = 200  # fewer: Student t covers more (docs/statistics.md: at 50, up to 9 points more)
 MIN_DISCORDANT_PAIRS = 6  # fewer cannot reach p < 0.05 in a sign test even if all agree (2 * 0.5**5 = 0.06)
 NUM_RESAMPLES = 9_999
 _BOOTSTRAP_SEED = 20_240  # fixed: the same rows always print the same interval
@@ -58,14 +59,21 @@ class PairedDifference:
         return "higher" if low > 0 else "lower"
 
 
-class _Clusters(NamedTuple):
-    sums_C: FloatArray  # C: clusters
+class Clusters(NamedTuple):
+    """Sum and number of the items of each of C clusters, in an order that the order of the items does not change."""
+
+    sums_C: FloatArray
     sizes_C: FloatArray
+
+    @property
+    def mean(self) -> float:
+        """Mean over items."""
+        return float(self.sums_C.sum() / self.sizes_C.sum())
 
 
 def published_score(scores: Sequence[float]) -> float:
     """round(100 * mean, 2), as LongBench and RULER publish it; StatisticsError when there is no score."""
-    return round(100 * float(np.mean(_checked(scores))), 2)
+    return round(100 * float(np.mean(checked(scores))), 2)
 
 
 def mean_interval(
@@ -73,20 +81,20 @@ def mean_interval(
 ) -> Interval:
     """Mean over items, with an interval that treats `clusters` (one label an item) as the independent units.
 
-    Fewer than 50 clusters: Student t over cluster means weighted by size (cluster-robust error, C - 1 degrees
+    Fewer than 200 clusters: Student t over cluster means weighted by size (cluster-robust error, C - 1 degrees
     of freedom). Otherwise: bias-corrected and accelerated cluster bootstrap (Efron 1987), seeded.
     Raises StatisticsError for no values, NaN or infinity, or unequal lengths.
     """
-    grouped = _group(_checked(values), clusters)
-    mean = float(grouped.sums_C.sum() / grouped.sizes_C.sum())
+    grouped = group(checked(values), clusters)
+    mean = grouped.mean
     num_clusters = len(grouped.sizes_C)
-    is_too_few = num_clusters < MIN_CLUSTERS
+    is_small = num_clusters < MIN_BOOTSTRAP_CLUSTERS
     low: float | None = None
     high: float | None = None
     if num_clusters > 1:
-        low, high = (_student_t if is_too_few else _bca_bootstrap)(grouped, mean, confidence)
-    method = "student_t" if is_too_few else "bca_cluster_bootstrap"
-    return Interval(mean, low, high, len(values), num_clusters, method, is_too_few)
+        low, high = (_student_t if is_small else _bca_bootstrap)(grouped, mean, confidence)
+    method = "student_t" if is_small else "bca_cluster_bootstrap"
+    return Interval(mean, low, high, len(values), num_clusters, method, num_clusters < MIN_CLUSTERS)
 
 
 def proportion_interval(num_successes: int, num_trials: int, confidence: float = 0.95) -> Interval:
@@ -121,7 +129,7 @@ def paired_difference(
     """
     if len(a) != len(b):
         raise StatisticsError(f"{len(a)} values cannot be paired with {len(b)}; keep the items both have.")
-    differences = _checked(a) - _checked(b)
+    differences = checked(a) - checked(b)
     interval = mean_interval(differences.tolist(), clusters, confidence)
     num_higher, num_lower = int((differences > 0).sum()), int((differences < 0).sum())
     return PairedDifference(
@@ -133,7 +141,8 @@ def paired_difference(
     )
 
 
-def _checked(values: Sequence[float]) -> FloatArray:
+def checked(values: Sequence[float]) -> FloatArray:
+    """The values as an array; StatisticsError for none of them, NaN or infinity."""
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise StatisticsError("there is nothing to aggregate; a task without scored items has no mean.")
@@ -142,48 +151,71 @@ def _checked(values: Sequence[float]) -> FloatArray:
     return array
 
 
-def _group(values: FloatArray, clusters: Sequence[Hashable]) -> _Clusters:
+def group(values: FloatArray, clusters: Sequence[Hashable]) -> Clusters:
+    """Items by cluster; StatisticsError unless there is one label a value."""
     if len(clusters) != len(values):
         raise StatisticsError(f"{len(values)} values have {len(clusters)} cluster labels; give one for each.")
     place: dict[Hashable, int] = {}
     index = [place.setdefault(label, len(place)) for label in clusters]
     sums_C = np.bincount(index, weights=values).astype(np.float64)
-    return _Clusters(sums_C, np.bincount(index).astype(np.float64))
+    sizes_C = np.bincount(index).astype(np.float64)
+    order = np.lexsort((sizes_C, sums_C))  # seeded draws pick clusters by place: another order, other draws
+    return Clusters(sums_C[order], sizes_C[order])
 
 
-def _student_t(clusters: _Clusters, mean: float, confidence: float) -> tuple[float, float]:
-    from scipy import stats  # here as below: importing scipy takes 0.7 s, which --help would wait for
-
+def cluster_error(clusters: Clusters) -> float:
+    """Cluster-robust standard error of the mean over items; needs two clusters."""
     num = len(clusters.sizes_C)
-    residuals_C = clusters.sums_C - clusters.sizes_C * mean
-    error = np.sqrt(num / (num - 1) * np.sum(residuals_C**2)) / clusters.sizes_C.sum()
-    half_width = float(stats.t.ppf((1 + confidence) / 2, df=num - 1) * error)
-    return mean - half_width, mean + half_width
+    residuals_C = clusters.sums_C - clusters.sizes_C * clusters.mean
+    return float(np.sqrt(num / (num - 1) * np.sum(residuals_C**2)) / clusters.sizes_C.sum())
 
 
-def _bca_bootstrap(clusters: _Clusters, mean: float, confidence: float) -> tuple[float, float]:
+def resampled_means(clusters: Clusters, stream: int = 0) -> FloatArray:
+    """Means of 9,999 draws of whole clusters with replacement; other `stream`s are other draws, seeded all the same."""
+    return np.concatenate(
+        [
+            clusters.sums_C[drawn_RC].sum(axis=1) / clusters.sizes_C[drawn_RC].sum(axis=1)
+            for drawn_RC in drawn_clusters(len(clusters.sizes_C), stream)
+        ]
+    )
+
+
+def drawn_clusters(
+    num_clusters: int, stream: int = 0, num_resamples: int = NUM_RESAMPLES
+) -> Iterator[NDArray[np.int64]]:
+    """The places of the clusters in each resample, some resamples at a time."""
+    rng = np.random.default_rng(_BOOTSTRAP_SEED + stream)
+    batch = max(1, _MAX_DRAWN_INDICES // num_clusters)
+    for start in range(0, num_resamples, batch):
+        yield rng.integers(num_clusters, size=(min(batch, num_resamples - start), num_clusters))
+
+
+def bca_ends(
+    sorted_means_R: FloatArray, mean: float, pull_C: FloatArray, confidence: float
+) -> tuple[float, float]:
+    """Ends of Efron's BCa interval (1987): R resampled means, ascending, and each cluster's pull on the mean."""
     from scipy import stats
 
-    means_R = np.sort(_resampled_means(clusters))  # R: resamples
-    share_below = (np.mean(means_R < mean) + np.mean(means_R <= mean)) / 2
-    jackknife_C = (clusters.sums_C.sum() - clusters.sums_C) / (clusters.sizes_C.sum() - clusters.sizes_C)
-    pull_C = jackknife_C.mean() - jackknife_C
+    share_below = (np.mean(sorted_means_R < mean) + np.mean(sorted_means_R <= mean)) / 2
     spread = np.sum(pull_C**2)
     if spread == 0 or share_below in (0, 1):  # every cluster alike: there is no spread to correct
-        return float(means_R[0]), float(means_R[-1])
+        return float(sorted_means_R[0]), float(sorted_means_R[-1])
     acceleration = np.sum(pull_C**3) / (6 * spread**1.5)
     bias = stats.norm.ppf(share_below)
     normal = bias + stats.norm.ppf([(1 - confidence) / 2, (1 + confidence) / 2])
-    low, high = np.quantile(means_R, stats.norm.cdf(bias + normal / (1 - acceleration * normal)))
+    low, high = np.quantile(sorted_means_R, stats.norm.cdf(bias + normal / (1 - acceleration * normal)))
     return float(low), float(high)
 
 
-def _resampled_means(clusters: _Clusters) -> FloatArray:
-    rng = np.random.default_rng(_BOOTSTRAP_SEED)
-    num = len(clusters.sizes_C)
-    batch = max(1, _MAX_DRAWN_INDICES // num)
-    means = []
-    for start in range(0, NUM_RESAMPLES, batch):
-        drawn_RC = rng.integers(num, size=(min(batch, NUM_RESAMPLES - start), num))
-        means.append(clusters.sums_C[drawn_RC].sum(axis=1) / clusters.sizes_C[drawn_RC].sum(axis=1))
-    return np.concatenate(means)
+def _student_t(clusters: Clusters, mean: float, confidence: float) -> tuple[float, float]:
+    from scipy import stats  # here as elsewhere: importing scipy takes 0.7 s, which --help would wait for
+
+    freedom = len(clusters.sizes_C) - 1
+    half_width = float(stats.t.ppf((1 + confidence) / 2, df=freedom) * cluster_error(clusters))
+    return mean - half_width, mean + half_width
+
+
+def _bca_bootstrap(clusters: Clusters, mean: float, confidence: float) -> tuple[float, float]:
+    without_C = (clusters.sums_C.sum() - clusters.sums_C) / (clusters.sizes_C.sum() - clusters.sizes_C)
+    pull_C = without_C.mean() - without_C  # of the jackknife
+    return bca_ends(np.sort(resampled_means(clusters)), mean, pull_C, confidence)

@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from evaluators.tokenizer import decode
+from jobs.forecast import Forecast
 from jobs.plan import Plan
+from jobs.preparation import Prepared
+from jobs.prompt_check import PromptCheck
+from jobs.prompt_table import render_prompts
 from jobs.report_table import human_bytes
 
+_S_PER_MIN, _S_PER_HOUR = 60, 3600
 _MAX_UNITS_SHOWN = 20
+
+
+def render_dry_run(
+    prepared: Prepared, checks: Sequence[PromptCheck], end_ids: Iterable[int], outlook: Forecast
+) -> RenderableType:
+    """Prompts, plan and price of a sweep."""
+    end_tokens = [decode([token], prepared.tokenizer, skip_special_tokens=False) for token in sorted(end_ids)]
+    price = Text(
+        f"forecast: {_duration(outlook.device_s)} on one {prepared.model.device} device, {outlook.source}",
+        style="bold",
+    )
+    plan = render_plan(prepared.plan, prepared.model.weight_bytes)
+    return Group(render_prompts(checks, end_tokens), plan, price)
+
+
+def _duration(seconds: float) -> str:
+    """No finer than a forecast is."""
+    hours = seconds / _S_PER_HOUR
+    if hours >= 1:
+        return f"about {hours:.1f} device-hours"
+    return f"about {max(1, round(seconds / _S_PER_MIN))} min ({hours:.2g} device-hours)"
 
 
 def render_plan(plan: Plan, weight_bytes: int) -> RenderableType:

@@ -39,6 +39,8 @@ def item_digest(item: BenchmarkItem, tokens: TokenizedPrompt | None, run: RunSet
     prompt: Any = [item.before_context, item.context, item.after_context, item.answer_prefix]
     if tokens is not None:
         prompt = [tokens.context_ids, tokens.tail_ids, tokens.gold_ids]
+        if tokens.stop_ids:  # only then, so that rows without them are found as before
+            prompt.append(tokens.stop_ids)
     return _digest(
         {
             "model": run.model,

@@ -77,9 +77,14 @@ def unit_bytes(items: Sequence[PlannedItem], slots: Sequence[int], model: ModelS
 
 
 def cost_tokens(items: Sequence[PlannedItem]) -> float:
-    """How long a unit takes, in tokens of prefill: one prefill, then a batch of steps per question."""
-    num_steps = sum(it.item.max_new_tokens + 1 for it in items)
-    return float(len(items[0].tokens.context_ids) + _PREFILL_TOKENS_PER_STEP * num_steps)
+    """How long a unit takes, in tokens of prefill."""
+    return cost_tokens_of(len(items[0].tokens.context_ids), [it.item.max_new_tokens for it in items])
+
+
+def cost_tokens_of(context_tokens: int, new_tokens: Sequence[int]) -> float:
+    """One prefill, then a batch of steps per question; `new_tokens` has each question's."""
+    num_steps = sum(count + 1 for count in new_tokens)
+    return float(context_tokens + _PREFILL_TOKENS_PER_STEP * num_steps)
 
 
 def num_pieces(cost: float, prefill_cost: float, usual_cost: float) -> int:

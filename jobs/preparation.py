@@ -35,6 +35,7 @@ class Prepared:
 
     plan: Plan
     model: ModelInfo
+    tokenizer: Tokenizer
     policy_versions: Mapping[str, str]
 
 
@@ -64,7 +65,7 @@ def prepare(settings: Settings, store: ResultStore) -> Prepared:
         store.identities(),
         _CellCheck(variants, model),
     )
-    return Prepared(plan, model, {label: fact.version for label, fact in facts.items()})
+    return Prepared(plan, model, tokenizer, {label: fact.version for label, fact in facts.items()})
 
 
 @dataclass(frozen=True, slots=True)

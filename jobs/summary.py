@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,30 +113,58 @@ class ResultSummary:
 
 def summarize(table: pa.Table, planned: Sequence[Cell] | None = None) -> ResultSummary:
     """Sum up the rows of `planned`, under its labels and in its order; all rows when there is no plan."""
-    rows: list[Row] = table.select([it for it in table.column_names if it not in _HEAVY_COLUMNS]).to_pylist()
-    cells = planned if planned is not None else [_cell_of(row) for row in rows]
-    by_identity = {row["identity"]: row for row in rows}
-    found = [
-        {**by_identity[cell.identity], "variant": cell.label}
-        for cell in cells
-        if cell.identity in by_identity
-    ]
+    found = planned_rows(table, planned)
+    num_planned = table.num_rows if planned is None else len(planned)
     counts = Counter(row["status"] for row in found)
-    groups = _grouped(found, lambda row: (_setting_of(row), f"{row['benchmark']}/{row['task']}"))
+    groups = grouped(found, lambda row: (setting_of(row), task_of(row)))
     return ResultSummary(
         tasks=tuple(_summarize_task(setting, task, group) for (setting, task), group in groups.items()),
         failures=_failures(found),
-        num_planned=len(cells),
+        num_planned=num_planned,
         num_ok=counts[OK],
         num_truncated=counts[TRUNCATED],
         num_failed=counts[FAILED],
-        num_missing=len(cells) - len(found),
-        num_other=len(rows) - len(found),
+        num_missing=num_planned - len(found),
+        num_other=table.num_rows - len(found),
     )
 
 
+def planned_rows(
+    table: pa.Table, planned: Sequence[Cell] | None = None, heavy: Collection[str] = ()
+) -> list[Row]:
+    """The rows of `planned` that are there, under its labels and in its order; of the heavy columns only `heavy`."""
+    left_out = _HEAVY_COLUMNS.difference(heavy)
+    rows: list[Row] = table.select([it for it in table.column_names if it not in left_out]).to_pylist()
+    if planned is None:
+        return rows
+    by_identity = {row["identity"]: row for row in rows}
+    return [
+        {**by_identity[cell.identity], "variant": cell.label}
+        for cell in planned
+        if cell.identity in by_identity
+    ]
+
+
+def grouped(rows: Iterable[Row], key_of: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    """Rows by a key, in the order the keys come."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key_of(row), []).append(row)
+    return groups
+
+
+def setting_of(row: Row) -> Setting:
+    """What a row shares with the rows it may be compared with."""
+    return Setting(row["query_mode"], row["model"], row["model_revision"] or "", row["execution"])
+
+
+def task_of(row: Row) -> str:
+    """The task's full name, such as "longbench/qasper"."""
+    return f"{row['benchmark']}/{row['task']}"
+
+
 def _summarize_task(setting: Setting, task: str, rows: Sequence[Row]) -> TaskSummary:
-    by_label = _grouped(rows, lambda row: str(row["variant"]))
+    by_label = grouped(rows, lambda row: str(row["variant"]))
     labels = list(dict.fromkeys([label for label in _SHOWN_FIRST if label in by_label] + list(by_label)))
     scale = NllScale.of(by_label)
     is_binary = all(row["score"] in (None, 0.0, 1.0) for row in rows)
@@ -176,23 +204,8 @@ def _macro_mean(label: str, tasks: Sequence[TaskSummary]) -> MacroMean:
 
 def _failures(rows: Iterable[Row]) -> tuple[Failure, ...]:
     failed = [row for row in rows if row["status"] == FAILED]
-    groups = _grouped(failed, lambda row: (row["variant"], row["failure_phase"], row["failure_type"]))
+    groups = grouped(failed, lambda row: (row["variant"], row["failure_phase"], row["failure_type"]))
     return tuple(
         Failure(label, phase, error_type, group[0]["failure_message"] or "", len(group))
         for (label, phase, error_type), group in groups.items()
     )
-
-
-def _grouped(rows: Iterable[Row], key_of: Callable[[Row], Any]) -> dict[Any, list[Row]]:
-    groups: dict[Any, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(key_of(row), []).append(row)
-    return groups
-
-
-def _setting_of(row: Row) -> Setting:
-    return Setting(row["query_mode"], row["model"], row["model_revision"] or "", row["execution"])
-
-
-def _cell_of(row: Row) -> Cell:
-    return Cell(row["identity"], row["item_id"], row["variant"])

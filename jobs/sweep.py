@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from jobs.config import Settings
+    from jobs.preparation import Prepared
+    from jobs.results import ResultStore
 
 EXIT_OK, EXIT_BAD_INPUT, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 130
 _OUR_PACKAGES = ("kvmerger", "evaluators", "jobs")
 _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 _EPILOG = """\
 exit codes: 0 all rows are there, 2 bad input, 3 some rows failed, 130 interrupted
+other commands (each has --help):
+  validate [CONFIG]       prompts, plan, bytes and hours, and what cannot work; loads no weights, writes nothing
+  ls policies|tasks|models
+  report RESULTS_DIR      the table again, and the page with figures
+  compare A [B]           two results folders, or two policies of one, item by item
 examples:
   python jobs/sweep.py                                          the packaged demo model, 2 minutes on 2 cores
   python jobs/sweep.py --set tasks.0.limit=2 --executor inline  a quick look, without Ray
@@ -33,12 +38,14 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code. What a user can cause is told in a sentence, without a trace."""
-    options = _parser().parse_args(arguments)
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # so that `module:Class` finds a policy beside the user
+    command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["run"]
+    if command not in _COMMANDS:
+        command, rest = "run", [command, *rest]
+    from jobs.interrupts import sigterm_interrupts
+
     try:
-        with _sigterm_interrupts():
-            return _check_policy(options.check_policy) if options.check_policy else _sweep(options)
+        with sigterm_interrupts():
+            return _COMMANDS[command](rest)
     except KeyboardInterrupt:
         print("interrupted; rows already stored are kept, and the same command goes on", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -47,6 +54,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+
+
+def _run(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
+    for folder in (Path.cwd(), options.config.absolute().parent):
+        if str(folder) not in sys.path:
+            sys.path.append(
+                str(folder)
+            )  # so that `module:Class` finds a policy beside the user or the settings
+    return _check_policy(options.check_policy) if options.check_policy else _sweep(options)
+
+
+def _validate(arguments: Sequence[str]) -> int:
+    return _run([*arguments, "--dry-run"])
+
+
+def _list(arguments: Sequence[str]) -> int:
+    from jobs.listing import main as list_names
+
+    return list_names(arguments)
+
+
+def _report(arguments: Sequence[str]) -> int:
+    from jobs.report import main as report
+
+    return report(arguments)
+
+
+def _compare(arguments: Sequence[str]) -> int:
+    from jobs.compare import main as compare
+
+    return compare(arguments)
+
+
+_COMMANDS = {"run": _run, "validate": _validate, "ls": _list, "report": _report, "compare": _compare}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,9 +142,7 @@ def _sweep(options: argparse.Namespace) -> int:
     with console.status("reading the model's configuration, tokenizer and items …"):
         prepared = prepare(settings, store)
     if options.dry_run:
-        from jobs.dry_run import render_plan
-
-        console.print(render_plan(prepared.plan, prepared.model.weight_bytes))
+        console.print(_dry_run(settings, prepared, store))
         return EXIT_OK
     from jobs.session import Session
 
@@ -121,6 +161,26 @@ def _sweep(options: argparse.Namespace) -> int:
         console.print("interrupted: the rows so far are kept, and the same command goes on", style="yellow")
         return EXIT_INTERRUPTED
     return EXIT_SOME_FAILED if result.summary.num_failed else EXIT_OK
+
+
+def _dry_run(settings: Settings, prepared: Prepared, store: ResultStore) -> RenderableType:
+    from jobs.dry_run import render_dry_run
+    from jobs.forecast import forecast
+    from jobs.prompt_check import check_prompts
+    from kvmerger.models import load_end_ids, num_parameters
+
+    asked, model = settings.model, prepared.model
+    rows = [
+        row
+        for row in store.read_table().to_pylist()
+        if (row["model"], row["dtype"], row["device"]) == (model.name, model.dtype, model.device)
+    ]
+    return render_dry_run(
+        prepared,
+        check_prompts(prepared.plan, prepared.tokenizer),
+        load_end_ids(asked.name, revision=asked.revision),
+        forecast(prepared.plan, num_parameters(asked.name, revision=asked.revision), model.device, rows),
+    )
 
 
 def _print_where_to_go(console: Console, settings: Settings, how_to_open: str, is_mirrored: bool) -> None:
@@ -150,20 +210,6 @@ def _check_policy(name: str) -> int:
     num_failed = sum(not it.is_ok for it in results)
     print(f"{name}: {len(results) - num_failed} of {len(results)} checks passed")
     return EXIT_SOME_FAILED if num_failed else EXIT_OK
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """A scheduler's SIGTERM ends a sweep like Ctrl-C: rows kept, partial table."""
-
-    def interrupt(signal_number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _is_told_to_users(error: ValueError) -> bool:

@@ -115,7 +115,12 @@ class UnitRunner:
 def _prompt_of(unit: WorkUnit) -> Prompt:
     """All items of the unit on their shared context, in order: question i is item i."""
     questions = tuple(
-        Question(planned.tokens.tail_ids, planned.tokens.gold_ids, planned.item.max_new_tokens)
+        Question(
+            planned.tokens.tail_ids,
+            planned.tokens.gold_ids,
+            planned.item.max_new_tokens,
+            planned.tokens.stop_ids,
+        )
         for planned in unit.items
     )
     return Prompt(unit.items[0].tokens.context_ids, questions)

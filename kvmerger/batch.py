@@ -84,22 +84,24 @@ class Batch:
         self.cache.rewind(self._tail_length_R)
         budget_R = {index: self._question(index).max_new_tokens for index in self.rows}
         tokens: dict[int, list[int]] = {index: [] for index in self.rows}
+        ends = {index: self._model.eos_ids | set(self._question(index).stop_ids) for index in self.rows}
         hidden_RE = self._tail_hidden_RE
+        next_R = self._first_tokens(hidden_RE)
         while True:
-            next_R = self._model.logits(hidden_RE).argmax(dim=-1).tolist()
             for index in budget_R:
                 tokens[index].append(next_R[index])
             budget_R = {
                 index: left - 1
                 for index, left in budget_R.items()
-                if left > 1 and tokens[index][-1] not in self._model.eos_ids
+                if left > 1 and tokens[index][-1] not in ends[index]
             }
             if not budget_R:
                 break
             feed_R = [[next_R[index]] if index in budget_R else [] for index in range(self.cache.num_rows)]
             hidden_RE = self._extend(feed_R, 1)[:, 0]
+            next_R = self._model.logits(hidden_RE).argmax(dim=-1).tolist()
         self.decode_s = now_s(self._model.device) - start_s
-        return {index: Answer(tuple(ids), ids[-1] in self._model.eos_ids) for index, ids in tokens.items()}
+        return {index: Answer(tuple(ids), ids[-1] in ends[index]) for index, ids in tokens.items()}
 
     def force(self, token_ids_by_row: Mapping[int, Sequence[int]], longest: int) -> dict[int, Tensor]:
         """Hidden states (T, E) that predict each of a row's given tokens, after its tail. Rows with none are left out.
@@ -124,6 +126,14 @@ class Batch:
             tail_bytes = self.cache.tail_bytes_of(self._tail_length_R[index] + step)
             points.append(MemoryPoint(step + 1, "decode", prefix_bytes + tail_bytes, reserved_bytes))
         return tuple(points)
+
+    def _first_tokens(self, hidden_RE: Tensor) -> list[int]:
+        """Each row's first token; where the question has stop tokens of its own, none that would end the answer."""
+        logits_RV = self._model.logits(hidden_RE)
+        for index in self.rows:
+            if stop_ids := self._question(index).stop_ids:
+                logits_RV[index, sorted(self._model.eos_ids | set(stop_ids))] = -torch.inf
+        return logits_RV.argmax(dim=-1).tolist()
 
     def _question(self, index: int) -> Question:
         return self._prompt.questions[self.rows[index].question_index]

@@ -21,11 +21,14 @@ class Question:
         tail_ids: at least one token, fed through extend: otherwise the first answer token would come from the full cache.
         gold_ids: the first gold answer as it continues the prompt, without an end token; empty when there is none.
         max_new_tokens: greedy tokens at most, the end token included.
+        stop_ids: end tokens of this question besides the model's. With any, the answer's first token is the best that
+            ends nothing, as transformers' ``min_length`` of one new token has it.
     """
 
     tail_ids: tuple[int, ...]
     gold_ids: tuple[int, ...]
     max_new_tokens: int
+    stop_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Prompt:
                 )
         for ids in (
             self.context_ids,
-            *(question.tail_ids + question.gold_ids for question in self.questions),
+            *(question.tail_ids + question.gold_ids + question.stop_ids for question in self.questions),
         ):
             unknown = [token for token in ids if not 0 <= token < vocab_size]
             if unknown:

@@ -8,6 +8,8 @@ Shapes: B rows, T tokens, E hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,11 @@ class LoadedModel:
     def attention_modules(self) -> list[nn.Module]:
         """Each layer's attention module, in order."""
         return [layer.self_attn for layer in self.module.get_decoder().layers]  # type: ignore[operator]
+
+    @property
+    def rotary(self) -> nn.Module:
+        """The rotary embedding all layers share: ``rotary(x, position_ids)`` gives cos and sin in the dtype of ``x``."""
+        return self.module.get_decoder().rotary_emb  # type: ignore[operator]
 
     @torch.inference_mode()
     def hidden_states(self, ids_BT: Tensor, position_ids_BT: Tensor, session: Session) -> Tensor:
@@ -77,9 +84,30 @@ def load_model(
             attn_implementation=ATTENTION_NAME,
         )
     module = module.to(info.device).eval().requires_grad_(False)
-    loaded = LoadedModel(module, info, _eos_ids(module))
+    loaded = LoadedModel(module, info, _eos_ids((module.generation_config, module.config)))
     _probe(loaded)
     return loaded
+
+
+def num_parameters(name: str, *, revision: str | None = None) -> int:
+    """Weights of ``name``, counted from its configuration alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with readable_errors(name), torch.device("meta"):
+        config = AutoConfig.from_pretrained(model_source(name, with_weights=False), revision=revision)
+        return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+
+
+def load_end_ids(name: str, *, revision: str | None = None) -> frozenset[int]:
+    """Token ids that end an answer of ``name``, known without its weights."""
+    from transformers import AutoConfig, GenerationConfig
+
+    source = model_source(name, with_weights=False)
+    with readable_errors(name):
+        configs: list[Any] = [AutoConfig.from_pretrained(source, revision=revision)]
+        with suppress(OSError):  # many models come without a generation_config.json
+            configs.append(GenerationConfig.from_pretrained(source, revision=revision))
+    return _eos_ids(configs)
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> Any:
@@ -93,9 +121,9 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> Any:
     return tokenizer
 
 
-def _eos_ids(module: Any) -> frozenset[int]:
+def _eos_ids(configs: Iterable[Any]) -> frozenset[int]:
     ids: set[int] = set()
-    for config in (module.generation_config, module.config):
+    for config in configs:
         eos = getattr(config, "eos_token_id", None)
         ids.update(eos if isinstance(eos, list | tuple) else [] if eos is None else [eos])
     return frozenset(ids)

@@ -19,37 +19,37 @@ _HUB_ARCHIVE = "data.zip"
 
 
 @contextmanager
-def open_task_file(spec: TaskSpec) -> Iterator[tuple[Iterable[bytes], str]]:
-    """Yield a task's lines as bytes, and the name of their source for messages.
+def open_task_file(spec: TaskSpec, stem: str) -> Iterator[tuple[Iterable[bytes], str]]:
+    """Yield the lines of `stem`.jsonl as bytes, and the name of their source for messages.
 
     Raises BenchmarkError when the folder, file or hub cannot be read, also while the lines are read.
     """
     if spec.data is None:
-        path = _download(spec)
-        source = f"{HUB_REPOSITORY}/data/{spec.task}.jsonl"
+        path = _download(spec, stem)
+        source = f"{HUB_REPOSITORY}/data/{stem}.jsonl"
     else:
         spec.refuse_options(("revision",), "the data come from a local folder; remove `revision` or `data`.")
-        path = _local_file(Path(spec.data).expanduser(), spec)
+        path = _local_file(Path(spec.data).expanduser(), spec, stem)
         source = str(path)
     try:
-        with _open(path, spec.task) as lines:
+        with _open(path, stem) as lines:
             yield lines, source
     except (OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
         raise BenchmarkError(f"{source} cannot be read ({error}); copy or download it again.") from error
 
 
-def _open(path: Path, task: str) -> AbstractContextManager[Iterable[bytes]]:
+def _open(path: Path, stem: str) -> AbstractContextManager[Iterable[bytes]]:
     if path.suffix == ".zip":
-        return zipfile.ZipFile(path).open(f"data/{task}.jsonl")
+        return zipfile.ZipFile(path).open(f"data/{stem}.jsonl")
     if path.suffix == ".gz":
         return gzip.open(path, "rb")
     return path.open("rb")
 
 
-def _local_file(folder: Path, spec: TaskSpec) -> Path:
+def _local_file(folder: Path, spec: TaskSpec, stem: str) -> Path:
     if not folder.is_dir():
         raise BenchmarkError(f"{spec.name}: there is no folder {folder}. {nearest_path_hint(folder)}")
-    candidates = [folder / f"{spec.task}.jsonl", folder / f"{spec.task}.jsonl.gz"]
+    candidates = [folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz"]
     for path in candidates:
         if path.is_file():
             return path
@@ -59,7 +59,7 @@ def _local_file(folder: Path, spec: TaskSpec) -> Path:
     )
 
 
-def _download(spec: TaskSpec) -> Path:
+def _download(spec: TaskSpec, stem: str) -> Path:
     """The official archive, from the local hub cache when it is there (a commit never changes)."""
     # Not datasets.load_dataset: from version 4 on it refuses this repository, which is read by a script.
     import huggingface_hub as hub
@@ -80,5 +80,5 @@ def _download(spec: TaskSpec) -> Path:
     except Exception as error:
         raise BenchmarkError(
             f"{spec.name}: {HUB_REPOSITORY}@{revision} cannot be had from the hub ({type(error).__name__}); "
-            f"connect to the internet, or set `data` to a folder that holds {spec.task}.jsonl or .jsonl.gz."
+            f"connect to the internet, or set `data` to a folder that holds {stem}.jsonl or .jsonl.gz."
         ) from error

@@ -22,7 +22,11 @@ def normalize_answer(text: str) -> str:
 
 def token_f1(prediction: str, answer: str) -> float:
     """F1 of the two texts' token multisets after `normalize_answer`; 0 when they share no token."""
-    predicted, gold = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    return multiset_f1(normalize_answer(prediction).split(), normalize_answer(answer).split())
+
+
+def multiset_f1(predicted: Sequence[str], gold: Sequence[str]) -> float:
+    """F1 of two multisets of tokens; 0 when they share none."""
     num_same = (Counter(predicted) & Counter(gold)).total()
     if num_same == 0:
         return 0.0

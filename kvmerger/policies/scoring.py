@@ -28,6 +28,10 @@ class ScoringPolicy(SelectingPolicy):
     def scores(self, evidence: Evidence) -> Tensor:
         """How much each token is worth keeping: floats (H, N), ``inf`` for tokens that must stay."""
 
+    def scores_at(self, evidence: Evidence, budget: Budget) -> Tensor:
+        """`scores`, for methods whose protected part grows with the budget; for all others the same at every budget."""
+        return self.scores(evidence)
+
     @property
     def num_protected(self) -> int:
         """Tokens per head that the method always keeps, such as sinks and windows; budgets below it are refused."""
@@ -45,7 +49,7 @@ class ScoringPolicy(SelectingPolicy):
             BudgetError: a head's budget does not hold what is protected.
         """
         self._require_room(min(budget.num_slots_H), evidence.num_tokens)
-        return is_among_highest(self.scores(evidence), budget.num_slots_H)
+        return is_among_highest(self.scores_at(evidence, budget), budget.num_slots_H)
 
     def _require_room(self, num_slots: int, num_tokens: int) -> None:
         if num_slots < self.num_protected:

@@ -102,7 +102,8 @@ def plan_of(
         for spec in settings.variants
     }
     model = values.get("model", Model())
-    return build_plan(settings, {"bench/task": items}, WordTokenizer(), model, facts, done, check)
+    tokenizer = values.get("tokenizer") or WordTokenizer()
+    return build_plan(settings, {"bench/task": items}, tokenizer, model, facts, done, check)
 
 
 def identities(plan: Plan) -> list[str]:

@@ -80,6 +80,11 @@ def test_shipped_configs_need_nothing_outside_the_repository() -> None:
         ("policies=[{name: knorm, budget: {like: snapkv@0.5}}]", "'snapkv@0.5'"),
         ("policies=[{name: knorm, budget: 0.5}, {name: knorm, compression_ratio: 0.5}]", "knorm@0.5"),
         ("seed=-1", "got -1"),
+        ("actors.cpus=2", "unknown key 'actors.cpus' (did you mean 'num_cpus'?)"),
+        ("actors.count=0", "got 0"),
+        ("actors.num_cpus=0", "got 0"),
+        ("actors.num_cpus=.inf", "got inf"),
+        ("actors.num_gpus=2", "should be less than or equal to 1, got 2"),
         ("executor=dask", "'dask' is not one of"),
     ],
 )
@@ -87,6 +92,12 @@ def test_a_wrong_value_is_named_with_what_would_be_right(
     tmp_path: Path, override: str, complaint: str
 ) -> None:
     assert complaint in refused(tmp_path, overrides=(override,))
+
+
+@pytest.mark.parametrize(("device", "num_gpus"), [("cpu", "0.5"), ("cuda", "0")])
+def test_gpus_that_contradict_the_device_are_refused(tmp_path: Path, device: str, num_gpus: str) -> None:
+    message = refused(tmp_path, overrides=(f"model.device={device}", f"actors.num_gpus={num_gpus}"))
+    assert f"actors.num_gpus is {num_gpus}" in message and repr(device) in message
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

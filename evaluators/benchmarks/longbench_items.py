@@ -1,0 +1,76 @@
+"""LongBench rows become items: the official prompt with ids that neither the source nor the limit changes."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from evaluators.benchmark import BenchmarkError, TaskSpec
+from evaluators.benchmarks.longbench_rows import LongBenchRow, read_rows
+from evaluators.benchmarks.longbench_source import open_task_file
+from evaluators.benchmarks.longbench_tasks import LongBenchTask
+from evaluators.item import BenchmarkItem, text_digest
+
+_GOLD_PATTERNS = {"retrieval": re.compile(r"Paragraph \d+"), "retrieval_zh": re.compile(r"段落\d+")}
+
+
+def load_rows(spec: TaskSpec, definition: LongBenchTask, file_stem: str) -> list[LongBenchRow]:
+    """The first `spec.limit` rows of the file, all of them fit to be scored.
+
+    Raises BenchmarkError for a source that cannot be read and, with file and line, for an unusable row.
+    """
+    spec.refuse_options(("length", "haystack"), "LongBench's texts are given, not generated; remove it.")
+    with open_task_file(spec, file_stem) as (lines, source):
+        rows = read_rows(lines, source, spec.limit)
+    if definition.metric == "classification" and not all(row.all_classes for row in rows):
+        raise BenchmarkError(f"{source}: a row has no all_classes, which scoring {spec.task} needs.")
+    if pattern := _GOLD_PATTERNS.get(definition.metric):
+        for answer in (answer for row in rows for answer in row.answers):
+            if not pattern.search(answer):
+                raise BenchmarkError(
+                    f"{source}: the answer {answer!r:.60} names no paragraph, which scoring {spec.task} needs."
+                )
+    return rows
+
+
+def make_items(
+    spec: TaskSpec, definition: LongBenchTask, rows: list[LongBenchRow], task_names: list[str]
+) -> list[BenchmarkItem]:
+    """One item per row; `task_names` are what their results are grouped by."""
+    return [
+        _item(spec, definition, row, row_id, task_name)
+        for row, row_id, task_name in zip(rows, _row_ids(rows), task_names, strict=True)
+    ]
+
+
+def _item(
+    spec: TaskSpec, definition: LongBenchTask, row: LongBenchRow, row_id: str, task_name: str
+) -> BenchmarkItem:
+    return BenchmarkItem(
+        item_id=f"{spec.name}/{row_id}",
+        benchmark=spec.benchmark,
+        task=task_name,
+        cluster_id=text_digest(row.context),
+        before_context=definition.before.format(input=row.input),
+        context=row.context,
+        after_context=definition.after.format(input=row.input),
+        answer_prefix="",
+        answers=row.answers,
+        max_new_tokens=spec.max_new_tokens or definition.max_new_tokens,
+        use_chat_template=definition.use_chat_template,
+        metric=definition.metric,
+        all_classes=row.all_classes,
+        stop_at_newline=definition.stop_at_newline,
+        metadata={} if row.length is None else {"official_length_words": row.length},
+    )
+
+
+def _row_ids(rows: list[LongBenchRow]) -> list[str]:
+    """The authors' ids, or a digest where a copy has lost them; a repeat gets its number."""
+    num_seen: dict[str, int] = {}
+    ids = []
+    for row in rows:
+        row_id = row.official_id or text_digest(json.dumps([row.input, row.context, row.answers]))
+        num_seen[row_id] = num_seen.get(row_id, 0) + 1
+        ids.append(row_id if num_seen[row_id] == 1 else f"{row_id}-{num_seen[row_id]}")
+    return ids

@@ -1,0 +1,116 @@
+"""The mean over tasks: every task weighs the same, and contexts are drawn anew within each task.
+
+A context counts as one cluster of its task; two tasks on the same texts are taken as independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluators.paired_tests import PairedTest, sign_flip_p_value
+from evaluators.statistics import (
+    MIN_BOOTSTRAP_CLUSTERS,
+    MIN_CLUSTERS,
+    MIN_DISCORDANT_PAIRS,
+    Clusters,
+    FloatArray,
+    Interval,
+    PairedDifference,
+    StatisticsError,
+    bca_ends,
+    checked,
+    cluster_error,
+    group,
+    resampled_means,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPairs:
+    """Paired values of one task, in the same order of items."""
+
+    a: Sequence[float]
+    b: Sequence[float]
+    clusters: Sequence[Hashable]
+
+
+def macro_difference(tasks: Sequence[TaskPairs], confidence: float = 0.95) -> PairedDifference:
+    """Mean over tasks of each task's mean a - b, with a paired interval; counts are over all tasks.
+
+    Every task with 200 clusters or more: bias-corrected and accelerated cluster bootstrap, stratified by task. Otherwise
+    Student t with Satterthwaite's degrees of freedom ("student_t"). Too few below 50 clusters in all or 6 items that
+    differ. Raises StatisticsError for no task, or as `mean_interval` does for one of them.
+    """
+    differences = [_differences(task) for task in tasks]
+    if not differences:
+        raise StatisticsError("there is no task to take a mean over.")
+    strata = [group(values, task.clusters) for values, task in zip(differences, tasks, strict=True)]
+    pooled = np.concatenate(differences)
+    num_higher, num_lower = int((pooled > 0).sum()), int((pooled < 0).sum())
+    interval = _macro_interval(strata, confidence)
+    return PairedDifference(
+        interval=interval,
+        num_higher=num_higher,
+        num_lower=num_lower,
+        num_equal=len(pooled) - num_higher - num_lower,
+        is_too_few=interval.is_too_few or num_higher + num_lower < MIN_DISCORDANT_PAIRS,
+    )
+
+
+def macro_test(tasks: Sequence[TaskPairs]) -> PairedTest:
+    """Two-sided test that the mean over tasks is 0: the signs of whole clusters are flipped, weighed as in the mean."""
+    strata = [group(_differences(task), task.clusters) for task in tasks]
+    if not strata:
+        raise StatisticsError("there is no task to take a mean over.")
+    shares = [stratum.sums_C / (stratum.sizes_C.sum() * len(strata)) for stratum in strata]
+    return PairedTest(sign_flip_p_value(np.concatenate(shares)), "cluster_sign_flip")
+
+
+def _differences(task: TaskPairs) -> FloatArray:
+    if len(task.a) != len(task.b):
+        raise StatisticsError(
+            f"{len(task.a)} values cannot be paired with {len(task.b)}; keep the items both have."
+        )
+    return checked(task.a) - checked(task.b)
+
+
+def _macro_interval(strata: Sequence[Clusters], confidence: float) -> Interval:
+    numbers = [len(stratum.sizes_C) for stratum in strata]
+    mean = float(np.mean([stratum.mean for stratum in strata]))
+    is_small = min(numbers) < MIN_BOOTSTRAP_CLUSTERS
+    low: float | None = None
+    high: float | None = None
+    if min(numbers) > 1:
+        low, high = (_satterthwaite if is_small else _stratified_bca)(strata, mean, confidence)
+    return Interval(
+        mean=mean,
+        low=low,
+        high=high,
+        num_items=int(sum(stratum.sizes_C.sum() for stratum in strata)),
+        num_clusters=sum(numbers),
+        method="student_t" if is_small else "bca_cluster_bootstrap",
+        is_too_few=sum(numbers) < MIN_CLUSTERS,
+    )
+
+
+def _satterthwaite(strata: Sequence[Clusters], mean: float, confidence: float) -> tuple[float, float]:
+    from scipy import stats
+
+    variances_S = np.array([cluster_error(stratum) ** 2 for stratum in strata])  # S: strata
+    freedoms_S = np.array([len(stratum.sizes_C) - 1 for stratum in strata])
+    total = variances_S.sum()
+    if total == 0:
+        return mean, mean
+    freedom = total**2 / np.sum(variances_S**2 / freedoms_S)
+    half_width = float(stats.t.ppf((1 + confidence) / 2, df=freedom) * np.sqrt(total) / len(strata))
+    return mean - half_width, mean + half_width
+
+
+def _stratified_bca(strata: Sequence[Clusters], mean: float, confidence: float) -> tuple[float, float]:
+    """Efron's interval with the empirical influences of all strata (Davison & Hinkley 1997, section 5.3.2)."""
+    means_SR = [resampled_means(stratum, stream) for stream, stratum in enumerate(strata)]
+    pull_C = np.concatenate([(it.sums_C - it.sizes_C * it.mean) / it.sizes_C.sum() for it in strata])
+    return bca_ends(np.sort(np.mean(means_SR, axis=0)), mean, pull_C, confidence)

@@ -1,0 +1,92 @@
+"""LongBench's ROUGE-L (rouge_score in metrics.py of THUDM/LongBench@2e00731f), exact and fast.
+
+It is the summary-level F of the package rouge 1.0.1, which counts sets of words and is neither the paper's nor
+google's ROUGE-L. The package fills a dict cell by cell and traces back recursively; here rows are bits of an
+integer. Scores are the package's, its failures (0.0) included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evaluators.metrics.longbench_scoring import best_over_answers
+from evaluators.registry import register_metric
+
+# Python allows 1,000 frames by default, and the package's trace-back recurses once a step. Nine frames lie
+# below its first call when the authors' eval.py runs; deeper, it fails, and the authors score a failure 0.
+_MAX_FRAMES = 1000
+_FRAMES_BELOW_TRACE = 9
+_EPSILON = 1e-8  # the package's guard against 0 / 0; identical texts therefore score a little under 1
+
+
+def rouge_l(prediction: str, answer: str, extra_frames: int = 0) -> float:
+    """The package's ``rouge-l`` F of two texts, 0 to 1; 0 where it raises (no sentence, too deep a recursion).
+
+    `extra_frames` is how many more frames the authors' own call has below it than `rouge_score` has.
+    """
+    predicted, gold = _sentences(prediction), _sentences(answer)
+    if not predicted or not gold:
+        return 0.0
+    max_calls = _MAX_FRAMES - _FRAMES_BELOW_TRACE - extra_frames
+    common: set[str] = set()
+    for gold_words in gold:
+        for predicted_words in predicted:
+            found = _common_subsequence(gold_words, predicted_words, max_calls)
+            if found is None:
+                return 0.0
+            common.update(found)
+    recall = len(common) / len({word for words in gold for word in words})
+    precision = len(common) / len({word for words in predicted for word in words})
+    return 2.0 * ((precision * recall) / (precision + recall + _EPSILON))
+
+
+def _sentences(text: str) -> list[list[str]]:
+    """Words of each piece between full stops; a piece of blanks is a sentence of one empty word."""
+    return [" ".join(piece.split()).split(" ") for piece in text.split(".") if piece]
+
+
+def _common_subsequence(gold: list[str], predicted: list[str], max_calls: int) -> list[str] | None:
+    """The words of the longest common subsequence that the package's trace-back finds; None when it is too deep.
+
+    At a pair of unequal words the trace-back goes to the previous gold word only if that is strictly better, which
+    is so exactly when the row's length rises at this column; otherwise it goes to the previous predicted word.
+    """
+    places, rises = _rising_columns(gold, predicted)
+    row, column = len(gold), len(predicted)
+    words, num_calls = [], 1
+    while row and column:
+        stops = (rises[row] | places.get(gold[row - 1], 0)) & ((1 << column) - 1)
+        num_calls += column - stops.bit_length()
+        column = stops.bit_length()
+        if not column:
+            break
+        if predicted[column - 1] == gold[row - 1]:
+            words.append(gold[row - 1])
+            column -= 1
+        row -= 1
+        num_calls += 1
+    return words if num_calls <= max_calls else None
+
+
+def _rising_columns(gold: list[str], predicted: list[str]) -> tuple[dict[str, int], list[int]]:
+    """Where each predicted word stands, and for each number of gold words the columns where the length rises.
+
+    Bit j - 1 of `rises[i]` is set when the longest common subsequence of i gold words with j predicted words is one
+    longer than with j - 1 (bit-parallel LCS: Crochemore et al. 2001, Hyyrö 2004).
+    """
+    places: dict[str, int] = {}
+    for index, word in enumerate(predicted):
+        places[word] = places.get(word, 0) | 1 << index
+    every = (1 << len(predicted)) - 1
+    level, rises = every, [0]
+    for word in gold:
+        matched = level & places.get(word, 0)
+        level = ((level + matched) | (level - matched)) & every
+        rises.append(every & ~level)
+    return places, rises
+
+
+@register_metric("rouge")
+def rouge(prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()) -> float:
+    """The best `rouge_l` over the answers, 0 to 1; identical texts score 1 - 5e-9."""
+    return best_over_answers(lambda answer: rouge_l(prediction, answer), answers)

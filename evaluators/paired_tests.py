@@ -1,0 +1,126 @@
+"""Whether a paired difference could be chance: exact where it can be, never on more units than are independent.
+
+Values are a - b on the same items. One random sign a cluster is all that the null hypothesis leaves open; McNemar's
+test is that idea for single items that are right or wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from evaluators.statistics import FloatArray, StatisticsError, checked, group
+
+ALPHA = 0.05  # two-sided, after Holm's correction
+NUM_SIGN_FLIPS = 9_999
+_EXACT_CLUSTERS = 12  # up to here all 2^C signs are tried: 4,096
+_SIGN_SEED = 20_241  # fixed: the same rows always print the same p
+_TIE_TOLERANCE = (
+    1e-9  # of the sum of sizes: equal sums differ by rounding, and a tie counts against the difference
+)
+
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class PairedTest:
+    """A two-sided p-value. `method` is "mcnemar_exact" or "cluster_sign_flip"."""
+
+    p_value: float
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
+class HolmResult:
+    """One member of a family: its p adjusted for all of them, and whether it is significant at the family's alpha."""
+
+    p_value: float
+    adjusted_p: float
+    is_significant: bool
+
+
+def paired_test(a: Sequence[float], b: Sequence[float], clusters: Sequence[Hashable]) -> PairedTest:
+    """Two-sided test that a - b is 0 on average; the three are in the same order.
+
+    Scores of 0 and 1 with one item a cluster: exact McNemar. Its pairs must be independent, so with several items on
+    a context, as with scores in between, the signs of whole clusters are flipped instead.
+    Raises StatisticsError for nothing, NaN or infinity, or unequal lengths.
+    """
+    if len(a) != len(b):
+        raise StatisticsError(f"{len(a)} values cannot be paired with {len(b)}; keep the items both have.")
+    differences = checked(a) - checked(b)
+    grouped = group(differences, clusters)
+    if is_binary(a) and is_binary(b) and len(grouped.sizes_C) == len(differences):
+        num_higher, num_lower = int((differences > 0).sum()), int((differences < 0).sum())
+        return PairedTest(mcnemar_p_value(num_higher, num_lower), "mcnemar_exact")
+    return PairedTest(sign_flip_p_value(grouped.sums_C), "cluster_sign_flip")
+
+
+def is_binary(values: Sequence[float]) -> bool:
+    """Whether every value is 0 or 1."""
+    return all(value in (0, 1) for value in values)
+
+
+def mcnemar_p_value(num_higher: int, num_lower: int) -> float:
+    """Exact two-sided McNemar test: of the pairs that differ, half should go each way. 1 when none differs."""
+    if num_higher + num_lower == 0:
+        return 1.0
+    from scipy import stats
+
+    return float(stats.binomtest(num_higher, num_higher + num_lower).pvalue)
+
+
+def sign_flip_p_value(sums_C: FloatArray) -> float:
+    """Two-sided p of the total of `sums_C` if each cluster's sign were a coin.
+
+    Clusters without a difference say nothing either way. Up to 12 others: all signs, exact. More: 9,999 seeded draws,
+    the observed signs counted as one of them, so p is at least 0.0001.
+    """
+    sizes_C = np.sort(
+        np.abs(sums_C[sums_C != 0])
+    )  # sorted: p depends neither on order nor on which side is a
+    if len(sizes_C) == 0:
+        return 1.0
+    signs_RC = _all_signs(len(sizes_C)) if len(sizes_C) <= _EXACT_CLUSTERS else drawn_signs(len(sizes_C))
+    observed = abs(math.fsum(sums_C)) - _TIE_TOLERANCE * float(sizes_C.sum())
+    num_as_far = int((np.abs(signs_RC @ sizes_C) >= observed).sum())
+    if len(sizes_C) <= _EXACT_CLUSTERS:
+        return num_as_far / len(signs_RC)
+    return (num_as_far + 1) / (NUM_SIGN_FLIPS + 1)
+
+
+def holm(p_values: Mapping[Key, float], alpha: float = ALPHA) -> dict[Key, HolmResult]:
+    """Holm's step-down correction over one family, name → p (Holm 1979); names come back in the same order.
+
+    The chance of any false alarm in the family is at most `alpha`, whatever depends on what.
+    Raises StatisticsError for a p outside 0 to 1.
+    """
+    for name, p_value in p_values.items():
+        if not 0 <= p_value <= 1:
+            raise StatisticsError(f"p = {p_value} of {name!r} is no probability.")
+    adjusted: dict[Key, float] = {}
+    highest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda it: p_values[it])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = highest
+    return {
+        name: HolmResult(p_value, adjusted[name], adjusted[name] < alpha)
+        for name, p_value in p_values.items()
+    }
+
+
+def _all_signs(num_clusters: int) -> FloatArray:
+    bits_RC = np.arange(2**num_clusters)[:, None] >> np.arange(num_clusters) & 1
+    return (2 * bits_RC - 1).astype(np.float64)
+
+
+def drawn_signs(num_clusters: int, num_flips: int = NUM_SIGN_FLIPS) -> FloatArray:
+    """Seeded random signs, (flips, clusters)."""
+    rng = np.random.default_rng(_SIGN_SEED)
+    bits_RC = rng.integers(0, 2, size=(num_flips, num_clusters), dtype=np.int8)
+    return (2 * bits_RC - 1).astype(np.float64)

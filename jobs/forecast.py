@@ -1,0 +1,68 @@
+"""How long a sweep will take, foreseen: from rows of its own where there are some, otherwise from the model's size.
+
+Pure. A forecast is an order of magnitude: its source is always printed beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from jobs.plan import Plan
+from jobs.prediction import cost_tokens_of
+from jobs.result_schema import DONE_STATUSES, Row
+
+_FLOPS_PER_PARAMETER_AND_TOKEN = 2
+# What one device was seen to do: the demo model prefills 730 tokens/s on 2 CPU cores, 8B-shaped weights about
+# 27,000 tokens/s on an H100. Decoding is counted in tokens of prefill, see `cost_tokens_of`.
+_FLOPS_PER_S = {"cpu": 2e11, "cuda": 4e14}
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Seconds of one device for everything a plan still owes, and where the estimate comes from."""
+
+    device_s: float
+    source: str
+
+
+def forecast(plan: Plan, num_parameters: int, device: str, rows: Sequence[Row]) -> Forecast:
+    """Foresee the owed units of `plan`; `rows` are results of the same model on the same kind of device, if any."""
+    owed_cost = sum(unit.cost_tokens for unit in plan.units)
+    units = _seconds_and_cost(rows)
+    if units:
+        pace = fmean(seconds / cost for seconds, cost in units)
+        return Forecast(owed_cost * pace, f"from the pace of {len(units)} finished units in this folder")
+    kind = "cuda" if device.startswith("cuda") else "cpu"
+    tokens_per_s = _FLOPS_PER_S[kind] / (_FLOPS_PER_PARAMETER_AND_TOKEN * num_parameters)
+    return Forecast(
+        owed_cost / tokens_per_s,
+        f"from the model's {num_parameters / 1e6:,.0f} M parameters; within a factor of three",
+    )
+
+
+def _seconds_and_cost(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """(seconds, cost) of every fused unit that has a finished row."""
+    by_unit: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["status"] in DONE_STATUSES and row["execution"] == "fused" and row["seconds"]:
+            by_unit.setdefault(row["unit_id"], []).append(row)
+    return [(_unit_s(unit), _unit_cost(unit)) for unit in by_unit.values()]
+
+
+def _unit_s(rows: Sequence[Row]) -> float:
+    """Every phase once: shared ones are the same in all rows of a batch."""
+    seconds = [json.loads(row["seconds"]) for row in rows]
+    compress_s = {row["variant"]: it.get("compress_s", 0.0) for row, it in zip(rows, seconds, strict=True)}
+    batches = {(it.get("decode_shared_s", 0.0), it.get("fidelity_shared_s", 0.0)) for it in seconds}
+    prefill_s = max(it.get("prefill_shared_s", 0.0) for it in seconds)
+    return prefill_s + sum(compress_s.values()) + sum(map(sum, batches))
+
+
+def _unit_cost(rows: Sequence[Row]) -> float:
+    steps_by_item: dict[str, int] = {}
+    for row in rows:
+        steps_by_item[row["item_id"]] = max(steps_by_item.get(row["item_id"], 0), row["new_tokens"])
+    return cost_tokens_of(rows[0]["context_tokens"], list(steps_by_item.values()))

@@ -1,0 +1,105 @@
+"""`python jobs/sweep.py ls policies|tasks|models`: what can stand in a settings file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from evaluators.benchmark import TaskInfo
+from jobs.report import EXIT_OK, report_console
+
+if TYPE_CHECKING:
+    from kvmerger.policies.registry import Description
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print one of the lists."""
+    parser = argparse.ArgumentParser(prog="sweep.py ls", description="List what a settings file can name.")
+    parser.add_argument("what", choices=sorted(_TABLES))
+    parser.add_argument("--width", type=int, help="columns to print on (default: the terminal's)")
+    options = parser.parse_args(arguments)
+    console = report_console(options.width)
+    console.print(_TABLES[options.what]())
+    return EXIT_OK
+
+
+def _policies() -> Table:
+    from kvmerger.policies import registry
+
+    return _table(
+        ("policy", "what it keeps", "parameters"),
+        ((f"+{it.name}" if it.is_wrapper else it.name, it.summary, _shown(it)) for it in registry.describe()),
+        caption="join parts with +, as in snapkv+adakv; your own: module:Class. `full` is in every sweep.",
+    )
+
+
+def _shown(description: Description) -> str:
+    return ", ".join(f"{name}={_yaml(default)}" for name, default in description.parameters)
+
+
+def _yaml(value: Any) -> str:
+    """As a settings file spells it."""
+    value = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+
+
+def _tasks() -> Table:
+    from evaluators import registry
+
+    infos = registry.describe_tasks()
+    sources = dict.fromkeys(f"{_benchmark(it)}: {it.source.replace(_task(it), '<task>')}" for it in infos)
+    rows = ((it.name, it.about, it.metric) for it in infos)
+    return _table(("task", "what is asked", "metric"), rows, caption="\n".join(sources))
+
+
+def _benchmark(info: TaskInfo) -> str:
+    return info.name.partition("/")[0]
+
+
+def _task(info: TaskInfo) -> str:
+    return info.name.partition("/")[2]
+
+
+def _models() -> Table:
+    from kvmerger.model_source import SUPPORTED_MODEL_TYPES, SUPPORTED_ROPE_TYPES
+
+    families = ", ".join(SUPPORTED_MODEL_TYPES)
+    rows = [
+        ("demo", "packaged SmolLM2-135M-Instruct (4-bit weights, CPU or GPU), nothing to download"),
+        (
+            "a hub id",
+            f"families {families} with full attention; `revision` pins a commit, HF_TOKEN opens gated ones",
+        ),
+        ("a folder", "config.json, tokenizer.json and safetensors of such a model"),
+        *((name, "in this machine's hub cache") for name in _cached_models()),
+    ]
+    return _table(("model", ""), rows, caption=f"RoPE types: {', '.join(SUPPORTED_ROPE_TYPES)}")
+
+
+def _cached_models() -> list[str]:
+    import huggingface_hub as hub
+
+    try:
+        return sorted(repo.repo_id for repo in hub.scan_cache_dir().repos if repo.repo_type == "model")
+    except hub.CacheNotFound:
+        return []
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str | None = None) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, caption=caption, caption_justify="left"
+    )
+    for index, head in enumerate(heads):
+        table.add_column(head, overflow="fold", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+_TABLES: dict[str, Callable[[], Table]] = {"policies": _policies, "tasks": _tasks, "models": _models}

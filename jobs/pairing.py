@@ -1,0 +1,111 @@
+"""Two variants' rows as pairs of numbers on the same items, and where every item without a pair went.
+
+Pure over result rows. Nothing is compared but the items both have; what is dropped is counted with its reason.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from evaluators.macro_average import TaskPairs
+from evaluators.paired_tests import is_binary
+from jobs.result_schema import DONE_STATUSES, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A number of a row that is compared. `column` is the row's, `unit_factor` turns it into what is shown."""
+
+    column: str
+    name: str
+    is_higher_better: bool
+    unit_factor: float
+
+    def gain(self, difference: float) -> float:
+        """The difference with its sign turned so that more is better."""
+        return difference if self.is_higher_better else -difference
+
+
+SCORE = Metric("score", "score", is_higher_better=True, unit_factor=100)  # in points
+ANSWER_NLL = Metric("answer_nll", "NLL", is_higher_better=False, unit_factor=1)  # nats per token
+METRICS = (SCORE, ANSWER_NLL)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Values of a policy and of its reference on the items both have, in the same order, with each item's context.
+
+    `dropped` counts the items left out by reason. The bytes are means of `kv_bytes` over the pairs, None if not known.
+    """
+
+    item_ids: tuple[str, ...]
+    policy: tuple[float, ...]
+    reference: tuple[float, ...]
+    clusters: tuple[Hashable, ...]
+    dropped: Mapping[str, int]
+    policy_bytes: float | None
+    reference_bytes: float | None
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether every value is 0 or 1; an empty pairing is not."""
+        return bool(self.policy) and is_binary(self.policy) and is_binary(self.reference)
+
+    @property
+    def task_pairs(self) -> TaskPairs:
+        """For a mean over tasks."""
+        return TaskPairs(self.policy, self.reference, self.clusters)
+
+
+def pair(
+    policy_rows: Iterable[Row],
+    reference_rows: Iterable[Row],
+    column: str,
+    names: tuple[str, str] = ("policy", "reference"),
+) -> Pairs:
+    """Pair by item id, in the order of the ids; `names` are what the two sides are called in `dropped`."""
+    policy, reference = _by_item(policy_rows), _by_item(reference_rows)
+    dropped: Counter[str] = Counter()
+    kept = []
+    for item_id in sorted(policy.keys() | reference.keys()):
+        sides = (policy.get(item_id), reference.get(item_id))
+        reason = _why_dropped(sides, column, names)
+        if reason:
+            dropped[reason] += 1
+        else:
+            kept.append(item_id)
+    return Pairs(
+        item_ids=tuple(kept),
+        policy=tuple(float(policy[item][column]) for item in kept),
+        reference=tuple(float(reference[item][column]) for item in kept),
+        clusters=tuple(reference[item]["cluster_id"] for item in kept),
+        dropped=dict(dropped),
+        policy_bytes=mean_bytes(policy[item] for item in kept),
+        reference_bytes=mean_bytes(reference[item] for item in kept),
+    )
+
+
+def mean_bytes(rows: Iterable[Row]) -> float | None:
+    """Mean of the measured `kv_bytes`; None without any."""
+    known = [row["kv_bytes"] for row in rows if row["kv_bytes"] is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _by_item(rows: Iterable[Row]) -> dict[str, Row]:
+    return {row["item_id"]: row for row in rows}
+
+
+def _why_dropped(sides: Sequence[Row | None], column: str, names: tuple[str, str]) -> str:
+    """Why an item is no pair, or nothing."""
+    for row, name in zip(sides, names, strict=True):
+        if row is None:
+            return f"no row in {name}"
+        if row["status"] not in DONE_STATUSES:
+            return f"failed in {name}"
+        if row[column] is None or not math.isfinite(row[column]):
+            return f"no {column} in {name}"
+    return ""

@@ -1,0 +1,100 @@
+"""What the model will really be given, task by task: the mistakes that cost peers most points are all visible here.
+
+Pure over a plan: nothing is loaded and nothing is run.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evaluators.item import BenchmarkItem
+from evaluators.tokenizer import Tokenizer, adds_bos, decode
+from jobs.cells import PlannedCell
+from jobs.plan import Plan
+from jobs.work import PlannedItem
+
+_SHOWN_CHARS = 90
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCheck:
+    """One task's prompts. Token counts are of the whole input; texts are those of the task's first sound prompt.
+
+    `bos` and `template` say in words how often BOS stands in that prompt and who put it there, and what became of the
+    model's chat template. `compressed_end` and `tail` are the text on both sides of the cut between what is compressed
+    and what is not.
+    """
+
+    task: str
+    num_items: int
+    num_without_prompt: int
+    num_truncated: int
+    median_tokens: int
+    longest_tokens: int
+    longest_untruncated_tokens: int
+    bos: str
+    template: str
+    answer_prefix: str
+    compressed_end: str
+    tail: str
+    tail_tokens: int
+    max_new_tokens: int
+    first_gold: str
+
+
+def check_prompts(plan: Plan, tokenizer: Tokenizer) -> tuple[PromptCheck, ...]:
+    """One check per task of the plan, in its order; a task none of whose items has a prompt is left out."""
+    by_task: dict[str, dict[str, PlannedCell]] = {}
+    for planned in plan.cells:
+        task = f"{planned.item.benchmark}/{planned.item.task}"
+        by_task.setdefault(task, {}).setdefault(planned.item.item_id, planned)
+    checks = []
+    for task, cells in by_task.items():
+        sound = [cell.planned for cell in cells.values() if cell.planned is not None]
+        if sound:
+            checks.append(_check(task, len(cells), sound, tokenizer))
+    return tuple(checks)
+
+
+def _check(task: str, num_items: int, prompts: Sequence[PlannedItem], tokenizer: Tokenizer) -> PromptCheck:
+    first = prompts[0]
+    lengths = [len(it.tokens.context_ids) + len(it.tokens.tail_ids) for it in prompts]
+    ids = first.tokens.context_ids + first.tokens.tail_ids
+    return PromptCheck(
+        task=task,
+        num_items=num_items,
+        num_without_prompt=num_items - len(prompts),
+        num_truncated=sum(it.tokens.is_truncated for it in prompts),
+        median_tokens=int(statistics.median(lengths)),
+        longest_tokens=max(lengths),
+        longest_untruncated_tokens=max(it.tokens.num_original_tokens for it in prompts),
+        bos=_bos(ids, tokenizer),
+        template=_template(first.item, tokenizer),
+        answer_prefix=first.item.answer_prefix,
+        compressed_end=_text(first.tokens.context_ids[-_SHOWN_CHARS:], tokenizer)[-_SHOWN_CHARS:],
+        tail=_text(first.tokens.tail_ids, tokenizer)[-_SHOWN_CHARS:],
+        tail_tokens=len(first.tokens.tail_ids),
+        max_new_tokens=first.item.max_new_tokens,
+        first_gold=first.item.answers[0] if first.item.answers else "",
+    )
+
+
+def _bos(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    if tokenizer.bos_token_id is None:
+        return "the tokenizer has none"
+    count = ids.count(tokenizer.bos_token_id)
+    if adds_bos(tokenizer):
+        return f"{count}, put in front by the tokenizer"  # `self_check` refuses prompts with more or fewer
+    return f"{count}, from the chat template or the text: the tokenizer adds none"
+
+
+def _template(item: BenchmarkItem, tokenizer: Tokenizer) -> str:
+    if not item.use_chat_template:
+        return "withheld, as the task wants it"
+    return "the model's" if tokenizer.chat_template else "none: the model has none"
+
+
+def _text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    return decode(ids, tokenizer, skip_special_tokens=False)

@@ -1,0 +1,46 @@
+"""A forecast follows the rows of its own folder, and says where it comes from."""
+
+import json
+
+import pytest
+
+from jobs.forecast import forecast
+from jobs.prediction import cost_tokens_of
+from tests.jobs.plan_fakes import item, plan_of, settings_of
+
+ROW = {
+    "status": "ok",
+    "execution": "fused",
+    "unit_id": "u",
+    "item_id": "i",
+    "context_tokens": 100,
+    "new_tokens": 3,
+}
+SECONDS = {"prefill_shared_s": 2.0, "decode_shared_s": 3.0, "fidelity_shared_s": 1.0}
+
+
+def row(variant: str, compress_s: float, **values: object) -> dict:
+    return {**ROW, "variant": variant, "seconds": json.dumps({**SECONDS, "compress_s": compress_s}), **values}
+
+
+def test_measured_units_set_the_pace_and_shared_phases_count_once() -> None:
+    plan = plan_of(settings_of(), [item(1), item(2)])
+    rows = [row("a", 0.5), row("b", 1.5), {**ROW, "status": "failed", "seconds": None, "unit_id": "v"}]
+    owed = sum(unit.cost_tokens for unit in plan.units)
+    foreseen = forecast(plan, 10, "cpu", rows)
+    assert foreseen.device_s == pytest.approx(owed * (2 + 0.5 + 1.5 + 3 + 1) / cost_tokens_of(100, [3]))
+    assert "1 finished units" in foreseen.source
+
+
+def test_without_rows_twice_the_parameters_take_twice_as_long() -> None:
+    plan = plan_of(settings_of(), [item(1)])
+    small, large = (forecast(plan, count, "cuda:0", []) for count in (10**9, 2 * 10**9))
+    assert large.device_s == pytest.approx(2 * small.device_s)
+    assert "2,000 M parameters" in large.source
+    assert forecast(plan, 10**9, "cpu", []).device_s > small.device_s
+
+
+def test_nothing_owed_takes_no_time() -> None:
+    settings, items = settings_of(), [item(1)]
+    done = [planned.cell.identity for planned in plan_of(settings, items).cells]
+    assert forecast(plan_of(settings, items, done), 10**9, "cpu", []).device_s == 0
