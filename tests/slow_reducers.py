@@ -106,6 +106,8 @@ def _averaged(policy, keys, values, masses, target: int, group: list[int]) -> Sl
     if getattr(policy, "value_factor", "convex") == "count":
         value = value * len(group)
     key = weighted_sum(weights, [keys[i] for i in group]) if policy.merge_keys else keys[target]
+    if not getattr(policy, "merge_values", True):
+        value = values[target]
     log_mass = {
         "none": 0.0,
         "count": math.log(len(group)),

@@ -19,6 +19,7 @@ CASES = [
     ("compensated", {"merge_keys": True, "weights": "mean", "log_mass": "count"}),
     ("compensated", {"attention_source": "window", "mass_window": 8, "max_log_mass": 0.5}),
     ("compensated", {"log_mass": "none", "weights": "gaussian", "sigma": None}),
+    ("compensated", {"merge_values": False}),
     ("nearest", {}),
     ("nearest", {"weights": "mean", "min_cosine": 0.6}),
     ("nearest", {"weights": "attention", "merge_keys": True, "min_cosine": -0.99}),
