@@ -41,10 +41,13 @@ MARGIN = 0.02  # two points of a score; of NLL, 0.02 nats
 DROPS = (0.03, 0.05)
 NUM_RESAMPLES = 1_999
 _TIE_TOLERANCE = 1e-9
+_COLUMNS = 132
 _MAX_CELLS = 20_000_000  # data sets x resamples at a time: 160 MB
 _HEADS = (
     "covers t",
     "covers BCa",
+    "below t",
+    "below BCa",
     "alarm t",
     "alarm flip",
     "alarm McN",
@@ -208,9 +211,12 @@ def simulate(
     flip_null_D = flip_p_values(null)
     enough_D = at_margin.has_enough_pairs_D
     one_sided = 1 - 2 * ONE_SIDED_ALPHA
+    t_D, bca_D = t_ends(untilted, 0.95), bca_ends(untilted, [0.95])[0]
     shares = {
-        "covers t": _covered(*t_ends(untilted, 0.95), truth),
-        "covers BCa": _covered(*bca_ends(untilted, [0.95])[0], truth),
+        "covers t": _covered(*t_D, truth),
+        "covers BCa": _covered(*bca_D, truth),
+        "below t": float((truth < t_D[0]).mean()),
+        "below BCa": float((truth < bca_D[0]).mean()),
         "alarm t": float((t_p_values(null) < ALPHA).mean()),
         "alarm flip": float((flip_null_D < ALPHA).mean()),
         "passes t": float((enough_D & (t_ends(at_margin, one_sided)[0] > -MARGIN)).mean()),
@@ -263,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 table.add_row(
                     name, items, str(num_clusters), *cells, end_section=num_clusters == NUM_CLUSTERS[-1]
                 )
-    console = Console(width=120)
+    console = Console(width=_COLUMNS)
     console.print(table)
     console.print(
         f"{options.datasets} data sets a cell, {NUM_RESAMPLES} resamples, seed {options.seed}; Python "

@@ -1,8 +1,8 @@
 """No worse than a margin: shown, refuted, or not resolved by this many items.
 
 a - b is a change for the better where it is positive; turn the sign of what is better when lower. Both sides read the
-95 % interval, so each is a one-sided test of 2.5 %: at 5 %, passes were wrong up to 10 % of the time where differences
-are rare and one-sided (docs/statistics.md).
+95 % interval, so each is a one-sided test of 2.5 %: at 5 %, passes were wrong up to 15 % of the time where losses are
+rare and one-sided (docs/statistics.md).
 """
 
 from __future__ import annotations

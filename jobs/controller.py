@@ -52,7 +52,7 @@ from jobs.worker import DeviceLostError, LoadEngine, load_engine
 PLACEMENT_TIMEOUT_S = 600.0
 """A cluster that grows needs minutes for a new machine; one that cannot would otherwise wait for ever."""
 
-_POLL_S = 1.0
+_POLL_S = 0.25  # an interrupt is noticed between two polls, and `ray job stop` does not wait for long
 # The first type that fits decides. ActorUnavailableError counts as death: its actor is killed before a retry.
 _ERROR_KINDS: tuple[tuple[type[Exception], ErrorKind], ...] = (
     (ray_errors.ActorUnschedulableError, ErrorKind.NO_RESOURCES),

@@ -69,7 +69,9 @@ class ProgressView:
         """Show the event. Fits the executors' `on_event`."""
         match event:
             case Advice(text=text):
-                self._console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
+                self._console.print(
+                    f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True
+                )
             case WorkerStarting(worker=worker):
                 self._say(f"{worker}: loading the model …", is_news=True)
             case WorkerReady(worker=worker):

@@ -76,6 +76,16 @@ class ResultStore:
         """Store the resolved settings; the file can be given to `sweep.py` again."""
         _write_whole(self.root / "settings.yaml", yaml.safe_dump(dict(resolved), sort_keys=False).encode())
 
+    def read_settings_text(self) -> str:
+        """What `write_settings` stored last, as YAML; "" when there is nothing."""
+        path = self.root / "settings.yaml"
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise ResultError(f"{path} cannot be read ({error}); delete it") from error
+
     def write_run_meta(self, meta: Mapping[str, Any]) -> None:
         """Store what ran: git commit, library versions, arguments."""
         _write_whole(self.root / "run_meta.json", json.dumps(meta, indent=2).encode())
@@ -127,10 +137,19 @@ def _read_file(path: Path) -> pa.Table:
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise ResultError(f"{path} is not a readable parquet file ({error}); {_REMEDY}") from error
+    table = _with_absent_nullable_columns(table)
     if set(table.schema.names) != set(RESULT_SCHEMA.names):
         different = sorted(set(table.schema.names) ^ set(RESULT_SCHEMA.names))
         raise ResultError(f"{path} has other columns ({different}), written by another version; {_REMEDY}")
     return table.select(RESULT_SCHEMA.names).cast(RESULT_SCHEMA)
+
+
+def _with_absent_nullable_columns(table: pa.Table) -> pa.Table:
+    """A file from before a nullable column existed says nothing about it: null."""
+    for field in RESULT_SCHEMA:
+        if field.nullable and field.name not in table.schema.names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -35,7 +35,7 @@ def source_paths(policies: Iterable[str], modules: Mapping[str, ModuleType]) -> 
     own = {path for name in named - set(OUR_PACKAGES) if (path := _path_of(modules.get(name))) is not None}
     folders = {path.parent for path in own if not _is_installed(path)}
     top_level = (
-        _path_of(module) for name, module in modules.items() if "." not in name and name != "__main__"
+        _path_of(module) for name, module in tuple(modules.items()) if "." not in name and name != "__main__"
     )
     beside = {path for path in top_level if path is not None and path.parent in folders}
     ours = {path for name in OUR_PACKAGES if (path := _path_of(modules.get(name))) is not None}

@@ -28,6 +28,8 @@ _HEAVY_COLUMNS = {
     "failure_traceback",
     "prediction",
     "answers",
+    "prompt_tail",
+    "item_metadata",
 }
 _SHOWN_FIRST = (FULL, FULL_AA, NO_CONTEXT)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvmerger.batch import Answer, Batch
-from kvmerger.compress import Compressed, merged_counters
+from kvmerger.compress import DID_NOTHING, Compressed, merged_counters
 from kvmerger.device_time import now_s
 from kvmerger.fidelity import Fidelity, compare, continuation_nll
 from kvmerger.generation import Generation, Prompt, VariantFailure
@@ -153,7 +153,7 @@ class Answering:
             full_kv_bytes=self.full_kv_bytes,
             tail_bytes=max(point.live_bytes for point in trace[1:]) - compressed.nbytes,
             peak_bytes=peak_bytes,
-            degenerate_reason=None if batch.has_acted(index) else compressed.degenerate_reason,
+            degenerate_reason=_degenerate_reason(batch, index, compressed),
             counters={
                 **merged_counters(row.prefix),
                 **_budget_counter(compressed),
@@ -169,6 +169,12 @@ def _failure(batch: Batch, index: int) -> VariantFailure:
     return VariantFailure(
         row.label, row.question_index, "decode", failure.error_type, failure.message, failure.traceback
     )
+
+
+def _degenerate_reason(batch: Batch, index: int, compressed: Compressed) -> str | None:
+    """Why the row says nothing about its policy; one that keeps the whole prompt may still act on the answer."""
+    reason = compressed.degenerate_reason
+    return None if reason == DID_NOTHING and batch.has_acted(index) else reason
 
 
 def _budget_counter(compressed: Compressed) -> dict[str, float]:

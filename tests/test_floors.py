@@ -30,6 +30,7 @@ LIGHT_FILES = (
     "jobs/failure.py",
     "jobs/results.py",
     "jobs/report.py",
+    "jobs/report_page.py",
     "jobs/differences.py",
     "jobs/compare.py",
     "jobs/work.py",

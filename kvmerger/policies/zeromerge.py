@@ -81,7 +81,7 @@ class ZeroMerge(Policy):
     def _targets(self, mass_HN: Tensor, budget: Budget) -> Tensor:
         """Itself for tail and top, the first token of its stretch for every other: int64 (H, N)."""
         index_HN = own_index(mass_HN)
-        num_tail_H = [math.floor(self.tail_ratio * num_slots) for num_slots in budget.num_slots_H]
+        num_tail_H = [self._num_tail(num_slots) for num_slots in budget.num_slots_H]
         first_recent_H = mass_HN.shape[1] - torch.tensor(num_tail_H, device=mass_HN.device)
         ranked_HN = mass_HN.masked_fill(index_HN >= first_recent_H[:, None], float("inf"))
         num_kept_H = tuple(num_slots - self.num_residual for num_slots in budget.num_slots_H)
@@ -95,9 +95,14 @@ class ZeroMerge(Policy):
         first_HR.scatter_reduce_(1, stretch_HN, index_HN, "amin")
         return torch.where(is_kept_HN, index_HN, first_HR.gather(1, stretch_HN))
 
+    def _num_tail(self, num_slots: int) -> int:
+        return math.floor(self.tail_ratio * num_slots)
+
     def _require_room(self, num_slots: int, num_tokens: int) -> None:
-        if num_slots <= self.num_residual:
+        num_tail = self._num_tail(num_slots)
+        if num_slots <= self.num_residual or num_slots < num_tail + self.num_residual:
             raise BudgetError(
-                f"zeromerge: num_residual={self.num_residual} leaves nothing of a budget of {num_slots} slots of "
-                f"{num_tokens} tokens; raise the budget or lower num_residual"
+                f"zeromerge: a tail of {num_tail} (tail_ratio={self.tail_ratio}) and num_residual={self.num_residual} do "
+                f"not fit a budget of {num_slots} slots of {num_tokens} tokens with a token beside the residual; raise the "
+                f"budget, or lower tail_ratio or num_residual"
             )

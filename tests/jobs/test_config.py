@@ -10,7 +10,8 @@ from evaluators.prompting import QueryMode
 from jobs.config import DEMO_CONFIG, Settings, load_settings
 from jobs.config_errors import SettingsError
 from kvmerger.budget import KeptRatio, LikeVariant
-from kvmerger.variants import FULL
+from kvmerger.policies.base import CacheShape
+from kvmerger.variants import FULL, build_variant
 
 MINIMAL = """
 tasks: [{name: ruler/niah_single_2, length: 1024, limit: 6}]
@@ -49,6 +50,14 @@ def test_every_shipped_config_loads(path: Path, tmp_path: Path) -> None:
     settings = load_settings(path, data)
     assert settings.name == path.stem and len(settings.variants) > 1
     assert settings.output_dir == Path.cwd() / "results" / path.stem
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_policy_can_be_built_and_met_on_the_demo_model(path: Path) -> None:
+    shape = CacheShape(num_tokens=900, num_layers=30, num_kv_heads=3)
+    for spec in load_settings(path).variants:
+        if spec.policy != FULL and spec.budget is not None:
+            build_variant(spec).policy.check(shape, spec.budget)
 
 
 def test_shipped_configs_need_nothing_outside_the_repository() -> None:

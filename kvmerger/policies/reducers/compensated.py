@@ -34,6 +34,7 @@ class Compensated(AttentionReducer):
         weights: how a slot's tokens count in its value; see `member_weights`.
         sigma: the kernel's width, or None for each slot's mean distance over √2.
         merge_keys: average keys as values are.
+        merge_values: False keeps values too: only the slot's logit tells of what was dropped.
         log_mass: added to the slot's logit: log(Σ mass ÷ the kept token's), log of the ``count``, or ``none``.
         max_log_mass: largest such number, in nats; None sets no limit.
     """
@@ -41,6 +42,7 @@ class Compensated(AttentionReducer):
     weights: Weights = "gaussian_attention"
     sigma: float | None = 5.0
     merge_keys: bool = False
+    merge_values: bool = True
     log_mass: LogMass = "attention"
     max_log_mass: float | None = 3.0
 
@@ -49,7 +51,7 @@ class Compensated(AttentionReducer):
         super().__post_init__()
         name = name_of(self)
         require_choices(name, vars(self), {"weights": WEIGHTS, "log_mass": LOG_MASSES})
-        require_switches(name, vars(self), ("merge_keys",))
+        require_switches(name, vars(self), ("merge_keys", "merge_values"))
         if self.sigma is not None:
             require_positive(name, "sigma", self.sigma, ", or null for each slot's own width")
         if self.max_log_mass is not None:
@@ -64,6 +66,6 @@ class Compensated(AttentionReducer):
             layer,
             groups,
             key_weight_M=weight_M if self.merge_keys else None,
-            value_weight_M=weight_M,
+            value_weight_M=weight_M if self.merge_values else None,
             log_mass_S=slot_log_mass(self.log_mass, groups, mass_F, self.max_log_mass),
         )

@@ -1,0 +1,165 @@
+"""Does merging beat evicting to the same slots? Chosen on one half of the items, confirmed on the other.
+
+    python -m bench.merging_study RESULTS        (the folder of jobs/configs/merging_study.yaml)
+
+Both sides of a comparison hold the same number of slots in every layer and head, so what differs is what is in them.
+Contexts, not items, are put into halves, by a digest that no result can influence. A task takes part only if the full
+cache beats having no context on all its items by an interval above 0. Families (LongBench, RULER at each length) weigh
+the same; within one, items do. Negative differences are better: KL to the full cache and NLL of the gold answer are losses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from evaluators.macro_average import TaskPairs, macro_difference, macro_test
+from evaluators.paired_tests import holm
+from evaluators.statistics import Interval
+from jobs.pairing import ANSWER_NLL, Metric, pair
+from jobs.result_schema import Row
+from jobs.results import ResultStore
+from jobs.summary import grouped, planned_rows, task_of
+from jobs.variant_summary import NllScale
+
+KL = Metric("kl_mean", "KL", is_higher_better=False, unit_factor=1)
+METRICS = (KL, ANSWER_NLL)
+HALVES = ("chosen on", "confirmed on")
+# What stands behind a `+` is compared with what stands before it; these have no `+` and are compared with …
+_REFERENCES = {"kvmerger": "pivots", "protected": "pivots", "blend": "snapkv"}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One merged variant against its reference: the difference in each metric on each half, None where there is none."""
+
+    label: str
+    reference: str
+    interval_by: Mapping[tuple[str, str], Interval]
+    p_by: Mapping[tuple[str, str], float]
+
+    def is_better_on(self, half: str) -> bool:
+        """Whether both metrics' intervals lie below 0."""
+        intervals = [self.interval_by[half, metric.name] for metric in METRICS]
+        return all(it.high is not None and it.high < 0 for it in intervals)
+
+
+def reference_of(label: str, labels: Sequence[str]) -> str | None:
+    """The label with the same slots and nothing merged, or None where there is none in `labels`."""
+    name, _, budget = label.rpartition("@")
+    base = name.rpartition("+")[0] or _REFERENCES.get(name.partition("-")[0], "")
+    reference = f"{base}@{budget}"
+    return reference if reference in labels and reference != label else None
+
+
+def half_of(row: Row) -> str:
+    """Which half the row's context belongs to: the same for all items and variants on it."""
+    return HALVES[zlib.crc32(str(row["cluster_id"]).encode()) % 2]
+
+
+def family_of(row: Row) -> str:
+    """LongBench as a whole, RULER by length."""
+    return "longbench" if row["benchmark"] == "longbench" else f"ruler/{row['task'].partition('/')[0]}"
+
+
+def rows_with_scale(rows: Sequence[Row]) -> tuple[list[Row], list[str], list[str]]:
+    """Rows of the tasks that may speak, those tasks, and the others."""
+    kept: list[Row] = []
+    tasks: dict[bool, list[str]] = {True: [], False: []}
+    for task, of_task in grouped(rows, task_of).items():
+        is_usable = NllScale.of(grouped(of_task, lambda row: str(row["variant"]))).is_usable
+        tasks[is_usable].append(task)
+        kept += of_task if is_usable else []
+    return kept, tasks[True], tasks[False]
+
+
+def study(rows: Sequence[Row]) -> list[Found]:
+    """Every variant that has a reference, in the order of the rows."""
+    by_label = grouped(rows, lambda row: str(row["variant"]))
+    found = []
+    for label in by_label:
+        reference = reference_of(label, list(by_label))
+        if reference is not None:
+            found.append(_compare(label, reference, by_label))
+    return found
+
+
+def _compare(label: str, reference: str, by_label: Mapping[str, Sequence[Row]]) -> Found:
+    interval_by, p_by = {}, {}
+    for half in HALVES:
+        for metric in METRICS:
+            strata = _strata(by_label[label], by_label[reference], metric, lambda row: half_of(row) == half)  # noqa: B023
+            interval_by[half, metric.name] = macro_difference(strata).interval
+            p_by[half, metric.name] = macro_test(strata).p_value
+    return Found(label, reference, interval_by, p_by)
+
+
+def _strata(
+    policy: Sequence[Row], reference: Sequence[Row], metric: Metric, is_wanted: Callable[[Row], bool]
+) -> list[TaskPairs]:
+    families = dict.fromkeys(family_of(row) for row in policy)
+    pairs = [
+        pair(
+            [row for row in policy if family_of(row) == family and is_wanted(row)],
+            [row for row in reference if family_of(row) == family and is_wanted(row)],
+            metric.column,
+        )
+        for family in families
+    ]
+    return [it.task_pairs for it in pairs if it.item_ids]
+
+
+def render(found: Sequence[Found]) -> Table:
+    """Differences of both halves; those chosen on the first half carry Holm's p on the second."""
+    chosen = [it for it in found if it.is_better_on(HALVES[0])]
+    adjusted = holm(
+        {(it.label, metric.name): it.p_by[HALVES[1], metric.name] for it in chosen for metric in METRICS}
+    )
+    table = Table(title="merged - evicted, same slots (negative: merging is better)", title_justify="left")
+    for head in ("variant", "against", *(f"{m.name}, {half}" for half in HALVES for m in METRICS), "verdict"):
+        table.add_column(head)
+    for it in sorted(found, key=lambda one: one.interval_by[HALVES[0], KL.name].mean):
+        cells = [_shown(it.interval_by[half, metric.name]) for half in HALVES for metric in METRICS]
+        is_significant = it in chosen and all(
+            adjusted[it.label, metric.name].is_significant for metric in METRICS
+        )
+        table.add_row(it.label, it.reference, *cells, _verdict(it, it in chosen, is_significant))
+    return table
+
+
+def _verdict(it: Found, is_chosen: bool, is_significant: bool) -> str:
+    if not is_chosen:
+        return ""
+    return "confirmed" if it.is_better_on(HALVES[1]) and is_significant else "not confirmed"
+
+
+def _shown(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return f"{interval.mean:+.4f}"
+    return f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+
+
+def main() -> None:
+    """Print the table of a finished study."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("results_dir", type=Path)
+    store = ResultStore(parser.parse_args().results_dir)
+    table, plan = store.read_table(), store.read_plan()
+    rows, used, left_out = rows_with_scale(planned_rows(table, plan))
+    console = Console(width=220)
+    num_items = len({row["item_id"] for row in rows})
+    console.print(f"{num_items} items of {len(used)} tasks: {', '.join(used)}")
+    console.print(
+        f"left out, because the full cache does not beat no context there: {', '.join(left_out) or 'none'}"
+    )
+    console.print(render(study(rows)))
+
+
+if __name__ == "__main__":
+    main()
