@@ -44,6 +44,8 @@ RESULT_SCHEMA = pa.schema(
         pa.field("prediction", pa.string()),
         pa.field("answers", pa.list_(pa.string())),
         pa.field("metric", pa.string()),
+        pa.field("prompt_tail", pa.string()),
+        pa.field("item_metadata", pa.string()),
         pa.field("score", pa.float64()),
         pa.field("score_reason", pa.string()),
         pa.field("answer_nll", pa.float64()),

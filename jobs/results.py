@@ -127,10 +127,19 @@ def _read_file(path: Path) -> pa.Table:
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise ResultError(f"{path} is not a readable parquet file ({error}); {_REMEDY}") from error
+    table = _with_absent_nullable_columns(table)
     if set(table.schema.names) != set(RESULT_SCHEMA.names):
         different = sorted(set(table.schema.names) ^ set(RESULT_SCHEMA.names))
         raise ResultError(f"{path} has other columns ({different}), written by another version; {_REMEDY}")
     return table.select(RESULT_SCHEMA.names).cast(RESULT_SCHEMA)
+
+
+def _with_absent_nullable_columns(table: pa.Table) -> pa.Table:
+    """A file from before a nullable column existed says nothing about it: null."""
+    for field in RESULT_SCHEMA:
+        if field.nullable and field.name not in table.schema.names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -26,6 +26,7 @@ Decode = Callable[[Sequence[int]], str]
 """Token ids, without an end token, to text."""
 
 _FAILED_REASON = "the cell failed"
+_PROMPT_TAIL_CHARS = 600  # the question and a few sentences before it: enough to judge an answer by
 _NO_PEAK_REASON = "a peak per variant is measured in isolated runs on CUDA only"
 
 
@@ -134,6 +135,8 @@ class RowMaker:
             "budget_asked": _json(asked["budget"]),
             "answers": list(item.answers),
             "metric": item.metric,
+            "prompt_tail": prompt_tail(item),
+            "item_metadata": _json(dict(item.metadata)),
         }
 
 
@@ -172,6 +175,15 @@ def spec_of(unit: WorkUnit, label: str) -> VariantSpec:
     """The unit's variant of that label; a reference row, which no unit lists, is its own policy."""
     found = (spec for spec in unit.variants if spec.label == label)
     return next(found, VariantSpec(label, label))
+
+
+def prompt_tail(item: BenchmarkItem) -> str:
+    """The end of the user's text and the answer prefix, before any truncation or chat template.
+
+    Lone surrogates, which recorded data holds, become question marks: parquet takes none.
+    """
+    text = (item.prompt_text + item.answer_prefix)[-_PROMPT_TAIL_CHARS:]
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _failure_columns(failure: Failure) -> Row:

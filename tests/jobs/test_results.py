@@ -104,8 +104,26 @@ def test_a_damaged_file_is_named_with_what_to_do(store: ResultStore) -> None:
 
 def test_a_file_with_other_columns_is_named(store: ResultStore) -> None:
     path = store.write_unit("u1", [make_row("a")])
-    pq.write_table(store.read_table().drop_columns(["seed"]), path)
-    with pytest.raises(ResultError, match=r"u1\.parquet.*seed"):
+    pq.write_table(store.read_table().drop_columns(["task"]), path)
+    with pytest.raises(ResultError, match=r"u1\.parquet.*task"):
+        store.read_table()
+
+
+def test_a_file_from_before_a_nullable_column_is_read_with_nulls(store: ResultStore) -> None:
+    old = store.write_unit("u1", [make_row("a", prompt_tail="who?", item_metadata="{}", seed=3)])
+    store.write_unit("u2", [make_row("b", "u2", prompt_tail="why?", item_metadata="{}")])
+    pq.write_table(pq.read_table(old, partitioning=None).drop_columns(["prompt_tail", "item_metadata"]), old)
+    found = {row["identity"]: row for row in store.read_table().to_pylist()}
+    assert (found["a"]["prompt_tail"], found["a"]["item_metadata"], found["a"]["seed"]) == (None, None, 3)
+    assert found["b"]["prompt_tail"] == "why?"
+    store.check_integrity()
+
+
+def test_a_file_with_a_column_too_many_is_named(store: ResultStore) -> None:
+    path = store.write_unit("u1", [make_row("a")])
+    table = pq.read_table(path, partitioning=None)
+    pq.write_table(table.append_column("scores", table["score"]), path)
+    with pytest.raises(ResultError, match=r"u1\.parquet.*scores"):
         store.read_table()
 
 

@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from jobs.result_schema import RESULT_SCHEMA, check_rows
@@ -66,6 +67,29 @@ def test_generation_becomes_a_scored_row_with_what_was_asked_and_measured() -> N
     assert json.loads(row["trace"]) == [[0, "prefill", 100, 200]]
     assert row["peak_bytes"] is None
     assert "isolated" in row["peak_bytes_reason"]
+
+
+def test_row_holds_what_is_asked_and_what_the_benchmark_knows_of_the_item() -> None:
+    planned = make_planned("i")
+    item = dataclasses.replace(
+        planned.item,
+        before_context="x" * 1000,
+        context="\ud800 in the context. ",  # a lone surrogate, which parquet refuses
+        after_context="Who? ",
+        answer_prefix="It was",
+        metadata={"depth_percent": 40, "haystack": "essays"},
+    )
+    rows = rows_of(make_unit("u", dataclasses.replace(planned, item=item)))
+    for row in rows.values():
+        assert row["prompt_tail"].endswith("x? in the context. Who? It was")
+        assert 500 <= len(row["prompt_tail"]) < 1000
+        assert json.loads(row["item_metadata"]) == {"depth_percent": 40, "haystack": "essays"}
+    pa.Table.from_pylist(list(rows.values()), schema=RESULT_SCHEMA)
+
+
+def test_failed_row_holds_what_was_asked_as_well() -> None:
+    row = rows_of(make_unit("u"), [])["full"]
+    assert (row["prompt_tail"], row["item_metadata"]) == ("textquestion", "{}")
 
 
 def test_end_token_is_not_part_of_the_prediction_but_an_answer_cut_at_length_is_whole() -> None:
