@@ -250,3 +250,13 @@ def test_self_check_misses_no_lost_answer_prefix(make_tokenizer: MakeTokenizer) 
     prompt = tokenize_item(ITEM, tokenizer, QueryMode.AWARE, NO_LIMIT)
     with pytest.raises(PromptError, match="not in the answer prefix"):
         self_check(prompt, replace(ITEM, answer_prefix=" It is"), tokenizer)
+
+
+@pytest.mark.parametrize("mode", QueryMode)
+def test_an_item_that_stops_at_a_newline_brings_its_token(
+    make_tokenizer: MakeTokenizer, mode: QueryMode
+) -> None:
+    tokenizer = make_tokenizer(adds_bos=True)
+    prompt = tokenize_item(replace(ITEM, stop_at_newline=True), tokenizer, mode, NO_LIMIT)
+    assert [tokenizer.decode([token]) for token in prompt.stop_ids] == ["\n"]
+    assert replace(prompt, stop_ids=()) == tokenize_item(ITEM, tokenizer, mode, NO_LIMIT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from evaluators.benchmark import BenchmarkError, TaskSpec, UnknownNameError
-from evaluators.registry import list_tasks, load_items, score
+from evaluators.registry import describe_tasks, list_tasks, load_items, score, scorer_details
 
 from .conftest import MakeTokenizer
 
@@ -13,6 +13,15 @@ from .conftest import MakeTokenizer
 def test_the_promised_tasks_are_there() -> None:
     promised = {"longbench/qasper", "longbench/hotpotqa", "longbench/trec", "ruler/niah_single_2"}
     assert promised <= set(list_tasks())
+
+
+def test_every_task_is_described_in_order() -> None:
+    assert [info.name for info in describe_tasks()] == list_tasks()
+
+
+def test_a_metric_names_the_backend_its_scores_depend_on() -> None:
+    assert scorer_details("code_sim") == "difflib"
+    assert scorer_details("qa_f1") == ""
 
 
 @pytest.mark.parametrize(
@@ -49,6 +58,10 @@ def test_counts_below_one_are_refused(option: str) -> None:
         ("longbench/qasper", {"data": ".", "revision": "main"}),
         ("ruler/niah_single_2", {"data": "."}),
         ("ruler/niah_single_2", {"revision": "main"}),
+        ("ruler/niah_single_1", {"haystack": "essays.txt"}),
+        ("ruler/cwe", {"haystack": "essays.txt"}),
+        ("ruler/vt", {"data": "."}),
+        ("ruler/qa_1", {"haystack": "essays.txt"}),
     ],
 )
 def test_an_option_without_effect_is_refused(

@@ -14,11 +14,11 @@ import pytest
 from evaluators.benchmark import BenchmarkError, TaskSpec
 from evaluators.benchmarks.longbench_source import HUB_REVISION
 from evaluators.item import BenchmarkItem
-from evaluators.registry import load_items
+from evaluators.registry import list_tasks, load_items
 
 from ..conftest import CASES, SHARED_DATA, LoadTask, MakeTokenizer
 
-TASKS = ["hotpotqa", "qasper", "trec"]
+TASKS = sorted(name.partition("/")[2] for name in list_tasks() if name.startswith("longbench/"))
 GOOD_ROW = {"input": "q", "context": "c", "answers": ["a"], "all_classes": ["a"]}
 
 
@@ -68,10 +68,42 @@ def test_prompt_is_the_official_template_filled_in(load: LoadTask, task: str) ->
     assert {item.max_new_tokens for item in items} == {max_new_tokens}
 
 
-def test_template_is_withheld_for_trec_alone(load: LoadTask) -> None:
+def test_official_tasks_are_all_there() -> None:
+    assert len(TASKS) == 21
+    assert sum(name.startswith("longbench-e/") for name in list_tasks()) == 13
+
+
+def test_template_is_withheld_for_completions_and_examples(load: LoadTask) -> None:
     folder = str(CASES / "longbench")
     withheld = {task for task in TASKS if not load(task, data=folder)[0].use_chat_template}
-    assert withheld == {"trec"}
+    assert withheld == {"trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p"}
+
+
+def test_samsum_alone_stops_at_a_newline(load: LoadTask) -> None:
+    folder = str(CASES / "longbench")
+    assert [task for task in TASKS if load(task, data=folder)[0].stop_at_newline] == ["samsum"]
+
+
+def test_items_of_longbench_e_name_their_length(make_tokenizer: MakeTokenizer) -> None:
+    spec = TaskSpec("longbench-e/qasper", data=str(CASES / "longbench"))
+    items = load_items(spec, make_tokenizer())
+    assert [item.task for item in items] == ["0-4k/qasper", "4-8k/qasper", "8k+/qasper"]
+    assert [item.item_id for item in items] == [f"longbench-e/qasper/e{index}" for index in range(3)]
+
+
+def test_a_row_of_longbench_e_without_length_is_refused(
+    make_tokenizer: MakeTokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "qasper_e.jsonl").write_text(json.dumps(GOOD_ROW))
+    with pytest.raises(BenchmarkError, match="no whole number in `length`"):
+        load_items(TaskSpec("longbench-e/qasper", data=str(tmp_path)), make_tokenizer())
+
+
+@pytest.mark.parametrize("task", ["passage_retrieval_en", "passage_retrieval_zh"])
+def test_an_answer_that_names_no_paragraph_is_refused(load: LoadTask, tmp_path: Path, task: str) -> None:
+    (tmp_path / f"{task}.jsonl").write_text(json.dumps(GOOD_ROW))
+    with pytest.raises(BenchmarkError, match="'a' names no paragraph"):
+        load(task, data=str(tmp_path))
 
 
 def test_question_and_instruction_follow_the_context(load: LoadTask) -> None:
