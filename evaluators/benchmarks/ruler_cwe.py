@@ -1,7 +1,8 @@
 """RULER's common words: ten words stand 30 times in a numbered list, all others 3 times.
 
 Follows common_words_extraction.py of NVIDIA/RULER@c3f5e3b4 (Apache-2.0), one solved example included; words are
-wonderwords', as before that file got a longer list. They last to about 90,000 tokens; beyond, items stay shorter.
+wonderwords', as before that file got a longer list. They are about 8,000; where they run out, as they can beyond
+100,000 tokens, items stay shorter.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "second answer": {"item": {"answers": ("gold", "or this")}},
     "metric": {"item": {"metric": "another"}},
     "classes": {"item": {"all_classes": ("a", "b")}},
+    "stop at newline": {"item": {"stop_at_newline": True}},
     "revision": {"model": Model(revision="r2")},
     "dtype": {"model": Model(dtype="bfloat16")},
 }

@@ -62,9 +62,9 @@ def test_texts_too_long_for_the_packages_recursion_score_0_from_the_same_word_on
     draw = random.Random(seed)
     pairs = []
     for num_words in range(970, 1000):  # around the limit, where one word decides
-        gold = " ".join(draw.choices("abcd", k=draw.randint(1, 6)))
-        pairs.append((" ".join(draw.choices("abcdefghij", k=num_words)), gold))
-        pairs.append((gold, pairs[-1][0]))
+        gold = draw.choices("abcd", k=draw.randint(1, 6))
+        long = [*gold, *draw.choices("wxyz", k=num_words)]  # found at the far end of the trace-back
+        pairs += [(" ".join(long), " ".join(gold)), (" ".join(gold), " ".join(long))]
     done = subprocess.run(
         [sys.executable, "-c", OFFICIAL_CALL],
         input=json.dumps([function, pairs]),
