@@ -71,18 +71,18 @@ class Samples:
 
 
 def synthetic_worlds(seed: int) -> list[World]:
-    """Skewed F1 with many zeros, binary scores with many and with few flips, NLL with a long right tail."""
+    """Skewed F1 with many zeros, binary scores with many and with few flips, NLL with a long tail of losses."""
     rng = np.random.default_rng(seed)
     full = _f1_scores(rng)
     is_same = rng.random(_SYNTHETIC_ITEMS) < 0.55
     other = np.where(rng.random(_SYNTHETIC_ITEMS) < 0.3, 0.0, _f1_scores(rng))
-    nll = 0.1 * rng.lognormal(sigma=1.2, size=_SYNTHETIC_ITEMS)
+    loss = 0.1 * rng.lognormal(sigma=1.2, size=_SYNTHETIC_ITEMS)
     flips = np.array([-1.0, 0.0, 1.0])
     return [
         _uniform("F1 with zeros", np.where(is_same, full, other) - full),
         World("binary, 16 % flips", flips, np.array([0.08, 0.84, 0.08])),
         World("binary, 6 % flips", flips, np.array([0.03, 0.94, 0.03])),
-        _uniform("NLL, long tail", nll + 0.05 * rng.normal(size=_SYNTHETIC_ITEMS)),
+        _uniform("-NLL, long tail", 0.05 * rng.normal(size=_SYNTHETIC_ITEMS) - loss),  # more is better
     ]
 
 

@@ -26,7 +26,13 @@ from scipy import stats
 from bench.paired_worlds import MAX_ITEMS, Samples, World, draw, recorded_worlds, synthetic_worlds
 from evaluators.noninferiority import ONE_SIDED_ALPHA
 from evaluators.paired_tests import ALPHA, drawn_signs
-from evaluators.statistics import MIN_CLUSTERS, MIN_DISCORDANT_PAIRS, FloatArray, drawn_clusters
+from evaluators.statistics import (
+    MIN_BOOTSTRAP_CLUSTERS,
+    MIN_CLUSTERS,
+    MIN_DISCORDANT_PAIRS,
+    FloatArray,
+    drawn_clusters,
+)
 
 RECORDED = Path(__file__).parent.parent.parent / "shared" / "data" / "preds" / "kv_policy_item_scores"
 NUM_CLUSTERS = (20, 50, 100, 200)
@@ -35,10 +41,13 @@ MARGIN = 0.02  # two points of a score; of NLL, 0.02 nats
 DROPS = (0.03, 0.05)
 NUM_RESAMPLES = 1_999
 _TIE_TOLERANCE = 1e-9
+_COLUMNS = 132
 _MAX_CELLS = 20_000_000  # data sets x resamples at a time: 160 MB
 _HEADS = (
     "covers t",
     "covers BCa",
+    "below t",
+    "below BCa",
     "alarm t",
     "alarm flip",
     "alarm McN",
@@ -202,9 +211,12 @@ def simulate(
     flip_null_D = flip_p_values(null)
     enough_D = at_margin.has_enough_pairs_D
     one_sided = 1 - 2 * ONE_SIDED_ALPHA
+    t_D, bca_D = t_ends(untilted, 0.95), bca_ends(untilted, [0.95])[0]
     shares = {
-        "covers t": _covered(*t_ends(untilted, 0.95), truth),
-        "covers BCa": _covered(*bca_ends(untilted, [0.95])[0], truth),
+        "covers t": _covered(*t_D, truth),
+        "covers BCa": _covered(*bca_D, truth),
+        "below t": float((truth < t_D[0]).mean()),
+        "below BCa": float((truth < bca_D[0]).mean()),
         "alarm t": float((t_p_values(null) < ALPHA).mean()),
         "alarm flip": float((flip_null_D < ALPHA).mean()),
         "passes t": float((enough_D & (t_ends(at_margin, one_sided)[0] > -MARGIN)).mean()),
@@ -221,7 +233,7 @@ def simulate(
 
 def _is_off_zero(strata: Strata) -> np.ndarray:
     """Whether the interval that is shipped for this number of contexts leaves 0 out."""
-    is_small = min(it.sums_DC.shape[1] for it in strata.tasks) < MIN_CLUSTERS
+    is_small = min(it.sums_DC.shape[1] for it in strata.tasks) < MIN_BOOTSTRAP_CLUSTERS
     low_D, high_D = t_ends(strata, 0.95) if is_small else bca_ends(strata, [0.95])[0]
     return (low_D > 0) | (high_D < 0)
 
@@ -257,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 table.add_row(
                     name, items, str(num_clusters), *cells, end_section=num_clusters == NUM_CLUSTERS[-1]
                 )
-    console = Console(width=120)
+    console = Console(width=_COLUMNS)
     console.print(table)
     console.print(
         f"{options.datasets} data sets a cell, {NUM_RESAMPLES} resamples, seed {options.seed}; Python "

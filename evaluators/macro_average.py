@@ -12,6 +12,7 @@ import numpy as np
 
 from evaluators.paired_tests import PairedTest, sign_flip_p_value
 from evaluators.statistics import (
+    MIN_BOOTSTRAP_CLUSTERS,
     MIN_CLUSTERS,
     MIN_DISCORDANT_PAIRS,
     Clusters,
@@ -39,7 +40,7 @@ class TaskPairs:
 def macro_difference(tasks: Sequence[TaskPairs], confidence: float = 0.95) -> PairedDifference:
     """Mean over tasks of each task's mean a - b, with a paired interval; counts are over all tasks.
 
-    Every task with 50 clusters or more: bias-corrected and accelerated cluster bootstrap, stratified by task. Otherwise
+    Every task with 200 clusters or more: bias-corrected and accelerated cluster bootstrap, stratified by task. Otherwise
     Student t with Satterthwaite's degrees of freedom ("student_t"). Too few below 50 clusters in all or 6 items that
     differ. Raises StatisticsError for no task, or as `mean_interval` does for one of them.
     """
@@ -79,7 +80,7 @@ def _differences(task: TaskPairs) -> FloatArray:
 def _macro_interval(strata: Sequence[Clusters], confidence: float) -> Interval:
     numbers = [len(stratum.sizes_C) for stratum in strata]
     mean = float(np.mean([stratum.mean for stratum in strata]))
-    is_small = min(numbers) < MIN_CLUSTERS
+    is_small = min(numbers) < MIN_BOOTSTRAP_CLUSTERS
     low: float | None = None
     high: float | None = None
     if min(numbers) > 1:

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from evaluators import registry
 from evaluators.benchmark import TaskSpec
@@ -104,6 +112,17 @@ class TaskSettings(_Section):
         )
 
 
+class ActorSettings(_Section):
+    """Ray actors, each with a model of its own: how many, and how many cores and GPUs each takes.
+
+    Null: as many as the cluster holds; one GPU each, or all cores of a node. Several share a GPU by fractions of it.
+    """
+
+    count: PositiveCount | None = None
+    num_cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    num_gpus: Annotated[float, Field(ge=0, le=1)] | None = None  # a model lives on one device
+
+
 class TrackingSettings(_Section):
     """Where runs are mirrored: a null `uri` is a sqlite file beside the results, a null `experiment` the name."""
 
@@ -122,6 +141,7 @@ class Settings(_Section):
     query_mode: QueryMode = QueryMode.AWARE
     execution: Literal["fused", "isolated"] = "fused"
     executor: Literal["ray", "inline"] = "ray"
+    actors: ActorSettings = ActorSettings()
     output_dir: Path = Field(default=Path("results/sweep"), validate_default=True)
     tracking: TrackingSettings = TrackingSettings()
     seed: Seed = 0
@@ -150,6 +170,15 @@ class Settings(_Section):
     def _output_is_absolute(cls, output_dir: Path) -> Path:
         return output_dir.expanduser().absolute()
 
+    @model_validator(mode="after")
+    def _actors_fit_the_device(self) -> Self:
+        num_gpus, device = self.actors.num_gpus, self.model.device
+        if (num_gpus and device == "cpu") or (num_gpus == 0 and device.startswith("cuda")):
+            raise ValueError(
+                f"actors.num_gpus is {num_gpus:g}, but model.device is {device!r}; leave one of them at its default"
+            )
+        return self
+
     @property
     def variants(self) -> tuple[VariantSpec, ...]:
         """The wanted variants in the order of the file, `full` included where it is listed."""
@@ -163,6 +192,7 @@ class Settings(_Section):
 
 _SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     (): Settings,
+    ("actors",): ActorSettings,
     ("model",): ModelSettings,
     ("tasks",): TaskSettings,
     ("tracking",): TrackingSettings,

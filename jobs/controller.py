@@ -5,17 +5,22 @@ Each unit's rows are handed over exactly once, from this thread, as soon as they
 
 from __future__ import annotations
 
+import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import ray
 from ray import exceptions as ray_errors
 
 from jobs import run_events
-from jobs.actor_pool import ActorPool, ActorResources, Answer, Call, ray_session, resources_for
+from jobs.actor_pool import ActorPool, Answer, Call
+from jobs.actor_resources import ActorResources, ResourcesError, resources_for
 from jobs.config import Settings
 from jobs.failure import ErrorKind, FailurePolicy
+from jobs.ray_session import Cluster, job_env, ray_session
 from jobs.result_schema import Row
 from jobs.rows import Failure, RowMaker, RunContext, failed_rows
 from jobs.run_events import OnEvent, OnRows, UnitEnded
@@ -39,13 +44,15 @@ from jobs.scheduler_events import (
     UnitFailed,
     UnitFinished,
 )
+from jobs.shipped_code import source_paths
+from jobs.storage_advice import Placement, read_mounts, storage_advice
 from jobs.work import WorkUnit
 from jobs.worker import DeviceLostError, LoadEngine, load_engine
 
 PLACEMENT_TIMEOUT_S = 600.0
 """A cluster that grows needs minutes for a new machine; one that cannot would otherwise wait for ever."""
 
-_POLL_S = 1.0
+_POLL_S = 0.25  # an interrupt is noticed between two polls, and `ray job stop` does not wait for long
 # The first type that fits decides. ActorUnavailableError counts as death: its actor is killed before a retry.
 _ERROR_KINDS: tuple[tuple[type[Exception], ErrorKind], ...] = (
     (ray_errors.ActorUnschedulableError, ErrorKind.NO_RESOURCES),
@@ -59,10 +66,6 @@ _ERROR_KINDS: tuple[tuple[type[Exception], ErrorKind], ...] = (
 )
 _RAISED_IN = {Call.LOAD: ErrorKind.LOAD_RAISED, Call.RUN: ErrorKind.UNIT_RAISED}
 _LEAVES_ACTOR_ALIVE = frozenset({ErrorKind.RESULT_LOST, ErrorKind.UNIT_RAISED})
-
-
-class ResourcesError(ValueError):
-    """No actor found a place with the resources it asks for."""
 
 
 def run_units(
@@ -84,13 +87,17 @@ def run_units(
     finished before it is raised again.
 
     Raises:
-        RayStartError, ResourcesError: with the remedy.
+        RayStartError, ResourcesError, ShippedCodeError: with the remedy.
         ModelError: what loading the model raised in an actor.
     """
     if not units:
         return
-    with ray_session():
-        resources = resources or resources_for(ray.nodes(), device=settings.model.device)
+    with ray_session(source_paths((spec.policy for spec in settings.variants), sys.modules)) as cluster:
+        resources = resources or resources_for(
+            cluster.nodes, device=settings.model.device, asked=settings.actors, can_grow=cluster.can_grow
+        )
+        if advice := _advice(settings, cluster):
+            on_event(run_events.Advice(advice))
         pool = ActorPool(settings.model, context, load, resources)
         scheduler = Scheduler(
             {unit.unit_id: unit.cost_tokens for unit in units},
@@ -217,6 +224,14 @@ def error_kind(error: Exception, call: Call) -> ErrorKind:
     if isinstance(error, ray_errors.RayTaskError):
         return _RAISED_IN.get(call, ErrorKind.INTERNAL)
     return ErrorKind.INTERNAL
+
+
+def _advice(settings: Settings, cluster: Cluster) -> str | None:
+    job_folder = None if job_env() is None else Path.cwd()
+    placement = Placement(
+        settings.output_dir, settings.model.name, socket.gethostname(), cluster.num_alive, job_folder
+    )
+    return storage_advice(placement, read_mounts())
 
 
 class _NoResources(Exception):

@@ -25,6 +25,8 @@ from jobs.variant_summary import NllScale
 from kvmerger.variants import FULL, FULL_AA, REFERENCE_LABELS
 
 Verdict = Literal["better", "worse", "inconclusive"]
+NOT_SIGNIFICANT = "Holm's p is not below 0.05"
+HOLDS_ZERO = "the 95 % interval holds 0"
 NO_SCALE = "the full cache does not beat having no context by an interval above 0"
 
 
@@ -107,11 +109,12 @@ def differences_between(rows: Sequence[Row], pairings: Sequence[tuple[str, str]]
             task: grouped(of_task, lambda row: str(row["variant"]))
             for task, of_task in grouped(of_setting, task_of).items()
         }
+        has_scale = {task: NllScale.of(by_label).is_usable for task, by_label in by_task.items()}
         here = {row["variant"] for row in of_setting}
         known = [(label, reference) for label, reference in pairings if label in here and reference in here]
         for metric in METRICS:
             comparisons = [
-                _comparison(task, by_label, metric, label, reference)
+                _comparison(task, by_label, metric, (label, reference), has_scale[task])
                 for label, reference in known
                 for task, by_label in by_task.items()
             ]
@@ -133,18 +136,11 @@ def judge(setting: Setting, metric: Metric, comparisons: Sequence[TaskComparison
 
 
 def _comparison(
-    task: str, by_label: Mapping[str, Sequence[Row]], metric: Metric, label: str, reference: str
+    task: str, by_label: Mapping[str, Sequence[Row]], metric: Metric, names: tuple[str, str], has_scale: bool
 ) -> TaskComparison:
-    return TaskComparison(
-        task=task,
-        label=label,
-        reference=reference,
-        pairs=pair(
-            by_label.get(label, ()), by_label.get(reference, ()), metric.column, names=(label, reference)
-        ),
-        noise=noise_pairs(by_label, metric),
-        has_scale=NllScale.of(by_label).is_usable,
-    )
+    label, reference = names
+    pairs = pair(by_label.get(label, ()), by_label.get(reference, ()), metric.column, names)
+    return TaskComparison(task, label, reference, pairs, noise_pairs(by_label, metric), has_scale)
 
 
 def noise_pairs(by_label: Mapping[str, Sequence[Row]], metric: Metric) -> Pairs:
@@ -251,8 +247,8 @@ def _why_inconclusive(it: Difference) -> str:
     if it.floor is not None and it.floor.covers(it.paired.interval.mean):
         return "inside the A/A noise"
     if it.adjusted_p >= ALPHA:
-        return "Holm's p is not below 0.05"
-    return "the 95 % interval holds 0" if it.paired.verdict == "inconclusive" else ""
+        return NOT_SIGNIFICANT
+    return HOLDS_ZERO if it.paired.verdict == "inconclusive" else ""
 
 
 def _side(it: Difference) -> Verdict:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
+import yaml
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from evaluators.benchmark import TaskInfo
 from jobs.report import EXIT_OK, report_console
+
+if TYPE_CHECKING:
+    from kvmerger.policies.registry import Description
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,9 +34,19 @@ def _policies() -> Table:
 
     return _table(
         ("policy", "what it keeps", "parameters"),
-        ((it.name, it.summary, it.parameters) for it in registry.describe()),
+        ((f"+{it.name}" if it.is_wrapper else it.name, it.summary, _shown(it)) for it in registry.describe()),
         caption="join parts with +, as in snapkv+adakv; your own: module:Class. `full` is in every sweep.",
     )
+
+
+def _shown(description: Description) -> str:
+    return ", ".join(f"{name}={_yaml(default)}" for name, default in description.parameters)
+
+
+def _yaml(value: Any) -> str:
+    """As a settings file spells it."""
+    value = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
 
 
 def _tasks() -> Table:

@@ -13,7 +13,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from jobs.run_events import RunEvent, UnitEnded, UnitStarted, WorkerLost, WorkerReady, WorkerStarting
+from jobs.run_events import Advice, RunEvent, UnitEnded, UnitStarted, WorkerLost, WorkerReady, WorkerStarting
 from jobs.work import WorkUnit
 
 _S_PER_MIN = 60
@@ -68,6 +68,10 @@ class ProgressView:
     def on_event(self, event: RunEvent) -> None:
         """Show the event. Fits the executors' `on_event`."""
         match event:
+            case Advice(text=text):
+                self._console.print(
+                    f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True
+                )
             case WorkerStarting(worker=worker):
                 self._say(f"{worker}: loading the model …", is_news=True)
             case WorkerReady(worker=worker):

@@ -1,4 +1,4 @@
-"""The table at the end of a sweep, made from its parquet rows alone: `python jobs/report.py RESULTS_DIR`.
+"""The table at the end of a sweep, made from its parquet rows alone: `python jobs/report.py RESULTS_DIR [--html]`.
 
 Never mixes query modes, models or tasks in one table, calls few clusters few, and always prints where every planned
 row went.
@@ -27,6 +27,7 @@ _LEGEND = (
     "as without it, 1: as with the full cache); KL and top-1: against the full cache, along its own answer; kept: measured "
     "slots; 95 % intervals"
 )
+_BESIDE_THE_RESULTS = Path()  # `--html` without a file
 EXIT_OK, EXIT_BAD_INPUT = 0, 2
 
 
@@ -89,21 +90,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Print the table of a finished, broken off or running sweep."
     )
     parser.add_argument("results_dir", type=Path, help="the output_dir of a sweep, such as results/demo")
+    parser.add_argument(
+        "--html",
+        nargs="?",
+        type=Path,
+        const=_BESIDE_THE_RESULTS,
+        metavar="FILE",
+        help="write a page with figures as well (default: report.html in the results folder)",
+    )
     parser.add_argument("--width", type=int, help="columns to print on (default: the terminal's)")
     options = parser.parse_args(arguments)
     store = ResultStore(options.results_dir)
     try:
-        table, planned = store.read_table(), store.read_plan()
+        return _report(store, options.html, options.width)
     except ResultError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+
+
+def _report(store: ResultStore, html: Path | None, width: int | None) -> int:
+    table, planned = store.read_table(), store.read_plan()
     if planned is None and table.num_rows == 0:
-        print(
-            f"error: there are no results in {str(options.results_dir)!r}; run jobs/sweep.py", file=sys.stderr
-        )
-        return EXIT_BAD_INPUT
-    console = report_console(options.width)
+        raise ResultError(f"there are no results in {str(store.root)!r}; run jobs/sweep.py")
+    console = report_console(width)
     console.print(render(summarize(table, planned), console.width))
+    if html is not None:
+        # Only now: matplotlib takes half a second to load, which the table does not wait for.
+        from jobs.report_page import DEFAULT_NAME, write_report
+
+        path = write_report(store, store.root / DEFAULT_NAME if html == _BESIDE_THE_RESULTS else html)
+        console.print(f"report      {path}", highlight=False, soft_wrap=True)
     return EXIT_OK
 
 

@@ -58,7 +58,7 @@ def overall_table(setting: Setting, means: Sequence[MacroMean], num_tasks: int) 
     last_reference = [it.label for it in means if it.label in REFERENCE_LABELS][-1:]
     for mean in means:
         table.add_row(
-            Text(_SHOWN_NAMES.get(mean.label, mean.shown_label)),
+            Text(mean_name(mean)),
             _plain(mean.answer_nll, "{:.3f}"),
             _plain(mean.nll_recovered, "{:.2f}"),
             _plain(mean.kl, "{:.3f}"),
@@ -85,6 +85,11 @@ def human_bytes(num_bytes: float | None) -> str:
 def shown_name(variant: VariantSummary) -> str:
     """How a variant is called in the table: the references in words, outcomes by what they kept."""
     return _SHOWN_NAMES.get(variant.label, variant.shown_label)
+
+
+def mean_name(mean: MacroMean) -> str:
+    """The same for a mean over tasks."""
+    return _SHOWN_NAMES.get(mean.label, mean.shown_label)
 
 
 def _empty_table(title: str, setting: Setting, heads: Sequence[str]) -> Table:

@@ -76,6 +76,16 @@ class ResultStore:
         """Store the resolved settings; the file can be given to `sweep.py` again."""
         _write_whole(self.root / "settings.yaml", yaml.safe_dump(dict(resolved), sort_keys=False).encode())
 
+    def read_settings_text(self) -> str:
+        """What `write_settings` stored last, as YAML; "" when there is nothing."""
+        path = self.root / "settings.yaml"
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise ResultError(f"{path} cannot be read ({error}); delete it") from error
+
     def write_run_meta(self, meta: Mapping[str, Any]) -> None:
         """Store what ran: git commit, library versions, arguments."""
         _write_whole(self.root / "run_meta.json", json.dumps(meta, indent=2).encode())

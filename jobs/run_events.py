@@ -14,6 +14,13 @@ from jobs.work import WorkUnit
 
 
 @dataclass(frozen=True, slots=True)
+class Advice:
+    """Something the user should know before the work begins; the run goes on."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerStarting:
     """A worker is being started; loading its model can take minutes."""
 
@@ -60,7 +67,7 @@ class UnitEnded:
         return cls(unit.unit_id, unit.cost_tokens, len(rows), num_failed)
 
 
-RunEvent = WorkerStarting | WorkerReady | WorkerLost | UnitStarted | UnitEnded
+RunEvent = Advice | WorkerStarting | WorkerReady | WorkerLost | UnitStarted | UnitEnded
 OnEvent = Callable[[RunEvent], None]
 OnRows = Callable[[WorkUnit, list[Row]], None]
 """Takes over a unit's rows; called once per unit, from the driver's thread. What it raises ends the run."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ _HEAVY_COLUMNS = {
     "failure_traceback",
     "prediction",
     "answers",
+    "prompt_tail",
+    "item_metadata",
 }
 _SHOWN_FIRST = (FULL, FULL_AA, NO_CONTEXT)
 
@@ -129,9 +131,12 @@ def summarize(table: pa.Table, planned: Sequence[Cell] | None = None) -> ResultS
     )
 
 
-def planned_rows(table: pa.Table, planned: Sequence[Cell] | None = None) -> list[Row]:
-    """The rows of `planned` that are there, under its labels and in its order, without their heavy columns."""
-    rows: list[Row] = table.select([it for it in table.column_names if it not in _HEAVY_COLUMNS]).to_pylist()
+def planned_rows(
+    table: pa.Table, planned: Sequence[Cell] | None = None, heavy: Collection[str] = ()
+) -> list[Row]:
+    """The rows of `planned` that are there, under its labels and in its order; of the heavy columns only `heavy`."""
+    left_out = _HEAVY_COLUMNS.difference(heavy)
+    rows: list[Row] = table.select([it for it in table.column_names if it not in left_out]).to_pylist()
     if planned is None:
         return rows
     by_identity = {row["identity"]: row for row in rows}

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["run"]
     if command not in _COMMANDS:
         command, rest = "run", [command, *rest]
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # so that `module:Class` finds a policy beside the user
+    from jobs.interrupts import sigterm_interrupts
+
     try:
-        with _sigterm_interrupts():
+        with sigterm_interrupts():
             return _COMMANDS[command](rest)
     except KeyboardInterrupt:
         print("interrupted; rows already stored are kept, and the same command goes on", file=sys.stderr)
@@ -60,6 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
+    for folder in (Path.cwd(), options.config.absolute().parent):
+        if str(folder) not in sys.path:
+            sys.path.append(
+                str(folder)
+            )  # so that `module:Class` finds a policy beside the user or the settings
     return _check_policy(options.check_policy) if options.check_policy else _sweep(options)
 
 
@@ -207,20 +210,6 @@ def _check_policy(name: str) -> int:
     num_failed = sum(not it.is_ok for it in results)
     print(f"{name}: {len(results) - num_failed} of {len(results)} checks passed")
     return EXIT_SOME_FAILED if num_failed else EXIT_OK
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """A scheduler's SIGTERM ends a sweep like Ctrl-C: rows kept, partial table."""
-
-    def interrupt(signal_number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _is_told_to_users(error: ValueError) -> bool:

@@ -110,7 +110,12 @@ def num_slots_for(spec: KeptRatio | SlotCount, num_tokens: int) -> int:
     """Slots per KV head that ``spec`` allows on ``num_tokens`` tokens: rounded down, at least 1, at most all."""
     if isinstance(spec, SlotCount):
         return min(spec.num_slots, num_tokens)
-    return max(1, math.floor(Fraction(str(spec.ratio)) * num_tokens))
+    return max(1, share_of(num_tokens, spec.ratio))
+
+
+def share_of(num_slots: int, ratio: float) -> int:
+    """The part of ``num_slots`` that ``ratio`` (0–1) names, rounded down."""
+    return math.floor(Fraction(str(ratio)) * num_slots)
 
 
 def effective_ratio(spec: KeptRatio | SlotCount, num_tokens: int) -> float:

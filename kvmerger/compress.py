@@ -15,7 +15,7 @@ from statistics import fmean
 from kvmerger.budget import Budget, BudgetError, LikeVariant, effective_ratio, num_slots_for
 from kvmerger.device_time import now_s
 from kvmerger.layer_cache import LayerCache, storage_addresses, storage_bytes
-from kvmerger.policies.base import CacheShape
+from kvmerger.policies.base import CacheShape, Policy
 from kvmerger.prefill import Prefilled
 from kvmerger.ragged_cache import Prefix
 from kvmerger.variants import FULL, Variant, VariantError
@@ -108,7 +108,7 @@ def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression) -> C
         tuple(prefix),
         asked_slots,
         now_s(device) - start_s,
-        _why_degenerate(prefix, prefilled.layers),
+        _why_degenerate(variant.policy, prefix, prefilled.layers),
     )
 
 
@@ -162,7 +162,9 @@ def references_first(variants: Sequence[Variant]) -> list[Variant]:
     return list(ordered.values())
 
 
-def _why_degenerate(prefix: Sequence[LayerCache], full: Prefix) -> str | None:
+def _why_degenerate(policy: Policy, prefix: Sequence[LayerCache], full: Prefix) -> str | None:
     if all(kept.num_slots == whole.num_slots for kept, whole in zip(prefix, full, strict=True)):
         return "kept every slot: the policy did nothing"
+    if not policy.keeps_slots_unchanged and merged_counters(tuple(prefix)).get("is_pure_eviction") == 1.0:
+        return "merged nothing: what was left out is evicted"
     return None

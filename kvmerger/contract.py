@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from kvmerger.budget import Budget, BudgetError, KeptRatio
 from kvmerger.compress import compress_all
-from kvmerger.evidence import Evidence, LayerStates
+from kvmerger.evidence import Evidence, LayerStates, needs_hidden_states
 from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.base import Policy
 from kvmerger.policies.composition import build
@@ -69,25 +70,50 @@ def check_policy(name: str, *, seed: int = 0) -> list[CheckResult]:
 
 
 def random_prefill(seed: int, dtype: torch.dtype, policy: Policy, num_tokens: int = NUM_TOKENS) -> Prefilled:
-    """What a prefill would leave behind: correlated random keys, random queries and values, the policy's evidence."""
+    """What a prefill would leave behind: correlated random keys, random queries and values, the policy's evidence.
+
+    For policies that read hidden states there is a real attention module; its inputs are drawn apart from q, k and v.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(num_heads: int) -> torch.Tensor:
         return torch.randn(num_heads, num_tokens, HEAD_DIM, generator=generator)
 
+    reads_hidden_states = needs_hidden_states(policy.needs())
     layers, evidence = [], []
     for layer_index in range(NUM_LAYERS):
         k_HND = draw(NUM_KV_HEADS)
         share_HN1 = _NEIGHBOUR_SHARE * torch.rand(NUM_KV_HEADS, num_tokens - 1, 1, generator=generator)
         k_HND[:, 1:] = share_HN1 * k_HND[:, :-1] + (1 - share_HN1) * k_HND[:, 1:]
+        q_QND, v_HND = draw(NUM_QUERY_HEADS), draw(NUM_KV_HEADS)
+        attention_input = _attention_input(generator, dtype, num_tokens) if reads_hidden_states else ()
         states = LayerStates(
-            draw(NUM_QUERY_HEADS).to(dtype), k_HND.to(dtype), draw(NUM_KV_HEADS).to(dtype), HEAD_DIM**-0.5
+            q_QND.to(dtype), k_HND.to(dtype), v_HND.to(dtype), HEAD_DIM**-0.5, *attention_input
         )
         gathered = Evidence(states, layer_index, NUM_LAYERS, prompt_seed=seed)
         gathered.capture(policy.needs())
         layers.append(LayerCache.from_dense(states.k_HND, states.v_HND))
         evidence.append(gathered)
     return Prefilled(tuple(layers), tuple(evidence))
+
+
+def _attention_input(
+    generator: torch.Generator, dtype: torch.dtype, num_tokens: int
+) -> tuple[torch.Tensor, nn.Module, nn.Module]:
+    """Hidden states, a Llama attention module with random weights, and its rotary embedding."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
+
+    hidden_size = NUM_QUERY_HEADS * HEAD_DIM
+    config = LlamaConfig(
+        hidden_size=hidden_size, head_dim=HEAD_DIM,
+        num_attention_heads=NUM_QUERY_HEADS, num_key_value_heads=NUM_KV_HEADS,
+    )  # fmt: skip
+    attention = LlamaAttention(config, layer_idx=0).requires_grad_(False)
+    for weight in attention.parameters():
+        weight.normal_(std=hidden_size**-0.5, generator=generator)
+    hidden_NE = torch.randn(num_tokens, hidden_size, generator=generator)
+    return hidden_NE.to(dtype), attention.to(dtype), LlamaRotaryEmbedding(config)
 
 
 def _run(check: Callable[[_Case], None], case: _Case) -> CheckResult:

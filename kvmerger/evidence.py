@@ -31,8 +31,9 @@ class Need(NamedTuple):
 class LayerStates:
     """What one layer's attention saw: q_QND and k_HND after RoPE, v_HND, all of one prompt.
 
-    hidden_NE is what went into the attention module, and ``attention`` the module itself (its ``q_proj`` gives queries
-    before RoPE); both are None unless a policy needs evidence that reads hidden states.
+    hidden_NE is what went into the attention module, ``attention`` the module itself (its ``q_proj`` gives queries before
+    RoPE), ``rotary`` the model's rotary embedding (cos and sin of any positions); all three are None unless a policy
+    needs evidence that reads hidden states.
     """
 
     q_QND: Tensor
@@ -41,6 +42,7 @@ class LayerStates:
     scaling: float
     hidden_NE: Tensor | None = None
     attention: nn.Module | None = None
+    rotary: nn.Module | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,9 @@ def register_evidence(
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register ``compute(states, *params) -> Tensor`` under ``name``; returns it unchanged.
 
-    ``states`` is a `LayerStates`; its ``q_QND`` may be read only with ``reads_queries=True``, ``hidden_NE`` and
-    ``attention`` only with ``reads_hidden_states=True``. The result is kept until the last policy has run, so it must be
-    small: a few numbers per token, never one per pair of tokens.
+    ``states`` is a `LayerStates`; its ``q_QND`` may be read only with ``reads_queries=True``, ``hidden_NE``,
+    ``attention`` and ``rotary`` only with ``reads_hidden_states=True``. The result is kept until the last policy has run,
+    so it must be small: a few numbers per token, never one per pair of tokens.
     """
 
     def register(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:

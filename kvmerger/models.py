@@ -39,6 +39,11 @@ class LoadedModel:
         """Each layer's attention module, in order."""
         return [layer.self_attn for layer in self.module.get_decoder().layers]  # type: ignore[operator]
 
+    @property
+    def rotary(self) -> nn.Module:
+        """The rotary embedding all layers share: ``rotary(x, position_ids)`` gives cos and sin in the dtype of ``x``."""
+        return self.module.get_decoder().rotary_emb  # type: ignore[operator]
+
     @torch.inference_mode()
     def hidden_states(self, ids_BT: Tensor, position_ids_BT: Tensor, session: Session) -> Tensor:
         """Last hidden states (B, T, E); every layer's attention is answered by ``session``."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class PrefillSession:
         self._num_layers = num_layers
         self._needs = needs
         self._prompt_seed = prompt_seed
-        self._attention_input: tuple[Tensor, nn.Module] | tuple[None, None] = (None, None)
+        self._attention_input: tuple[Tensor, nn.Module, nn.Module] | tuple[()] = ()
         self.layers: list[LayerCache] = []
         self.evidence: list[Evidence] = []
 
@@ -55,12 +55,12 @@ class PrefillSession:
         return _causal_attention(q_BQTD, k_BHTD, v_BHTD, scaling)
 
     @contextmanager
-    def watching_inputs(self, attention_modules: Sequence[nn.Module]) -> Iterator[None]:
+    def watching_inputs(self, attention_modules: Sequence[nn.Module], rotary: nn.Module) -> Iterator[None]:
         """Note what goes into each attention module while inside; reads only, and leaves no hook behind."""
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden_BTE = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-            self._attention_input = (hidden_BTE[0], module)
+            self._attention_input = (hidden_BTE[0], module, rotary)
 
         hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in attention_modules]
         try:
@@ -80,7 +80,8 @@ def prefill(
     ids_1T = torch.tensor([context_ids], device=model.device)
     position_1T = torch.arange(ids_1T.shape[1], device=model.device)[None]
     session = PrefillSession(model.info.num_layers, needs, prompt_seed(context_ids, seed))
-    with session.watching_inputs(model.attention_modules if needs_hidden_states(needs) else []):
+    is_watched = needs_hidden_states(needs)
+    with session.watching_inputs(model.attention_modules, model.rotary) if is_watched else nullcontext():
         model.hidden_states(ids_1T, position_1T, session)
     return Prefilled(tuple(session.layers), tuple(session.evidence))
 

@@ -19,7 +19,7 @@ FORBIDDEN_INSIDE = {
     "evaluators": {"kvmerger", "jobs", "torch"},
 }
 ONLY_IN = {
-    "ray": {"jobs/actor.py", "jobs/actor_pool.py", "jobs/controller.py"},
+    "ray": {"jobs/actor.py", "jobs/actor_pool.py", "jobs/controller.py", "jobs/ray_session.py"},
     "mlflow": {"jobs/tracking.py"},
 }
 HEAVY = {"torch", "ray", "mlflow", "transformers", "accelerate", "datasets", "gguf", "triton"}
@@ -30,6 +30,9 @@ LIGHT_FILES = (
     "jobs/failure.py",
     "jobs/results.py",
     "jobs/report.py",
+    "jobs/report_page.py",
+    "jobs/differences.py",
+    "jobs/compare.py",
     "jobs/work.py",
     "jobs/sweep.py",
     "kvmerger/budget.py",

@@ -1,79 +1,94 @@
-"""Write each run of tokens into its pivot's slot. Runs of one token pass through bit for bit.
+"""Write each group of tokens into its target's slot. Groups of one token pass through bit for bit.
 
-Shapes: F flat tokens of all heads, R runs, H KV heads, N tokens, D head size.
+Shapes: M members of all groups, S groups (slots), F flat tokens of all heads, D head size.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kvmerger.layer_cache import LayerCache
-from kvmerger.merging.gaussian import gaussian_weights
-from kvmerger.merging.segments import first_argmax, run_sums
-from kvmerger.merging.sets import Runs
+from kvmerger.merging.groups import Groups
+from kvmerger.merging.segments import run_sums
+
+LogMass = Literal["none", "count", "attention"]
+LOG_MASSES = ("none", "count", "attention")
 
 
-def merge_runs(
+def merge_groups(
     layer: LayerCache,
-    runs: Runs,
-    mass_HN: Tensor,
+    groups: Groups,
     *,
-    sigma: float | None,
-    merge_keys: bool,
-    scale_values_by_count: bool,
-    log_mass: str,
+    key_weight_M: Tensor | None,
+    value_weight_M: Tensor | None,
+    log_mass_S: Tensor | None = None,
 ) -> LayerCache:
-    """Merge every run of ``layer`` into its member with the largest attention mass.
+    """Replace every group of ``layer`` by one slot: the weighted sums of its keys and values.
 
     Args:
         layer: uncompressed (uniform heads); not changed.
-        runs: partition of its tokens.
-        mass_HN: fp32 attention mass per token, positive; chooses pivots.
-        sigma: see `gaussian_weights`.
-        merge_keys: False keeps the pivot's key and merges values only.
-        scale_values_by_count: multiply merged values by the run's size.
-        log_mass: ``none``, ``count`` or ``attention``; see `KVMerger`.
+        groups: who merges into whom.
+        key_weight_M, value_weight_M: fp32 weight of every member; None keeps the targets' own. Weights that sum to 1
+            keep a slot at its tokens' scale.
+        log_mass_S: fp32, added to each slot's logit.
 
     Returns:
-        One slot per run, at its pivot's position, with counters. Sums are taken in fp32 and rounded once.
+        One slot per group, at its target's position, with counters. Sums are taken in fp32 and rounded once.
     """
-    pivot_R = first_argmax(mass_HN.flatten(), runs)
-    # A merged slot stands at its pivot, and pivots of successive runs ascend: positions stay in order.
-    pivots = layer.take(pivot_R, runs.num_runs_H)
-    k_FD = layer.k_SD.float()
-    weight_F1 = gaussian_weights(k_FD, pivot_R, runs, sigma)[:, None]
-    is_merged_R1 = (runs.length_R > 1)[:, None]
-    v_RD = run_sums(weight_F1 * layer.v_SD.float(), runs)
-    if scale_values_by_count:
-        v_RD = v_RD * runs.length_R[:, None]
-    k_RD = pivots.k_SD
-    if merge_keys:
-        k_RD = torch.where(is_merged_R1, run_sums(weight_F1 * k_FD, runs).to(k_RD.dtype), k_RD)
+    targets = layer.take(groups.target_S, groups.runs.num_runs_H)
+    is_merging = any(given is not None for given in (key_weight_M, value_weight_M, log_mass_S))
     return LayerCache(
-        k_RD,
-        torch.where(is_merged_R1, v_RD.to(pivots.v_SD.dtype), pivots.v_SD),
-        pivots.position_S,
-        runs.num_runs_H,
-        _log_mass(log_mass, runs, mass_HN.flatten(), pivot_R),
-        _counters(runs),
+        _sums(layer.k_SD, targets.k_SD, groups, key_weight_M),
+        _sums(layer.v_SD, targets.v_SD, groups, value_weight_M),
+        targets.position_S,
+        groups.runs.num_runs_H,
+        log_mass_S,
+        _counters(layer, groups, is_merging),
     )
 
 
-def _log_mass(kind: str, runs: Runs, mass_F: Tensor, pivot_R: Tensor) -> Tensor | None:
+def slot_log_mass(kind: LogMass, groups: Groups, mass_F: Tensor, max_log_mass: float | None) -> Tensor | None:
+    """What makes a slot count for all its members: fp32 (S,), at least 0, at most ``max_log_mass`` where that is set.
+
+    Args:
+        kind: ``none`` gives None; ``count`` log|S|; ``attention`` log(Σ mass ÷ the target's mass).
+        groups: who merges into whom.
+        mass_F: fp32 attention mass, positive.
+        max_log_mass: largest value, in nats.
+    """
     if kind == "none":
         return None
     if kind == "count":
-        return runs.length_R.float().log()
-    # exp underflow can leave a run without any mass; its slot then counts once.
-    ratio_R = run_sums(mass_F, runs) / mass_F[pivot_R].clamp_min(torch.finfo(torch.float32).tiny)
-    return ratio_R.clamp_min(1.0).log()
+        log_mass_S = groups.runs.length_R.float().log()
+    else:
+        log_mass_S = (run_sums(mass_F[groups.member_M], groups.runs) / mass_F[groups.target_S]).log()
+    return log_mass_S.clamp(0.0, math.inf if max_log_mass is None else max_log_mass)
 
 
-def _counters(runs: Runs) -> dict[str, float]:
-    num_tokens, num_runs = runs.run_F.numel(), sum(runs.num_runs_H)
-    return {
-        "num_merged": float(num_tokens - num_runs),
-        "num_merging_sets": float((runs.length_R > 1).sum()),
-        "largest_merging_set": float(runs.length_R.max()),
+def _sums(x_FD: Tensor, target_SD: Tensor, groups: Groups, weight_M: Tensor | None) -> Tensor:
+    if weight_M is None:
+        return target_SD
+    x_SD = run_sums(weight_M[:, None] * x_FD[groups.member_M].float(), groups.runs)
+    return torch.where((groups.runs.length_R > 1)[:, None], x_SD.to(target_SD.dtype), target_SD)
+
+
+def _counters(layer: LayerCache, groups: Groups, is_merging: bool) -> dict[str, float]:
+    num_slots, num_members = sum(groups.runs.num_runs_H), groups.member_M.numel()
+    num_merged = num_members - num_slots if is_merging else 0
+    counters = {
+        "num_merged": float(num_merged),
+        "num_evicted": float(layer.num_slots - num_slots - num_merged),
+        "num_merging_sets": float((groups.runs.length_R > 1).sum()),
+        "largest_merging_set": float(groups.runs.length_R.max()),
+        "is_pure_eviction": float(num_merged == 0),
     }
+    if num_merged:
+        is_dropped_M = ~groups.is_target_M
+        k_XD = layer.k_SD[groups.member_M[is_dropped_M]].float()
+        target_XD = layer.k_SD[groups.target_M[is_dropped_M]].float()
+        counters["mean_merge_cosine"] = float(torch.cosine_similarity(k_XD, target_XD, dim=1).mean())
+    return counters

@@ -41,12 +41,12 @@ def eligible_links(is_protected_HN: Tensor) -> Tensor:
     return ~(is_protected_HN[:, :-1] | is_protected_HN[:, 1:])
 
 
-def most_similar_links(cosine_HN: Tensor, is_eligible_HN: Tensor, num_links_H: tuple[int, ...]) -> Tensor:
-    """Each head's ``num_links_H[h]`` eligible links of highest cosine: bool (H, N-1). Ties go to the earlier link.
+def highest_links(scores_HN: Tensor, is_eligible_HN: Tensor, num_links_H: tuple[int, ...]) -> Tensor:
+    """Each head's ``num_links_H[h]`` eligible links of highest score: bool (H, N-1). Ties go to the earlier link.
 
     Fewer are marked where a head has fewer eligible links.
     """
-    candidates_HN = cosine_HN.masked_fill(~is_eligible_HN, float("-inf"))
+    candidates_HN = scores_HN.masked_fill(~is_eligible_HN, float("-inf"))
     return is_among_highest(candidates_HN, num_links_H) & is_eligible_HN
 
 

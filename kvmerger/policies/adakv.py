@@ -5,15 +5,15 @@ Shapes: H KV heads, N tokens.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant
+from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, share_of
 from kvmerger.evidence import Evidence, Need
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
+from kvmerger.policies.parameters import require_share
 from kvmerger.policies.registry import register_wrapper
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.ranking import is_among_highest
@@ -40,12 +40,7 @@ class AdaKV(ScoringPolicy):
         """Refuse what has no scores, and shares outside 0–1."""
         if not isinstance(self.inner, ScoringPolicy):
             raise PolicyError(f"adakv needs a policy that ranks tokens by scores, and {self.inner} does not")
-        if (
-            isinstance(self.alpha, bool)
-            or not isinstance(self.alpha, int | float)
-            or not 0 <= self.alpha <= 1
-        ):
-            raise PolicyError(f"adakv: alpha is a share of the budget from 0 to 1, got {self.alpha!r}")
+        require_share("adakv", "alpha", self.alpha)
 
     @property
     def parts(self) -> tuple[Policy, ...]:
@@ -78,13 +73,17 @@ class AdaKV(ScoringPolicy):
         """The ranking's."""
         return self.inner.scores(evidence)
 
+    def scores_at(self, evidence: Evidence, budget: Budget) -> Tensor:
+        """The ranking's."""
+        return self.inner.scores_at(evidence, budget)
+
     def select(self, evidence: Evidence, budget: Budget) -> Tensor:
         """The layer's highest scores, each head's own best ``alpha`` share and protected tokens first."""
         if len(set(budget.num_slots_H)) > 1:
             raise BudgetError(f"adakv shares out an even budget among heads, got {budget.num_slots_H}")
         self._require_room(budget.num_slots_H[0], evidence.num_tokens)
-        scores_HN = self.scores(evidence)
-        floor = max(math.floor(self.alpha * budget.num_slots_H[0]), self.num_protected)
+        scores_HN = self.scores_at(evidence, budget)
+        floor = max(share_of(budget.num_slots_H[0], self.alpha), self.num_protected)
         is_safe_HN = is_among_highest(scores_HN, (floor,) * evidence.num_heads)
         scores_HN = scores_HN.masked_fill(is_safe_HN, float("inf"))
         is_kept_1F = is_among_highest(scores_HN.reshape(1, -1), (budget.num_slots,))

@@ -7,15 +7,11 @@ and lets AdaKV share the budget out among heads. Parameters go to the part that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from kvmerger.policies import registry
 from kvmerger.policies.base import Policy, PolicyError
 from kvmerger.variants import VariantError, nearest
-
-_INNER = "inner"
-"""The field of a wrapper that holds what it wraps; it is no parameter."""
 
 
 def build(name: str, params: Mapping[str, Any]) -> Policy:
@@ -27,10 +23,11 @@ def build(name: str, params: Mapping[str, Any]) -> Policy:
     """
     parts = name.split("+")
     classes = [registry.get(parts[0]), *(registry.get_wrapper(part) for part in parts[1:])]
-    values = _routed(name, params, [_parameters(part_class) for part_class in classes])
+    known = [[field.name for field in registry.parameters_of(part_class)] for part_class in classes]
+    values = _routed(name, params, known)
     policy: Policy | None = None
     for part, part_class, own in zip(parts, classes, values, strict=True):
-        inner = {} if policy is None else {_INNER: policy}
+        inner = {} if policy is None else {registry.INNER: policy}
         try:
             policy = part_class(**inner, **own)
         except PolicyError:
@@ -39,10 +36,6 @@ def build(name: str, params: Mapping[str, Any]) -> Policy:
             raise VariantError(f"{part} cannot be made with {own}: {error}") from error
     assert policy is not None, "a name has at least one part"
     return policy
-
-
-def _parameters(part_class: type[Policy]) -> list[str]:
-    return [field.name for field in fields(part_class) if field.init and field.name != _INNER]
 
 
 def _routed(name: str, params: Mapping[str, Any], known: Sequence[Sequence[str]]) -> list[dict[str, Any]]:

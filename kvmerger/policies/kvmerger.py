@@ -1,11 +1,10 @@
 """KVMerger: runs of adjacent similar keys become their pivotal token, with Gaussian-kernel weights.
 
-Shapes: L layers, H KV heads, N tokens, X heads of either kind.
+Shapes: L layers, H KV heads, N tokens, R runs.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,87 +16,99 @@ from kvmerger.budget import (
     BudgetError,
     BudgetSpec,
     KeptRatio,
-    LikeVariant,
     effective_ratio,
     num_slots_for,
 )
-from kvmerger.evidence import ATTENTION_MASS, NEIGHBOUR_COSINES, Evidence, Need, window_attention
+from kvmerger.evidence import NEIGHBOUR_COSINES, Evidence, Need
 from kvmerger.layer_cache import LayerCache
-from kvmerger.merging.merge import merge_runs
-from kvmerger.merging.protected import ProtectedRatios, protected_ratios
-from kvmerger.merging.sets import eligible_links, most_similar_links, protect, runs_of
-from kvmerger.policies.base import CacheShape, Policy, PolicyError
+from kvmerger.merging.groups import Groups, whole_runs
+from kvmerger.merging.links import LINKS, Links, link_scores
+from kvmerger.merging.mass import attention_mass
+from kvmerger.merging.merge import LOG_MASSES, LogMass, merge_groups, slot_log_mass
+from kvmerger.merging.segments import first_argmax
+from kvmerger.merging.sets import Runs, eligible_links, highest_links, runs_of
+from kvmerger.merging.weights import WEIGHTS, Weights, counted, member_weights
+from kvmerger.policies.base import CacheShape, PolicyError
+from kvmerger.policies.parameters import (
+    require_choices,
+    require_cosine,
+    require_positive,
+    require_switches,
+)
+from kvmerger.policies.protection import ProtectingPolicy
+from kvmerger.policies.random_tokens import random_numbers
 from kvmerger.policies.registry import register
+
+# Draws for links and for pivots are independent: far from each other and from another layer's.
+_LINK_SEED_OFFSET = 499_979
 
 
 @register("kvmerger")
 @dataclass(frozen=True)
-class KVMerger(Policy):
+class KVMerger(ProtectingPolicy):
     """Merge each run of similar neighbouring keys, and its values, into the member with most attention.
 
     Based on "Model Tells You Where to Merge" (arXiv 2407.08454), Algorithms 1 and 2; ``kvmerger_paper`` has its
     settings. This preset differs where the paper leaves the budget to chance: in ``exact`` mode each head of a layer
-    accepts its N − B most similar eligible links, so the budget is met, and value weights are convex.
+    accepts its N − B best eligible links, so the budget is met, and value weights are convex. Every part of it can be
+    exchanged for a control: what links tokens, who is the pivot, how members count, what of them is kept.
 
     Attributes:
         mode: ``exact`` meets the budget over the whole model; ``threshold`` links wherever the cosine exceeds ``eps``,
             and the budget only chooses the protected fractions.
         eps: cosine threshold, in (-1, 1].
-        recent_ratio, heavy_ratio: fractions of the prompt never merged (most recent, most attended); None follows the
-            layer's budget as `protected_ratios` says (in threshold mode the budget asked for).
+        links: in ``exact`` mode, which links are best; see `link_scores`.
+        pivot: a run's member with most ``attention``, or one at ``random``.
+        weights: how members of a run count; see `member_weights`.
         sigma: kernel width, or None for each run's mean distance to its pivot over √2.
         value_factor: ``convex`` weights values like keys; ``count`` multiplies them by the run's size (the paper).
-        merge_keys: False leaves the pivot's key as it is.
-        layout: ``per_head``; ``shared`` by the heads' mean cosine and mass; ``all_agree`` by their lowest cosine.
-        skip_layers: layers kept whole, negative from the end. They count: the others keep less.
-        attention_source: whose attention finds heavy tokens and pivots: all of ``prefill``, or the last ``window``.
-        window_size: tokens of that window.
+        merge_keys, merge_values: False leaves the pivot's key or value as it is.
         log_mass: added to a merged slot's logit: ``none``, ``count`` log|S|, or ``attention`` log(Σ mass / pivot's mass).
+        max_log_mass: largest such number, in nats; None sets no limit.
+        layout: ``per_head``; ``shared`` by the heads' mean cosine and mass; ``all_agree`` by their lowest cosine.
+        seed: of random pivots and links; other values are independent repeats.
+        attention_source: whose attention finds heavy tokens, pivots and weights.
     """
 
     mode: Literal["exact", "threshold"] = "exact"
     eps: float = 0.75
-    recent_ratio: float | None = None
-    heavy_ratio: float | None = None
+    links: Links = "cosine"
+    pivot: Literal["attention", "random"] = "attention"
+    weights: Weights = "gaussian"
     sigma: float | None = None
     value_factor: Literal["convex", "count"] = "convex"
     merge_keys: bool = True
+    merge_values: bool = True
+    log_mass: LogMass = "none"
+    max_log_mass: float | None = None
     layout: Literal["per_head", "shared", "all_agree"] = "per_head"
-    skip_layers: tuple[int, ...] = (0, 1, -1)
-    attention_source: Literal["prefill", "window"] = "prefill"
-    window_size: int = 64
-    log_mass: Literal["none", "count", "attention"] = "none"
+    seed: int = 0
 
     keeps_slots_unchanged = False
 
     def __post_init__(self) -> None:
-        """Refuse values outside their domain and the one combination that counts merged tokens twice."""
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise PolicyError(f"kvmerger: {name} must be one of {allowed}, got {getattr(self, name)!r}")
-        if not (_is_number(self.eps) and -1 < self.eps <= 1):
-            raise PolicyError(f"kvmerger: eps is a cosine in (-1, 1], got {self.eps!r}")
-        if self.sigma is not None and not (_is_number(self.sigma) and self.sigma > 0):
-            raise PolicyError(
-                f"kvmerger: sigma must be positive, or null for each run's own width, got {self.sigma!r}"
-            )
-        if not (isinstance(self.window_size, int) and self.window_size >= 1):
-            raise PolicyError(
-                f"kvmerger: window_size is a number of tokens from 1 on, got {self.window_size!r}"
-            )
-        if not (
-            isinstance(self.skip_layers, tuple) and all(isinstance(index, int) for index in self.skip_layers)
-        ):
-            raise PolicyError(f"kvmerger: skip_layers is a list such as [0, 1, -1], got {self.skip_layers!r}")
+        """Refuse values outside their domain and combinations in which one part would have no say or count twice."""
+        super().__post_init__()
+        values = {name: getattr(self, name) for name in (*_CHOICES, "merge_keys", "merge_values")}
+        require_choices(self._name, values, _CHOICES)
+        require_switches(self._name, values, ("merge_keys", "merge_values"))
+        require_cosine(self._name, "eps", self.eps)
+        if self.sigma is not None:
+            require_positive(self._name, "sigma", self.sigma, ", or null for each run's own width")
+        if self.max_log_mass is not None:
+            require_positive(self._name, "max_log_mass", self.max_log_mass, ", or null for no limit")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise PolicyError(f"{self._name}: seed must be a whole number, got {self.seed!r}")
         if self.value_factor == "count" and self.log_mass != "none":
             raise PolicyError(
-                f"kvmerger: value_factor=count and log_mass={self.log_mass} both count a merged slot |S| times; "
+                f"{self._name}: value_factor=count and log_mass={self.log_mass} both count a merged slot |S| times; "
                 f"use value_factor=convex or log_mass=none"
             )
-        for name in ("recent_ratio", "heavy_ratio"):
-            value = getattr(self, name)
-            if value is not None and not (_is_number(value) and 0 <= value < 1):
-                raise PolicyError(f"kvmerger: {name} is a fraction of the prompt in [0, 1), got {value!r}")
+        if self.mode == "threshold" and self.links != "cosine":
+            raise PolicyError(
+                f"{self._name}: links={self.links} ranks links for a budget, and mode=threshold takes every link whose "
+                f"cosine exceeds eps; use mode=exact or links=cosine"
+            )
 
     @property
     def budget_is_outcome(self) -> bool:
@@ -110,146 +121,100 @@ class KVMerger(Policy):
 
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
         """The skipped layers must exist, and with the protected tokens leave room within the budget."""
-        absent = [index for index in self.skip_layers if not -shape.num_layers <= index < shape.num_layers]
-        if absent:
+        if self.mode == "exact":
+            super().check(shape, budget)
+            return
+        self._check_shape(shape)
+        if not isinstance(budget, KeptRatio):
             raise BudgetError(
-                f"kvmerger: skip_layers names {absent}, and the model has {shape.num_layers} layers"
-            )
-        if self.attention_source == "window" and shape.num_tokens <= self.window_size:
-            raise BudgetError(
-                f"kvmerger: the compressed part has {shape.num_tokens} tokens, no more than window_size={self.window_size}"
-            )
-        if self.mode == "threshold" and not isinstance(budget, KeptRatio):
-            raise BudgetError(
-                f"kvmerger: in threshold mode the budget only chooses the protected fractions, so it must be a kept "
+                f"{self._name}: in threshold mode the budget only chooses the protected fractions, so it must be a kept "
                 f"fraction such as 0.5, got {budget}; use mode=exact to meet a budget"
             )
-        if isinstance(budget, LikeVariant):
-            return
         num_slots = num_slots_for(budget, shape.num_tokens)
-        kept_ratio = effective_ratio(budget, shape.num_tokens)
-        if self.mode == "exact":
-            num_slots = self._slots_of_merged_layers(num_slots, shape.num_tokens, shape.num_layers)
-            kept_ratio = max(0.0, num_slots / shape.num_tokens)
-        self._require_room(num_slots, shape.num_tokens, kept_ratio)
+        self._require_room(num_slots, shape.num_tokens, effective_ratio(budget, shape.num_tokens))
 
     def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
-        """Skipped layers keep everything; the others pay for it, so that the whole model meets the budget."""
-        num_layers, num_tokens = len(budget_L), evidence_L[0].num_tokens
-        skipped = self._skipped(num_layers)
-        num_heads, asked_ratio = len(budget_L[0].num_slots_H), budget_L[0].asked_ratio
-        whole = Budget.uniform(num_tokens, num_heads, asked_ratio)
-        if self.mode == "threshold":
-            return budget_L
-        num_slots = self._slots_of_merged_layers(budget_L[0].num_slots_H[0], num_tokens, num_layers)
-        # What is protected follows what these layers may keep: by the whole model's ratio, a model of few layers would
-        # have more protected tokens than its merged layers have slots.
-        merged = Budget.uniform(num_slots, num_heads, num_slots / num_tokens)
-        return tuple(whole if index in skipped else merged for index in range(num_layers))
+        """Skipped layers keep everything, and in exact mode the others pay for it."""
+        return budget_L if self.mode == "threshold" else super().allocate(budget_L, evidence_L)
 
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """Find the merging sets of all heads at once and merge them."""
-        num_tokens = evidence.num_tokens
         if self.mode == "threshold" and evidence.layer_index in self._skipped(evidence.num_layers):
             return layer
-        if self.mode == "exact" and min(budget.num_slots_H) == num_tokens:
+        if self.mode == "exact" and min(budget.num_slots_H) == evidence.num_tokens:
             return layer
-        mass_HN, cosine_HN = self._ranking(evidence, layer.num_heads)
-        protected = self._protected(budget.asked_ratio)
-        is_protected_HN = protect(
-            mass_HN,
-            math.floor(protected.recent_ratio * num_tokens),
-            math.floor(protected.heavy_ratio * num_tokens),
-        )
-        is_eligible_HN = eligible_links(is_protected_HN)
-        is_link_HN = self._links(cosine_HN, is_eligible_HN, budget)
-        merged = merge_runs(
+        mass_HN, cosine_HN = self._ranking(evidence)
+        is_protected_HN = self._protect(mass_HN, budget.asked_ratio)
+        is_link_HN = self._links(evidence, mass_HN, cosine_HN, eligible_links(is_protected_HN), budget)
+        groups = self._groups(evidence, mass_HN, runs_of(is_link_HN))
+        weight_M = member_weights(self.weights, layer.k_SD, mass_HN.flatten(), groups, self.sigma)
+        value_weight_M = counted(weight_M, groups) if self.value_factor == "count" else weight_M
+        merged = merge_groups(
             layer,
-            runs_of(is_link_HN),
-            mass_HN,
-            sigma=self.sigma,
-            merge_keys=self.merge_keys,
-            scale_values_by_count=self.value_factor == "count",
-            log_mass=self.log_mass,
+            groups,
+            key_weight_M=weight_M if self.merge_keys else None,
+            value_weight_M=value_weight_M if self.merge_values else None,
+            log_mass_S=slot_log_mass(self.log_mass, groups, mass_HN.flatten(), self.max_log_mass),
         )
-        num_links = int(is_link_HN.sum())
         counters = {**merged.counters, "protected_ratio": float(is_protected_HN.float().mean())}
-        if num_links:
+        if bool(is_link_HN.any()):
             counters["mean_link_cosine"] = float(cosine_HN[is_link_HN].mean())
         return merged.with_counters(counters)
 
-    def _links(self, cosine_HN: Tensor, is_eligible_HN: Tensor, budget: Budget) -> Tensor:
+    def _links(
+        self, evidence: Evidence, mass_HN: Tensor, cosine_HN: Tensor, is_eligible_HN: Tensor, budget: Budget
+    ) -> Tensor:
         if self.mode == "threshold":
             return is_eligible_HN & (cosine_HN > self.eps)
-        num_tokens = cosine_HN.shape[1] + 1
+        num_links_H = self._num_links(is_eligible_HN, budget)
+        random_HN = (
+            self._random(evidence, self.seed + _LINK_SEED_OFFSET) if self.links == "random" else mass_HN
+        )
+        scores_HN = link_scores(self.links, cosine_HN, mass_HN, random_HN, is_eligible_HN)
+        return highest_links(scores_HN, is_eligible_HN, num_links_H)
+
+    def _num_links(self, is_eligible_HN: Tensor, budget: Budget) -> tuple[int, ...]:
+        """How many links of each head meet the budget."""
+        num_tokens = is_eligible_HN.shape[1] + 1
         num_links_H = tuple(num_tokens - num_slots for num_slots in budget.num_slots_H)
         if self.layout != "per_head" and len(set(num_links_H)) > 1:
             raise BudgetError(
-                f"kvmerger: layout={self.layout} needs one budget for all heads, got {budget.num_slots_H}"
+                f"{self._name}: layout={self.layout} needs one budget for all heads, got {budget.num_slots_H}"
             )
         num_eligible_H = is_eligible_HN.sum(dim=1).tolist()
         for num_links, num_eligible in zip(num_links_H, num_eligible_H, strict=True):
             if num_links > num_eligible:
                 raise BudgetError(
-                    f"kvmerger: meeting the budget takes {num_links} merges per head of {num_tokens} tokens, and the "
+                    f"{self._name}: meeting the budget takes {num_links} merges per head of {num_tokens} tokens, and the "
                     f"protected tokens leave only {num_eligible} pairs of neighbours; lower recent_ratio or heavy_ratio"
                 )
-        return most_similar_links(cosine_HN, is_eligible_HN, num_links_H)
+        return num_links_H
 
-    def _ranking(self, evidence: Evidence, num_heads: int) -> tuple[Tensor, Tensor]:
+    def _groups(self, evidence: Evidence, mass_HN: Tensor, runs: Runs) -> Groups:
+        # A merged slot stands at its pivot, and pivots of successive runs ascend: positions stay in order.
+        by_HN = mass_HN if self.pivot == "attention" else self._random(evidence, self.seed)
+        return whole_runs(runs, first_argmax(by_HN.flatten(), runs))
+
+    def _random(self, evidence: Evidence, seed: int) -> Tensor:
+        """Uniform numbers (H, N), the same in every head unless layout is per_head."""
+        random_HN = random_numbers(evidence, seed)
+        return random_HN if self.layout == "per_head" else random_HN[:1].expand_as(random_HN)
+
+    def _ranking(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
         """Attention mass (H, N) and neighbour cosines (H, N-1), the same in every head unless layout is per_head."""
-        mass_XN = evidence.get(self._mass_need)
-        mass_HN = mass_XN.view(num_heads, -1, mass_XN.shape[-1]).mean(dim=1)
-        cosine_HN = evidence.get(NEIGHBOUR_COSINES)
+        mass_HN, cosine_HN = attention_mass(evidence, self._mass_need), evidence.get(NEIGHBOUR_COSINES)
         if self.layout == "per_head":
             return mass_HN, cosine_HN
         cosine_N = cosine_HN.mean(dim=0) if self.layout == "shared" else cosine_HN.amin(dim=0)
         return mass_HN.mean(dim=0).expand_as(mass_HN).contiguous(), cosine_N.expand_as(cosine_HN)
 
-    @property
-    def _mass_need(self) -> Need:
-        return ATTENTION_MASS if self.attention_source == "prefill" else window_attention(self.window_size)
 
-    def _protected(self, kept_ratio: float) -> ProtectedRatios:
-        by_budget = protected_ratios(kept_ratio)
-        return ProtectedRatios(
-            by_budget.recent_ratio if self.recent_ratio is None else self.recent_ratio,
-            by_budget.heavy_ratio if self.heavy_ratio is None else self.heavy_ratio,
-        )
-
-    def _skipped(self, num_layers: int) -> set[int]:
-        return {index % num_layers for index in self.skip_layers}
-
-    def _slots_of_merged_layers(self, num_slots: int, num_tokens: int, num_layers: int) -> int:
-        """Slots per head left for each merged layer, so that all layers average ``num_slots``; may be negative."""
-        num_skipped = len(self._skipped(num_layers))
-        if num_skipped == num_layers:
-            raise BudgetError(
-                f"kvmerger: skip_layers={self.skip_layers} leaves none of {num_layers} layers to merge"
-            )
-        return (num_slots * num_layers - num_tokens * num_skipped) // (num_layers - num_skipped)
-
-    def _require_room(self, num_slots: int, num_tokens: int, kept_ratio: float) -> None:
-        protected = self._protected(kept_ratio)
-        num_protected = math.floor(protected.recent_ratio * num_tokens) + math.floor(
-            protected.heavy_ratio * num_tokens
-        )
-        if num_slots <= num_protected:
-            raise BudgetError(
-                f"kvmerger: after skip_layers={self.skip_layers} the budget leaves {max(num_slots, 0)} slots per head of "
-                f"{num_tokens} tokens, and {num_protected} are protected (recent {protected.recent_ratio:g}, heavy "
-                f"{protected.heavy_ratio:g}); raise the budget, skip fewer layers or protect less"
-            )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-_CHOICES: dict[str, tuple[str, ...]] = {
+_CHOICES = {
     "mode": ("exact", "threshold"),
+    "links": LINKS,
+    "pivot": ("attention", "random"),
+    "weights": WEIGHTS,
     "value_factor": ("convex", "count"),
+    "log_mass": LOG_MASSES,
     "layout": ("per_head", "shared", "all_agree"),
-    "attention_source": ("prefill", "window"),
-    "log_mass": ("none", "count", "attention"),
 }

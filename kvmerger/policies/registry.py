@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any, TypeVar
 
 from kvmerger.policies.base import Policy
 from kvmerger.variants import VariantError, nearest
 
 PolicyClass = TypeVar("PolicyClass", bound=type[Policy])
+INNER = "inner"
+"""The field of a wrapper that holds what it wraps; it is no parameter."""
 _POLICIES: dict[str, type[Policy]] = {}
 _WRAPPERS: dict[str, type[Policy]] = {}
 
@@ -42,6 +45,53 @@ def names() -> list[str]:
 def wrapper_names() -> list[str]:
     """Everything that may follow a policy's name and a ``+``, sorted."""
     return sorted(_WRAPPERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a list of policies says about one: parameters are (name, default) pairs in the order they are declared.
+
+    A parameter without default has `dataclasses.MISSING`.
+    """
+
+    name: str
+    is_wrapper: bool
+    summary: str
+    parameters: tuple[tuple[str, Any], ...]
+
+
+def describe() -> list[Description]:
+    """Every registered policy, then everything that may follow a ``+``; each sorted by name."""
+    return [
+        Description(
+            name,
+            is_wrapper,
+            _summary(policy_class),
+            tuple(map(_name_and_default, parameters_of(policy_class))),
+        )
+        for registered, is_wrapper in ((_POLICIES, False), (_WRAPPERS, True))
+        for name, policy_class in sorted(registered.items())
+    ]
+
+
+def parameters_of(policy_class: type[Policy]) -> Iterable[Field]:
+    """The fields a user may set."""
+    return [field for field in fields(policy_class) if field.init and field.name != INNER]
+
+
+def _summary(policy_class: type[Policy]) -> str:
+    return (policy_class.__doc__ or "").strip().partition("\n")[0]
+
+
+def _name_and_default(field: Field) -> tuple[str, Any]:
+    made = MISSING if field.default_factory is MISSING else field.default_factory()
+    return field.name, made if field.default is MISSING else field.default
+
+
+def name_of(policy: Policy) -> str:
+    """What users call ``policy``: the name its class is registered under, or its class's own."""
+    registered = {found: name for classes in (_POLICIES, _WRAPPERS) for name, found in classes.items()}
+    return registered.get(type(policy), type(policy).__name__)
 
 
 def get_wrapper(name: str) -> type[Policy]:

@@ -15,19 +15,22 @@ from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
 from kvmerger.evidence import Evidence
-from kvmerger.layer_cache import LayerCache
-from kvmerger.policies.base import CacheShape, Policy
-from kvmerger.policies.selection import take_selected
+from kvmerger.policies.base import CacheShape
+from kvmerger.policies.selection import SelectingPolicy
 from kvmerger.ranking import is_among_highest
 
 
 @dataclass(frozen=True)
-class ScoringPolicy(Policy):
+class ScoringPolicy(SelectingPolicy):
     """Base of policies that keep the tokens they score highest. Subclasses give `scores`."""
 
     @abc.abstractmethod
     def scores(self, evidence: Evidence) -> Tensor:
         """How much each token is worth keeping: floats (H, N), ``inf`` for tokens that must stay."""
+
+    def scores_at(self, evidence: Evidence, budget: Budget) -> Tensor:
+        """`scores`, for methods whose protected part grows with the budget; for all others the same at every budget."""
+        return self.scores(evidence)
 
     @property
     def num_protected(self) -> int:
@@ -46,11 +49,7 @@ class ScoringPolicy(Policy):
             BudgetError: a head's budget does not hold what is protected.
         """
         self._require_room(min(budget.num_slots_H), evidence.num_tokens)
-        return is_among_highest(self.scores(evidence), budget.num_slots_H)
-
-    def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
-        """Keep the selected tokens, copied unchanged."""
-        return take_selected(layer, self.select(evidence, budget))
+        return is_among_highest(self.scores_at(evidence, budget), budget.num_slots_H)
 
     def _require_room(self, num_slots: int, num_tokens: int) -> None:
         if num_slots < self.num_protected:

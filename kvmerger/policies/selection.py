@@ -5,11 +5,33 @@ Shapes: H KV heads, N tokens.
 
 from __future__ import annotations
 
+import abc
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from kvmerger.budget import Budget
+from kvmerger.evidence import Evidence
 from kvmerger.layer_cache import LayerCache
+from kvmerger.policies.base import Policy
 from kvmerger.ranking import is_among_highest
+
+
+@dataclass(frozen=True)
+class SelectingPolicy(Policy):
+    """Base of policies that say which tokens stay. What becomes of the others can then be a part of its own."""
+
+    @abc.abstractmethod
+    def select(self, evidence: Evidence, budget: Budget) -> Tensor:
+        """Which tokens stay: bool (H, N), at most ``budget.num_slots_H[h]`` of them in head h.
+
+        Raises:
+            BudgetError: the budget cannot be met on this prompt.
+        """
+
+    def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
+        """Keep the selected tokens, copied unchanged."""
+        return take_selected(layer, self.select(evidence, budget))
 
 
 def keep_highest(layer: LayerCache, scores_HN: Tensor, budget: Budget) -> LayerCache:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from kvmerger.budget import BudgetError, BudgetSpec
 from kvmerger.evidence import Evidence, Need, window_attention
 from kvmerger.policies.base import CacheShape, PolicyError
+from kvmerger.policies.parameters import require_count
 from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy
 
@@ -31,12 +32,10 @@ class SnapKV(ScoringPolicy):
 
     def __post_init__(self) -> None:
         """Refuse an empty window and an even kernel, which would shift scores by half a token."""
-        sizes = (self.window_size, self.kernel_size)
-        if not all(isinstance(size, int) and size >= 1 for size in sizes) or self.kernel_size % 2 == 0:
-            raise PolicyError(
-                f"snapkv: window_size must be 1 or more and kernel_size odd, "
-                f"got window_size={self.window_size!r}, kernel_size={self.kernel_size!r}"
-            )
+        require_count(self._name, "window_size", self.window_size, at_least=1)
+        require_count(self._name, "kernel_size", self.kernel_size, at_least=1)
+        if self.kernel_size % 2 == 0:
+            raise PolicyError(f"{self._name}: kernel_size must be odd, got {self.kernel_size}")
 
     def needs(self) -> frozenset[Need]:
         """The window's attention."""
@@ -51,15 +50,23 @@ class SnapKV(ScoringPolicy):
         """The prompt must be longer than the window and the budget must hold it."""
         if shape.num_tokens <= self.window_size:
             raise BudgetError(
-                f"snapkv: the compressed part has {shape.num_tokens} tokens, no more than window_size="
+                f"{self._name}: the compressed part has {shape.num_tokens} tokens, no more than window_size="
                 f"{self.window_size}; lower window_size or leave out such short prompts"
             )
         super().check(shape, budget)
 
     def scores(self, evidence: Evidence) -> Tensor:
-        """Pooled attention per KV head, fp32 (H, N); ``inf`` inside the window."""
+        """Scores before the window, fp32 (H, N), and ``inf`` inside it."""
+        return F.pad(self._scores_before_window(evidence), (0, self.window_size), value=float("inf"))
+
+    def _scores_before_window(self, evidence: Evidence) -> Tensor:
+        """The window's attention per KV head, pooled over neighbours."""
         attention_QN = evidence.get(window_attention(self.window_size))
         before_window_QN = attention_QN[:, : -self.window_size]
         pooled_QN = F.avg_pool1d(before_window_QN, self.kernel_size, stride=1, padding=self.kernel_size // 2)
-        pooled_HN = pooled_QN.view(evidence.num_heads, -1, pooled_QN.shape[1]).mean(dim=1)
-        return F.pad(pooled_HN, (0, self.window_size), value=float("inf"))
+        return pooled_QN.view(evidence.num_heads, -1, pooled_QN.shape[1]).mean(dim=1)
+
+    @property
+    def _name(self) -> str:
+        """As policies built on this one are called."""
+        return type(self).__name__.lower()

@@ -6,15 +6,23 @@ import pytest
 import torch
 
 from kvmerger.contract import check_policy
-from kvmerger.evidence import ATTENTION_MASS
+from kvmerger.evidence import ATTENTION_MASS, Need, register_evidence
 from kvmerger.policies import registry
 from kvmerger.policies.base import Policy
+from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.policies.selection import keep_highest
 from kvmerger.variants import VariantError
 
 
 @pytest.mark.parametrize(
-    "name", [*registry.names(), *(f"snapkv+{wrapper}" for wrapper in registry.wrapper_names())]
+    "name",
+    [
+        *registry.names(),
+        *(f"snapkv+{wrapper}" for wrapper in registry.wrapper_names()),
+        "pyramidkv+adakv",
+        "h2o+adakv",
+        "expected_attention+adakv",
+    ],
 )
 def test_registered_policy_keeps_the_contract(name: str, seed: int) -> None:
     broken = [result for result in check_policy(name, seed=seed) if not result.is_ok]
@@ -55,6 +63,24 @@ class BreaksKeys(Policy):
         return replace(kept, k_SD=kept.k_SD.float() / 0.0, position_S=kept.position_S.flip(0))
 
 
+@dataclass(frozen=True)
+class ReadsHiddenStates(ScoringPolicy):
+    """Ranks tokens by what a query before RoPE is at their place."""
+
+    def needs(self):
+        return frozenset({Need("test_query_norms")})
+
+    def scores(self, evidence):
+        return evidence.get(Need("test_query_norms"))
+
+
+@register_evidence("test_query_norms", reads_queries=False, reads_hidden_states=True)
+def query_norms(states):
+    cos_1ND, _ = states.rotary(states.hidden_NE, torch.arange(states.hidden_NE.shape[0])[None])
+    norms_N = (states.attention.q_proj(states.hidden_NE)[:, :16] * cos_1ND[0]).float().norm(dim=1)
+    return norms_N.expand(states.k_HND.shape[0], -1)
+
+
 @dataclass
 class RemembersThings:
     """Not even a policy."""
@@ -76,6 +102,11 @@ def test_a_broken_policy_is_found_out(policy: str, findings: set[str], seed: int
     broken = [result.name for result in check_policy(f"{__name__}:{policy}", seed=seed) if not result.is_ok]
     for finding in findings:
         assert any(name.startswith(finding) for name in broken), (finding, broken)
+
+
+def test_a_users_policy_may_read_hidden_states(seed: int) -> None:
+    results = check_policy(f"{__name__}:ReadsHiddenStates", seed=seed)
+    assert [result.message for result in results if not result.is_ok] == []
 
 
 @pytest.mark.parametrize(

@@ -48,24 +48,29 @@ def test_mean_weighs_clusters_by_their_size() -> None:
 
 def test_many_clusters_agree_with_scipys_bca_bootstrap() -> None:
     rng = np.random.default_rng(1)  # fixed: two bootstraps of fresh data differ now and then by chance
-    values = rng.lognormal(size=80)  # skewed, so that bias and acceleration matter
+    values = rng.lognormal(size=200)  # skewed, so that bias and acceleration matter
     expected = stats.bootstrap((values,), np.mean, n_resamples=99_999, method="BCa", rng=rng)
-    got = mean_interval(values.tolist(), range(80))
+    got = mean_interval(values.tolist(), range(200))
     low, high = expected.confidence_interval
     assert (got.method, got.is_too_few) == ("bca_cluster_bootstrap", False)
-    assert (got.low, got.high) == pytest.approx((low, high), abs=0.02 * (high - low))
+    assert (got.low, got.high) == pytest.approx(
+        (low, high), abs=0.04 * (high - low)
+    )  # 4 errors of 9,999 draws
 
 
 def test_bootstrap_draws_whole_clusters(rng: np.random.Generator) -> None:
-    cluster_values = rng.normal(size=60)
-    once = mean_interval(cluster_values.tolist(), range(60))
-    tenfold = mean_interval(np.repeat(cluster_values, 10).tolist(), np.repeat(range(60), 10).tolist())
+    cluster_values = rng.normal(size=200)
+    once = mean_interval(cluster_values.tolist(), range(200))
+    tenfold = mean_interval(np.repeat(cluster_values, 10).tolist(), np.repeat(range(200), 10).tolist())
     assert (tenfold.low, tenfold.high) == pytest.approx((once.low, once.high))
 
 
-def test_same_rows_give_the_same_interval(rng: np.random.Generator) -> None:
-    values = rng.random(70).tolist()
-    assert mean_interval(values, range(70)) == mean_interval(values, range(70))
+@pytest.mark.parametrize("num_clusters", [70, 200])
+def test_the_order_of_rows_changes_no_interval(rng: np.random.Generator, num_clusters: int) -> None:
+    values, order = rng.random(num_clusters), rng.permutation(num_clusters)
+    once = mean_interval(values.tolist(), range(num_clusters))
+    again = mean_interval(values[order].tolist(), order.tolist())
+    assert (again.low, again.high) == pytest.approx((once.low, once.high), abs=1e-12)
 
 
 def test_interval_covers_the_true_mean_about_as_often_as_it_says(rng: np.random.Generator) -> None:
@@ -79,7 +84,7 @@ def test_interval_covers_the_true_mean_about_as_often_as_it_says(rng: np.random.
     assert 0.89 < num_covered / 400 < 0.99  # 5 standard errors of 0.95 at 400 trials
 
 
-@pytest.mark.parametrize("num_clusters", [2, 49, 50, 60])
+@pytest.mark.parametrize("num_clusters", [2, 49, 199, 200])
 def test_equal_values_have_an_interval_without_width(num_clusters: int) -> None:
     got = mean_interval([0.1] * num_clusters, range(num_clusters))
     assert (got.low, got.high) == pytest.approx((0.1, 0.1))

@@ -10,7 +10,8 @@ from evaluators.prompting import QueryMode
 from jobs.config import DEMO_CONFIG, Settings, load_settings
 from jobs.config_errors import SettingsError
 from kvmerger.budget import KeptRatio, LikeVariant
-from kvmerger.variants import FULL
+from kvmerger.policies.base import CacheShape
+from kvmerger.variants import FULL, build_variant
 
 MINIMAL = """
 tasks: [{name: ruler/niah_single_2, length: 1024, limit: 6}]
@@ -51,6 +52,14 @@ def test_every_shipped_config_loads(path: Path, tmp_path: Path) -> None:
     assert settings.output_dir == Path.cwd() / "results" / path.stem
 
 
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_policy_can_be_built_and_met_on_the_demo_model(path: Path) -> None:
+    shape = CacheShape(num_tokens=900, num_layers=30, num_kv_heads=3)
+    for spec in load_settings(path).variants:
+        if spec.policy != FULL and spec.budget is not None:
+            build_variant(spec).policy.check(shape, spec.budget)
+
+
 def test_shipped_configs_need_nothing_outside_the_repository() -> None:
     assert all(
         task.data is None and task.haystack is None for path in SHIPPED for task in load_settings(path).tasks
@@ -80,6 +89,11 @@ def test_shipped_configs_need_nothing_outside_the_repository() -> None:
         ("policies=[{name: knorm, budget: {like: snapkv@0.5}}]", "'snapkv@0.5'"),
         ("policies=[{name: knorm, budget: 0.5}, {name: knorm, compression_ratio: 0.5}]", "knorm@0.5"),
         ("seed=-1", "got -1"),
+        ("actors.cpus=2", "unknown key 'actors.cpus' (did you mean 'num_cpus'?)"),
+        ("actors.count=0", "got 0"),
+        ("actors.num_cpus=0", "got 0"),
+        ("actors.num_cpus=.inf", "got inf"),
+        ("actors.num_gpus=2", "should be less than or equal to 1, got 2"),
         ("executor=dask", "'dask' is not one of"),
     ],
 )
@@ -87,6 +101,12 @@ def test_a_wrong_value_is_named_with_what_would_be_right(
     tmp_path: Path, override: str, complaint: str
 ) -> None:
     assert complaint in refused(tmp_path, overrides=(override,))
+
+
+@pytest.mark.parametrize(("device", "num_gpus"), [("cpu", "0.5"), ("cuda", "0")])
+def test_gpus_that_contradict_the_device_are_refused(tmp_path: Path, device: str, num_gpus: str) -> None:
+    message = refused(tmp_path, overrides=(f"model.device={device}", f"actors.num_gpus={num_gpus}"))
+    assert f"actors.num_gpus is {num_gpus}" in message and repr(device) in message
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

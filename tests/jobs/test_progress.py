@@ -9,7 +9,7 @@ from rich.console import Console
 
 from jobs.failure import ErrorKind
 from jobs.progress import ProgressView, format_left, seconds_left
-from jobs.run_events import RunEvent, UnitEnded, UnitStarted, WorkerLost, WorkerReady, WorkerStarting
+from jobs.run_events import Advice, RunEvent, UnitEnded, UnitStarted, WorkerLost, WorkerReady, WorkerStarting
 from tests.fakes import make_unit
 
 UNITS = [make_unit("a"), make_unit("b")]
@@ -42,6 +42,13 @@ def test_log_has_plain_lines_and_ends_with_all_units_and_failed_rows() -> None:
 def test_terminal_shows_a_bar_with_the_last_state() -> None:
     assert "units 2/2" in shown(is_terminal=True)
     assert "8 rows ok, 2 failed" in shown(is_terminal=True)
+
+
+def test_advice_is_shown_whole_and_as_it_is() -> None:
+    out, text = io.StringIO(), f"results go to /disk/[red]/{'x' * 200}: share them"
+    with ProgressView(UNITS, Console(file=out, width=80)) as view:
+        view.on_event(Advice(text))
+    assert out.getvalue() == f"warning: {text}\n"
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,17 @@ import ray
 from ray import exceptions as ray_errors
 
 from jobs import controller
-from jobs.actor_pool import ActorResources, Answer, Call, RayStartError, resources_for
-from jobs.controller import ResourcesError, error_kind, event_of
+from jobs.actor_pool import Answer, Call
+from jobs.actor_resources import ActorResources, ResourcesError
+from jobs.config import Settings
+from jobs.controller import error_kind, event_of
 from jobs.failure import ErrorKind, FailurePolicy
+from jobs.ray_session import RayStartError
 from jobs.result_schema import check_rows
 from jobs.run_events import UnitEnded, UnitStarted, WorkerLost
 from jobs.scheduler_events import ActorDied, UnitFailed
 from jobs.work import WorkUnit
-from jobs.worker import DeviceLostError
+from jobs.worker import DeviceLostError, LoadEngine
 from tests.fakes import (
     DIE_ID,
     DIE_ONCE_ID,
@@ -31,6 +34,7 @@ from tests.fakes import (
     make_settings,
     make_unit,
 )
+from tests.jobs.ray_fakes import PlacedLoad
 
 OBJECT_STORE_BYTES = 100 * 2**20
 
@@ -48,10 +52,16 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def run(units: list[WorkUnit], recorder: Recorder, load: FakeLoad, **options: Any) -> None:
+def run(
+    units: list[WorkUnit],
+    recorder: Recorder,
+    load: LoadEngine,
+    settings: Settings | None = None,
+    **options: Any,
+) -> None:
     controller.run_units(
         units,
-        make_settings(),
+        settings or make_settings(),
         make_context(),
         on_rows=recorder.on_rows,
         on_event=recorder.on_event,
@@ -95,6 +105,16 @@ def test_every_cell_has_one_row_with_several_actors(local_ray: None, tmp_path: P
     assert recorder.identities() == identities_of(units)
     assert {row["unit_id"] for row in recorder.rows if row["status"] == "failed"} == {"raises"}
     assert 1 <= len(list(tmp_path.glob("loaded-*"))) <= 2
+
+
+@pytest.mark.ray
+def test_two_actors_share_the_units_as_the_settings_say(local_ray: None, tmp_path: Path) -> None:
+    units = [make_unit(f"u{index}") for index in range(6)]
+    recorder = Recorder()
+    load = PlacedLoad(tmp_path, num_expected=2)
+    run(units, recorder, load, settings=make_settings(actors={"count": 2, "num_cpus": 1}))
+    assert recorder.identities() == identities_of(units) and len(recorder.units) == len(set(recorder.units))
+    assert len({row["model_revision"] for row in recorder.rows}) == 2
 
 
 @pytest.mark.ray
@@ -169,27 +189,6 @@ def test_nothing_to_do_starts_no_actor(local_ray: None) -> None:
     recorder = Recorder()
     run([], recorder, FakeLoad())
     assert recorder.events == []
-
-
-def node(**resources: float) -> dict[str, Any]:
-    return {"Alive": True, "Resources": resources}
-
-
-@pytest.mark.parametrize(
-    ("nodes", "device", "expected"),
-    [
-        ([node(CPU=8)], "auto", ActorResources(1, 8, 0)),
-        ([node(CPU=4), node(CPU=16)], "auto", ActorResources(1, 16, 0)),
-        ([node(CPU=8, GPU=4), node(CPU=8, GPU=2)], "auto", ActorResources(6, 1, 1)),
-        ([node(CPU=8, GPU=4)], "cpu", ActorResources(1, 8, 0)),
-        ([node(CPU=8)], "cuda", ActorResources(1, 1, 1)),
-        ([node(CPU=8), {"Alive": False, "Resources": {"GPU": 8.0}}], "auto", ActorResources(1, 8, 0)),
-    ],
-)
-def test_an_actor_gets_one_gpu_or_all_cores(
-    nodes: list[dict[str, Any]], device: str, expected: ActorResources
-) -> None:
-    assert resources_for(nodes, device=device) == expected
 
 
 def raised(cause: Exception) -> Exception:

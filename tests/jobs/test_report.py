@@ -122,7 +122,7 @@ def test_the_script_needs_only_the_files_and_nothing_heavy(tmp_path: Path, repo_
         [Cell(row["identity"], row["item_id"], row["variant"]) for row in rows] + [Cell("x", "i", "full")]
     )
     check = (
-        "import runpy, sys; sys.argv = ['report.py', sys.argv[1]]\n"
+        "import runpy, sys; sys.argv = ['report.py', sys.argv[1], '--html']\n"
         "try: runpy.run_path('jobs/report.py', run_name='__main__')\n"
         "finally: assert not {'torch', 'ray', 'mlflow', 'transformers'} & set(sys.modules)"
     )
@@ -134,9 +134,25 @@ def test_the_script_needs_only_the_files_and_nothing_heavy(tmp_path: Path, repo_
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "planned 21 = 20 ok + 0 truncated + 0 failed + 1 missing" in done.stdout
+    for text in (done.stdout, (tmp_path / "report.html").read_text(encoding="utf-8")):
+        assert "planned 21 = 20 ok + 0 truncated + 0 failed + 1 missing" in text
 
 
 def test_a_folder_without_results_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none")]) == 2
     assert "no results" in capsys.readouterr().err
+
+
+def test_the_page_goes_where_it_is_asked_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ResultStore(tmp_path / "results").write_unit("u1", rows_of("task", unit_id="u1"))
+    page = tmp_path / "new folder" / "page.html"
+    assert main([str(tmp_path / "results"), "--html", str(page)]) == 0
+    assert "answer NLL" in page.read_text(encoding="utf-8") and str(page) in capsys.readouterr().out
+    assert main([str(tmp_path / "results"), "--html", str(tmp_path)]) == 2
+    assert "name another file" in capsys.readouterr().err
+
+
+def test_no_page_is_written_unasked(tmp_path: Path) -> None:
+    ResultStore(tmp_path).write_unit("u1", rows_of("task", unit_id="u1"))
+    assert main([str(tmp_path)]) == 0
+    assert list(tmp_path.rglob("*.html")) == []

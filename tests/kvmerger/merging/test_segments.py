@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmerger.merging.segments import first_argmax, run_sums
-from kvmerger.merging.sets import Runs, eligible_links, most_similar_links, protect, runs_of
+from kvmerger.merging.sets import Runs, eligible_links, highest_links, protect, runs_of
 
 links = st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=3)
 
@@ -61,8 +61,8 @@ def test_protected_tokens_have_no_links() -> None:
     assert eligible_links(is_protected_HN).tolist() == [[False, True, False, False, False]]
 
 
-def test_the_most_similar_eligible_links_are_taken_and_no_others() -> None:
+def test_the_highest_eligible_links_are_taken_and_no_others() -> None:
     cosine_HN = torch.tensor([[0.9, 0.5, 0.99, 0.7], [0.1, 0.2, 0.3, 0.4]])
     is_eligible_HN = torch.tensor([[True, True, False, True], [True, False, False, False]])
-    taken = most_similar_links(cosine_HN, is_eligible_HN, (2, 3))
+    taken = highest_links(cosine_HN, is_eligible_HN, (2, 3))
     assert taken.tolist() == [[True, False, False, True], [True, False, False, False]]

@@ -1,7 +1,6 @@
 """KVMerger against loops over single tokens in float64, written from the algorithm's description, on planted runs."""
 
-import math
-import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,167 +8,157 @@ import torch
 from kvmerger.budget import Budget, BudgetError, KeptRatio, LikeVariant, SlotCount
 from kvmerger.evidence import Evidence, LayerStates
 from kvmerger.layer_cache import LayerCache
-from kvmerger.policies.base import CacheShape, PolicyError
+from kvmerger.policies.base import CacheShape, Policy, PolicyError
+from kvmerger.policies.composition import build
 from kvmerger.policies.kvmerger import KVMerger
 from kvmerger.policies.kvmerger_paper import KVMergerPaper
+from kvmerger.policies.pivots_only import PivotsOnly
+from kvmerger.policies.protected_mass import ProtectedMass
+from kvmerger.policies.zeromerge import ZeroMerge
+from kvmerger.variants import VariantError
+from tests.planted_layers import (
+    HEAD_DIM,
+    NUM_HEADS,
+    NUM_QUERY_HEADS,
+    NUM_TOKENS,
+    assert_slots,
+    planted_states,
+    slow_masses,
+)
+from tests.slow_kvmerger import slow_kvmerger, slow_zeromerge
 
-NUM_HEADS, NUM_QUERY_HEADS, NUM_TOKENS, HEAD_DIM = 2, 4, 96, 12
 OPTIONS = [
     {},
     {"sigma": 5.0},
     {"value_factor": "count"},
     {"merge_keys": False},
+    {"merge_values": False},
     {"layout": "shared"},
     {"layout": "all_agree"},
     {"log_mass": "count"},
     {"log_mass": "attention"},
+    {"log_mass": "attention", "max_log_mass": 0.7, "merge_keys": False, "merge_values": False},
+    {"weights": "mean"},
+    {"weights": "attention"},
+    {"weights": "gaussian_attention", "sigma": 3.0},
+    {"pivot": "random", "seed": 3},
+    {"pivot": "random", "layout": "shared", "weights": "attention"},
     {"attention_source": "window", "window_size": 8},
     {"recent_ratio": 0.3, "heavy_ratio": 0.0},
 ]
+RANKED_LINKS = [
+    {"links": "random"},
+    {"links": "random", "layout": "shared", "pivot": "random"},
+    {"links": "low_mass"},
+    {"links": "cosine_low_mass", "weights": "gaussian_attention"},
+    {"links": "cosine_low_mass", "layout": "shared"},
+]
 
 
-def planted_states(seed: int, dtype: torch.dtype) -> LayerStates:
-    """Runs share a key up to noise: of 2–7 tokens in the first head, of 1–2 in the second, so their outcomes differ."""
-    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    k_HND = torch.empty(NUM_HEADS, NUM_TOKENS, HEAD_DIM)
-    for head in range(NUM_HEADS):
-        token = 0
-        while token < NUM_TOKENS:
-            length = min(rng.randint(*((2, 7) if head == 0 else (1, 2))), NUM_TOKENS - token)
-            key_D = torch.randn(HEAD_DIM, generator=generator)
-            noise = 0.5 * torch.randn(length, HEAD_DIM, generator=generator)
-            k_HND[head, token : token + length] = key_D + noise
-            token += length
-    q_QND, v_HND = (
-        torch.randn(heads, NUM_TOKENS, HEAD_DIM, generator=generator)
-        for heads in (NUM_QUERY_HEADS, NUM_HEADS)
-    )
-    return LayerStates(q_QND.to(dtype), k_HND.to(dtype), v_HND.to(dtype), HEAD_DIM**-0.5)
-
-
-def compress(policy: KVMerger, states: LayerStates, budget: Budget) -> LayerCache:
-    evidence = Evidence(states, layer_index=3, num_layers=8, prompt_seed=0)
+def evidence_of(policy: Policy, states: LayerStates, prompt_seed: int = 0) -> Evidence:
+    evidence = Evidence(states, layer_index=3, num_layers=8, prompt_seed=prompt_seed)
     evidence.capture(policy.needs())
-    return policy.compress(LayerCache.from_dense(states.k_HND, states.v_HND), evidence, budget)
+    return evidence
 
 
-def slow_masses(policy: KVMerger, states: LayerStates) -> list[list[float]]:
-    """Attention each token receives, per head, from all queries or from the last window's."""
-    first = 0 if policy.attention_source == "prefill" else NUM_TOKENS - policy.window_size
-    per_head = []
-    for head in range(NUM_HEADS):
-        masses = [0.0] * NUM_TOKENS
-        for query_head in (2 * head, 2 * head + 1):
-            for row in range(first, NUM_TOKENS):
-                query = states.q_QND[query_head, row].double()
-                exps = [
-                    math.exp(float(query @ states.k_HND[head, c].double()) * states.scaling)
-                    for c in range(row + 1)
-                ]
-                for column, exp in enumerate(exps):
-                    masses[column] += exp / sum(exps) / 2 / (1 if first == 0 else policy.window_size)
-        per_head.append(masses)
-    return per_head
-
-
-def slow_links(
-    policy: KVMerger, states: LayerStates, masses: list[list[float]], budget: Budget
-) -> list[list[bool]]:
-    """For every head, whether token i joins token i + 1."""
-    cosines = [
-        [
-            float(torch.nn.functional.cosine_similarity(k_ND[i].double(), k_ND[i + 1].double(), dim=0))
-            for i in range(NUM_TOKENS - 1)
-        ]
-        for k_ND in states.k_HND
-    ]
-    if policy.layout == "shared":
-        cosines = [[sum(head[i] for head in cosines) / NUM_HEADS for i in range(NUM_TOKENS - 1)]] * NUM_HEADS
-    if policy.layout == "all_agree":
-        cosines = [[min(head[i] for head in cosines) for i in range(NUM_TOKENS - 1)]] * NUM_HEADS
-    protected = policy._protected(budget.asked_ratio)
-    links = []
-    for head in range(NUM_HEADS):
-        recent = set(range(NUM_TOKENS - int(protected.recent_ratio * NUM_TOKENS), NUM_TOKENS))
-        others = sorted((t for t in range(NUM_TOKENS) if t not in recent), key=lambda t: -masses[head][t])
-        kept_whole = recent | set(others[: int(protected.heavy_ratio * NUM_TOKENS)])
-        eligible = [i for i in range(NUM_TOKENS - 1) if i not in kept_whole and i + 1 not in kept_whole]
-        if policy.mode == "threshold":
-            chosen = {i for i in eligible if cosines[head][i] > policy.eps}
-        else:
-            ranked = sorted(eligible, key=lambda i: -cosines[head][i])
-            chosen = set(ranked[: NUM_TOKENS - budget.num_slots_H[head]])
-        links.append([i in chosen for i in range(NUM_TOKENS - 1)])
-    return links
-
-
-def slow_merge(policy: KVMerger, states: LayerStates, budget: Budget):
-    """Per head a list of (position, key, value, log mass)."""
-    masses = slow_masses(policy, states)
-    if policy.layout != "per_head":
-        masses = [[sum(head[t] for head in masses) / NUM_HEADS for t in range(NUM_TOKENS)]] * NUM_HEADS
-    heads = []
-    for head, links in enumerate(slow_links(policy, states, masses, budget)):
-        runs, run = [], [0]
-        for token in range(1, NUM_TOKENS):
-            if links[token - 1]:
-                run.append(token)
-            else:
-                runs.append(run)
-                run = [token]
-        runs.append(run)
-        heads.append([slow_slot(policy, states, masses[head], head, run) for run in runs])
-    return heads
-
-
-def slow_slot(policy: KVMerger, states: LayerStates, mass: list[float], head: int, run: list[int]):
-    keys, values = states.k_HND[head].double(), states.v_HND[head].double()
-    pivot = max(run, key=lambda token: mass[token])
-    distances = [float((keys[pivot] - keys[token]).norm()) for token in run]
-    sigma = policy.sigma or sum(distances) / len(run) / math.sqrt(2)
-    kernel = [1.0 if len(run) == 1 else math.exp(-(d**2) / (2 * sigma**2)) for d in distances]
-    weights = [g / sum(kernel) for g in kernel]
-    key = (
-        sum(w * keys[token] for w, token in zip(weights, run, strict=True))
-        if policy.merge_keys
-        else keys[pivot]
-    )
-    value = sum(w * values[token] for w, token in zip(weights, run, strict=True))
-    if policy.value_factor == "count":
-        value = value * len(run)
-    log_mass = {
-        "none": 0.0,
-        "count": math.log(len(run)),
-        "attention": math.log(sum(mass[token] for token in run) / mass[pivot]),
-    }[policy.log_mass]
-    return pivot, key, value, log_mass
+def compress(policy: Policy, states: LayerStates, budget: Budget, prompt_seed: int = 0) -> LayerCache:
+    layer = LayerCache.from_dense(states.k_HND, states.v_HND)
+    return policy.compress(layer, evidence_of(policy, states, prompt_seed), budget)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("mode", ["exact", "threshold"])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_equals_loops_over_tokens(options: dict, mode: str, dtype: torch.dtype, seed: int) -> None:
-    policy = KVMerger(mode=mode, eps=0.6, **options)
+@pytest.mark.parametrize(
+    "options",
+    [{"mode": mode, **options} for options in OPTIONS for mode in ("exact", "threshold")] + RANKED_LINKS,
+    ids=str,
+)
+def test_equals_loops_over_tokens(options: dict, dtype: torch.dtype, seed: int) -> None:
+    policy = KVMerger(eps=0.6, **options)
     states = planted_states(seed, dtype)
-    num_slots = NUM_TOKENS // 2
-    budget = Budget.uniform(num_slots, NUM_HEADS, 0.5)
-    merged = compress(policy, states, budget)
-    expected = slow_merge(policy, states, budget)
+    is_ragged = policy.layout == "per_head"
+    budget = Budget((NUM_TOKENS // 2 - 5 if is_ragged else NUM_TOKENS // 2, NUM_TOKENS // 2), 0.5)
+    evidence = evidence_of(policy, states)
+    merged = policy.compress(LayerCache.from_dense(states.k_HND, states.v_HND), evidence, budget)
+    expected = slow_kvmerger(policy, states, evidence, budget)
     assert merged.num_slots_H == tuple(len(slots) for slots in expected)
-    assert mode == "threshold" or merged.num_slots_H == (num_slots,) * NUM_HEADS
-    slots = [slot for head in expected for slot in head]
+    assert policy.mode == "threshold" or merged.num_slots_H == budget.num_slots_H
     assert any(len(slots) < NUM_TOKENS for slots in expected), "nothing was merged"
-    assert merged.position_S.tolist() == [position for position, _, _, _ in slots]
-    tolerance = {"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.04, "rtol": 0.01}
-    torch.testing.assert_close(
-        merged.k_SD.double(), torch.stack([key for _, key, _, _ in slots]), **tolerance
-    )
-    torch.testing.assert_close(
-        merged.v_SD.double(), torch.stack([value for _, _, value, _ in slots]), **tolerance
-    )
-    if policy.log_mass != "none":
-        expected_S = torch.tensor([log_mass for _, _, _, log_mass in slots])
-        torch.testing.assert_close(merged.log_mass_S, expected_S, atol=1e-4, rtol=1e-4)
+    slots = [slot for head in expected for slot in head]
+    assert_slots(merged, slots, dtype, has_log_mass=policy.log_mass != "none")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"links": "random"},
+        {"pivot": "random"},
+        {"layout": "shared"},
+        {"mode": "threshold", "eps": 0.6},
+    ],
+    ids=str,
+)
+def test_pivots_only_has_kvmergers_slots_with_nothing_merged(options: dict, seed: int) -> None:
+    states, budget = planted_states(seed, torch.bfloat16), Budget.uniform(44, NUM_HEADS, 0.5)
+    merged = compress(KVMerger(**options), states, budget)
+    kept = compress(PivotsOnly(**options), states, budget)
+    assert merged.num_slots_H == kept.num_slots_H
+    assert torch.equal(merged.position_S, kept.position_S)
+    head_S = torch.repeat_interleave(torch.arange(NUM_HEADS), torch.tensor(kept.num_slots_H))
+    assert torch.equal(kept.k_SD, states.k_HND[head_S, kept.position_S])
+    assert torch.equal(kept.v_SD, states.v_HND[head_S, kept.position_S])
+    assert not torch.equal(merged.v_SD, kept.v_SD)
+    assert kept.counters["num_evicted"] == merged.counters["num_merged"] > 0
+    assert kept.counters["num_merged"] == merged.counters["num_evicted"] == 0
+    assert (kept.counters["is_pure_eviction"], merged.counters["is_pure_eviction"]) == (1.0, 0.0)
+
+
+def test_protected_mass_keeps_the_protected_tokens_and_the_most_attended(seed: int) -> None:
+    states, budget = planted_states(seed, torch.float32), Budget((40, 51), 0.4)
+    policy = ProtectedMass()
+    kept = compress(policy, states, budget)
+    num_recent = int(policy._protected(0.4).recent_ratio * NUM_TOKENS)
+    for mass, positions, num_slots in zip(
+        slow_masses(states, None), kept.position_S.split(kept.num_slots_H), budget.num_slots_H, strict=True
+    ):
+        first_recent = NUM_TOKENS - num_recent
+        others = sorted(range(first_recent), key=lambda t, mass=mass: -mass[t])[: num_slots - num_recent]
+        assert positions.tolist() == sorted([*others, *range(first_recent, NUM_TOKENS)])
+
+
+@pytest.mark.parametrize(("num_layers", "ratio"), [(8, 0.7), (30, 0.35)])
+def test_controls_get_kvmergers_budgets(num_layers: int, ratio: float) -> None:
+    states = planted_states(0, torch.float32)
+    evidence_L = [Evidence(states, index, num_layers, 0) for index in range(num_layers)]
+    even = [Budget.uniform(int(ratio * NUM_TOKENS), NUM_HEADS, ratio)] * num_layers
+    expected = KVMerger().allocate(even, evidence_L)
+    assert PivotsOnly().allocate(even, evidence_L) == expected
+    assert ProtectedMass().allocate(even, evidence_L) == expected
+
+
+def test_random_links_and_pivots_depend_on_the_prompt_and_the_seed_alone(seed: int) -> None:
+    states, budget = planted_states(seed, torch.float32), Budget.uniform(44, NUM_HEADS, 0.5)
+    for name in ("links", "pivot"):
+        policy = KVMerger(**{name: "random"})
+        first = compress(policy, states, budget).position_S.tolist()
+        assert compress(policy, states, budget).position_S.tolist() == first
+        assert compress(replace(policy, seed=1), states, budget).position_S.tolist() != first
+        assert compress(policy, states, budget, prompt_seed=1).position_S.tolist() != first
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("tail_ratio", "num_residual", "scale"), [(0.4, 1, 0.6), (0.0, 3, 1.0), (0.8, 7, 0.0)]
+)
+def test_zeromerge_equals_loops_over_tokens(
+    tail_ratio: float, num_residual: int, scale: float, dtype: torch.dtype, seed: int
+) -> None:
+    states, budget = planted_states(seed, dtype), Budget((37, NUM_TOKENS), 0.5)
+    merged = compress(ZeroMerge(tail_ratio, num_residual, scale), states, budget)
+    assert merged.num_slots_H == budget.num_slots_H
+    expected = slow_zeromerge(states, budget, tail_ratio, num_residual, scale)
+    assert_slots(merged, [slot for head in expected for slot in head], dtype, has_log_mass=True)
+    assert merged.counters["num_merged"] == NUM_TOKENS - 37
 
 
 def test_threshold_mode_leaves_heads_of_different_length(seed: int) -> None:
@@ -222,11 +211,31 @@ def test_exact_mode_meets_the_budget_over_the_whole_model(num_layers: int, ratio
         ({"value_factor": "count", "log_mass": "count"}, "both count"),
         ({"recent_ratio": 1.2}, "recent_ratio"),
         ({"layout": "none"}, "layout"),
+        ({"links": "nearest"}, "links"),
+        ({"links": "random", "mode": "threshold"}, "mode=exact"),
+        ({"pivot": "first"}, "pivot"),
+        ({"weights": "max"}, "weights"),
+        ({"max_log_mass": 0}, "max_log_mass must be positive"),
+        ({"merge_values": "no"}, "true or false"),
+        ({"seed": 0.5}, "seed"),
+        ({"window_size": 0}, "window_size"),
+        ({"skip_layers": 3}, "skip_layers"),
     ],
 )
 def test_bad_parameters_are_refused_by_name(options: dict, message: str) -> None:
     with pytest.raises(PolicyError, match=message):
         KVMerger(**options)
+
+
+def test_pivots_only_cannot_be_told_to_merge() -> None:
+    with pytest.raises(VariantError, match="no parameter 'merge_keys'"):
+        build("pivots_only", {"merge_keys": True})
+
+
+@pytest.mark.parametrize("options", [{"tail_ratio": 1.0}, {"num_residual": 0}, {"log_mass_scale": 2}])
+def test_bad_zeromerge_parameters_are_refused_by_name(options: dict) -> None:
+    with pytest.raises(PolicyError, match=next(iter(options))):
+        build("zeromerge", options)
 
 
 @pytest.mark.parametrize(
@@ -240,10 +249,15 @@ def test_bad_parameters_are_refused_by_name(options: dict, message: str) -> None
         (KVMergerPaper(), SlotCount(200), 30, "kept fraction"),
         (KVMergerPaper(), LikeVariant("snapkv"), 30, "kept fraction"),
         (KVMerger(attention_source="window", window_size=2000), KeptRatio(0.5), 30, "window_size"),
+        (PivotsOnly(), KeptRatio(0.1), 30, "pivots_only: .*skip fewer layers"),
+        (ProtectedMass(), KeptRatio(0.1), 30, "protected_mass: .*skip fewer layers"),
+        (ProtectedMass(recent_ratio=0.5), KeptRatio(0.5), 30, "protected"),
+        (ZeroMerge(num_residual=8), SlotCount(8), 30, "num_residual=8"),
+        (ZeroMerge(tail_ratio=0.9, num_residual=7), SlotCount(37), 30, "tail of 33"),
     ],
 )
 def test_impossible_budgets_are_refused_before_any_work(
-    policy: KVMerger, budget: KeptRatio | SlotCount, num_layers: int, message: str
+    policy: Policy, budget: KeptRatio | SlotCount, num_layers: int, message: str
 ) -> None:
     with pytest.raises(BudgetError, match=message):
         policy.check(CacheShape(num_tokens=1000, num_layers=num_layers, num_kv_heads=2), budget)

@@ -1,0 +1,89 @@
+"""How many actors there are and what each asks Ray for, decided from the settings and the nodes alone.
+
+Never more actors than the nodes hold, unless the cluster can grow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.config import ActorSettings
+
+_ROUNDING = 1e-9  # a third of a GPU fits three times, whatever its last bit says
+
+
+class ResourcesError(ValueError):
+    """No actor found a place with the resources it asks for, or not as many as were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActorResources:
+    """How many actors at most, and what each of them asks Ray for."""
+
+    num_actors: int
+    num_cpus: float
+    num_gpus: float
+
+    def describe(self) -> str:
+        """For people: `2 actors with 1 CPUs and 0.25 GPUs each`."""
+        each = f"{self.num_cpus:g} CPUs and {self.num_gpus:g} GPUs"
+        return (
+            f"1 actor with {each}" if self.num_actors == 1 else f"{self.num_actors} actors with {each} each"
+        )
+
+
+def resources_for(
+    nodes: Sequence[Mapping[str, Any]], *, device: str, asked: ActorSettings, can_grow: bool = False
+) -> ActorResources:
+    """What is asked for; where that is null, a GPU per actor where there are any, else all cores of the largest node.
+
+    `nodes` is `ray.nodes()`. Without a count there are as many actors as the nodes hold at once; with one, CPU actors
+    share the cores, because Ray sets OMP_NUM_THREADS from what an actor asks for. `device: cpu` leaves GPUs alone;
+    `cuda` asks for one even if no node has it yet. `can_grow`: more machines may come, so nothing is too much.
+
+    Raises:
+        ResourcesError: the nodes can never hold that much.
+    """
+    totals = [node["Resources"] for node in nodes if node["Alive"]]
+    has_gpus = any(total.get("GPU", 0) for total in totals)
+    num_gpus = asked.num_gpus
+    if num_gpus is None:
+        num_gpus = 1.0 if device.startswith("cuda") or (has_gpus and device != "cpu") else 0.0
+    num_cpus = asked.num_cpus
+    if num_cpus is None:
+        num_cpus = 1.0 if num_gpus else _largest_share(totals, asked.count or 1)
+    num_held = num_that_fit(totals, num_cpus, num_gpus)
+    wanted = ActorResources(asked.count or max(1, num_held), num_cpus, num_gpus)
+    if wanted.num_actors > num_held and not can_grow:
+        raise ResourcesError(_too_much(wanted, num_held, totals))
+    return wanted
+
+
+def num_that_fit(totals: Iterable[Mapping[str, float]], num_cpus: float, num_gpus: float) -> int:
+    """How many actors the nodes hold together; each lives on one node, and a fraction of a GPU on one GPU."""
+    return sum(_num_on_node(total, num_cpus, num_gpus) for total in totals)
+
+
+def _num_on_node(total: Mapping[str, float], num_cpus: float, num_gpus: float) -> int:
+    by_cpus = math.floor(total.get("CPU", 0) / num_cpus + _ROUNDING) if num_cpus else None
+    by_gpus = math.floor(total.get("GPU", 0)) * math.floor(1 / num_gpus + _ROUNDING) if num_gpus else None
+    return min(number for number in (by_cpus, by_gpus) if number is not None)
+
+
+def _largest_share(totals: Sequence[Mapping[str, float]], num_actors: int) -> float:
+    """The most cores, at least 1, that each of so many actors can have at once."""
+    most = math.floor(max((total.get("CPU", 0) for total in totals), default=0))
+    shares = range(most, 1, -1)
+    return float(next((share for share in shares if num_that_fit(totals, share, 0) >= num_actors), 1))
+
+
+def _too_much(wanted: ActorResources, num_held: int, totals: Sequence[Mapping[str, float]]) -> str:
+    nodes = "; ".join(f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs" for total in totals)
+    return (
+        f"{wanted.describe()} do not fit: this cluster holds {num_held} of them at once and cannot grow by itself "
+        f"(its nodes have {nodes or 'nothing'}); change `actors` (count, num_cpus, num_gpus) or `model.device`, "
+        f"add nodes, or run with `executor: inline`"
+    )

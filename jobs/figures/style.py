@@ -1,0 +1,154 @@
+"""One look for all figures: text stays text, colours are the page's own, and every series has a marker of its own.
+
+A colour is drawn as a stand-in and turned into a CSS variable, so that one SVG serves light, dark and print.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
+from matplotlib.patches import PathPatch
+from matplotlib.transforms import Affine2D
+
+INK, FAINT, PAPER = "#0a0b01", "#0a0b02", "#0a0b03"
+_VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)", PAPER: "var(--paper)"}
+_SERIES_STAND_IN = "#0a0c{:02x}"
+NUM_SERIES_COLORS = 7
+"""How many `--series-N` the style sheet has: Okabe and Ito's colours, which the colour-blind can tell apart."""
+_MARKERS = (
+    "o",
+    "s",
+    "D",
+    "^",
+    "v",
+    "P",
+    "X",
+    "*",
+)  # their number shares no factor with the colours': 56 pairs
+_PANEL_INCHES = (5.0, 3.3)
+_POINTS_PER_INCH = 72
+_SWATCH_POINTS, _SWATCH_MARKER_POINTS = (30, 16), 7
+_FONT_POINTS = 10
+_RC: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a task may be called "$a$"
+    "font.family": "sans-serif",
+    "font.size": _FONT_POINTS,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.5,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesStyle:
+    """How one policy looks in every figure of the page."""
+
+    color: str
+    marker: str
+
+
+def series_styles(names: Iterable[str]) -> dict[str, SeriesStyle]:
+    """A colour and a marker for each name, in their order; both differ from one name to the next."""
+    return {
+        name: SeriesStyle(_SERIES_STAND_IN.format(index % NUM_SERIES_COLORS), _MARKERS[index % len(_MARKERS)])
+        for index, name in enumerate(dict.fromkeys(names))
+    }
+
+
+def new_panel() -> tuple[Figure, Axes]:
+    """An empty small multiple; use inside `look()`."""
+    figure = Figure(figsize=_PANEL_INCHES)
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    figure.subplots_adjust(left=0.13, right=0.975, bottom=0.16, top=0.96)
+    return figure, axes
+
+
+def look() -> AbstractContextManager[None]:
+    """The context in which figures are made."""
+    return mpl.rc_context(_RC)
+
+
+def to_svg(figure: Figure, name: str, title: str, description: str = "") -> Markup:
+    """The figure as an SVG element for the inside of a page; `name` keeps its ids apart from other figures'."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    # Inside a page a style element holds for the whole page; ours has what it says.
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
+    svg = _with_page_colors(_without_idle_ids(svg))
+    head, _, body = svg.partition(">")
+    head = re.sub(r' (width|height|version|xmlns\S*)="[^"]*"', "", head)
+    described = f"<desc>{escape(description)}</desc>" if description else ""
+    return Markup(f'{head} role="img"><title>{escape(title)}</title>{described}{body.strip()}')
+
+
+def swatch(style: SeriesStyle) -> Markup:
+    """The series' line and marker alone, for a legend in HTML; silent, since its name stands beside it.
+
+    It has no id, so a legend may stand on the page more than once.
+    """
+    width, height = _SWATCH_POINTS
+    marker = MarkerStyle(style.marker)
+    at_middle = Affine2D().scale(_SWATCH_MARKER_POINTS).translate(width / 2, height / 2)
+    path = (marker.get_transform() + at_middle).transform_path(marker.get_path())
+    with look():
+        figure = Figure(figsize=(width / _POINTS_PER_INCH, height / _POINTS_PER_INCH))
+        FigureCanvasSVG(figure)
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
+        axes.set_axis_off()
+        axes.plot([0, width], [height / 2] * 2, color=style.color, linewidth=1.6, clip_on=False)
+        axes.add_patch(PathPatch(path, color=style.color, clip_on=False))
+        svg = str(to_svg(figure, "swatch", ""))
+    return Markup(svg.replace(' role="img"><title></title>', ' class="swatch" aria-hidden="true">', 1))
+
+
+def legend(styles: Mapping[str, SeriesStyle]) -> list[tuple[str, Markup]]:
+    """Name and swatch of every series."""
+    return [(name, swatch(style)) for name, style in styles.items()]
+
+
+def _without_idle_ids(svg: str) -> str:
+    """Ids that nothing refers to would be there again in the page's next figure."""
+    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
+    return re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
+
+
+def _with_page_colors(svg: str) -> str:
+    stand_ins = _VARIABLES | {
+        _SERIES_STAND_IN.format(index): f"var(--series-{index})" for index in range(NUM_SERIES_COLORS)
+    }
+    return re.sub(
+        r"((?:fill|stroke): )(#0a0[bc][0-9a-f]{2})",
+        lambda found: found[1] + stand_ins[found[2]],
+        svg,
+    )

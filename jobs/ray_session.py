@@ -1,0 +1,138 @@
+"""A connection to Ray that has the code its workers need, and what we know of the cluster behind it.
+
+A Ray that was started here is stopped here; one that was joined is left as it was found.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import exceptions as ray_errors
+from ray.experimental import internal_kv
+
+from jobs.interrupts import sigterm_interrupts
+from jobs.shipped_code import runtime_env_to_join, runtime_env_to_start
+
+_CONNECT_TIMEOUT_S = 5.0
+_OBJECT_STORE_BYTES = 200 * 2**20  # rows are small; Ray would take a third of the memory
+# Ray's own 15 would let every other program of the machine go before the model.
+_WORKER_NICENESS = 0
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by `ray job submit` for the job's driver: how the job was asked for, as JSON."""
+_AUTOSCALER_STATUS_KEY = "__autoscaling_status"
+
+
+class RayStartError(ValueError):
+    """Ray cannot be reached or started; raised before any work is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What a run sees at its start: `nodes` is `ray.nodes()`; `can_grow`: an autoscaler may add machines."""
+
+    nodes: Sequence[Mapping[str, Any]]
+    can_grow: bool
+
+    @property
+    def num_alive(self) -> int:
+        """Nodes that are there."""
+        return sum(bool(node["Alive"]) for node in self.nodes)
+
+
+@contextmanager
+def ray_session(code: Sequence[Path]) -> Iterator[Cluster]:
+    """An initialised Ray: the caller's own, the cluster RAY_ADDRESS names, or a local one that is ours to stop.
+
+    `code` are the files and folders that workers import; a Ray that is the caller's own has them already.
+    SIGTERM raises KeyboardInterrupt inside, because `ray.init` takes the signal for itself.
+
+    Raises:
+        RayStartError: in seconds, with the remedy.
+    """
+    if ray.is_initialized():
+        yield _cluster()
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    with sigterm_interrupts():
+        try:
+            _join(address, code) if address else _start(code)
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+            ray_errors.RayError,
+        ) as error:  # ConnectionError is an OSError
+            raise RayStartError(
+                f"Ray at {address or 'this machine'} cannot be used ({type(error).__name__}: {error}); check that "
+                f"RAY_ADDRESS is right and RAY_AUTH_MODE and the token are the cluster's, or run with "
+                f"`executor: inline`"
+            ) from error
+        try:
+            with sigterm_interrupts():
+                yield _cluster() if address else Cluster(ray.nodes(), can_grow=False)
+        finally:
+            ray.shutdown()
+
+
+def job_env() -> dict[str, Any] | None:
+    """The `runtime_env` of the submitted job that this process drives; None outside a job."""
+    config = os.environ.get(_JOB_VARIABLE)
+    return None if config is None else dict(json.loads(config).get("runtime_env") or {})
+
+
+def _cluster() -> Cluster:
+    nodes = ray.nodes()
+    return Cluster(nodes, _can_grow(nodes))
+
+
+def _can_grow(nodes: Sequence[Mapping[str, Any]]) -> bool:
+    """Where nobody says, it may.
+
+    A head without autoscaling settings still runs an autoscaler that only watches: it makes up a type for each node.
+    """
+    status = internal_kv._internal_kv_get(_AUTOSCALER_STATUS_KEY)
+    report = json.loads(status).get("autoscaler_report") if status else None
+    if not report:
+        return True
+    types = {*report.get("active_nodes", {}), *(report.get("idle_nodes") or {})}
+    return not types <= {f"node_{node['NodeID']}" for node in nodes}
+
+
+def _join(address: str, code: Sequence[Path]) -> None:
+    _check_listening(address)
+    ray.init(
+        address=address,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        runtime_env=runtime_env_to_join(code, job_env() or {}, Path.cwd()) or None,
+    )
+
+
+def _start(code: Sequence[Path]) -> None:
+    # A cluster of our own tells nobody that it is token-protected: there is nothing to do about it.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        runtime_env=runtime_env_to_start(code, os.environ.get("PYTHONPATH", "")) or None,
+        _system_config={"worker_niceness": _WORKER_NICENESS},
+    )
+
+
+def _check_listening(address: str) -> None:
+    """Ray itself would try an address nobody listens at for minutes, and end the process in the end."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()

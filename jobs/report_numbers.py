@@ -1,0 +1,67 @@
+"""How the page writes numbers: a mean with its ends beside it, a dash for what is not known, never a 0."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from evaluators.statistics import Interval, proportion_interval
+from jobs.variant_summary import VariantSummary
+
+UNKNOWN = "-"
+
+
+class Shown(NamedTuple):
+    """A number as text, and its 95 % interval or ""."""
+
+    mean: str
+    ends: str = ""
+
+
+def score_interval(variant: VariantSummary) -> Interval | None:
+    """Exact (Clopper-Pearson) where every score of the task is 0 or 1, else the one over contexts."""
+    if variant.score is None or variant.num_right is None:
+        return variant.score
+    return proportion_interval(variant.num_right, variant.score.num_items)
+
+
+def shown_interval(
+    interval: Interval | None, layout: str = "{:.3f}", lowest: float = 0.0, highest: float = float("inf")
+) -> Shown:
+    """Mean and ends; the ends are cut to the values the quantity can take."""
+    if interval is None:
+        return Shown(UNKNOWN)
+    if interval.low is None or interval.high is None:
+        return Shown(layout.format(interval.mean))
+    ends = (max(interval.low, lowest), min(interval.high, highest))
+    return Shown(layout.format(interval.mean), " to ".join(layout.format(end) for end in ends))
+
+
+def shown_score(variant: VariantSummary) -> Shown:
+    """Counts where a score is right or wrong, otherwise 0 to 100."""
+    interval = score_interval(variant)
+    if interval is None:
+        return Shown(UNKNOWN)
+    if variant.num_right is not None:
+        ends = shown_interval(interval, "{:.0%}", highest=1.0).ends
+        return Shown(f"{variant.num_right} of {interval.num_items}", ends)
+    percent = Interval(
+        100 * interval.mean,
+        None if interval.low is None else 100 * interval.low,
+        None if interval.high is None else 100 * interval.high,
+        interval.num_items,
+        interval.num_clusters,
+        interval.method,
+        interval.is_too_few,
+    )
+    return shown_interval(percent, "{:.1f}", highest=100.0)
+
+
+def shown_count(variant: VariantSummary) -> str:
+    """Rows, or finished of all rows where some failed."""
+    is_whole = variant.num_finished == variant.num_rows
+    return str(variant.num_rows) if is_whole else f"{variant.num_finished} of {variant.num_rows}"
+
+
+def plain(value: float | None, layout: str = "{:.2f}") -> str:
+    """A number without an interval."""
+    return UNKNOWN if value is None else layout.format(value)

@@ -1,0 +1,59 @@
+"""Which tokens end in which slot: every kept token with the dropped tokens that merge into it.
+
+A dropped token that is in no group is evicted. Groups stand in the order of their kept tokens, so that positions ascend
+within each head.
+
+Shapes: H KV heads, N tokens, F = H·N flat tokens, M tokens in groups, S groups of all heads together (slots).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kvmerger.merging.sets import Runs
+
+EVICTED = -1
+"""The target of a token that no slot takes in."""
+
+
+class Groups(NamedTuple):
+    """A partition of the merged and kept tokens into slots.
+
+    member_M: int64 flat index of each member, group by group and ascending within a group. runs: which stretch of the
+    members is which group. target_S: int64 flat index of the kept token each group merges into, one of its members.
+    """
+
+    member_M: Tensor
+    runs: Runs
+    target_S: Tensor
+
+    @property
+    def target_M(self) -> Tensor:
+        """Flat index of each member's target."""
+        return self.target_S[self.runs.run_F]
+
+    @property
+    def is_target_M(self) -> Tensor:
+        """Whether a member is the kept token itself."""
+        return self.member_M == self.target_M
+
+
+def groups_of(target_HN: Tensor) -> Groups:
+    """Group tokens by target: int64 (H, N), a token of the same head, itself for kept tokens, or `EVICTED`."""
+    num_heads, num_tokens = target_HN.shape
+    head_H1 = torch.arange(num_heads, device=target_HN.device)[:, None]
+    flat_F = torch.where(target_HN == EVICTED, EVICTED, target_HN + head_H1 * num_tokens).flatten()
+    member_M = (flat_F != EVICTED).nonzero().squeeze(1)
+    # Stable: members stay in the prompt's order, so that sums are taken in one order every time.
+    sorted_M, order_M = flat_F[member_M].sort(stable=True)
+    target_S, run_M, length_S = sorted_M.unique_consecutive(return_inverse=True, return_counts=True)
+    num_slots_H = torch.bincount(target_S // num_tokens, minlength=num_heads).tolist()
+    return Groups(member_M[order_M], Runs(length_S, run_M, tuple(num_slots_H)), target_S)
+
+
+def whole_runs(runs: Runs, pivot_R: Tensor) -> Groups:
+    """Every run of a partition of all tokens as a group around its pivot."""
+    return Groups(torch.arange(runs.run_F.numel(), device=runs.run_F.device), runs, pivot_R)

@@ -1,0 +1,109 @@
+"""Into which kept token a dropped one goes: the most similar, the one before or after, the best of its run.
+
+Targets are int64 (H, N): a kept token of the same head, itself for kept tokens, or `EVICTED`. Cosines are fp32 (H, N) and
+1 for kept tokens. Nothing of size N × N is ever held.
+
+Shapes: H KV heads, N tokens, D head size, B a block of tokens, K kept tokens of the head that keeps most.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kvmerger.merging.groups import EVICTED
+from kvmerger.merging.segments import first_argmax
+from kvmerger.merging.sets import Runs
+
+# Bounds the fp32 cosines alive at a time (64 MiB).
+_MAX_BLOCK_COSINES = 2**24
+_NO_COSINE = -2.0
+"""Below every cosine: what a token without a kept one would have."""
+
+
+class Targets(NamedTuple):
+    """Where each token goes, and the cosine of its key with that token's."""
+
+    target_HN: Tensor
+    cosine_HN: Tensor
+
+    def only(self, is_accepted_HN: Tensor) -> Targets:
+        """The same with every dropped token evicted that is not accepted (bool, (H, N))."""
+        is_kept_HN = self.target_HN == own_index(self.target_HN)
+        target_HN = self.target_HN.masked_fill(~(is_accepted_HN | is_kept_HN), EVICTED)
+        return Targets(target_HN, self.cosine_HN)
+
+
+def own_index(like_HN: Tensor) -> Tensor:
+    """Every token's own index within its head: int64 (H, N)."""
+    return torch.arange(like_HN.shape[1], device=like_HN.device).expand(like_HN.shape)
+
+
+def most_similar_kept(k_HND: Tensor, is_kept_HN: Tensor) -> Targets:
+    """The kept token of the head whose key has the highest cosine; ties go to the earlier token."""
+    num_kept = int(is_kept_HN.sum(dim=1).max())
+    # Kept tokens first, in the prompt's order: heads that keep fewer are filled up with dropped ones, masked below.
+    kept_HK = (~is_kept_HN).sort(dim=1, stable=True).indices[:, :num_kept]
+    unit_HND = F.normalize(k_HND.float(), dim=2)
+    kept_HDK = unit_HND.gather(1, kept_HK[:, :, None].expand(-1, -1, unit_HND.shape[2])).transpose(1, 2)
+    is_filler_H1K = ~is_kept_HN.gather(1, kept_HK)[:, None]
+    best = [
+        (unit_HBD @ kept_HDK).masked_fill_(is_filler_H1K, _NO_COSINE).max(dim=2)
+        for unit_HBD in unit_HND.split(
+            max(1, _MAX_BLOCK_COSINES // (max(1, num_kept) * unit_HND.shape[0])), dim=1
+        )
+    ]
+    cosine_HN = torch.cat([found.values for found in best], dim=1)
+    target_HN = kept_HK.gather(1, torch.cat([found.indices for found in best], dim=1))
+    target_HN = target_HN.masked_fill(cosine_HN == _NO_COSINE, EVICTED)
+    return _with_kept_at_home(target_HN, cosine_HN, is_kept_HN)
+
+
+def more_similar_neighbour(k_HND: Tensor, is_kept_HN: Tensor) -> Targets:
+    """Of the last kept token before and the first one after, that whose key has the higher cosine; ties go back."""
+    before_HN, after_HN = last_kept_before(is_kept_HN), first_kept_after(is_kept_HN)
+    cosine_before_HN, cosine_after_HN = (_cosine_with(k_HND, index) for index in (before_HN, after_HN))
+    is_after_HN = cosine_after_HN > cosine_before_HN
+    return _with_kept_at_home(
+        torch.where(is_after_HN, after_HN, before_HN),
+        torch.where(is_after_HN, cosine_after_HN, cosine_before_HN),
+        is_kept_HN,
+    )
+
+
+def last_kept_before(is_kept_HN: Tensor) -> Tensor:
+    """Each token's nearest kept one at or before it, or `EVICTED`: int64 (H, N)."""
+    return own_index(is_kept_HN).masked_fill(~is_kept_HN, EVICTED).cummax(dim=1).values
+
+
+def first_kept_after(is_kept_HN: Tensor) -> Tensor:
+    """Each token's nearest kept one at or after it, or `EVICTED`: int64 (H, N)."""
+    mirrored_HN = last_kept_before(is_kept_HN.flip(1)).flip(1)
+    last = is_kept_HN.shape[1] - 1
+    return torch.where(mirrored_HN == EVICTED, EVICTED, last - mirrored_HN)
+
+
+def heaviest_kept_of_run(k_HND: Tensor, is_kept_HN: Tensor, runs: Runs, mass_HN: Tensor) -> Targets:
+    """The kept token of a dropped token's run with most attention; `EVICTED` where the run has none."""
+    num_tokens = is_kept_HN.shape[1]
+    pivot_R = first_argmax(mass_HN.masked_fill(~is_kept_HN, float("-inf")).flatten(), runs)
+    pivot_F = pivot_R[runs.run_F]
+    target_F = torch.where(is_kept_HN.flatten()[pivot_F], pivot_F % num_tokens, EVICTED)
+    target_HN = target_F.view_as(is_kept_HN)
+    return _with_kept_at_home(target_HN, _cosine_with(k_HND, target_HN), is_kept_HN)
+
+
+def _cosine_with(k_HND: Tensor, index_HN: Tensor) -> Tensor:
+    """Cosine of every key with the one at ``index_HN``; `_NO_COSINE` where that is `EVICTED`."""
+    other_HND = k_HND.gather(1, index_HN.clamp_min(0)[:, :, None].expand_as(k_HND))
+    cosine_HN = torch.cosine_similarity(k_HND.float(), other_HND.float(), dim=2)
+    return cosine_HN.masked_fill(index_HN == EVICTED, _NO_COSINE)
+
+
+def _with_kept_at_home(target_HN: Tensor, cosine_HN: Tensor, is_kept_HN: Tensor) -> Targets:
+    return Targets(
+        torch.where(is_kept_HN, own_index(is_kept_HN), target_HN), cosine_HN.masked_fill(is_kept_HN, 1.0)
+    )

@@ -1,0 +1,34 @@
+"""A token is worth the attention it got on average, from those that could see it.
+
+Shapes: H KV heads, N tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvmerger.evidence import ATTENTION_MASS, Evidence, Need
+from kvmerger.policies.registry import register
+from kvmerger.policies.scoring import ScoringPolicy
+
+
+@register("observed_attention")
+@dataclass(frozen=True)
+class ObservedAttention(ScoringPolicy):
+    """Keep the tokens with most attention per query that could see them.
+
+    Based on the scores of H2O (arXiv 2306.14048), as kvpress's ``observed_attention`` corrects them: token j of N is seen
+    by N − j queries, and its accumulated attention is divided by that number. No recent window, nothing protected; with
+    one, and without the division, it is ``h2o``. The mean over a group's query heads is the same. kvpress needs eager
+    attention for it; here the attention matrix never exists as a whole.
+    """
+
+    def needs(self) -> frozenset[Need]:
+        """Column sums of the prompt's attention."""
+        return frozenset({ATTENTION_MASS})
+
+    def scores(self, evidence: Evidence) -> Tensor:
+        """Mean attention received: fp32 (H, N)."""
+        num_seeing_N = torch.arange(evidence.num_tokens, 0, -1, device=evidence.device)
+        return evidence.get(ATTENTION_MASS) / num_seeing_N

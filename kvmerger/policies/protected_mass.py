@@ -1,0 +1,48 @@
+"""Is it the protected tokens? KVMerger's protected set and budgets, the rest filled by attention instead of merged.
+
+Shapes: H KV heads, N tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kvmerger.budget import Budget, BudgetError
+from kvmerger.evidence import Evidence, Need
+from kvmerger.merging.mass import attention_mass
+from kvmerger.policies.protection import ProtectingPolicy
+from kvmerger.policies.registry import register
+from kvmerger.policies.selection import SelectingPolicy
+from kvmerger.ranking import is_among_highest
+
+
+@register("protected_mass")
+@dataclass(frozen=True)
+class ProtectedMass(ProtectingPolicy, SelectingPolicy):
+    """Keep KVMerger's protected tokens and, of the others, those with most attention; evict the rest.
+
+    The control that the gain over H2O is asked to beat: same recent and heavy fractions, same layers kept whole, same
+    budgets as ``kvmerger`` (arXiv 2407.08454), and eviction where it merges. In effect H2O with KVMerger's split.
+    """
+
+    def needs(self) -> frozenset[Need]:
+        """Attention to rank tokens by."""
+        return frozenset({self._mass_need})
+
+    def select(self, evidence: Evidence, budget: Budget) -> Tensor:
+        """Protected tokens, then the most attended: bool (H, N). Ties go to the earlier token.
+
+        Raises:
+            BudgetError: a head's budget does not hold what is protected.
+        """
+        mass_HN = attention_mass(evidence, self._mass_need)
+        is_protected_HN = self._protect(mass_HN, budget.asked_ratio)
+        num_protected = int(is_protected_HN[0].sum())
+        if min(budget.num_slots_H) < num_protected:
+            raise BudgetError(
+                f"{self._name}: {num_protected} of {evidence.num_tokens} tokens are protected, and the budget is "
+                f"{budget.num_slots_H} slots; raise the budget or lower recent_ratio or heavy_ratio"
+            )
+        return is_among_highest(mass_HN.masked_fill(is_protected_HN, float("inf")), budget.num_slots_H)

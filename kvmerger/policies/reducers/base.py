@@ -1,0 +1,113 @@
+"""A reducer stands after a `+`: the policy before it says which tokens stay, the reducer merges the others into those.
+
+Shapes: H KV heads, N tokens.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kvmerger.budget import Budget, BudgetError, BudgetSpec
+from kvmerger.evidence import Evidence, Need
+from kvmerger.layer_cache import LayerCache
+from kvmerger.merging.mass import ATTENTION_SOURCES, AttentionSource, attention_mass, mass_need
+from kvmerger.policies.base import CacheShape, Policy, PolicyError
+from kvmerger.policies.parameters import require_choices, require_count
+from kvmerger.policies.registry import name_of
+from kvmerger.policies.selection import SelectingPolicy
+
+
+@dataclass(frozen=True)
+class Reducer(Policy):
+    """Base of reducers. Subclasses give `merge`, and name in `needs` what it reads besides.
+
+    Attributes:
+        inner: says which tokens stay, in heads of any length, and how layers share a budget.
+    """
+
+    inner: SelectingPolicy
+
+    keeps_slots_unchanged = False
+
+    def __post_init__(self) -> None:
+        """Refuse what does not say which tokens stay."""
+        if not isinstance(self.inner, SelectingPolicy):
+            raise PolicyError(
+                f"{name_of(self)} merges the tokens that a policy drops, and {name_of(self.inner)} does not say which "
+                f"those are; put a policy that evicts before it, such as snapkv+{name_of(self)}"
+            )
+
+    @property
+    def parts(self) -> tuple[Policy, ...]:
+        """What selects, then this."""
+        return (*self.inner.parts, self)
+
+    @property
+    def budget_is_outcome(self) -> bool:
+        """Merging changes no number of slots."""
+        return self.inner.budget_is_outcome
+
+    def needs(self) -> frozenset[Need]:
+        """What the selection reads."""
+        return self.inner.needs()
+
+    def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
+        """What the selection asks for."""
+        self.inner.check(shape, budget)
+
+    def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
+        """Layers share as the selection has them share."""
+        return self.inner.allocate(budget_L, evidence_L)
+
+    def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
+        """Select, then merge; a layer that keeps everything is returned as it is."""
+        is_kept_HN = self.inner.select(evidence, budget)
+        return layer if bool(is_kept_HN.all()) else self.merge(layer, evidence, is_kept_HN)
+
+    @abc.abstractmethod
+    def merge(self, layer: LayerCache, evidence: Evidence, is_kept_HN: Tensor) -> LayerCache:
+        """One slot for every kept token (bool, (H, N)), at its position, with dropped ones merged into it or evicted."""
+
+
+@dataclass(frozen=True)
+class AttentionReducer(Reducer):
+    """Base of reducers that weight tokens by the attention they receive.
+
+    Attributes:
+        attention_source: whose attention: all of ``prefill``, or the last ``window``.
+        mass_window: tokens of that window.
+    """
+
+    attention_source: AttentionSource = "prefill"
+    mass_window: int = 64
+
+    def __post_init__(self) -> None:
+        """Refuse what does not select, and values outside their domain."""
+        super().__post_init__()
+        require_choices(name_of(self), vars(self), {"attention_source": ATTENTION_SOURCES})
+        require_count(name_of(self), "mass_window", self.mass_window)
+
+    def needs(self) -> frozenset[Need]:
+        """What the selection reads, and attention."""
+        return super().needs() | {self._mass_need}
+
+    def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
+        """The prompt must be longer than the window; and what the selection asks for."""
+        if self.attention_source == "window" and shape.num_tokens <= self.mass_window:
+            raise BudgetError(
+                f"{name_of(self)}: the compressed part has {shape.num_tokens} tokens, no more than "
+                f"mass_window={self.mass_window}; lower mass_window or leave out such short prompts"
+            )
+        super().check(shape, budget)
+
+    @property
+    def _mass_need(self) -> Need:
+        return mass_need(self.attention_source, self.mass_window)
+
+    def _mass(self, evidence: Evidence) -> Tensor:
+        """Attention mass: fp32 (H, N), positive."""
+        return attention_mass(evidence, self._mass_need)

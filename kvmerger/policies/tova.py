@@ -1,0 +1,33 @@
+"""What the last token looks at now is what the next one will look at.
+
+Shapes: Q query heads, H KV heads, N tokens.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kvmerger.evidence import Evidence, Need, window_attention
+from kvmerger.policies.registry import register
+from kvmerger.policies.scoring import ScoringPolicy
+
+_LAST_QUERY = window_attention(1)
+
+
+@register("tova")
+@dataclass(frozen=True)
+class TOVA(ScoringPolicy):
+    """Keep the tokens the last query attends to most, the same ones in every head of a layer.
+
+    Based on "Transformers are Multi-State RNNs" (arXiv 2401.06104), whose policy drops one token per step; here it is
+    applied once, with the last token of the *compressed part*. The mean is over all query heads of the layer. Nothing
+    is protected: kvpress's ``tova`` always keeps the last token, the paper does not.
+    """
+
+    def needs(self) -> frozenset[Need]:
+        """The last token's attention."""
+        return frozenset({_LAST_QUERY})
+
+    def scores(self, evidence: Evidence) -> Tensor:
+        """The last query's attention, mean over query heads: fp32 (H, N), all rows alike."""
+        return evidence.get(_LAST_QUERY).mean(dim=0).expand(evidence.num_heads, -1)

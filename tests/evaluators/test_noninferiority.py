@@ -1,0 +1,93 @@
+"""A margin is met, missed, or not resolved; how many items resolve it is the same arithmetic turned round."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from evaluators.noninferiority import MarginResult, detectable_margin, needed_clusters, no_worse_than
+from evaluators.statistics import StatisticsError, paired_difference
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def judged(differences: np.ndarray, margin: float, largest_loss: float | None = None) -> MarginResult:
+    num = len(differences)
+    return no_worse_than(differences.tolist(), [0.0] * num, range(num), margin, largest_loss)
+
+
+def test_bounds_are_the_one_sided_t_tests_of_the_margin(rng: np.random.Generator) -> None:
+    differences = rng.normal(size=120)
+    got = judged(differences, 0.1)
+    assert got.worst is not None and got.best is not None
+    for bound, side in ((got.worst, "greater"), (got.best, "less")):
+        assert stats.ttest_1samp(differences, bound, alternative=side).pvalue == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize(
+    ("mean", "verdict"), [(0.0, "pass"), (-0.5, "inconclusive"), (-1.0, "fail"), (2.0, "pass")]
+)
+def test_verdict_is_where_the_interval_lies(rng: np.random.Generator, mean: float, verdict: str) -> None:
+    noise = rng.normal(size=100)
+    differences = (noise - noise.mean()) / noise.std() + mean
+    assert judged(differences, 0.5).verdict == verdict
+
+
+def test_a_loss_inside_the_margin_passes_though_it_is_real(rng: np.random.Generator) -> None:
+    differences = -0.1 + 0.05 * rng.normal(size=100)
+    assert paired_difference(differences.tolist(), [0.0] * 100, range(100)).verdict == "lower"
+    assert judged(differences, 0.2).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("num_items", "num_lower", "said"), [(49, 49, "49 contexts"), (60, 5, "5 items differ")]
+)
+def test_too_few_is_inconclusive_and_says_the_count(num_items: int, num_lower: int, said: str) -> None:
+    got = judged(np.array([-1.0] * num_lower + [0.0] * (num_items - num_lower)), 0.5)
+    assert got.verdict == "inconclusive" and said in got.reason
+
+
+@pytest.mark.parametrize(("num_items", "num_lower", "verdict"), [(200, 0, "pass"), (200, 1, "inconclusive")])
+def test_hardly_any_flip_among_many_items_is_bounded_exactly(
+    num_items: int, num_lower: int, verdict: str
+) -> None:
+    differences = np.array([-1.0] * num_lower + [0.0] * (num_items - num_lower))
+    got = judged(differences, 0.02, largest_loss=1.0)
+    expected = stats.binomtest(num_lower, num_items).proportion_ci(0.95).high
+    assert (got.verdict, got.worst) == (verdict, pytest.approx(-expected))
+    assert judged(differences, 0.02).verdict == "inconclusive"
+
+
+def test_the_margin_that_n_clusters_resolve_needs_n_clusters(rng: np.random.Generator) -> None:
+    differences = rng.normal(size=150).tolist()
+    margin = detectable_margin(differences, range(150))
+    assert needed_clusters(differences, range(150), margin * 1.0001) == 150
+    assert needed_clusters(differences, range(150), margin * 0.5) == pytest.approx(600, abs=8)
+    assert needed_clusters(differences, range(150), margin * 100) == 50
+
+
+def test_power_is_what_it_is_said_to_be(rng: np.random.Generator) -> None:
+    """Four of five data sets without a loss pass the margin that one of them resolves."""
+    margin = (stats.t.ppf(0.975, 99) + stats.t.ppf(0.8, 99)) / 10  # of a spread of 1 over 100 clusters
+    num_passed = sum(judged(rng.normal(size=100), margin).verdict == "pass" for _ in range(400))
+    assert num_passed / 400 == pytest.approx(0.8, abs=0.1)  # 5 standard errors
+
+
+@pytest.mark.parametrize("margin", [0.0, -1.0, float("nan")])
+def test_a_margin_that_allows_nothing_is_refused(margin: float) -> None:
+    with pytest.raises(StatisticsError, match="above 0"):
+        judged(np.zeros(60), margin)
+    with pytest.raises(StatisticsError, match="above 0"):
+        needed_clusters([0.0, 1.0], range(2), margin)
+
+
+def test_one_cluster_or_an_impossible_margin_is_refused() -> None:
+    for function in (detectable_margin, lambda *it: needed_clusters(*it, margin=1.0)):
+        with pytest.raises(StatisticsError, match="at least two"):
+            function([0.0, 1.0], ["a", "a"])
+    with pytest.raises(StatisticsError, match="more than 10000000"):
+        needed_clusters([0.0, 1.0], range(2), margin=1e-9)

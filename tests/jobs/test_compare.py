@@ -1,0 +1,102 @@
+"""The command: from files alone, nothing cut at 80 or 100 columns, 0 whatever it finds, 2 with a sentence."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.compare import main
+from jobs.results import ResultStore
+from tests.jobs.paired_fakes import LOSSES, paired_rows
+
+
+@pytest.fixture
+def folders(tmp_path: Path, seed: int) -> tuple[str, str]:
+    """A and B on two tasks; in B, kvmerger@0.5 has become worse and one row has failed."""
+    after = paired_rows(seed, tasks=("a", "bb"), losses=LOSSES | {"kvmerger@0.5": 0.4})
+    failed = next(row for row in after if row["variant"] == "snapkv@0.5")
+    failed |= {"status": "failed", "failure_phase": "decode", "failure_type": "E", "dtype": None}
+    ResultStore(tmp_path / "A").write_unit("u1", paired_rows(seed, tasks=("a", "bb")))
+    ResultStore(tmp_path / "B").write_unit("u1", after)
+    return str(tmp_path / "A"), str(tmp_path / "B")
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_everything_that_matters_is_printed_at_any_width(
+    folders: tuple[str, str], width: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*folders, "--width", str(width)]) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "kvmerger@0.5",
+        "snapkv@0.5",
+        "worse",
+        "inconclusive",
+        "margin: fail",
+        "margin: open",
+        " to +",
+    ):
+        assert part in text
+    assert "mean over 2 tasks" in text and "A/A noise of the NLL" in text and "…" not in text
+    assert "score: 240 items x variants = 239 pairs + 1 failed in B" in text
+    assert max(map(len, text.splitlines())) <= width
+    assert ("1.0 MiB" in text) == (width >= 100)
+
+
+def test_two_variants_of_one_folder(folders: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [folders[0], "--policy", "kvmerger@0.5", "--against", "snapkv@0.5", "--width", "100"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("A  snapkv@0.5\nB  kvmerger@0.5\n")
+    assert "better" in text and "margin: pass" in text
+
+
+def test_policy_and_margin_narrow_it_down(
+    folders: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*folders, "--policy", "kvmerger@0.5", "--margin", "9", "--width", "100"]) == 0
+    text = capsys.readouterr().out
+    assert "snapkv" not in text and "margin: pass" in text and "at most 9 points" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["A"], "two folders, or one folder with"),
+        (["A", "--policy", "snapkv@0.5"], "two folders, or one folder with"),
+        (["A", "B", "--against", "snapkv@0.5"], "--against names a variant of one folder"),
+        (["A", "C"], "there is no results folder"),
+        (["A", "empty"], "there are no results in"),
+        (["A", "B", "--policy", "snap"], "'snap' is not in both"),
+    ],
+)
+def test_bad_input_is_told_in_a_sentence(
+    folders: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err and captured.err.startswith("error: ") and not captured.out
+
+
+@pytest.mark.parametrize("margin", ["0", "-1", "nan", "two"])
+def test_a_margin_that_is_none_is_refused(
+    folders: tuple[str, str], margin: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*folders, f"--margin={margin}"])
+    assert caught.value.code == 2 and "points above 0" in capsys.readouterr().err
+
+
+def test_it_works_alone_as_users_call_it(folders: tuple[str, str], repo_root: Path) -> None:
+    command = [sys.executable, "jobs/compare.py", *folders]
+    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "kvmerger@0.5" in done.stdout
