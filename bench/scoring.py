@@ -1,6 +1,6 @@
 """How long scoring a full LongBench prediction set takes: seconds per task, and together.
 
-    python bench/scoring.py /work/shared/data/preds/longbench_v1 [RUN]
+    python bench/scoring.py FOLDER [RUN]
 
 The folder holds `answers.jsonl.gz` (all 4,750 official rows) and `*pred_<RUN>.jsonl.gz`. One process scores; the target is
 two minutes. Scores are printed too, since a fast wrong one is worth nothing.
@@ -39,7 +39,7 @@ def main() -> None:
     for task, rows in predictions.items():
         metric = longbench_tasks()[task].metric
         start_s = time.perf_counter()
-        scores = [_score(metric, row, official[task, row["i"]]) for row in rows]
+        scores = [_score(metric, row, official) for row in rows]
         taken_s = time.perf_counter() - start_s
         total_s, num_items = total_s + taken_s, num_items + len(rows)
         print(f"{task:24}{len(rows):6}{taken_s:9.2f}{published_score(scores):8.2f}  {scorer_label(metric)}")
@@ -47,8 +47,10 @@ def main() -> None:
     print(f"{'all':24}{num_items:6}{total_s:9.2f}          {verdict} the target of {TARGET_S:.0f} s")
 
 
-def _score(metric: str, row: dict[str, Any], official: dict[str, Any]) -> float:
-    gold = row if "answers" in row else official  # a run that is not aligned brings its own answers
+def _score(metric: str, row: dict[str, Any], official: dict[Any, dict[str, Any]]) -> float:
+    gold = (
+        row if "answers" in row else official[row["task"], row["i"]]
+    )  # a run that is not aligned brings its own answers
     return score(metric, row["pred"], gold["answers"], gold["all_classes"] or ())
 
 

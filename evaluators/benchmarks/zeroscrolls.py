@@ -56,7 +56,7 @@ def _item(spec: TaskSpec, task: ZeroScrollsTask, row: ZeroScrollsRow, is_chat: b
     is_told = is_chat and not task.is_summary
     rebuilt = {"data": "rebuilt from the source data set, not the official input"} if row.is_rebuilt else {}
     return BenchmarkItem(
-        item_id=f"{spec.name}/{row.official_id}",
+        item_id=f"{spec.name}/{_group(row)}{row.official_id}",
         benchmark=spec.benchmark,
         task=f"{_group(row)}{spec.task}",
         cluster_id=text_digest(row.document),
