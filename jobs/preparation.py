@@ -53,7 +53,13 @@ def prepare(settings: Settings, store: ResultStore) -> Prepared:
     from kvmerger.models import load_info, load_tokenizer
 
     asked = settings.model
-    model = load_info(asked.name, revision=asked.revision, dtype=asked.dtype, device=asked.device)
+    model = load_info(
+        asked.name,
+        revision=asked.revision,
+        dtype=asked.dtype,
+        device=asked.device,
+        is_run_here=settings.executor == "inline",
+    )
     tokenizer = load_tokenizer(asked.name, revision=asked.revision)
     facts = {label: _facts_of(variant) for label, variant in variants.items()}
     plan = build_plan(

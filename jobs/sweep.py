@@ -156,7 +156,8 @@ def _sweep(options: argparse.Namespace) -> int:
     from jobs.report import render
 
     console.print(render(result.summary, console.width))
-    _print_where_to_go(console, settings, result.how_to_open, result.is_mirrored)
+    page = _write_page(store)
+    _print_where_to_go(console, settings, page, result.how_to_open, result.is_mirrored)
     if result.is_interrupted:
         console.print("interrupted: the rows so far are kept, and the same command goes on", style="yellow")
         return EXIT_INTERRUPTED
@@ -183,13 +184,28 @@ def _dry_run(settings: Settings, prepared: Prepared, store: ResultStore) -> Rend
     )
 
 
-def _print_where_to_go(console: Console, settings: Settings, how_to_open: str, is_mirrored: bool) -> None:
+def _write_page(store: ResultStore) -> str:
+    """Write the page with figures; returns where it is, or why there is none, which is no reason to fail a sweep."""
+    from jobs.report_page import DEFAULT_NAME, write_report
+    from jobs.result_schema import ResultError
+    from jobs.shown_paths import shown
+
+    try:
+        return shown(write_report(store, store.root / DEFAULT_NAME))
+    except ResultError as error:
+        return f"not written: {error}"
+
+
+def _print_where_to_go(
+    console: Console, settings: Settings, page: str, how_to_open: str, is_mirrored: bool
+) -> None:
     def line(head: str, text: str) -> None:
         console.print(f"[bold]{head:<12}[/bold]{text}", highlight=False, soft_wrap=True)
 
     from jobs.shown_paths import python, shown
 
     folder = shown(settings.output_dir)
+    line("report", f"{page} (open it in a browser)")
     line("results", f"{folder} (table again: {python()} jobs/report.py {folder})")
     line("MLflow", how_to_open)
     if not is_mirrored:

@@ -52,16 +52,24 @@ class ModelInfo:
 
 
 def load_info(
-    name: str, *, revision: str | None = None, dtype: str = "auto", device: str = "auto"
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    is_run_here: bool = True,
 ) -> ModelInfo:
-    """Read and check the configuration of ``name`` without its weights. Same arguments and errors as `load_model`."""
+    """Read and check the configuration of ``name`` without its weights. Same arguments and errors as `load_model`.
+
+    With ``is_run_here=False`` another machine has the device, so this one need not have it.
+    """
     from transformers import AutoConfig
 
     source = model_source(name, with_weights=False)
     with readable_errors(name):
         config = AutoConfig.from_pretrained(source, revision=revision)
     check_config(name, config)
-    device_name = _device(device)
+    device_name = _device(device) if is_run_here or device == "auto" else device
     if dtype not in ("auto", *DTYPES):
         raise ModelError(f"dtype {dtype!r} is none of auto, {', '.join(DTYPES)}")
     dtype_name = ("bfloat16" if device_name.startswith("cuda") else "float32") if dtype == "auto" else dtype

@@ -114,3 +114,8 @@ def test_an_unreachable_hub_gives_one_sentence(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(ModelError, match="offline, give a local folder or `demo`"):
         load_info("nobody/no-such-model")
+
+
+def test_a_device_of_another_machine_is_planned_for_without_having_it() -> None:
+    info = load_info("demo", device="cuda", is_run_here=False)
+    assert (info.device, info.dtype) == ("cuda", "bfloat16")

@@ -9,7 +9,7 @@ import pytest
 from kvmerger.policies import registry
 from kvmerger.policies.composition import build
 
-DESCRIBED = {described.name: described for described in registry.describe()}
+DESCRIBED = {(described.name, described.is_wrapper): described for described in registry.describe()}
 
 
 def test_every_policy_and_wrapper_is_described_once() -> None:
@@ -18,21 +18,21 @@ def test_every_policy_and_wrapper_is_described_once() -> None:
     assert [it.name for it in described if it.is_wrapper] == registry.wrapper_names()
 
 
-@pytest.mark.parametrize("name", list(DESCRIBED))
-def test_a_summary_is_one_sentence_of_the_policys_own(name: str) -> None:
-    summary = DESCRIBED[name].summary
+@pytest.mark.parametrize("key", list(DESCRIBED))
+def test_a_summary_is_one_sentence_of_the_policys_own(key: tuple[str, bool]) -> None:
+    summary = DESCRIBED[key].summary
     assert re.fullmatch(r"[A-Z][^()]*\.", summary), summary
     assert [it.summary for it in DESCRIBED.values()].count(summary) == 1
 
 
 @pytest.mark.parametrize("name", registry.names())
 def test_the_described_defaults_build_the_default_policy(name: str) -> None:
-    assert build(name, dict(DESCRIBED[name].parameters)) == build(name, {})
+    assert build(name, dict(DESCRIBED[name, False].parameters)) == build(name, {})
 
 
 def test_what_a_wrapper_wraps_is_no_parameter() -> None:
     for name in registry.wrapper_names():
-        parameters = dict(DESCRIBED[name].parameters)
+        parameters = dict(DESCRIBED[name, True].parameters)
         assert registry.INNER not in parameters
         assert MISSING not in parameters.values()
 

@@ -3,14 +3,17 @@
 import pytest
 import torch
 
-from kvmerger.budget import Budget, BudgetError, KeptRatio
+from kvmerger.budget import Budget, BudgetError, KeptRatio, LikeVariant
+from kvmerger.compress import compress_all
+from kvmerger.contract import random_prefill
 from kvmerger.evidence import Evidence, LayerStates
 from kvmerger.layer_cache import LayerCache
+from kvmerger.policies import registry
 from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.composition import build
 from kvmerger.policies.reducers.base import Reducer
 from kvmerger.policies.reducers.weighted_kv import WeightedKV
-from kvmerger.variants import VariantError
+from kvmerger.variants import FULL, Variant, VariantError
 from tests.planted_layers import NUM_HEADS, NUM_TOKENS, assert_slots, planted_states
 from tests.slow_reducers import kept_sets, slow_reduce
 
@@ -66,8 +69,6 @@ def test_equals_loops_over_tokens(
 
 
 def test_every_reducer_has_a_reference() -> None:
-    from kvmerger.policies import registry
-
     shipped = {name for name in registry.wrapper_names() if issubclass(registry.get_wrapper(name), Reducer)}
     assert shipped == set(REDUCERS)
 
@@ -120,6 +121,28 @@ def test_any_selection_can_stand_in_front(seed: int) -> None:
             merged = policy.compress(layer, evidence, budget)
             assert merged.num_slots_H == kept.num_slots_H
             assert torch.equal(merged.position_S, kept.position_S)
+
+
+@pytest.mark.parametrize("name", ["pyramidkv", "snapkv+adakv", "protected_mass"])
+def test_reducers_leave_the_sharing_of_slots_to_what_selects(name: str, seed: int) -> None:
+    policies = {part: build(part, {}) for part in (name, *(f"{name}+{reducer}" for reducer in REDUCERS))}
+    for reducer in REDUCERS:
+        policy = policies[f"{name}+{reducer}"]
+        prefilled = random_prefill(seed, torch.float32, policy)
+        variants = [
+            Variant("evicted", policies[name], KeptRatio(0.6)),
+            Variant("merged", policy, KeptRatio(0.6)),
+            Variant("like", policy, LikeVariant("merged")),
+        ]
+        # AdaKV and PyramidKV share out budgets of their own, and say so of one that is fixed already.
+        compression = compress_all(prefilled, variants if name == "protected_mass" else variants[:2])
+        assert not compression.failed
+        slots = {
+            label: [layer.num_slots_H for layer in compression.done[label].prefix]
+            for label in compression.done
+        }
+        assert len(set(map(str, slots["evicted"]))) > 1, "every layer has the same slots"
+        assert all(slots[label] == slots["evicted"] for label in slots if label != FULL)
 
 
 def test_long_folds_keep_their_weights(seed: int) -> None:
