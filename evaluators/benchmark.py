@@ -25,8 +25,9 @@ class TaskSpec:
     """One task of a sweep, as the user wrote it.
 
     `name` is "<benchmark>/<task>". `data` is a local folder or file, `revision` a commit of the hub (neither: the
-    pinned one). `limit` keeps the first items. `length` (tokens), `seed` and `haystack` (a file) shape
-    generated tasks. `max_new_tokens` replaces the task's official length of answer.
+    pinned one). `limit` keeps the first items. `split` is a part of a published set that has several. `length`
+    (tokens), `seed` and `haystack` (a file) shape generated tasks. `max_new_tokens` replaces the task's official length
+    of answer.
     Raises BenchmarkError for an impossible value.
     """
 
@@ -38,6 +39,7 @@ class TaskSpec:
     seed: int = DEFAULT_SEED
     haystack: str | None = None
     max_new_tokens: int | None = None
+    split: str | None = None
 
     def __post_init__(self) -> None:
         if [bool(part) for part in self.name.split("/")] != [True, True]:
@@ -91,7 +93,8 @@ class Benchmark(Protocol):
     def load_items(self, spec: TaskSpec, tokenizer: Tokenizer) -> list[BenchmarkItem]:
         """The first `spec.limit` items of a known task; neither limit nor machine changes their order.
 
-        Item ids are unique in the list. Only benchmarks that fit their text to a length use the tokenizer.
+        Item ids are unique in the list. The tokenizer is for benchmarks that fit their text to a length, or word it
+        otherwise for chat models.
         Raises BenchmarkError for anything a user can cause.
         """
         ...

@@ -16,7 +16,9 @@ class BenchmarkItem:
     The user's text is `prompt_text`; `after_context` holds the question and is withheld from compression in
     query-agnostic mode. `answer_prefix` ("" when there is none) follows the chat template's assistant header:
     the model is given it and continues it. Items on the same context share `cluster_id`; `item_id` is stable
-    over runs. `stop_at_newline` ends the answer at a newline token that is not its first token.
+    over runs. `stop_at_newline` ends the answer at a newline token that is not its first token. A prompt that is too
+    long is cut in its middle, as LongBench does; with a `truncation_separator` before `after_context`, which stays
+    whole, and that text stands for what is missing. `unscored_reason` is told where `answers` is ().
     """
 
     item_id: str
@@ -33,6 +35,8 @@ class BenchmarkItem:
     metric: str
     all_classes: tuple[str, ...] = ()
     stop_at_newline: bool = False
+    truncation_separator: str | None = None
+    unscored_reason: str = "the item has no gold answer"
     metadata: Mapping[str, str | int | float] = field(default_factory=dict)
 
     @property

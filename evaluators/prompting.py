@@ -102,13 +102,13 @@ def num_prompt_tokens(item: BenchmarkItem, tokenizer: Tokenizer) -> int:
 def tokenize_item(
     item: BenchmarkItem, tokenizer: Tokenizer, mode: QueryMode, max_prompt_tokens: int
 ) -> TokenizedPrompt:
-    """Turn an item into token ids, cut in the middle when the user's text exceeds `max_prompt_tokens`.
+    """Turn an item into token ids, cut the task's own way when the user's text exceeds `max_prompt_tokens`.
 
     As in LongBench's pred.py the limit is on the user's text (with BOS); template and answer prefix come on
     top.
     Raises PromptError when no sound prompt results (see `self_check`).
     """
-    user_text, is_truncated = _truncate_middle(item.prompt_text, tokenizer, max_prompt_tokens)
+    user_text, is_truncated = _truncated(item, tokenizer, max_prompt_tokens)
     rendered = render_prompt(item, user_text, tokenizer)
     encoding = encode(rendered.text, tokenizer)
     split = _split_index(item, rendered, encoding, tokenizer, mode)
@@ -158,15 +158,40 @@ def _apply_chat_template(user_text: str, tokenizer: Tokenizer) -> str:
     return str(text)
 
 
-def _truncate_middle(text: str, tokenizer: Tokenizer, max_tokens: int) -> tuple[str, bool]:
-    """LongBench's cut: first and last half of the tokens, decoded and joined as text."""
+def _truncated(item: BenchmarkItem, tokenizer: Tokenizer, max_tokens: int) -> tuple[str, bool]:
+    """The user's text, and whether it had to be cut to fit."""
     if max_tokens < _MIN_LIMIT_TOKENS:
         raise PromptError(f"max_prompt_tokens is {max_tokens}; give at least {_MIN_LIMIT_TOKENS}.")
-    ids = encode(text, tokenizer).ids
-    if len(ids) <= max_tokens:
-        return text, False
+    encoding = encode(item.prompt_text, tokenizer)
+    if len(encoding.ids) <= max_tokens:
+        return item.prompt_text, False
+    if item.truncation_separator is None:
+        return _cut_middle(encoding, tokenizer, max_tokens), True
+    return _cut_before_question(item, item.truncation_separator, encoding, tokenizer, max_tokens), True
+
+
+def _cut_middle(encoding: Encoding, tokenizer: Tokenizer, max_tokens: int) -> str:
+    """LongBench's cut: first and last half of the tokens, decoded and joined as text."""
     half = max_tokens // 2
-    return decode(ids[:half], tokenizer) + decode(ids[-half:], tokenizer), True
+    return decode(encoding.ids[:half], tokenizer) + decode(encoding.ids[-half:], tokenizer)
+
+
+def _cut_before_question(
+    item: BenchmarkItem, separator: str, encoding: Encoding, tokenizer: Tokenizer, max_tokens: int
+) -> str:
+    """ZeroSCROLLS' cut: as much of what precedes the question as fits, the separator, the whole question.
+
+    A token is kept whole or not at all, so no character is halved.
+    """
+    end = separator + item.after_context
+    room = max_tokens - len(tokenizer(end, add_special_tokens=False, verbose=False)["input_ids"])
+    if room < 1:
+        raise PromptError(
+            f"{item.item_id}: the question and the note on what was cut need {max_tokens - room} tokens; "
+            f"max_prompt_tokens is {max_tokens}, raise it."
+        )
+    kept = encoding.starts[room] if room < len(encoding.starts) else encoding.ends[-1]
+    return item.prompt_text[: min(kept, len(item.before_context + item.context))] + end
 
 
 def _newline_ids(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from pydantic import (
 
 from evaluators import registry
 from evaluators.benchmark import TaskSpec
+from evaluators.benchmarks.rows_file import ROWS_TASK, is_rows_file
 from evaluators.prompting import QueryMode
 from jobs.config_errors import SettingsError, explain, nearest_name
 from jobs.overrides import apply_overrides
@@ -62,7 +63,7 @@ class ModelSettings(_Section):
 
 
 class TaskSettings(_Section):
-    """One task, `benchmark/task`. `data` is a local folder (null: the hub); other nulls mean the task's own."""
+    """One task, `benchmark/task`. `data` is a local folder or file (null: the hub); other nulls mean the task's own."""
 
     name: str
     data: Path | None = None
@@ -71,6 +72,7 @@ class TaskSettings(_Section):
     limit: PositiveCount | None = None
     max_new_tokens: PositiveCount | None = None
     haystack: Path | None = None
+    split: str | None = None
     seed: Seed = 42
 
     @field_validator("name")
@@ -106,6 +108,7 @@ class TaskSettings(_Section):
             seed=self.seed,
             haystack=None if self.haystack is None else str(self.haystack),
             max_new_tokens=self.max_new_tokens,
+            split=self.split,
         )
 
 
@@ -146,11 +149,7 @@ class Settings(_Section):
     @field_validator("tasks", mode="before")
     @classmethod
     def _a_bare_name_is_a_task(cls, tasks: Any) -> Any:
-        return (
-            [{"name": task} if isinstance(task, str) else task for task in tasks]
-            if isinstance(tasks, list)
-            else tasks
-        )
+        return [_named(task) for task in tasks] if isinstance(tasks, list) else tasks
 
     @field_validator("policies")
     @classmethod
@@ -222,9 +221,15 @@ def load_settings(
 
 
 def _limited(task: Any, limit: int) -> Any:
-    if isinstance(task, str):
-        return {"name": task, "limit": limit}
+    task = _named(task)
     return {**task, "limit": limit} if isinstance(task, dict) else task
+
+
+def _named(task: Any) -> Any:
+    """A bare word is a task's name, or a file of the user's own rows."""
+    if not isinstance(task, str):
+        return task
+    return {"name": ROWS_TASK, "data": task} if is_rows_file(task) else {"name": task}
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,6 +29,9 @@ _LEGEND = (
     "slots; 95 % intervals"
 )
 _BESIDE_THE_RESULTS = Path()  # `--html` without a file
+_CORPUS_SCORE = (
+    "the score above is a mean over items; the published number, from corpus means of its parts, is"
+)
 EXIT_OK, EXIT_BAD_INPUT = 0, 2
 
 
@@ -58,6 +62,13 @@ def _notes(task: TaskSummary) -> Iterator[Text]:
         yield Text(
             "no verdict: the full cache does not beat having no context by an interval above 0, so nothing can be recovered"
         )
+    for reason in dict.fromkeys(it.unscored_reason for it in task.variants if it.unscored_reason):
+        yield Text(f"no score: {reason}")
+    published = [
+        f"{shown_name(it)} {100 * it.corpus_score:.2f}" for it in task.variants if it.corpus_score is not None
+    ]
+    if published:
+        yield Text(f"{_CORPUS_SCORE}: {', '.join(published)}")
     for variant in task.variants:
         if variant.num_degenerate:
             where = f"{variant.num_degenerate} of {variant.num_finished} rows"
@@ -98,10 +109,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="write a page with figures as well (default: report.html in the results folder)",
     )
+    parser.add_argument(
+        "--rescore",
+        action="store_true",
+        help="first score all stored predictions anew, without a model, and say what changed",
+    )
+    parser.add_argument(
+        "--submission",
+        type=Path,
+        metavar="FOLDER",
+        help="write the answers to ZeroSCROLLS' test set as the leaderboard takes them, a file per variant",
+    )
     parser.add_argument("--width", type=int, help="columns to print on (default: the terminal's)")
     options = parser.parse_args(arguments)
     store = ResultStore(options.results_dir)
     try:
+        if options.rescore:
+            _rescore(store)
+        if options.submission is not None:
+            return _submit(store, options.submission)
         return _report(store, options.html, options.width)
     except ResultError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -120,6 +146,22 @@ def _report(store: ResultStore, html: Path | None, width: int | None) -> int:
 
         path = write_report(store, store.root / DEFAULT_NAME if html == _BESIDE_THE_RESULTS else html)
         console.print(f"report      {path}", highlight=False, soft_wrap=True)
+    return EXIT_OK
+
+
+def _rescore(store: ResultStore) -> None:
+    from jobs.rescore import change_lines, rescore_results
+
+    for line in change_lines(rescore_results(store, time.time())):
+        print(line)
+    print(f"earlier rows stay in {store.rows_folder}, the newest of each are read\n")
+
+
+def _submit(store: ResultStore, folder: Path) -> int:
+    from jobs.submission import write_submissions
+
+    for line in write_submissions(store.read_table().to_pylist(), folder):
+        print(line)
     return EXIT_OK
 
 

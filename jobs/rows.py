@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 from evaluators import registry
 from evaluators.item import BenchmarkItem
-from evaluators.prompting import TokenizedPrompt
 from jobs.result_schema import FAILED, OK, RESULT_SCHEMA, TRUNCATED, Row
 from jobs.work import Cell, PlannedItem, WorkUnit
 from kvmerger.generation import Generation, VariantFailure
@@ -101,7 +100,7 @@ class RowMaker:
             **self._asked(cell, planned.item, spec),
             "status": TRUNCATED if planned.tokens.is_truncated else OK,
             "prediction": prediction,
-            **_measured(outcome, planned.tokens),
+            **_measured(outcome, planned),
             **_scored(prediction, planned.item),
         }
 
@@ -134,6 +133,7 @@ class RowMaker:
             "policy_params": _json(asked["params"]),
             "budget_asked": _json(asked["budget"]),
             "answers": list(item.answers),
+            "all_classes": list(item.all_classes),
             "metric": item.metric,
             "prompt_tail": prompt_tail(item),
             "item_metadata": _json(dict(item.metadata)),
@@ -200,11 +200,12 @@ def _failure_columns(failure: Failure) -> Row:
     }
 
 
-def _measured(outcome: Generation, tokens: TokenizedPrompt) -> Row:
+def _measured(outcome: Generation, planned: PlannedItem) -> Row:
+    tokens = planned.tokens
     full_slots = len(tokens.context_ids) * sum(len(heads) for heads in outcome.slots_LH)
     kept_slots = sum(sum(heads) for heads in outcome.slots_LH)
     asked = {} if outcome.asked_slots is None else {"asked_slots": outcome.asked_slots}
-    no_gold = "the item has no gold answer" if not tokens.gold_ids else "the engine gave no value"
+    no_gold = planned.item.unscored_reason if not tokens.gold_ids else "the engine gave no value"
     return {
         **_or_reason("answer_nll", outcome.answer_nll, "answer_nll_reason", no_gold),
         **_or_reason("kl_mean", outcome.kl_mean, "fidelity_reason", "the engine gave no value"),
@@ -230,9 +231,9 @@ def _measured(outcome: Generation, tokens: TokenizedPrompt) -> Row:
 
 def _scored(prediction: str, item: BenchmarkItem) -> Row:
     if not item.answers:
-        return {"score": None, "score_reason": "the item has no gold answer"}
+        return {"score": None, "score_reason": item.unscored_reason}
     try:
-        score = registry.score(item.metric, prediction, item.answers, item.all_classes)
+        return score_columns(item.metric, prediction, item.answers, item.all_classes)
     except Exception as error:  # noqa: BLE001 - metrics are plug-ins: one that raises costs its row, not the unit
         columns = _failure_columns(Failure.of("score", error))
         measured = {"answer_nll_reason", "fidelity_reason", "peak_bytes_reason"}  # these numbers are there
@@ -240,7 +241,16 @@ def _scored(prediction: str, item: BenchmarkItem) -> Row:
         return {key: value for key, value in columns.items() if key not in measured} | {
             "score_reason": reason
         }
-    return _or_reason("score", score, "score_reason", "")
+
+
+def score_columns(metric: str, prediction: str, answers: Sequence[str], all_classes: Sequence[str]) -> Row:
+    """All that a row says of its score; raises what the metric raises."""
+    score = registry.score_item(metric, prediction, answers, all_classes)
+    return {
+        **_or_reason("score", score.value, "score_reason", ""),
+        "score_parts": _json(dict(score.parts)) if score.parts else None,
+        "scorer": registry.scorer_label(metric),
+    }
 
 
 def _or_reason(column: str, value: float | None, reason_column: str, reason: str) -> Row:

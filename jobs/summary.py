@@ -28,6 +28,7 @@ _HEAVY_COLUMNS = {
     "failure_traceback",
     "prediction",
     "answers",
+    "all_classes",
     "prompt_tail",
     "item_metadata",
 }

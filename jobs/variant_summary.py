@@ -6,11 +6,13 @@ model and execution.
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from evaluators import registry
 from evaluators.statistics import Interval, mean_interval, paired_difference
 from jobs.result_schema import DONE_STATUSES, Row
 from kvmerger.variants import FULL, NO_CONTEXT
@@ -25,7 +27,8 @@ class VariantSummary:
 
     `answer_nll` is nats per token of the first gold answer, `kl` nats per token of the full row's own answer; lower
     is better in both. `nll_recovered` is 0 (as without the context) to 1 (as with the full cache). `num_right` is
-    set where every score of the task is 0 or 1. `kept_ratio` is measured slots over full slots.
+    set where every score of the task is 0 or 1. `kept_ratio` is measured slots over full slots. `corpus_score` is the
+    published number, 0 to 1, where that is no mean over items; `unscored_reason` is told where no row has a score.
     """
 
     label: str
@@ -42,6 +45,8 @@ class VariantSummary:
     kv_bytes: float | None
     num_degenerate: int
     degenerate_reason: str | None
+    corpus_score: float | None = None
+    unscored_reason: str | None = None
 
     @property
     def shown_label(self) -> str:
@@ -114,6 +119,8 @@ def summarize_variant(label: str, rows: Sequence[Row], scale: NllScale, is_binar
         kv_bytes=_mean(finished, "kv_bytes"),
         num_degenerate=len(reasons),
         degenerate_reason=reasons[0] if reasons else None,
+        corpus_score=_corpus_score(finished),
+        unscored_reason=finished[0]["score_reason"] if finished and not scores else None,
     )
 
 
@@ -127,6 +134,14 @@ def _interval(rows: Sequence[Row], column: str) -> Interval | None:
     if not known:
         return None
     return mean_interval([row[column] for row in known], [row["cluster_id"] for row in known])
+
+
+def _corpus_score(rows: Sequence[Row]) -> float | None:
+    """Of metrics made of parts, once every scored row has them."""
+    scored = [row for row in rows if row["score"] is not None]
+    if not scored or any(row["score_parts"] is None for row in scored):
+        return None
+    return registry.corpus_score(scored[0]["metric"], [json.loads(row["score_parts"]) for row in scored])
 
 
 def _mean(rows: Sequence[Row], column: str) -> float | None:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvmerger.kernels.reference import SlotMass, ragged_attention
+from kvmerger.kernels.dispatch import ragged_attention
+from kvmerger.kernels.reference import SlotMass
 from kvmerger.models import LoadedModel
 from kvmerger.ragged_cache import RaggedCache
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from kvmerger.kernels.row_table import DeviceRows, PrefixTable
 from kvmerger.layer_cache import LayerCache, storage_bytes
 
 Prefix = tuple[LayerCache, ...]
@@ -30,6 +32,7 @@ class RaggedLayer:
         tail_k_RHCD, tail_v_RHCD: every row's tail, with room for C tokens.
         tail_start_R: tail tokens of each row before the new ones.
         num_new_R: new tokens of each row, at most T; a row with 0 attends to nothing.
+        device_rows: the same rows as a device kernel reads them; None where none does.
     """
 
     prefix_R: tuple[LayerCache | None, ...]
@@ -37,6 +40,25 @@ class RaggedLayer:
     tail_v_RHCD: Tensor
     tail_start_R: tuple[int, ...]
     num_new_R: tuple[int, ...]
+    device_rows: DeviceRows | None = None
+
+
+class _Arrival(NamedTuple):
+    """New tokens that every layer of one extend gets, as uploaded once for all of them.
+
+    Attributes:
+        tail_start_R, num_new_R, num_tokens: what this was made from.
+        row_N, token_N, place_N: int64, each new token's row, index among the new ones and place in the tail.
+        lengths_2R: tail starts and numbers of new tokens, int32.
+    """
+
+    tail_start_R: tuple[int, ...]
+    num_new_R: tuple[int, ...]
+    num_tokens: int
+    row_N: Tensor
+    token_N: Tensor
+    place_N: Tensor
+    lengths_2R: Tensor
 
 
 class RaggedCache:
@@ -62,6 +84,9 @@ class RaggedCache:
         self._tail_length_R = (0,) * len(self._prefixes)
         self._num_read_R = self._tail_length_R
         self._lent_rows: set[int] = set()
+        self._arrival: _Arrival | None = None
+        device = template[0].k_SD.device
+        self._table = PrefixTable(self._prefixes, device) if device.type == "cuda" else None
 
     @property
     def num_rows(self) -> int:
@@ -87,13 +112,28 @@ class RaggedCache:
 
         The tails' lengths change only with `advance`, once every layer has been written.
         """
-        tail_k_RHCD, tail_v_RHCD = self._tail_k[layer_index], self._tail_v[layer_index]
-        for row, (start, num_new) in enumerate(zip(self._tail_length_R, num_new_R, strict=True)):
-            if num_new:
-                tail_k_RHCD[row, :, start : start + num_new] = k_RHTD[row, :, :num_new]
-                tail_v_RHCD[row, :, start : start + num_new] = v_RHTD[row, :, :num_new]
+        arrival = self._arrival_of(num_new_R, k_RHTD.shape[2], k_RHTD.device)
+        tails = (self._tail_k[layer_index], self._tail_v[layer_index])
+        for tail_RHCD, new_RHTD in zip(tails, (k_RHTD, v_RHTD), strict=True):
+            new_NHD = new_RHTD.transpose(1, 2)[arrival.row_N, arrival.token_N]
+            tail_RHCD.transpose(1, 2)[arrival.row_N, arrival.place_N] = new_NHD
         prefix_R = tuple(None if prefix is None else prefix[layer_index] for prefix in self._prefixes)
-        return RaggedLayer(prefix_R, tail_k_RHCD, tail_v_RHCD, self._tail_length_R, num_new_R)
+        device_rows = None
+        if self._table is not None:
+            self._table.follow(self._prefixes)
+            device_rows = self._table.layer(layer_index, arrival.lengths_2R)
+        return RaggedLayer(prefix_R, *tails, self._tail_length_R, num_new_R, device_rows)
+
+    def _arrival_of(self, num_new_R: tuple[int, ...], num_tokens: int, device: torch.device) -> _Arrival:
+        asked = (self._tail_length_R, num_new_R, num_tokens)
+        if self._arrival is None or self._arrival[:3] != asked:
+            lengths_2R = torch.tensor([self._tail_length_R, num_new_R], dtype=torch.int32)
+            row_N, token_N = (torch.arange(num_tokens) < lengths_2R[1][:, None]).nonzero(as_tuple=True)
+            index_3N = torch.stack([row_N, token_N, lengths_2R[0][row_N] + token_N])
+            row_N, token_N, place_N = index_3N.to(device, non_blocking=True)
+            lengths_2R = lengths_2R.to(device, non_blocking=True)
+            self._arrival = _Arrival(*asked, row_N, token_N, place_N, lengths_2R)
+        return self._arrival
 
     def advance(self, num_new_R: tuple[int, ...]) -> None:
         """Count the tokens just appended to every layer as part of the tails."""

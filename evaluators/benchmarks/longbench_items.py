@@ -20,6 +20,7 @@ def load_rows(spec: TaskSpec, definition: LongBenchTask, file_stem: str) -> list
     Raises BenchmarkError for a source that cannot be read and, with file and line, for an unusable row.
     """
     spec.refuse_options(("length", "haystack"), "LongBench's texts are given, not generated; remove it.")
+    spec.refuse_options(("split",), "LongBench has a single split; remove it.")
     with open_task_file(spec, file_stem) as (lines, source):
         rows = read_rows(lines, source, spec.limit)
     if definition.metric == "classification" and not all(row.all_classes for row in rows):

@@ -61,6 +61,7 @@ class Ruler:
         """
         task = _TASKS[spec.task]
         spec.refuse_options(task.unused_options, f"remove it; where the text comes from: {task.source_note}.")
+        spec.refuse_options(("split",), "RULER is generated and has no splits; remove it.")
         source = task.open(spec, tokenizer)
         size = length_of(spec) // task.tokens_per_unit
         items = []

@@ -22,7 +22,7 @@ def class_share(prediction: str, answer: str, all_classes: Sequence[str]) -> flo
     return 1 / len(found) if answer in found else 0.0
 
 
-@register_metric("classification")
+@register_metric("classification", uses_classes=True)
 def classification(prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()) -> float:
     """The best `class_share` over the answers, 0 to 1.
 

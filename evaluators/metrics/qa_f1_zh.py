@@ -32,7 +32,7 @@ def _words(text: str) -> list[str]:
     return [word for word in map(normalize_zh, cut_words(text)) if word]
 
 
-@register_metric("qa_f1_zh")
+@register_metric("qa_f1_zh", package="jieba")
 def qa_f1_zh(prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()) -> float:
     """The best `word_f1_zh` over the answers, 0 to 1."""
     return best_over_answers(lambda answer: word_f1_zh(prediction, answer), answers)

@@ -16,7 +16,7 @@ def rouge_l_zh(prediction: str, answer: str) -> float:
     return rouge_l(" ".join(cut_words(prediction)), " ".join(cut_words(answer)), extra_frames=1)
 
 
-@register_metric("rouge_zh")
+@register_metric("rouge_zh", package="jieba")
 def rouge_zh(prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()) -> float:
     """The best `rouge_l_zh` over the answers, 0 to 1."""
     return best_over_answers(lambda answer: rouge_l_zh(prediction, answer), answers)

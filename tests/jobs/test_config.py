@@ -174,3 +174,11 @@ def test_settings_do_not_change(tmp_path: Path) -> None:
     settings: Settings = load_settings(write(tmp_path))
     with pytest.raises(ValidationError):
         settings.seed = 1  # type: ignore[misc]
+
+
+def test_a_bare_file_name_is_a_task_of_the_users_own_rows(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").touch()
+    (tmp_path / "s.yaml").write_text("tasks: [mine.jsonl, longbench/qasper]\npolicies: [full]\n")
+    mine, qasper = load_settings(tmp_path / "s.yaml", limit=3).tasks
+    assert (mine.name, mine.data, mine.limit) == ("file/rows", tmp_path / "mine.jsonl", 3)
+    assert (qasper.name, qasper.data, qasper.limit) == ("longbench/qasper", None, 3)

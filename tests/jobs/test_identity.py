@@ -36,6 +36,8 @@ NO_CHANGES: dict[str, dict[str, Any]] = {
         "settings": {"policies": [{"name": "random", "budget": 0.1}, {"name": "knorm", "budget": 0.5}]}
     },
     "metadata": {"item": {"metadata": {"depth": 1}}},
+    "how it would be cut": {"item": {"truncation_separator": "..."}},
+    "why it has no score": {"item": {"unscored_reason": "hidden"}},
 }
 
 

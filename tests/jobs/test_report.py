@@ -1,5 +1,6 @@
 """The report: everything a reader needs stands in the text, at every width, from the files alone."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -156,3 +157,20 @@ def test_no_page_is_written_unasked(tmp_path: Path) -> None:
     ResultStore(tmp_path).write_unit("u1", rows_of("task", unit_id="u1"))
     assert main([str(tmp_path)]) == 0
     assert list(tmp_path.rglob("*.html")) == []
+
+
+def test_a_task_whose_answers_are_hidden_says_so_once() -> None:
+    rows = rows_of("task", score=None, score_reason="the answers are hidden")
+    assert text_of(rows, 140).count("no score: the answers are hidden") == 1
+
+
+def test_a_published_number_that_is_no_mean_of_items_is_shown_beside_it() -> None:
+    """Parts 1, 1, 1 and 1, 0, 0.5 of two items: means 1, 0.5, 0.75, whose geometric mean is 72.11."""
+    parts = [{"rouge1": 1, "rouge2": 1, "rougeL": 1}, {"rouge1": 1, "rouge2": 0, "rougeL": 0.5}]
+    rows = [
+        row | {"metric": "rouge_geometric_mean", "score_parts": json.dumps(parts[index % 2])}
+        for index, row in enumerate(rows_of("task"))
+    ]
+    assert "full cache 72.11" in text_of(rows, 140)
+    rows[0] |= {"score_parts": None}
+    assert "full cache 72.11" not in text_of(rows, 140)

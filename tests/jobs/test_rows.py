@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from jobs.rescore import rescore
 from jobs.result_schema import RESULT_SCHEMA, check_rows
 from jobs.rows import Failure, RowMaker, build_rows, failed_rows
 from jobs.work import WorkUnit
@@ -150,6 +151,23 @@ def test_item_without_gold_answer_is_not_scored_and_says_why() -> None:
     assert row["score"] is None
     assert row["answer_nll"] is None
     assert row["score_reason"] == row["answer_nll_reason"] == "the item has no gold answer"
+
+
+def test_row_says_why_its_answers_are_missing_in_the_words_of_the_benchmark() -> None:
+    planned = make_planned("i", gold_ids=())
+    hidden = dataclasses.replace(planned.item, answers=(), unscored_reason="the answers are hidden")
+    row = rows_of(make_unit("u", dataclasses.replace(planned, item=hidden)))["full"]
+    assert row["score_reason"] == row["answer_nll_reason"] == "the answers are hidden"
+
+
+@pytest.mark.parametrize("metric", ["qa_f1", "classification", "code_sim", "rouge_geometric_mean"])
+def test_row_holds_all_that_scoring_it_again_needs(metric: str) -> None:
+    planned = make_planned("i")
+    item = dataclasses.replace(planned.item, metric=metric, all_classes=("w8 w9", "w7"))
+    row = rows_of(make_unit("u", dataclasses.replace(planned, item=item)))["full"]
+    assert row["score"] == 1.0 and row["scorer"].startswith(metric)
+    rescored = rescore([row], now_s=row["created_at_s"] + 1)
+    assert rescored.rows == () and rescored.tasks[0].num_scored == 1
 
 
 def test_metric_that_raises_fails_the_row_and_keeps_its_numbers() -> None:

@@ -1,0 +1,38 @@
+"""Share of pairs in the right order (concordance index of ZeroSCROLLS' book_sum_sort, arXiv:2305.14196)."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+
+from evaluators.metrics.longbench_scoring import best_over_answers
+from evaluators.registry import register_metric
+
+_NOT_A_LIST = re.compile(r"[^0-9\s,]")
+
+
+def listed_ids(text: str) -> list[str]:
+    """The numbers of a list in order, whatever else is deleted ("Summary 3, 1." reads 3, 1 and "1.2" reads 12)."""
+    return [number.lstrip("0") for number in _NOT_A_LIST.sub("", text).replace(",", " ").split()]
+
+
+def order_concordance(predicted: Sequence[str], gold: Sequence[str]) -> float:
+    """Share of the gold's pairs that the prediction has in the same order; an id listed twice counts half.
+
+    0 unless both list the same ids, each equally often; 1 for one id, which has no pairs; 0 for none.
+    """
+    if sorted(predicted) != sorted(gold) or not gold:
+        return 0.0
+    if len(gold) == 1:
+        return 1.0
+    place = {number: index for index, number in enumerate(predicted)}
+    pairs = list(itertools.combinations((place[number] for number in gold), 2))
+    return sum((first < second) + 0.5 * (first == second) for first, second in pairs) / len(pairs)
+
+
+@register_metric("concordance_index")
+def concordance_index(prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()) -> float:
+    """The best `order_concordance` of the listed ids over the answers, 0 to 1; chance gives 0.5."""
+    predicted = listed_ids(prediction)
+    return best_over_answers(lambda answer: order_concordance(predicted, listed_ids(answer)), answers)

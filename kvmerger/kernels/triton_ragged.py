@@ -1,0 +1,214 @@
+"""Ragged attention on a GPU: `reference.ragged_attention` with the same arguments and the same results, up to rounding.
+
+A whole layer of a batch is one launch, or two where few queries face many slots and the slots are split. As in the
+reference, a row's bits depend on its own numbers and on the batch's shape, never on its neighbours.
+
+Shapes: as in `reference` and `triton_attend`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from kvmerger.kernels.reference import Attended, SlotMass
+from kvmerger.kernels.row_table import DeviceRows, PrefixTable, lengths_on_device
+from kvmerger.kernels.triton_attend import attend_kernel, combine_kernel
+from kvmerger.kernels.triton_mass import mass_kernel
+from kvmerger.ragged_cache import RaggedLayer
+
+SPLIT_SLOTS = (
+    256  # slots of one part: enough parts to fill a GPU at 1k slots a row, few enough to put together
+)
+MOST_SPLIT_QUERIES = (
+    16  # a dot's fewest rows; with more queries their blocks fill the GPU, and partial outputs would grow
+)
+MOST_BLOCK_QUERIES = {
+    2: 64,
+    4: 16,
+}  # by bytes of an element: fp32 dots are unrolled, and compile for minutes when large
+BLOCK_SLOTS = {2: 64, 4: 32}
+PARTS_AT_ONCE = 16
+FEWEST_DOT_ROWS = 16
+
+
+class _Shape(NamedTuple):
+    """What every kernel of a call is told: sizes by the names of the kernels' parameters."""
+
+    sizes: dict[str, int]
+    strides: dict[str, int]
+    blocks: dict[str, Any]
+
+
+def ragged_attention(
+    q_RQTD: Tensor, layer: RaggedLayer, scaling: float, mass_rows: Collection[int] = ()
+) -> Attended:
+    """Attention of each row's new tokens over its whole prefix and, causally, its tail; see `reference`.
+
+    Args:
+        q_RQTD: of the prefixes' dtype, on their device; a head's size times the dtype's must be a multiple of 16 bytes.
+    """
+    q_RQTD = q_RQTD if q_RQTD.stride(3) == 1 else q_RQTD.contiguous()
+    rows = layer.device_rows or _rows_of(layer, q_RQTD.device)
+    shape = _shape_of(q_RQTD, layer)
+    num_queries = shape.sizes["num_tokens"] * shape.sizes["num_groups"]
+    is_split = q_RQTD.shape[2] == 1 or num_queries <= MOST_SPLIT_QUERIES
+    attend = _attend_in_parts if is_split else _attend_at_once
+    out_RTQD, lse_RHX = attend(q_RQTD, layer, rows, scaling, shape)
+    asking = [row for row in sorted(mass_rows) if layer.prefix_R[row] is not None and layer.num_new_R[row]]
+    mass_by_row = _slot_mass(q_RQTD, layer, rows, scaling, shape, lse_RHX, asking) if asking else {}
+    return Attended(out_RTQD, mass_by_row)
+
+
+def _attend_at_once(
+    q_RQTD: Tensor, layer: RaggedLayer, rows: DeviceRows, scaling: float, shape: _Shape
+) -> tuple[Tensor, Tensor]:
+    out_RTQD, lse_RHX = _empty_outputs(q_RQTD, layer)
+    _launch_attend(q_RQTD, layer, rows, (out_RTQD, lse_RHX), scaling, shape, num_parts=1, is_split=False)
+    return out_RTQD, lse_RHX
+
+
+def _attend_in_parts(
+    q_RQTD: Tensor, layer: RaggedLayer, rows: DeviceRows, scaling: float, shape: _Shape
+) -> tuple[Tensor, Tensor]:
+    out_RTQD, lse_RHX = _empty_outputs(q_RQTD, layer)
+    num_rows, num_heads, num_queries = lse_RHX.shape
+    longest_tail = max(map(sum, zip(layer.tail_start_R, layer.num_new_R, strict=True)))
+    num_parts = max(1, triton.cdiv(rows.most_slots, SPLIT_SLOTS) + triton.cdiv(longest_tail, SPLIT_SLOTS))
+    part_lse_RHPX = lse_RHX.new_empty(num_rows, num_heads, num_parts, num_queries)
+    part_out_RHPXD = lse_RHX.new_empty(*part_lse_RHPX.shape, q_RQTD.shape[3])
+    parts = (part_out_RHPXD, part_lse_RHPX)
+    _launch_attend(q_RQTD, layer, rows, parts, scaling, shape, num_parts=num_parts, is_split=True)
+    combine_kernel[(num_queries, num_rows * num_heads)](
+        *parts,
+        rows.prefix_RH5,
+        rows.tail_start_R,
+        rows.num_new_R,
+        out_RTQD,
+        lse_RHX,
+        **shape.sizes,
+        num_parts=num_parts,
+        HEAD_DIM=shape.blocks["HEAD_DIM"],
+        BLOCK_D=shape.blocks["BLOCK_D"],
+        BLOCK_P=PARTS_AT_ONCE,
+        SPLIT_SLOTS=SPLIT_SLOTS,
+        num_warps=2,
+    )
+    return out_RTQD, lse_RHX
+
+
+def _launch_attend(
+    q_RQTD: Tensor,
+    layer: RaggedLayer,
+    rows: DeviceRows,
+    outputs: tuple[Tensor, Tensor],
+    scaling: float,
+    shape: _Shape,
+    *,
+    num_parts: int,
+    is_split: bool,
+) -> None:
+    num_rows, num_heads, num_queries = len(layer.prefix_R), layer.tail_k_RHCD.shape[1], outputs[1].shape[-1]
+    grid = (num_parts, num_rows * num_heads, triton.cdiv(num_queries, shape.blocks["BLOCK_X"]))
+    attend_kernel[grid](
+        q_RQTD,
+        rows.prefix_RH5,
+        layer.tail_k_RHCD,
+        layer.tail_v_RHCD,
+        rows.tail_start_R,
+        rows.num_new_R,
+        *outputs,
+        scaling,
+        **shape.sizes,
+        num_parts=num_parts,
+        **shape.strides,
+        **shape.blocks,
+        SPLIT_SLOTS=SPLIT_SLOTS,
+        IS_SPLIT=is_split,
+        num_warps=4,
+        num_stages=2,
+    )
+
+
+def _slot_mass(
+    q_RQTD: Tensor,
+    layer: RaggedLayer,
+    rows: DeviceRows,
+    scaling: float,
+    shape: _Shape,
+    lse_RHX: Tensor,
+    asking: list[int],
+) -> dict[int, SlotMass]:
+    num_heads, block_slots = layer.tail_k_RHCD.shape[1], shape.blocks["BLOCK_S"]
+    num_slots = {row: prefix.num_slots for row in asking if (prefix := layer.prefix_R[row]) is not None}
+    num_tail = {row: layer.tail_start_R[row] + layer.num_new_R[row] for row in asking}
+    prefix_mass_MW = lse_RHX.new_empty(len(asking), max(num_slots.values()))
+    tail_mass_MHY = lse_RHX.new_empty(len(asking), num_heads, max(num_tail.values()))
+    num_prefix_blocks = triton.cdiv(rows.most_slots, block_slots)
+    grid = (num_prefix_blocks + triton.cdiv(tail_mass_MHY.shape[2], block_slots), len(asking) * num_heads)
+    mass_kernel[grid](
+        q_RQTD,
+        rows.prefix_RH5,
+        layer.tail_k_RHCD,
+        rows.tail_start_R,
+        rows.num_new_R,
+        lse_RHX,
+        torch.tensor(asking, dtype=torch.int32).to(q_RQTD.device, non_blocking=True),
+        prefix_mass_MW,
+        tail_mass_MHY,
+        scaling,
+        **shape.sizes,
+        prefix_width=prefix_mass_MW.shape[1],
+        tail_width=tail_mass_MHY.shape[2],
+        num_prefix_blocks=num_prefix_blocks,
+        **shape.strides,
+        **shape.blocks,
+        num_warps=4,
+        num_stages=2,
+    )
+    return {
+        row: SlotMass(prefix_mass_MW[index, : num_slots[row]], tail_mass_MHY[index, :, : num_tail[row]])
+        for index, row in enumerate(asking)
+    }
+
+
+def _rows_of(layer: RaggedLayer, device: torch.device) -> DeviceRows:
+    """A layer's rows on the device, for a layer that no `RaggedCache` has made."""
+    prefixes = [None if prefix is None else (prefix,) for prefix in layer.prefix_R]
+    return PrefixTable(prefixes, device).layer(
+        0, lengths_on_device(layer.tail_start_R, layer.num_new_R, device)
+    )
+
+
+def _shape_of(q_RQTD: Tensor, layer: RaggedLayer) -> _Shape:
+    num_heads, head_dim = layer.tail_k_RHCD.shape[1], q_RQTD.shape[3]
+    assert layer.tail_k_RHCD.stride() == layer.tail_v_RHCD.stride()
+    assert layer.tail_k_RHCD.stride()[2:] == (head_dim, 1), "a tail's tokens lie one after the other"
+    num_groups, num_tokens = q_RQTD.shape[1] // num_heads, q_RQTD.shape[2]
+    most_queries = MOST_BLOCK_QUERIES[q_RQTD.element_size()]
+    num_queries = triton.next_power_of_2(num_groups * num_tokens)
+    blocks = {
+        "HEAD_DIM": head_dim,
+        "BLOCK_D": max(FEWEST_DOT_ROWS, triton.next_power_of_2(head_dim)),
+        "BLOCK_X": min(max(num_queries, FEWEST_DOT_ROWS), most_queries),
+        "BLOCK_S": BLOCK_SLOTS[q_RQTD.element_size()],
+    }
+    strides = dict(zip(("q_stride_R", "q_stride_Q", "q_stride_T"), q_RQTD.stride(), strict=False))
+    strides |= dict(zip(("tail_stride_R", "tail_stride_H"), layer.tail_k_RHCD.stride(), strict=False))
+    sizes = {"num_heads": num_heads, "num_groups": num_groups, "num_tokens": num_tokens}
+    return _Shape(sizes, strides, blocks)
+
+
+def _empty_outputs(q_RQTD: Tensor, layer: RaggedLayer) -> tuple[Tensor, Tensor]:
+    """Unwritten output (R, T, Q, D) and log-sum-exp (R, H, X), fp32."""
+    num_rows, num_query_heads, num_tokens, head_dim = q_RQTD.shape
+    num_heads = layer.tail_k_RHCD.shape[1]
+    num_queries = num_tokens * num_query_heads // num_heads
+    return (
+        q_RQTD.new_empty(num_rows, num_tokens, num_query_heads, head_dim),
+        q_RQTD.new_empty(num_rows, num_heads, num_queries, dtype=torch.float32),
+    )

@@ -1,0 +1,33 @@
+"""Triton's CPU interpreter, made to do what the compiler does; import this before any of our kernels, with
+TRITON_INTERPRET=1 set before the process starts.
+
+Two gaps of triton 3.6 are closed: loop bounds under numpy ≥ 2.4, and dots of bfloat16, which it multiplies as the integers
+it stores them in.
+"""
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+
+_patch_lang_tensor = interpreter._patch_lang_tensor
+_create_dot = interpreter.InterpreterBuilder.create_dot
+
+
+def _patch_with_loop_bounds(tensor, scope) -> None:
+    _patch_lang_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+
+def _dot_of_numbers(self, a, b, d, input_precision, max_num_imprecise_acc):
+    return _create_dot(self, _as_float32(a), _as_float32(b), d, input_precision, max_num_imprecise_acc)
+
+
+def _as_float32(handle):
+    if handle.dtype.scalar != tl.bfloat16:
+        return handle
+    bits = handle.data.astype(np.uint32) << 16
+    return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
+
+
+interpreter._patch_lang_tensor = _patch_with_loop_bounds
+interpreter.InterpreterBuilder.create_dot = _dot_of_numbers
