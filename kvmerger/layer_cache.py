@@ -162,6 +162,12 @@ class LayerCache:
             raise ValueError(
                 f"keys {tuple(self.k_SD.shape)} and values {tuple(self.v_SD.shape)} do not match"
             )
+        if not all(tensor.is_contiguous() for tensor in self.tensors()):
+            raise ValueError(
+                "slots must lie one after the other in memory: call .contiguous() on what is kept"
+            )
+        if self.log_mass_S is not None and self.log_mass_S.dtype != torch.float32:
+            raise ValueError(f"log masses must be float32, got {self.log_mass_S.dtype}")
         if any(tensor.shape[0] != num_slots for tensor in self.tensors()):
             shapes = [tuple(tensor.shape) for tensor in self.tensors()]
             raise ValueError(f"lengths per head {self.num_slots_H} sum to {num_slots}, tensors are {shapes}")

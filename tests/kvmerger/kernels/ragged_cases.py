@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kvmerger.kernels import reference
 from kvmerger.kernels.reference import Attended
+from kvmerger.kernels.row_table import PrefixTable, lengths_on_device
 from kvmerger.layer_cache import LayerCache
 from kvmerger.ragged_cache import RaggedLayer
 
@@ -85,6 +86,7 @@ def alone(case: Case, row: int) -> Case:
     others = replace(
         layer,
         prefix_R=tuple(layer.prefix_R[index] if index == row else None for index in range(num_rows)),
+        device_rows=None,
         tail_start_R=tuple(layer.tail_start_R[index] * (index == row) for index in range(num_rows)),
         num_new_R=tuple(layer.num_new_R[index] * (index == row) for index in range(num_rows)),
     )
@@ -151,6 +153,31 @@ def check_rows_do_not_see_each_other(case: Case) -> None:
         if row in case.mass_rows:
             for mine, among_others in zip(single.mass_by_row[row], together.mass_by_row[row], strict=True):
                 assert torch.equal(mine, among_others), f"row {row}"
+
+
+def check_changed_rows_are_followed(case: Case) -> None:
+    """One table serves rows whose slots change in place and rows that get other slots altogether."""
+    layer = case.layer
+    prefixes = [None if prefix is None else (prefix,) for prefix in layer.prefix_R]
+    device = case.q_RQTD.device
+    table = PrefixTable(prefixes, device)
+    lengths_2R = lengths_on_device(layer.tail_start_R, layer.num_new_R, device)
+    longer = layer.prefix_R[0]
+    assert longer is not None
+    for tensor in (longer.k_SD, longer.v_SD):
+        tensor[::3] = tensor[::3].flip(0) * 2
+    other = longer.take(
+        torch.arange(longer.num_slots, device=device)[1:],
+        (longer.num_slots_H[0] - 1, *longer.num_slots_H[1:]),
+    )
+    prefixes[3] = (other,)
+    table.follow(prefixes)
+    changed = replace(
+        layer,
+        prefix_R=tuple(None if prefix is None else prefix[0] for prefix in prefixes),
+        device_rows=table.layer(0, lengths_2R),
+    )
+    check_against_both(replace(case, layer=changed))
 
 
 def attend_into_poison(case: Case) -> Attended:

@@ -1,0 +1,59 @@
+"""The Triton kernels under its CPU interpreter; run by test_triton_ragged.py in a process of its own.
+
+The interpreter takes seconds for what a GPU does in microseconds: a few shapes that meet every ratio, size and width.
+tests/gpu/test_ragged_triton.py takes them all.
+"""
+
+import pytest
+import torch
+
+import tests.kvmerger.kernels.triton_interpreter  # noqa: F401  (before any kernel)
+from tests.kvmerger.kernels.ragged_cases import (
+    check_against_both,
+    check_changed_rows_are_followed,
+    check_rows_do_not_see_each_other,
+    random_case,
+)
+
+LONGEST = 140  # slots of a head
+
+
+@pytest.mark.parametrize(
+    ("num_groups", "head_dim", "num_tokens", "dtype"),
+    [
+        (1, 16, 1, torch.float32),
+        (4, 64, 1, torch.bfloat16),
+        (3, 80, 1, torch.float16),
+        (8, 16, 2, torch.float32),
+        (3, 64, 17, torch.bfloat16),
+        (4, 128, 65, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_equals_the_reference_and_float64(
+    num_groups: int, head_dim: int, num_tokens: int, dtype: torch.dtype, seed: int
+) -> None:
+    check_against_both(
+        random_case(
+            seed,
+            num_groups=num_groups,
+            head_dim=head_dim,
+            num_tokens=num_tokens,
+            dtype=dtype,
+            longest=LONGEST,
+        )
+    )
+
+
+def test_a_prefix_of_several_splits_is_put_together(seed: int) -> None:
+    check_against_both(random_case(seed, num_heads=1, num_groups=4, head_dim=16, longest=600))
+
+
+@pytest.mark.parametrize(("num_tokens", "dtype"), [(1, torch.bfloat16), (9, torch.float32)], ids=str)
+def test_a_rows_bits_do_not_depend_on_its_neighbours(num_tokens: int, dtype: torch.dtype, seed: int) -> None:
+    case = random_case(seed, num_heads=1, head_dim=16, num_tokens=num_tokens, dtype=dtype, longest=LONGEST)
+    check_rows_do_not_see_each_other(case)
+
+
+def test_changed_rows_are_followed(seed: int) -> None:
+    check_changed_rows_are_followed(random_case(seed, num_heads=2, head_dim=16, longest=LONGEST))

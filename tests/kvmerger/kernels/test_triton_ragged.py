@@ -1,0 +1,32 @@
+"""Runs the Triton kernels' tests under the interpreter, which must be chosen before Triton is imported."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TIMEOUT_S = 900
+INTERPRETED = Path(__file__).with_name("interpreted_triton_ragged.py")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None,
+    reason="triton is not installed: it comes with torch's CUDA builds, or pip install --no-deps triton",
+)
+def test_kernels_under_the_interpreter(repo_root: Path) -> None:
+    command = [sys.executable, "-m", "pytest", str(INTERPRETED), "-q", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        command,
+        cwd=repo_root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
