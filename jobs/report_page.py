@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from evaluators.statistics import MIN_BOOTSTRAP_CLUSTERS, MIN_CLUSTERS
 from jobs.differences import Difference, differences_to_full
-from jobs.figures import depth_map, memory_trace, quality
+from jobs.figures import depth_map, memory_trace, quality, quality_panel
 from jobs.figures.difference_map import DifferenceMap, difference_maps
 from jobs.figures.series import series_names
 from jobs.figures.style import SeriesStyle, legend, series_styles
@@ -143,10 +143,14 @@ def _quality(
 ) -> list[tuple[str, list[Panel]]]:
     """(measure, its panels): the mean over tasks first. What is recovered has no interval, so tasks show NLL itself."""
     groups = []
-    for measure, column in ((quality.RECOVERED, None), (quality.NLL, "answer_nll"), (quality.SCORE, "score")):
-        on_tasks = [quality.task_panel(it, measure) for it in tasks if column is not None]
+    for measure, column in (
+        (quality_panel.RECOVERED, None),
+        (quality_panel.NLL, "answer_nll"),
+        (quality_panel.SCORE, "score"),
+    ):
+        on_tasks = [quality_panel.task_panel(it, measure) for it in tasks if column is not None]
         intervals = {} if column is None or len(tasks) < 2 else macro_intervals(rows, column)
-        macro = quality.macro_panel(tasks, means, measure, intervals)
+        macro = quality_panel.macro_panel(tasks, means, measure, intervals)
         panels = [it for it in (macro, *on_tasks) if it is not None]
         drawn = [
             Panel(it.title, quality.draw(it, styles, f"{prefix} {measure} {number}"))

@@ -6,7 +6,8 @@ import re
 import pyarrow as pa
 import pytest
 
-from jobs.figures.quality import NLL, RECOVERED, SCORE, draw, macro_panel, task_panel
+from jobs.figures.quality import draw
+from jobs.figures.quality_panel import NLL, RECOVERED, SCORE, macro_panel, task_panel
 from jobs.figures.series import series_names
 from jobs.figures.style import series_styles
 from jobs.result_schema import RESULT_SCHEMA, Row
@@ -72,3 +73,14 @@ def test_the_drawing_keeps_text_as_text_and_takes_its_colors_from_the_page(rows:
     assert ">full cache</text>" in svg and "var(--series-0)" in svg and "var(--ink)" in svg
     assert re.findall(r"(?:fill|stroke): #", svg) == []
     assert "a@0.25" in svg[: svg.index("</desc>")]
+
+
+def test_policies_of_one_budget_stand_by_name_with_the_best_on_top(seed: int) -> None:
+    rows = make_sweep_rows(random.Random(seed), {"a@0.5": 0.5, "b@0.5": 0.5, "c@0.5": 0.5}, ["b/t"], 5)
+    summary = summary_of(rows)
+    panel = task_panel(summary.tasks[0], NLL)
+    assert panel is not None
+    svg = str(draw(panel, series_styles(series_names(summary.tasks)), "x"))
+    shown = re.findall(r">([abc]) \(50\.0 %\)</text>", svg)  # from the bottom to the top
+    means = {name: line[0].mean for name, line in panel.lines.items()}
+    assert shown == sorted(means, key=lambda name: -means[name])
