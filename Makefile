@@ -8,6 +8,8 @@ SHELL := bash
 PYTHON ?= python3.12 python3.11 python3
 ARGS ?=
 PYTEST_ARGS ?=
+# tests/conftest.py says which tests share a worker. PARALLEL= runs them one after the other.
+PARALLEL ?= -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 CONSTRAINTS ?= constraints.txt
 
 BIN := .venv/bin
@@ -31,7 +33,7 @@ test: $(STAMP) ## format, lint, types, tests; stops at the first that fails (PYT
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 fix: $(STAMP) ## let ruff format and repair what it can
 	$(BIN)/ruff check --fix .

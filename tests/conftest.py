@@ -1,4 +1,4 @@
-"""What a test may rely on: one seed per session, printed and settable; all cores; a skip names its reason.
+"""What a test may rely on: one seed per session, printed and settable; its share of the cores; a skip names its reason.
 
 Importing this file imports nothing heavy, so collecting the tests stays fast and works without torch.
 """
@@ -32,6 +32,20 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"seed: {session_seed()} (repeat with {SEED_VARIABLE}={session_seed()})"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under xdist a file stays in one worker, and so do all tests that start a Ray or the demo model, which go first.
+
+    Each of those takes all cores as it is, and they take longest.
+    """
+
+    def is_heavy(item: pytest.Item) -> bool:
+        return any(item.get_closest_marker(name) for name in ("ray", "demo"))
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("heavy" if is_heavy(item) else str(item.path)))
+    items.sort(key=lambda item: not is_heavy(item))  # stable: the rest keeps its order
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what this machine cannot run, and give torch every core whatever an earlier test left behind."""
     if item.get_closest_marker("gpu") and not has_cuda():
@@ -63,9 +77,10 @@ def has_cuda() -> bool:
 
 
 def use_all_cores() -> None:
-    """Set torch's threads to the cores this process may use; does nothing while torch is not imported."""
+    """Set torch's threads to this process's share of its cores; does nothing while torch is not imported."""
     torch = sys.modules.get("torch")
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_cores = max(1, num_cores // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     if torch is not None and torch.get_num_threads() != num_cores:
         torch.set_num_threads(num_cores)
 
