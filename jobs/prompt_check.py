@@ -77,7 +77,7 @@ def _check(task: str, num_items: int, prompts: Sequence[PlannedItem], tokenizer:
         tail=_text(first.tokens.tail_ids, tokenizer)[-_SHOWN_CHARS:],
         tail_tokens=len(first.tokens.tail_ids),
         max_new_tokens=first.item.max_new_tokens,
-        first_gold=first.item.answers[0] if first.item.answers else "",
+        first_gold=_shortened(first.item.answers[0]) if first.item.answers else "",
     )
 
 
@@ -94,6 +94,10 @@ def _template(item: BenchmarkItem, tokenizer: Tokenizer) -> str:
     if not item.use_chat_template:
         return "withheld, as the task wants it"
     return "the model's" if tokenizer.chat_template else "none: the model has none"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
 
 
 def _text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
