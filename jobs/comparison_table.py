@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -13,11 +12,10 @@ from evaluators.noninferiority import MarginResult
 from jobs.comparison import Comparison
 from jobs.differences import HOLDS_ZERO, NOT_SIGNIFICANT, Difference
 from jobs.pairing import METRICS, SCORE
-from jobs.report_table import UNKNOWN, human_bytes
+from jobs.report_table import UNKNOWN, human_bytes, titled_table
 from jobs.summary import Setting
 
 _ROOMY_COLUMNS = 100
-_MIN_NAME_COLUMNS = 12
 _VERDICT_STYLES = {"better": "green", "worse": "red", "pass": "green", "fail": "red"}
 _LEGEND = (
     "score: points of 100, more is better; NLL: nats per token of the gold answer, less is better; both over the pairs. "
@@ -53,17 +51,7 @@ def _heading(comparison: Comparison) -> Iterator[Text]:
 def _table(rows: Sequence[tuple[Difference, MarginResult | None]], setting: Setting, width: int) -> Table:
     first = rows[0][0]
     title = first.task or f"mean over {len(first.tasks)} tasks with a scale"
-    where = f"  {setting.model_name}, {setting.query_mode.replace('_', '-')}"
-    table = Table(
-        title=Text.assemble((title, "bold"), (where, "dim")),
-        title_justify="left",
-        title_style="",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-    )
-    table.add_column("variant", overflow="fold", min_width=_MIN_NAME_COLUMNS)
+    table = titled_table(title, f"{setting.model_name}, {setting.query_mode.replace('_', '-')}")
     is_roomy = width >= _ROOMY_COLUMNS
     heads = ("", "pairs", "A", "B", "B - A", "p", "verdict", "KV A, B")
     shown_heads = [head for head in heads if is_roomy or head not in ("pairs", "KV A, B")]

@@ -96,6 +96,14 @@ def _empty_table(title: str, setting: Setting, heads: Sequence[str]) -> Table:
     where = ", ".join(
         part for part in (setting.model_name, setting.query_mode.replace("_", "-"), setting.execution) if part
     )
+    table = titled_table(title, where)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
+
+
+def titled_table(title: str, where: str) -> Table:
+    """A table of variants with their column alone; `where` says under what setting."""
     table = Table(
         title=Text.assemble((title, "bold"), (f"  {where}", "dim")),
         title_justify="left",
@@ -106,8 +114,6 @@ def _empty_table(title: str, setting: Setting, heads: Sequence[str]) -> Table:
         show_edge=False,
     )
     table.add_column("variant", overflow="fold", min_width=_MIN_NAME_COLUMNS)
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
     return table
 
 
