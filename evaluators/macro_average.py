@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,6 +38,17 @@ class TaskPairs:
     clusters: Sequence[Hashable]
 
 
+class MeanAndError(NamedTuple):
+    """A mean over tasks with its cluster-robust standard error and Satterthwaite's degrees of freedom.
+
+    `error` is None where a task has a single cluster.
+    """
+
+    mean: float
+    error: float | None
+    freedom: float
+
+
 def macro_difference(tasks: Sequence[TaskPairs], confidence: float = 0.95) -> PairedDifference:
     """Mean over tasks of each task's mean a - b, with a paired interval; counts are over all tasks.
 
@@ -58,6 +70,17 @@ def macro_difference(tasks: Sequence[TaskPairs], confidence: float = 0.95) -> Pa
         num_equal=len(pooled) - num_higher - num_lower,
         is_too_few=interval.is_too_few or num_higher + num_lower < MIN_DISCORDANT_PAIRS,
     )
+
+
+def mean_and_error(tasks: Sequence[TaskPairs]) -> MeanAndError:
+    """The mean over tasks of a - b with its standard error; raises StatisticsError as `macro_difference` does."""
+    strata = [group(_differences(task), task.clusters) for task in tasks]
+    if not strata:
+        raise StatisticsError("there is no task to take a mean over.")
+    mean = float(np.mean([stratum.mean for stratum in strata]))
+    if min(len(stratum.sizes_C) for stratum in strata) < 2:
+        return MeanAndError(mean, None, 0.0)
+    return MeanAndError(mean, *_error_and_freedom(strata))
 
 
 def macro_test(tasks: Sequence[TaskPairs]) -> PairedTest:
@@ -99,14 +122,18 @@ def _macro_interval(strata: Sequence[Clusters], confidence: float) -> Interval:
 def _satterthwaite(strata: Sequence[Clusters], mean: float, confidence: float) -> tuple[float, float]:
     from scipy import stats
 
+    error, freedom = _error_and_freedom(strata)
+    half_width = float(stats.t.ppf((1 + confidence) / 2, df=freedom) * error)
+    return mean - half_width, mean + half_width
+
+
+def _error_and_freedom(strata: Sequence[Clusters]) -> tuple[float, float]:
+    """Standard error of the mean over strata of two clusters or more, and Satterthwaite's degrees of freedom."""
     variances_S = np.array([cluster_error(stratum) ** 2 for stratum in strata])  # S: strata
     freedoms_S = np.array([len(stratum.sizes_C) - 1 for stratum in strata])
-    total = variances_S.sum()
-    if total == 0:
-        return mean, mean
-    freedom = total**2 / np.sum(variances_S**2 / freedoms_S)
-    half_width = float(stats.t.ppf((1 + confidence) / 2, df=freedom) * np.sqrt(total) / len(strata))
-    return mean - half_width, mean + half_width
+    total = float(variances_S.sum())
+    freedom = float(total**2 / np.sum(variances_S**2 / freedoms_S)) if total else float(freedoms_S.sum())
+    return float(np.sqrt(total)) / len(strata), freedom
 
 
 def _stratified_bca(strata: Sequence[Clusters], mean: float, confidence: float) -> tuple[float, float]:

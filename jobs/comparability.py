@@ -16,18 +16,29 @@ from kvmerger.variants import FULL
 _MAX_SHOWN_CHARS = 60
 _KEY_COLUMNS = {"model": "model", "query_mode": "query mode"}
 _RUN_COLUMNS = {"model_revision": "model revision", "dtype": "dtype"}
+GATE_RUN_COLUMNS = {**_RUN_COLUMNS, "attention": "attention backend"}
+"""What must be alike where a difference may only come from the code."""
 _ITEM_COLUMNS = {
     "metric": "scorer",
+    "scorer": "scorer's version",
     "answers": "gold answers",
     "cluster_id": "context",
     "context_tokens": "context tokens",
     "tail_tokens": "tail tokens",
+    "prompt_digest": "prompt or answer length",
 }
-_TOLD_COLUMNS = {"device": "device", "execution": "execution", "seed": "seed"}
+_TOLD_COLUMNS = {
+    "device": "device",
+    "attention": "attention backend",
+    "execution": "execution",
+    "seed": "seed",
+}
+_NOT_ALWAYS_KNOWN = {"attention", "prompt_digest", "scorer"}
 _POLICY_COLUMNS = {"policy_version": "version", "policy_params": "parameters", "budget_asked": "budget"}
 HEAVY_COLUMNS = ("answers", "versions")
 """What is read here beyond the columns that summaries need."""
 RunKey = tuple[str, str]
+Names = tuple[str, str]
 
 
 class ComparisonError(ValueError):
@@ -39,84 +50,105 @@ def run_key(row: Row) -> RunKey:
     return row["query_mode"], row["model"]
 
 
-def check_comparable(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> frozenset[RunKey]:
+def check_comparable(
+    rows_a: Sequence[Row],
+    rows_b: Sequence[Row],
+    names: Names = ("A", "B"),
+    run_columns: Mapping[str, str] = _RUN_COLUMNS,
+) -> frozenset[RunKey]:
     """The keys both results have, with everything else that pairs depend on alike.
+
+    `names` are what the two are called; `run_columns` (column → its name) must be alike in whole results. A prompt's digest
+    or an attention backend that one of them does not know, as rows of older versions, stands in no way.
 
     Raises:
         ComparisonError: no rows, no common key or item, or the list of what differs.
     """
-    for name, rows in (("A", rows_a), ("B", rows_b)):
+    for name, rows in zip(names, (rows_a, rows_b), strict=True):
         if not any(row["status"] in DONE_STATUSES for row in rows):
             raise ComparisonError(f"{name} has no finished rows.")
     keys = {run_key(row) for row in rows_a} & {run_key(row) for row in rows_b}
     if not keys:
-        raise _refusal(_differing(rows_a, rows_b, _KEY_COLUMNS | _RUN_COLUMNS))
+        raise _refusal(_differing(rows_a, rows_b, _KEY_COLUMNS | run_columns, names), names)
     found: list[str] = []
     for key in sorted(keys):
         done_a, done_b = _finished(rows_a, key), _finished(rows_b, key)
-        found += _differing(done_a, done_b, _RUN_COLUMNS)
-        found += _differing_items(done_a, done_b)
+        found += _differing(done_a, done_b, run_columns, names)
+        found += _differing_items(done_a, done_b, names)
     if found:
-        raise _refusal(found)
+        raise _refusal(found, names)
     items_a, items_b = ({row["item_id"] for row in rows} for rows in (rows_a, rows_b))
     if not items_a & items_b:
-        raise ComparisonError(f"no item is in both: A has {min(items_a)!r} …, B has {min(items_b)!r} ….")
+        first = [
+            f"{name} has {min(items)!r} …" for name, items in zip(names, (items_a, items_b), strict=True)
+        ]
+        raise ComparisonError(f"no item is in both: {', '.join(first)}.")
     return frozenset(keys)
 
 
-def differences_to_tell(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> tuple[str, ...]:
+def differences_to_tell(
+    rows_a: Sequence[Row], rows_b: Sequence[Row], names: Names = ("A", "B")
+) -> tuple[str, ...]:
     """Sentences on what else is not the same: versions, machine, policies' settings, or the engine's results version."""
     done_a, done_b = ([row for row in rows if row["status"] in DONE_STATUSES] for rows in (rows_a, rows_b))
-    told = _differing(done_a, done_b, _TOLD_COLUMNS)
+    told = _differing(done_a, done_b, _TOLD_COLUMNS, names)
     versions_a, versions_b = _versions(done_a), _versions(done_b)
     for package in sorted(versions_a.keys() | versions_b.keys()):
         mine, other = versions_a.get(package, "-"), versions_b.get(package, "-")
         if mine != other:
-            told.append(f"{package}: {mine} in A, {other} in B")
+            told.append(f"{package}: {mine} in {names[0]}, {other} in {names[1]}")
     labels = dict.fromkeys(row["variant"] for row in done_a)
     for label in labels:
         of_a, of_b = ([row for row in rows if row["variant"] == label] for rows in (done_a, done_b))
         if of_b:
-            told += [f"{label}, {it}" for it in _differing(of_a, of_b, _POLICY_COLUMNS)]
+            told += [f"{label}, {it}" for it in _differing(of_a, of_b, _POLICY_COLUMNS, names)]
     if not told and _has_other_identities(done_a, done_b):
         told.append("the full rows have other identities: answer length, prompt text or engine differ")
     return tuple(told)
 
 
-def _refusal(differences: Iterable[str]) -> ComparisonError:
+def _refusal(differences: Iterable[str], names: Names) -> ComparisonError:
     lines = "".join(f"\n  {it}" for it in differences)
-    return ComparisonError(f"A and B cannot be paired, they differ in{lines}")
+    return ComparisonError(f"{names[0]} and {names[1]} cannot be paired, they differ in{lines}")
 
 
 def _finished(rows: Sequence[Row], key: RunKey) -> list[Row]:
     return [row for row in rows if row["status"] in DONE_STATUSES and run_key(row) == key]
 
 
-def _differing(rows_a: Sequence[Row], rows_b: Sequence[Row], columns: Mapping[str, str]) -> list[str]:
+def _differing(
+    rows_a: Sequence[Row], rows_b: Sequence[Row], columns: Mapping[str, str], names: Names
+) -> list[str]:
     """A sentence for every column whose set of values is not the same."""
     found = []
     for column, name in columns.items():
         in_a, in_b = (sorted({str(row[column]) for row in rows}) for rows in (rows_a, rows_b))
-        if rows_a and rows_b and in_a != in_b:
-            found.append(f"{name}: {_shown(in_a)} in A, {_shown(in_b)} in B")
+        is_unknown = column in _NOT_ALWAYS_KNOWN and ["None"] in (in_a, in_b)
+        if rows_a and rows_b and in_a != in_b and not is_unknown:
+            found.append(f"{name}: {_shown(in_a)} in {names[0]}, {_shown(in_b)} in {names[1]}")
     return found
 
 
-def _differing_items(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> list[str]:
+def _differing_items(rows_a: Sequence[Row], rows_b: Sequence[Row], names: Names) -> list[str]:
     """A sentence for every column in which common items differ, with one of them."""
     by_item_a, by_item_b = ({row["item_id"]: row for row in rows} for rows in (rows_a, rows_b))
     common = sorted(by_item_a.keys() & by_item_b.keys())
     found = []
     for column, name in _ITEM_COLUMNS.items():
-        differ = [it for it in common if by_item_a[it][column] != by_item_b[it][column]]
+        differ = [it for it in common if _is_other(column, by_item_a[it], by_item_b[it])]
         if differ:
             values = (_shown([str(rows[differ[0]][column])]) for rows in (by_item_a, by_item_b))
             found.append(
                 f"{name} of {len(differ)} of {len(common)} common items, as {differ[0]}: "
-                + " in A, ".join(values)
-                + " in B"
+                + f" in {names[0]}, ".join(values)
+                + f" in {names[1]}"
             )
     return found
+
+
+def _is_other(column: str, row_a: Row, row_b: Row) -> bool:
+    is_unknown = column in _NOT_ALWAYS_KNOWN and None in (row_a[column], row_b[column])
+    return row_a[column] != row_b[column] and not is_unknown
 
 
 def _has_other_identities(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> bool:

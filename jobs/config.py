@@ -26,6 +26,7 @@ from evaluators.benchmark import TaskSpec
 from evaluators.benchmarks.rows_file import ROWS_TASK, is_rows_file
 from evaluators.prompting import QueryMode
 from jobs.config_errors import SettingsError, explain, nearest_name
+from jobs.gate_settings import GateSettings, MarginSettings
 from jobs.overrides import apply_overrides
 from kvmerger.variants import VariantSpec, parse_policies
 
@@ -132,7 +133,7 @@ class TrackingSettings(_Section):
 
 
 class Settings(_Section):
-    """Everything a sweep depends on. Stored with its results as `settings.yaml`."""
+    """Everything a sweep depends on. Stored with its results as `settings.yaml`. Only `jobs/nightly.py` reads `gate`."""
 
     name: str = Field(default="sweep", min_length=1)
     model: ModelSettings = ModelSettings()
@@ -144,6 +145,7 @@ class Settings(_Section):
     actors: ActorSettings = ActorSettings()
     output_dir: Path = Field(default=Path("results/sweep"), validate_default=True)
     tracking: TrackingSettings = TrackingSettings()
+    gate: GateSettings | None = None
     seed: Seed = 0
 
     @field_validator("tasks", mode="before")
@@ -193,6 +195,8 @@ class Settings(_Section):
 _SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     (): Settings,
     ("actors",): ActorSettings,
+    ("gate",): GateSettings,
+    ("gate", "margins"): MarginSettings,
     ("model",): ModelSettings,
     ("tasks",): TaskSettings,
     ("tracking",): TrackingSettings,

@@ -16,6 +16,7 @@ from evaluators.item import BenchmarkItem
 from evaluators.prompting import TokenizedPrompt
 from kvmerger import RESULTS_VERSION
 
+_PROMPT_DIGITS = 16  # 64 bits
 _UNIT_ID_DIGITS = 20
 """80 bits: no two units of a sweep share a file, and the name stays short."""
 
@@ -54,6 +55,12 @@ def item_digest(item: BenchmarkItem, tokens: TokenizedPrompt | None, run: RunSet
             "scoring": [item.metric, item.answers, item.all_classes],
         }
     )
+
+
+def prompt_digest(tokens: TokenizedPrompt, max_new_tokens: int) -> str:
+    """Short digest of the ids that the model reads, with their split, and of what ends its answer."""
+    asked = [tokens.context_ids, tokens.tail_ids, tokens.stop_ids, max_new_tokens]
+    return _digest(asked)[:_PROMPT_DIGITS]
 
 
 def cell_identity(

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from evaluators import registry
 from evaluators.item import BenchmarkItem
+from jobs.identity import prompt_digest
 from jobs.result_schema import FAILED, OK, RESULT_SCHEMA, TRUNCATED, Row
 from jobs.work import Cell, PlannedItem, WorkUnit
 from kvmerger.generation import Generation, VariantFailure
@@ -38,6 +39,8 @@ class ModelFacts(Protocol):
     def dtype(self) -> str: ...
     @property
     def device(self) -> str: ...
+    @property
+    def attention(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,7 @@ class RowMaker:
             "model_revision": self.model.revision if self.model else self.context.model_revision,
             "dtype": self.model.dtype if self.model else None,
             "device": self.model.device if self.model else None,
+            "attention": self.model.attention if self.model else None,
             "seed": self.context.seed,
             "versions": _json(self.context.versions),
             "created_at_s": self.now_s,
@@ -210,6 +214,7 @@ def _measured(outcome: Generation, planned: PlannedItem) -> Row:
         **_or_reason("answer_nll", outcome.answer_nll, "answer_nll_reason", no_gold),
         **_or_reason("kl_mean", outcome.kl_mean, "fidelity_reason", "the engine gave no value"),
         "top1_agreement": _finite(outcome.top1_agreement),
+        "prompt_digest": prompt_digest(tokens, planned.item.max_new_tokens),
         "num_fidelity_tokens": outcome.num_fidelity_tokens,
         "context_tokens": len(tokens.context_ids),
         "tail_tokens": len(tokens.tail_ids),

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from jobs.cells import PlannedCell
 from jobs.config import Settings
-from jobs.final_numbers import final_metrics, flat_params, row_counts, table_markdown
+from jobs.delivery import sweep_summary, tracked_sweep
 from jobs.identity import unit_id
 from jobs.preparation import Prepared
 from jobs.progress import ProgressView
@@ -22,7 +22,7 @@ from jobs.rows import Failure, RowMaker, RunContext
 from jobs.run_events import OnEvent, OnRows
 from jobs.run_meta import describe_run
 from jobs.summary import ResultSummary, summarize
-from jobs.tracker import RunStatus, SweepSummary, TrackedSweep, Tracker
+from jobs.tracker import RunStatus, TrackedSweep, Tracker
 from jobs.tracking import make_tracker
 from jobs.work import WorkUnit
 
@@ -40,14 +40,17 @@ class SessionResult:
 class Session:
     """Runs what a plan owes and keeps store, tracker and progress in step. One writer: this process."""
 
-    def __init__(self, settings: Settings, prepared: Prepared, store: ResultStore) -> None:
+    def __init__(
+        self, settings: Settings, prepared: Prepared, store: ResultStore, tracker: Tracker | None = None
+    ) -> None:
+        """`tracker` stands in for the one that the settings ask for."""
         self._settings = settings
         self._prepared = prepared
         self._store = store
         model = prepared.model
         setting = (model.name, model.revision, model.dtype, settings.query_mode.value, settings.execution)
         self._meta = describe_run(settings.name, setting, store.read_run_meta())
-        self._tracker: Tracker = make_tracker(
+        self._tracker: Tracker = tracker or make_tracker(
             is_enabled=settings.tracking.enabled,
             uri=settings.tracking_uri,
             artifact_dir=settings.output_dir.parent / "mlartifacts",
@@ -117,9 +120,7 @@ class Session:
 
     def _finish(self, status: RunStatus) -> tuple[ResultSummary, bool]:
         summary = summarize(self._store.read_table(), self._store.read_plan())
-        is_mirrored = self._tracker.finish(
-            SweepSummary(status, table_markdown(summary), row_counts(summary), final_metrics(summary))
-        )
+        is_mirrored = self._tracker.finish(sweep_summary(status, summary))
         self._meta["mirrored_to"] = self._mirror_target if is_mirrored else None
         self._store.write_run_meta(self._meta)
         return summary, is_mirrored
@@ -140,15 +141,8 @@ class Session:
         )
 
     def _tracked_sweep(self) -> TrackedSweep:
-        item_ids = dict.fromkeys(planned.cell.item_id for planned in self._prepared.plan.cells)
-        return TrackedSweep(
-            sweep_id=self._meta["sweep_id"],
-            name=self._settings.name,
-            experiment=self._settings.tracking.experiment or self._settings.name,
-            item_steps={item_id: step for step, item_id in enumerate(item_ids)},
-            params=flat_params(self._settings.model_dump(mode="json")),
-            git_commit=self._meta["git_commit"],
-        )
+        cells = self._prepared.plan.cells
+        return tracked_sweep(self._settings, self._meta, (planned.cell.item_id for planned in cells))
 
 
 class RunUnits(Protocol):

@@ -40,6 +40,7 @@ class FakeInfo:
     revision: str = "fake-1"
     dtype: str = "float32"
     device: str = "cpu"
+    attention: str = "torch"
 
 
 class FakeTokenizer:

@@ -27,6 +27,12 @@ def ragged_attention(
     return triton_ragged.ragged_attention(q_RQTD, layer, scaling, mass_rows)
 
 
+def backend_name(device: str, head_dim: int, element_bytes: int) -> str:
+    """ "triton" or "torch": who computes ragged attention on ``device`` for heads of this size, of numbers of this many bytes."""
+    is_triton = device.startswith("cuda") and has_triton() and _takes(head_dim, element_bytes)
+    return "triton" if is_triton else "torch"
+
+
 @functools.cache
 def has_triton() -> bool:
     """Whether Triton is installed; torch's CUDA builds bring it. Does not import it."""
@@ -35,6 +41,8 @@ def has_triton() -> bool:
 
 def is_supported(q_RQTD: Tensor) -> bool:
     """Whether the Triton kernels take heads of this size and dtype."""
-    head_dim = q_RQTD.shape[3]
-    is_aligned = head_dim * q_RQTD.element_size() % SLOT_ALIGNMENT_BYTES == 0
-    return is_aligned and head_dim <= MOST_HEAD_DIM
+    return _takes(q_RQTD.shape[3], q_RQTD.element_size())
+
+
+def _takes(head_dim: int, element_bytes: int) -> bool:
+    return head_dim * element_bytes % SLOT_ALIGNMENT_BYTES == 0 and head_dim <= MOST_HEAD_DIM

@@ -28,6 +28,8 @@ def test_equal_results_are_comparable_and_there_is_nothing_to_tell(seed: int) ->
         ("cluster_id", "x", "context"),
         ("context_tokens", 7, "context tokens"),
         ("tail_tokens", 7, "tail tokens"),
+        ("prompt_digest", "x", "prompt or answer length"),
+        ("scorer", "qa_f1 (2.0)", "scorer's version"),
     ],
 )
 def test_what_makes_pairs_wrong_is_refused_by_name(seed: int, column: str, value: Any, name: str) -> None:

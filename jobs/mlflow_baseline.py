@@ -1,0 +1,165 @@
+"""The baseline in MLflow: the one sweep of the experiment tagged `baseline = true`, its rows kept in a local cache.
+
+A promotion tags the new run first and takes the tag off the old ones after that, so a crash in between leaves two of them,
+of which the one promoted later counts; nothing leaves none.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jobs.baseline import Baseline, BaselineError, rows_of
+from jobs.results import ResultStore
+from jobs.tracker import TrackingError
+from jobs.tracking import _limits as request_limits
+from jobs.tracking_uri import check_usable
+
+ROWS_ARTIFACT = "rows/rows.parquet"
+TAG, SINCE_TAG, GATE_TAG = "baseline", "baseline_since_s", "gate"
+_ROLE, _SWEEP = "kvmerger.role", "kvmerger.sweep_id"
+_CACHE, _NEWEST = ".baselines", "newest.json"
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class MlflowBaseline:
+    """Reads and sets the tag in `experiment` at `uri`; rows are cached under `root`, where the nights are."""
+
+    uri: str
+    experiment: str
+    root: Path
+
+    def find(self) -> Baseline | None:
+        """The tagged run's rows, from the cache when they were downloaded before."""
+        return self._asked(self._find)
+
+    def cached(self) -> Baseline | None:
+        """The baseline that was found last, for a night on which the server does not answer."""
+        try:
+            newest = json.loads((self.root / _CACHE / _NEWEST).read_bytes())
+            run_id, name = str(newest["run_id"]), str(newest["name"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if not (self._folder(run_id) / ROWS_ARTIFACT).is_file():
+            return None
+        return Baseline(name, f"MLflow run {run_id}, as last seen", rows_of(self._folder(run_id)))
+
+    def promote(self, store: ResultStore) -> str:
+        """Tag the night's sweep, then take the tag off every other."""
+        return self._asked(lambda client: self._promote(client, store))
+
+    def publish(self, store: ResultStore, outcome: str | None) -> None:
+        """Give the night's sweep its rows and settings where they are missing, the gate's files and its verdict as a tag."""
+        self._asked(lambda client: self._publish(client, store, outcome))
+
+    def _find(self, client: Any) -> Baseline | None:
+        tagged = sorted(self._runs(client, f"tags.`{TAG}` = 'true'"), key=_since_s)
+        if not tagged:
+            return None
+        run = tagged[-1]
+        run_id, name = run.info.run_id, run.info.run_name
+        folder = self._folder(run_id)
+        if not (folder / ROWS_ARTIFACT).is_file():
+            self._download(client, run_id, folder)
+        rows = rows_of(folder)
+        (self.root / _CACHE / _NEWEST).write_text(json.dumps({"run_id": run_id, "name": name}))
+        return Baseline(name, f"MLflow run {run_id}", rows)
+
+    def _download(self, client: Any, run_id: str, folder: Path) -> None:
+        """Into a folder of its own first: the cache holds whole files only."""
+        if ROWS_ARTIFACT not in {it.path for it in client.list_artifacts(run_id, "rows")}:
+            raise BaselineError(
+                f"the baseline, run {run_id} of experiment {self.experiment!r}, has no artifact {ROWS_ARTIFACT}; "
+                f"promote another run"
+            )
+        arriving = folder.with_name(f"{run_id}.arriving")
+        shutil.rmtree(arriving, ignore_errors=True)
+        arriving.mkdir(parents=True)
+        client.download_artifacts(run_id, ROWS_ARTIFACT, str(arriving))
+        shutil.rmtree(folder, ignore_errors=True)
+        arriving.replace(folder)
+
+    def _promote(self, client: Any, store: ResultStore) -> str:
+        run = self._run_of(client, store)
+        self._upload_rows(client, run.info.run_id, store)
+        client.set_tag(run.info.run_id, SINCE_TAG, f"{time.time():.3f}")
+        client.set_tag(run.info.run_id, TAG, "true")
+        for other in self._runs(client, f"tags.`{TAG}` = 'true'"):
+            if other.info.run_id != run.info.run_id:
+                client.set_tag(other.info.run_id, TAG, "false")
+        return f"{run.info.run_name} (MLflow run {run.info.run_id})"
+
+    def _publish(self, client: Any, store: ResultStore, outcome: str | None) -> None:
+        run = self._run_of(client, store)
+        self._upload_rows(client, run.info.run_id, store)
+        for name in ("gate.json", "gate.md"):
+            if (store.root / name).is_file():
+                client.log_artifact(run.info.run_id, str(store.root / name))
+        if outcome is not None:
+            client.set_tag(run.info.run_id, GATE_TAG, outcome)
+
+    def _upload_rows(self, client: Any, run_id: str, store: ResultStore) -> None:
+        """What a sweep's own mirror may have sent already."""
+        present = {it.path for it in client.list_artifacts(run_id)}
+        if "rows" not in present:
+            path = self.root / _CACHE / f"{run_id}.sending" / Path(ROWS_ARTIFACT).name
+            store.write_planned_rows(path)
+            client.log_artifact(run_id, str(path), "rows")
+            shutil.rmtree(path.parent, ignore_errors=True)
+        if "settings.yaml" not in present:
+            client.log_text(run_id, store.read_settings_text(), "settings.yaml")
+
+    def _run_of(self, client: Any, store: ResultStore) -> Any:
+        sweep_id = store.read_run_meta().get("sweep_id", "")
+        for run in self._runs(client, f"tags.`{_SWEEP}` = '{sweep_id}'"):
+            return run
+        raise BaselineError(
+            f"{store.root.name} is not in the experiment {self.experiment!r}; run the same command again, which sends it"
+        )
+
+    def _runs(self, client: Any, condition: str) -> Iterator[Any]:
+        """Sweeps' own runs, newest first; their variants' are children."""
+        experiment = client.get_experiment_by_name(self.experiment)
+        if experiment is None:
+            return
+        token: str | None = None
+        while token != "":
+            page = client.search_runs(
+                [experiment.experiment_id], f"{condition} and tags.`{_ROLE}` = 'sweep'", page_token=token
+            )
+            yield from page
+            token = page.token or ""
+
+    def _asked(self, question: Callable[[Any], _Result]) -> _Result:
+        """Ask the server; whatever keeps it from answering is one error."""
+        check_usable(self.uri)
+        try:
+            from mlflow import MlflowClient
+
+            for name in ("mlflow", "alembic"):  # they tell every step of making a database
+                logging.getLogger(name).setLevel(logging.WARNING)
+            with request_limits():
+                return question(MlflowClient(tracking_uri=self.uri))
+        except ValueError as error:
+            if isinstance(error, TrackingError | BaselineError) or type(error).__module__.startswith("jobs."):
+                raise
+            raise self._unreachable(error) from error
+        except Exception as error:  # MLflow, requests and SQLAlchemy share no base; all mean "not usable"
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> TrackingError:
+        return TrackingError(f"tracking uri {self.uri!r} cannot be used ({type(error).__name__}: {error})")
+
+    def _folder(self, run_id: str) -> Path:
+        return self.root / _CACHE / run_id
+
+
+def _since_s(run: Any) -> float:
+    return float(run.data.tags.get(SINCE_TAG, 0.0))
