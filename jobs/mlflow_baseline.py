@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,13 +20,13 @@ from typing import Any, TypeVar
 from jobs.baseline import Baseline, BaselineError, rows_of
 from jobs.results import ResultStore
 from jobs.tracker import TrackingError
-from jobs.tracking import _limits as request_limits
 from jobs.tracking_uri import check_usable
 
 ROWS_ARTIFACT = "rows/rows.parquet"
 TAG, SINCE_TAG, GATE_TAG = "baseline", "baseline_since_s", "gate"
 _ROLE, _SWEEP = "kvmerger.role", "kvmerger.sweep_id"
 _CACHE, _NEWEST = ".baselines", "newest.json"
+_WAITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}  # rows may be some MB
 _Result = TypeVar("_Result")
 
 
@@ -145,7 +147,7 @@ class MlflowBaseline:
 
             for name in ("mlflow", "alembic"):  # they tell every step of making a database
                 logging.getLogger(name).setLevel(logging.WARNING)
-            with request_limits():
+            with _short_waits():
                 return question(MlflowClient(tracking_uri=self.uri))
         except ValueError as error:
             if isinstance(error, TrackingError | BaselineError) or type(error).__module__.startswith("jobs."):
@@ -159,6 +161,18 @@ class MlflowBaseline:
 
     def _folder(self, run_id: str) -> Path:
         return self.root / _CACHE / run_id
+
+
+@contextmanager
+def _short_waits() -> Iterator[None]:
+    """MLflow would try for minutes before it says that a server is down; what the user set goes first."""
+    ours = {name: value for name, value in _WAITS.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]
 
 
 def _since_s(run: Any) -> float:

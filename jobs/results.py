@@ -101,6 +101,10 @@ class ResultStore:
         except (OSError, UnicodeDecodeError) as error:
             raise ResultError(f"{path} cannot be read ({error}); delete it") from error
 
+    def write_text(self, name: str, text: str) -> None:
+        """Store a file beside the rows, whole."""
+        _write_whole(self.root / name, text.encode())
+
     def write_run_meta(self, meta: Mapping[str, Any]) -> None:
         """Store what ran: git commit, library versions, arguments."""
         _write_whole(self.root / "run_meta.json", json.dumps(meta, indent=2).encode())

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; rows already stored are kept, and the same command goes on", file=sys.stderr)
         return EXIT_INTERRUPTED
     except ValueError as error:
-        if not _is_told_to_users(error):
+        if not is_told_to_users(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -228,7 +228,7 @@ def _check_policy(name: str) -> int:
     return EXIT_SOME_FAILED if num_failed else EXIT_OK
 
 
-def _is_told_to_users(error: ValueError) -> bool:
+def is_told_to_users(error: ValueError) -> bool:
     """Our own subclasses of ValueError are what a user can cause; any other ValueError is a bug and shows its trace."""
     return any(
         issubclass(kind, ValueError) and kind.__module__.partition(".")[0] in _OUR_PACKAGES

@@ -28,7 +28,7 @@ def ragged_attention(
 
 
 def backend_name(device: str, head_dim: int, element_bytes: int) -> str:
-    """ "triton" or "torch": who computes ragged attention on ``device`` for heads of this size, of numbers of this many bytes."""
+    """Who computes ragged attention on ``device``, for heads of this size and numbers of this many bytes: triton or torch."""
     is_triton = device.startswith("cuda") and has_triton() and _takes(head_dim, element_bytes)
     return "triton" if is_triton else "torch"
 

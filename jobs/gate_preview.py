@@ -1,0 +1,60 @@
+"""What a night will ask, in the terms of its rows, before any is computed: what can be refused now costs no night."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from evaluators import registry
+from jobs.cells import PlannedCell
+from jobs.config import Settings
+from jobs.identity import prompt_digest
+from jobs.preparation import Prepared
+from jobs.result_schema import OK, RESULT_SCHEMA, Row
+from kvmerger.variants import FULL
+
+
+def planned_facts(prepared: Prepared, settings: Settings) -> list[Row]:
+    """A row per item, as far as it is known: all that comparability depends on, no number.
+
+    Who computes attention is known here only if the night runs here.
+    """
+    model = prepared.model
+    shared = {
+        **dict.fromkeys(RESULT_SCHEMA.names),
+        "status": OK,
+        "model": model.name,
+        "model_revision": model.revision,
+        "dtype": model.dtype,
+        "query_mode": settings.query_mode.value,
+        "attention": model.attention if settings.executor == "inline" else None,
+    }
+    return [
+        {**shared, **_asked(planned)}
+        for planned in prepared.plan.cells
+        if planned.cell.label == FULL and planned.planned is not None
+    ]
+
+
+def contexts_by_task(prepared: Prepared) -> Mapping[str, int]:
+    """Number of different contexts of each task."""
+    found: dict[str, set[str]] = {}
+    for planned in prepared.plan.cells:
+        item = planned.item
+        found.setdefault(f"{item.benchmark}/{item.task}", set()).add(item.cluster_id)
+    return {task: len(contexts) for task, contexts in found.items()}
+
+
+def _asked(planned: PlannedCell) -> Row:
+    assert planned.planned is not None
+    item, tokens = planned.item, planned.planned.tokens
+    return {
+        "item_id": item.item_id,
+        "variant": planned.cell.label,
+        "cluster_id": item.cluster_id,
+        "metric": item.metric,
+        "scorer": registry.scorer_label(item.metric) if item.answers else None,
+        "answers": list(item.answers),
+        "context_tokens": len(tokens.context_ids),
+        "tail_tokens": len(tokens.tail_ids),
+        "prompt_digest": prompt_digest(tokens, item.max_new_tokens),
+    }

@@ -1,0 +1,253 @@
+"""One night: find the baseline, refuse what cannot be compared, run the sweep, judge it, deliver it, promote it.
+
+Rows are stored before anything else, so a server that is down costs a verdict at most, and the next run sends what it
+missed. Every night has a folder of its own: in an old one everything would count as done.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from jobs.baseline import Baseline, BaselineError, Baselines, FolderBaseline, PromotedNight
+from jobs.comparability import ComparisonError
+from jobs.config import Settings
+from jobs.delivery import UnreachableTracker, deliver, undelivered
+from jobs.gate import HEAVY_COLUMNS, NightVerdict, check_baseline, gated_labels, judge_night
+from jobs.gate_files import JSON_NAME, MARKDOWN_NAME, write_gate_files
+from jobs.gate_log import NightNames, log_lines
+from jobs.gate_preview import contexts_by_task, planned_facts
+from jobs.gate_resolution import resolutions
+from jobs.gate_settings import GateSettings
+from jobs.gate_table import verdict_table
+from jobs.mlflow_baseline import MlflowBaseline
+from jobs.preparation import Prepared, prepare
+from jobs.result_schema import DONE_STATUSES, ResultError, Row
+from jobs.results import ResultStore
+from jobs.session import Session, SessionResult
+from jobs.shown_paths import shown
+from jobs.summary import planned_rows
+from jobs.tracker import TrackingError
+
+EXIT_PASS, EXIT_REGRESSION, EXIT_BAD_INPUT, EXIT_TOO_MANY_FAILED, EXIT_INCONCLUSIVE = range(5)
+EXIT_INTERRUPTED = 130
+_COMMIT_DIGITS = 7
+_MAX_UNRESOLVED_SHOWN = 6
+_PERCENT = 100
+
+
+def night_name(now: datetime.datetime, git_commit: str | None) -> str:
+    """Date and commit: the same night goes on where it broke off, and other code starts afresh."""
+    commit, _, changes = (git_commit or "").partition("+")
+    parts = [now.strftime("%Y-%m-%d"), commit[:_COMMIT_DIGITS], changes]
+    return "-".join(part for part in parts if part)
+
+
+@dataclass
+class Night:
+    """Runs one night of `settings` in the folder `root/name`; `command` repeats it, as a person would type it."""
+
+    settings: Settings
+    gate: GateSettings
+    root: Path
+    is_promoted: bool
+    command: str
+    console: Console
+    _baseline: Baseline | None = field(init=False, default=None)
+    _down: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        self._labels = gated_labels(self.settings, self.gate)
+        self._store = ResultStore(self.settings.output_dir)
+        self._mirror: MlflowBaseline | None = None
+        if self.settings.tracking.enabled:
+            experiment = self.settings.tracking.experiment or self.settings.name
+            self._mirror = MlflowBaseline(self.settings.tracking_uri, experiment, self.root)
+        self._baselines: Baselines = self._mirror or PromotedNight(self.root)
+        if self.gate.baseline is not None:
+            self._baselines = FolderBaseline(self.gate.baseline)
+
+    def run(self, is_dry: bool) -> int:
+        """The exit code; with `is_dry` only what can be said before the run.
+
+        Raises:
+            ValueError: one of our own subclasses, for whatever the settings, the baseline or the data cannot do.
+        """
+        if self.is_promoted and isinstance(self._baselines, FolderBaseline):
+            self._baselines.promote(self._store)  # refuses; better before the night than after it
+        self._find_baseline()
+        if not is_dry:
+            self._deliver_earlier_nights()
+        with self.console.status("reading the model's configuration, tokenizer and items …"):
+            prepared = prepare(self.settings, self._store)
+        self._refuse_other_questions(planned_facts(prepared, self.settings))
+        self._say_before(prepared)
+        if is_dry:
+            return EXIT_PASS
+        result = self._run_sweep(prepared)
+        if result.is_interrupted:
+            self._say("interrupted: the rows so far are kept, and the same command goes on")
+            return EXIT_INTERRUPTED
+        return self._judge(result)
+
+    def _find_baseline(self) -> None:
+        try:
+            self._baseline = self._baselines.find()
+        except TrackingError as error:
+            self._down = str(error)
+            self._baseline = self._mirror.cached() if self._mirror else None
+            self._say(f"the server is down: {error}; the night runs all the same, and its rows are kept")
+        if self._baseline is None and not self.is_promoted and not self._down:
+            raise BaselineError(
+                f"there is no baseline yet. `{self.command} --promote` runs the night and makes it the baseline; "
+                f"`--baseline DIR` compares with a results folder"
+            )
+
+    def _deliver_earlier_nights(self) -> None:
+        if self._mirror is None or self._down:
+            return
+        for store, settings in undelivered(self.root, self.settings.tracking_uri):
+            if store.root == self._store.root:
+                continue  # the session itself delivers what is there
+            try:
+                is_sent = deliver(store, settings)
+                if is_sent:
+                    self._mirror.publish(store, _outcome_of(store))
+                self._say(
+                    f"{'delivered' if is_sent else 'not delivered'}: the earlier night {store.root.name}"
+                )
+            except (TrackingError, ResultError, BaselineError) as error:
+                self._say(f"not delivered: the earlier night {store.root.name}: {error}")
+
+    def _refuse_other_questions(self, tonight: Sequence[Row]) -> None:
+        """What cannot be paired is an error, unless it is about to be replaced."""
+        if self._baseline is None:
+            return
+        try:
+            check_baseline(self._baseline.rows, tonight, self._labels)
+        except ComparisonError as error:
+            if not self.is_promoted:
+                raise BaselineError(
+                    f"{error}\nbaseline: {self._baseline.name} ({self._baseline.origin}); correct the settings, or "
+                    f"`{self.command} --promote` makes a night of these settings the baseline"
+                ) from error
+            self._say(f"{error}\nso there is no verdict, and the night becomes the baseline")
+            self._baseline = None
+
+    def _say_before(self, prepared: Prepared) -> None:
+        """The baseline, what is owed, and which margins cannot be resolved whatever the night brings."""
+        plan = prepared.plan
+        if self._baseline is not None:
+            self._say(
+                f"baseline {self._baseline.name} ({self._baseline.origin}); gated: {', '.join(self._labels)}"
+            )
+        done = f", {plan.num_done} of them there already" if plan.num_done else ""
+        self._say(f"night {self._store.root.name}: {plan.num_items} items, {plan.num_cells} rows{done}")
+        if plan.num_done == plan.num_cells:
+            self._say("nothing is left to compute; `--night NAME` starts a night afresh")
+        rows = self._baseline.rows if self._baseline else []
+        unresolved = [
+            it for it in resolutions(contexts_by_task(prepared), rows, self.gate) if not it.is_resolved
+        ]
+        for it in unresolved[:_MAX_UNRESOLVED_SHOWN]:
+            self._say(f"cannot resolve {it}")
+        if len(unresolved) > _MAX_UNRESOLVED_SHOWN:
+            self._say(f"cannot resolve {len(unresolved) - _MAX_UNRESOLVED_SHOWN} more margins")
+
+    def _run_sweep(self, prepared: Prepared) -> SessionResult:
+        if not self._down:
+            try:
+                return Session(self.settings, prepared, self._store).run()
+            except TrackingError as error:
+                self._down = str(error)
+                self._say(f"the server is down: {error}; the night runs all the same, and its rows are kept")
+        return Session(self.settings, prepared, self._store, UnreachableTracker()).run()
+
+    def _judge(self, result: SessionResult) -> int:
+        rows = planned_rows(self._store.read_table(), self._store.read_plan(), heavy=HEAVY_COLUMNS)
+        is_delivered = result.is_mirrored
+        if self._baseline is None:
+            code = self._without_verdict(rows)
+        else:
+            self._refuse_other_questions(rows)
+            code, outcome = self._with_verdict(rows, self._baseline)
+            is_delivered = is_delivered and self._publish(outcome)
+        if self.is_promoted and code != EXIT_TOO_MANY_FAILED:
+            is_delivered = self._promote() and is_delivered
+        if not is_delivered:
+            self._say("not all of it reached the tracker: rows are kept, and the next run sends them")
+        return EXIT_BAD_INPUT if not is_delivered and code in (EXIT_PASS, EXIT_INCONCLUSIVE) else code
+
+    def _without_verdict(self, rows: Sequence[Row]) -> int:
+        num_failed = sum(row["status"] not in DONE_STATUSES for row in rows)
+        if num_failed * _PERCENT > self.gate.max_failed_percent * len(rows):
+            self._say(f"{num_failed} of {len(rows)} rows failed: too many for a baseline")
+            return EXIT_TOO_MANY_FAILED
+        if self.is_promoted:
+            return EXIT_PASS
+        self._say(
+            "no baseline is known here while the server is down; the same command judges the night once it is up"
+        )
+        return EXIT_BAD_INPUT
+
+    def _with_verdict(self, rows: Sequence[Row], baseline: Baseline) -> tuple[int, str]:
+        verdict = judge_night(baseline.rows, rows, self._store.read_plan() or (), self._labels, self.gate)
+        code = exit_code(verdict, self.gate)
+        names = NightNames(
+            self._store.root.name, baseline.name, baseline.origin, shown(self._store.root / MARKDOWN_NAME)
+        )
+        lines = log_lines(verdict, names)
+        write_gate_files(self._store, verdict, names, self.gate, lines, code)
+        for line in lines:
+            self._say(line)
+        self.console.print()
+        self.console.print(verdict_table(verdict))
+        return code, verdict.outcome
+
+    def _publish(self, outcome: str) -> bool:
+        """Whether the verdict reached the tracker, or there is none; if not, the night counts as undelivered."""
+        if self._mirror is None or self._down:
+            return self._mirror is None
+        try:
+            self._mirror.publish(self._store, outcome)
+        except (TrackingError, BaselineError) as error:
+            self._say(f"the verdict was not delivered: {error}")
+            self._store.write_run_meta({**self._store.read_run_meta(), "mirrored_to": None})
+            return False
+        return True
+
+    def _promote(self) -> bool:
+        try:
+            self._say(f"promoted: {self._baselines.promote(self._store)} is the baseline now")
+        except TrackingError as error:
+            self._say(f"not promoted: {error}; run the same command again")
+            return False
+        return True
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def exit_code(verdict: NightVerdict, gate: GateSettings) -> int:
+    """What a scheduler is told."""
+    match verdict.outcome:
+        case "pass":
+            return EXIT_PASS
+        case "fail":
+            return EXIT_REGRESSION
+        case "too many failed":
+            return EXIT_TOO_MANY_FAILED
+    return EXIT_INCONCLUSIVE if gate.inconclusive == "exit_4" else EXIT_PASS
+
+
+def _outcome_of(store: ResultStore) -> str | None:
+    """The verdict of an earlier night; None if it has none."""
+    try:
+        return str(json.loads((store.root / JSON_NAME).read_bytes())["verdict"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,139 @@
+"""Run the sweep and hold it against a baseline: `python jobs/nightly.py [--config CONFIG.yaml] [--promote]`.
+
+The exit code is the verdict. Nothing but argparse is imported before the arguments are understood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_DEFAULT_CONFIG = Path(__file__).parent / "configs" / "nightly.yaml"
+_EPILOG = """\
+exit codes: 0 pass, 1 regression, 2 bad input (also: not delivered), 3 too many failed items, 4 inconclusive,
+            130 interrupted (rows kept; the same command goes on)
+examples:
+  python jobs/nightly.py --promote                     the first night: run it and make it the baseline
+  python jobs/nightly.py                               tonight against the baseline
+  python jobs/nightly.py --baseline results/release    against a results folder
+  python jobs/nightly.py --config my.yaml --dry-run    what can be said before the run
+docs/nightly.md says what is decided, how surely, and how many items that takes
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one night; returns the exit code. What a user can cause is told in a sentence, without a trace."""
+    options = _parser().parse_args(arguments)
+    from jobs.interrupts import sigterm_interrupts
+    from jobs.night import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+    from jobs.sweep import is_told_to_users
+
+    try:
+        with sigterm_interrupts():
+            return _night(options)
+    except KeyboardInterrupt:
+        print("interrupted; rows already stored are kept, and the same command goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except ValueError as error:
+        if not is_told_to_users(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nightly.py",
+        description="Run a sweep and decide whether any policy got worse than its baseline.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=_DEFAULT_CONFIG,
+        help="a sweep's settings with a `gate:` section (default: the demo's)",
+    )
+    parser.add_argument(
+        "--set", dest="overrides", metavar="a.b=value", action="append", default=[], help="change one setting"
+    )
+    parser.add_argument("--output_dir", "--output-dir", metavar="DIR", help="where the nights' folders are")
+    parser.add_argument("--executor", choices=("inline", "ray"), help="inline: this process, without Ray")
+    parser.add_argument(
+        "--baseline", type=Path, metavar="DIR", help="compare with this results folder instead"
+    )
+    parser.add_argument(
+        "--promote",
+        action="store_true",
+        help="make tonight the baseline, whatever the verdict; the exit code stays the verdict's",
+    )
+    parser.add_argument(
+        "--night", type=_name, metavar="NAME", help="the night's folder (default: date and commit)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="stop before the run: baseline, plan, what cannot be resolved"
+    )
+    return parser
+
+
+def _name(text: str) -> str:
+    if Path(text).name != text or text.startswith("."):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a folder")
+    return text
+
+
+def _night(options: argparse.Namespace) -> int:
+    for folder in (Path.cwd(), options.config.absolute().parent):
+        if str(folder) not in sys.path:
+            sys.path.append(
+                str(folder)
+            )  # so that `module:Class` finds a policy beside the user or the settings
+    from jobs.config import load_settings
+    from jobs.config_errors import SettingsError
+
+    named = {"output_dir": options.output_dir, "executor": options.executor}
+    flags = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    settings = load_settings(options.config, [*options.overrides, *flags])
+    if settings.gate is None:
+        raise SettingsError(
+            f"{options.config}: `gate` is missing: a nightly needs its margins, if only `gate: {{}}` for the defaults "
+            f"(see {_DEFAULT_CONFIG.name})"
+        )
+    gate = settings.gate
+    if options.baseline is not None:
+        gate = gate.model_copy(update={"baseline": options.baseline.expanduser().absolute()})
+    from jobs.night import Night, night_name
+    from jobs.report import report_console
+    from jobs.run_meta import git_commit
+
+    name = options.night or night_name(datetime.datetime.now(datetime.UTC), git_commit())
+    night = Night(
+        settings=settings.model_copy(update={"output_dir": settings.output_dir / name, "gate": gate}),
+        gate=gate,
+        root=settings.output_dir,
+        is_promoted=options.promote,
+        command=_command(options),
+        console=report_console(),
+    )
+    return night.run(options.dry_run)
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command line again, without --promote."""
+    from jobs.shown_paths import python, shown
+
+    words = [python(), "jobs/nightly.py", "--config", shown(options.config)]
+    for override in options.overrides:
+        words += ["--set", override]
+    for flag, value in (("--output_dir", options.output_dir), ("--executor", options.executor)):
+        words += [flag, str(value)] if value is not None else []
+    return shlex.join(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
