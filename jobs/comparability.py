@@ -69,7 +69,7 @@ def check_comparable(
             raise ComparisonError(f"{name} has no finished rows.")
     keys = {run_key(row) for row in rows_a} & {run_key(row) for row in rows_b}
     if not keys:
-        raise _refusal(_differing(rows_a, rows_b, _KEY_COLUMNS | run_columns, names), names)
+        raise _refusal(_differing(rows_a, rows_b, {**_KEY_COLUMNS, **run_columns}, names), names)
     found: list[str] = []
     for key in sorted(keys):
         done_a, done_b = _finished(rows_a, key), _finished(rows_b, key)

@@ -17,9 +17,9 @@ class _Section(BaseModel):
 
 
 class MarginSettings(_Section):
-    """The loss that is tolerated, per kind. The defaults are what 200 items a task can resolve (docs/nightly.md)."""
+    """The loss that is tolerated, per kind. docs/nightly.md says what how many items resolve."""
 
-    score_points: Margin = 2.0  # of 100
+    score_points: Margin = 1.0  # of 100
     nll_nats: Margin = 0.05  # per token of the gold answer
     memory_percent: Margin = 1.0  # measured bytes of keys and values, and peak bytes where rows have them
     speed_percent: Margin = 10.0  # seconds of a prompt, in isolated rows

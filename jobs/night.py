@@ -171,10 +171,10 @@ class Night:
     def _judge(self, result: SessionResult) -> int:
         rows = planned_rows(self._store.read_table(), self._store.read_plan(), heavy=HEAVY_COLUMNS)
         is_delivered = result.is_mirrored
+        self._refuse_other_questions(rows)  # what only the machine that ran it knew
         if self._baseline is None:
             code = self._without_verdict(rows)
         else:
-            self._refuse_other_questions(rows)
             code, outcome = self._with_verdict(rows, self._baseline)
             is_delivered = is_delivered and self._publish(outcome)
         if self.is_promoted and code != EXIT_TOO_MANY_FAILED:
