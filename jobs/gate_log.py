@@ -46,7 +46,7 @@ def log_lines(verdict: NightVerdict, names: NightNames) -> list[str]:
 
 def change(check: Check, loss: float) -> str:
     """A loss as the change of its metric: a score falls, everything else rises."""
-    value = -loss if check.unit == "points" else loss
+    value = (-loss if check.unit == "points" else loss) + 0.0  # no minus before a zero
     return f"{value:+.1f} {check.unit}" if check.unit != "nats" else f"{value:+.3g} {check.unit}"
 
 
@@ -105,7 +105,7 @@ def _loss(check: Check) -> str:
 def _size(check: Check) -> str:
     sure = "" if check.least_loss is None else f"at least {change(check, check.least_loss)}, "
     noise = "" if check.noise is None else f", A/A noise {check.noise:.2g}"
-    return f"{_loss(check)} ({sure}margin {check.margin:g}{noise})"
+    return f"{_loss(check)} ({sure}margin {check.margin:g} {check.unit}{noise})"
 
 
 def _items(check: Check) -> str:

@@ -11,7 +11,7 @@ from jobs.result_schema import DONE_STATUSES, Row
 from jobs.summary import grouped, task_of
 from jobs.variant_summary import NllScale
 
-TONIGHT, BASELINE = "tonight", "the baseline"
+TONIGHT, BASELINE = "this night", "the baseline"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from evaluators.macro_average import TaskPairs
 from jobs.gate_check import Check
 from jobs.gate_paired import PairedTask, Scale, paired_check
 from jobs.gate_settings import MarginSettings
-from jobs.gate_sides import TaskSides
+from jobs.gate_sides import BASELINE, TONIGHT, TaskSides
 from jobs.pairing import Pairs, pair
 from jobs.report_facts import ISOLATED
 from jobs.result_schema import DONE_STATUSES, Row
@@ -35,7 +35,7 @@ def speed_checks(sides: Sequence[TaskSides], labels: Sequence[str], margins: Mar
 def _check(sides: TaskSides, label: str, scale: Scale) -> Check:
     tonight, baseline = (_timed(of.get(label, ())) for of in (sides.tonight, sides.baseline))
     reason = _why_not_measured(tonight, baseline)
-    pairs = pair(tonight, baseline, _COLUMN, names=("tonight", "the baseline"))
+    pairs = pair(tonight, baseline, _COLUMN, names=(TONIGHT, BASELINE))
     if reason or not pairs.item_ids:
         return Check(
             kind=scale.kind,

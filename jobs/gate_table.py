@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -12,56 +14,62 @@ from jobs.gate_log import change, where
 from jobs.report_table import UNKNOWN, titled_table
 
 _STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not measured": "dim"}
+_MAX_NAMED = 3
 _LEGEND = (
-    "change: tonight - baseline, mean over the items, and between which values it lies (one-sided 97.5 % each; memory is "
+    "change: this night - baseline, mean over the items, and between which values it lies (one-sided 97.5 % each; memory is "
     "measured, not inferred); p: of the loss being no larger than the margin, corrected over the family"
 )
 
 
 def verdict_table(verdict: NightVerdict) -> RenderableType:
-    """All checks that have a number, variant by variant."""
-    table = titled_table("tonight against the baseline", "losses beyond the margin fail")
-    for head in ("task", "metric"):
-        table.add_column(head, overflow="fold")
-    for head in ("items", "change", "margin", "p"):
+    """All checks that have a number, variant by variant, and under them why some have no verdict or needed no test."""
+    table = titled_table("this night against the baseline", "")
+    table.columns[0].no_wrap = True
+    table.add_column("metric", no_wrap=True)
+    for head in ("items", "change", "", "margin", "p"):
         table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("verdict", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
     shown = [check for check in verdict.checks if check.loss is not None]
-    labels = list(dict.fromkeys(check.label for check in shown))
-    shown.sort(key=lambda check: labels.index(check.label))
-    for place, check in enumerate(shown):
-        is_last = place + 1 == len(shown) or shown[place + 1].label != check.label
-        is_first = place == 0 or shown[place - 1].label != check.label
-        _add_row(table, check, check.label if is_first else "", is_last)
-    return Group(table, Text(_LEGEND, style="dim"))
+    labels = dict.fromkeys(check.label for check in shown)
+    for label in labels:
+        table.add_row(Text(label, style="bold"))
+        of_label = [check for check in shown if check.label == label]
+        for place, check in enumerate(of_label):
+            is_other_task = place == 0 or of_label[place - 1].task != check.task
+            _add_row(table, check, f"  {where(check)}" if is_other_task else "", place + 1 == len(of_label))
+    return Group(table, *_notes(shown), Text(_LEGEND, style="dim"))
 
 
-def _add_row(table: Table, check: Check, label: str, is_last: bool) -> None:
+def _add_row(table: Table, check: Check, task: str, is_last: bool) -> None:
+    assert check.loss is not None
     table.add_row(
-        label,
-        where(check),
+        task,
         check.metric,
         str(check.num_items),
-        _change(check),
+        change(check, check.loss),
+        _ends(check),
         f"{check.margin:g} {check.unit}",
         UNKNOWN if check.adjusted_p is None else f"{check.adjusted_p:.3f}",
-        _verdict(check),
+        Text(check.verdict, style=_STYLES[check.verdict]),
         end_section=is_last,
     )
 
 
-def _change(check: Check) -> Text:
-    assert check.loss is not None
-    text = Text(change(check, check.loss))
-    if check.least_loss is not None and check.most_loss is not None:
-        ends = sorted((-it if check.unit == "points" else it) for it in (check.least_loss, check.most_loss))
-        digits = ".3g" if check.unit == "nats" else ".1f"
-        text.append(f"\n{ends[0]:+{digits}} to {ends[1]:+{digits}}", style="dim")
-    return text
+def _ends(check: Check) -> Text:
+    if check.least_loss is None or check.most_loss is None:
+        return Text()
+    ends = sorted((-it if check.unit == "points" else it) + 0.0 for it in (check.least_loss, check.most_loss))
+    digits = ".3g" if check.unit == "nats" else ".1f"
+    return Text(f"{ends[0]:+{digits}} to {ends[1]:+{digits}}", style="dim")
 
 
-def _verdict(check: Check) -> Text:
-    text = Text(check.verdict, style=_STYLES[check.verdict])
-    if check.reason:
-        text.append(f"\n{check.reason}", style="dim")
-    return text
+def _notes(checks: Sequence[Check]) -> Iterator[Text]:
+    """Reasons, each with the checks it is of."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for check in checks:
+        if check.reason:
+            name = f"{check.label} {where(check)} {check.metric}"
+            reasons.setdefault((check.verdict, check.reason), []).append(name)
+    for (verdict, reason), names in reasons.items():
+        whom = f"{len(names)} checks" if len(names) > _MAX_NAMED else ", ".join(names)
+        yield Text(f"{verdict}, {whom}: {reason}", style=_STYLES[verdict])
