@@ -60,7 +60,9 @@ def _largest_nll_loss(sides: TaskSides, label: str) -> float | None:
 
 
 def _paired_task(sides: TaskSides, label: str, metric: Metric, pairs: Pairs) -> PairedTask:
-    noise = max((noise_pairs(of, metric) for of in (sides.tonight, sides.baseline)), key=_total_difference)
+    noise = noise_pairs(
+        sides.baseline, metric
+    )  # not tonight's: a night may not raise the floor it is held to
     return PairedTask(
         task=sides.task,
         item_ids=pairs.item_ids,
@@ -83,13 +85,6 @@ def _is_identical(sides: TaskSides, label: str) -> bool:
         for of in (sides.tonight, sides.baseline)
     )
     return tonight == baseline
-
-
-def _total_difference(pairs: Pairs) -> float:
-    """Of two A/A noises the larger one counts; none at all is the smallest."""
-    if not pairs.item_ids:
-        return -1.0
-    return sum(abs(a - b) for a, b in zip(pairs.policy, pairs.reference, strict=True)) / len(pairs.item_ids)
 
 
 def _unmeasured(scale: Scale, label: str, task: str, reason: str, pairs: Pairs) -> Check:

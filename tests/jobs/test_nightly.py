@@ -1,0 +1,198 @@
+"""Nights end to end on a tiny real model: every exit code, and what a planted regression looks like at 8 a.m."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.nightly import main
+from jobs.results import ResultStore
+from tests.jobs.nightly_fakes import LABEL, NUM_ITEMS, plant, save_night, save_sure_model
+
+NUM_FEW = 3
+DOWN = "tracking={uri: 'http://127.0.0.1:9'}"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_sure_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def promoted(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """Settings of nights with enough items for a verdict, the first of them promoted."""
+    config = save_night(tmp_path_factory.mktemp("nights"), model)
+    assert night(config, "first", "--promote") == 0
+    return config
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """The same with too few items for any verdict on quality."""
+    config = save_night(tmp_path_factory.mktemp("few"), model, NUM_FEW)
+    assert night(config, "first", "--promote") == 0
+    return config
+
+
+@pytest.fixture(autouse=True)
+def _unharmed(request: pytest.FixtureRequest) -> None:
+    """Whatever a test planted is gone before the next."""
+    for name in ("promoted", "few"):
+        if name in request.fixturenames:
+            plant(request.getfixturevalue(name).parent, 1.0)
+
+
+def night(config: Path, name: str, *more: str) -> int:
+    return main(["--config", str(config), "--night", name, *more])
+
+
+def verdict_of(config: Path, name: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads((config.parent / "nights" / name / "gate.json").read_text())
+    return found
+
+
+def test_the_same_code_again_passes(promoted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert night(promoted, "same") == 0
+    out = capsys.readouterr().out
+    assert "PASS  same against first: of 6 checks 0 worse, 6 passed, 0 open" in out
+    assert "bit for bit the baseline on all" in out and verdict_of(promoted, "same")["verdict"] == "pass"
+
+
+def test_a_slightly_worse_policy_is_caught(promoted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plant(promoted.parent, 0.7)
+    assert night(promoted, "worse") == 1
+    out = capsys.readouterr().out
+    assert "REGRESSION  worse against first" in out
+    assert (
+        f"worse    {LABEL} on longbench/qasper: NLL +" in out
+        and "items are worse, most: longbench/qasper/row" in out
+    )
+    assert f"{LABEL}, version: " in out
+    verdict = verdict_of(promoted, "worse")
+    assert (verdict["verdict"], verdict["exit_code"]) == ("fail", 1)
+    assert (promoted.parent / "nights" / "worse" / "gate.md").read_text().count("REGRESSION") == 1
+
+
+def test_ten_per_cent_more_memory_is_caught(promoted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plant(promoted.parent, 1.1)
+    assert night(promoted, "bigger") == 1
+    out = capsys.readouterr().out
+    assert (
+        f"worse    {LABEL} on longbench/qasper: KV bytes +10." in out
+        and f"{NUM_ITEMS} of {NUM_ITEMS} items" in out
+    )
+
+
+def test_few_items_are_said_before_the_run_and_end_inconclusive(
+    few: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert night(few, "open") == 4
+    out = capsys.readouterr().out
+    assert out.index("cannot resolve longbench/qasper, score: 3 contexts carry no verdict") < out.index(
+        "INCONCLUSIVE"
+    )
+    assert "too few: 3 contexts of 50" in out
+    assert night(few, "open", "--set", "gate.inconclusive=pass") == 0
+
+
+def test_too_many_failed_items_have_an_exit_code_of_their_own(
+    few: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (few.parent / "nightly_policies.py").write_text(
+        (few.parent / "nightly_policies.py")
+        .read_text()
+        .replace("slots =", "raise RuntimeError('broken')\n        slots =")
+    )
+    assert night(few, "broken") == 3
+    assert f"failed   {NUM_FEW} of {2 * NUM_FEW} items x variants" in capsys.readouterr().out
+    assert night(few, "broken", "--promote") == 3
+    assert json.loads((few.parent / "nights" / "baseline.json").read_text()) == {"night": "first"}
+
+
+def test_without_a_baseline_nothing_is_run_and_the_way_to_one_is_told(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = save_night(tmp_path, model, NUM_FEW)
+    assert night(config, "first") == 2
+    err = capsys.readouterr().err
+    assert (
+        err.startswith("error: there is no baseline yet.") and "--promote" in err and "--baseline DIR" in err
+    )
+    assert not (tmp_path / "nights").exists()
+
+
+def test_a_results_folder_can_be_the_baseline_and_is_never_promoted_over(
+    few: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(few.parent / "nights" / "first")
+    assert night(few, "against-folder", "--baseline", folder, "--set", "gate.inconclusive=pass") == 0
+    assert "against  folder" in capsys.readouterr().out
+    assert night(few, "against-folder", "--baseline", folder, "--promote") == 2
+    assert "--promote cannot change the baseline" in capsys.readouterr().err
+    assert night(few, "against-nothing", "--baseline", str(few.parent / "nowhere")) == 2
+    assert "has no results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("query_mode=query_aware", "query mode: query_agnostic in the baseline, query_aware in this night"),
+        ("model.dtype=bfloat16", "dtype: float32 in the baseline, bfloat16 in this night"),
+        ("tasks.0.max_new_tokens=3", "prompt or answer length of 3 of 3 common items"),
+    ],
+)
+def test_a_baseline_of_other_settings_is_refused_before_the_run(
+    few: Path, override: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert night(few, "other", "--set", override) == 2
+    err = capsys.readouterr().err
+    assert told in err and "--promote" in err
+    assert not (few.parent / "nights" / "other").exists()
+
+
+def test_another_models_baseline_is_refused(
+    few: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = save_sure_model(tmp_path_factory.mktemp("other-model"))
+    assert night(few, "other", "--set", f"model.name={other}") == 2
+    assert "model: " in capsys.readouterr().err
+
+
+def test_settings_without_a_gate_or_with_an_unknown_policy_are_refused(
+    few: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert night(few, "x", "--set", "gate=null") == 2
+    assert "`gate` is missing" in capsys.readouterr().err
+    assert night(few, "x", "--set", "gate.policies=[Plantd@0.8]") == 2
+    assert f"Did you mean '{LABEL}'" in capsys.readouterr().err
+    assert night(few, "x", "--set", "gate.margins.score_points=0") == 2
+    assert "score_points" in capsys.readouterr().err
+
+
+def test_a_server_that_is_down_costs_no_rows(few: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert night(few, "down", "--set", DOWN) == 2
+    out = capsys.readouterr().out
+    assert "the server is down" in out and "rows are kept" in out
+    assert ResultStore(few.parent / "nights" / "down").read_table().num_rows == 4 * NUM_FEW
+
+
+def test_a_regression_is_told_even_if_the_server_is_down(few: Path) -> None:
+    plant(few.parent, 1.1)
+    folder = str(few.parent / "nights" / "first")
+    assert night(few, "down-and-worse", "--baseline", folder, "--set", DOWN) == 1
+
+
+def test_a_dry_run_says_what_can_be_said_and_writes_nothing(
+    few: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(few.parent.rglob("*"))
+    assert night(few, "dry", "--dry-run") == 0
+    assert sorted(few.parent.rglob("*")) == before
+    assert "cannot resolve" in capsys.readouterr().out
+
+
+def test_a_name_that_is_no_folder_is_refused(few: Path) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        night(few, "a/b")
