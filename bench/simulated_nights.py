@@ -128,6 +128,8 @@ def verdicts(
         groups += [(drawn, noisy)] if len(drawn) > 1 else []
         for samples, floors in groups:
             pass_D, fail_D = _margin_verdicts(Strata(samples), margin)
+            if len(samples) > 1:  # a mean passes where all its tasks do
+                pass_D = pass_D | (~fail_D & np.all(passes[-len(samples) :], axis=0))
             passes.append(pass_D)
             fails.append(fail_D & ~_is_inside(Strata(samples), Strata(floors)))
             p_values.append(_excess_p(Strata(samples), margin))

@@ -6,7 +6,7 @@ A loss within the margin must be shown, and so must a loss beyond it: what is ne
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evaluators.excess_loss import excess_loss_p_value
 from evaluators.macro_average import TaskPairs, macro_difference
@@ -78,6 +78,13 @@ def paired_check(scale: Scale, label: str, tasks: Sequence[PairedTask]) -> Check
         worst_items=worst,
         num_worse=num_worse,
     )
+
+
+def passed_everywhere(mean: Check) -> Check:
+    """The mean over tasks that pass, each of them: no task loses more than the margin, so neither does their mean."""
+    if mean.verdict != "inconclusive":
+        return mean
+    return replace(mean, verdict="pass", reason="every task passes on its own")
 
 
 def _difference(tasks: Sequence[TaskPairs]) -> PairedDifference:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from evaluators.macro_average import TaskPairs
 from jobs.differences import NO_SCALE, noise_pairs
 from jobs.gate_check import Check
-from jobs.gate_paired import PairedTask, Scale, paired_check
+from jobs.gate_paired import PairedTask, Scale, paired_check, passed_everywhere
 from jobs.gate_settings import MarginSettings
 from jobs.gate_sides import TaskSides
 from jobs.pairing import ANSWER_NLL, METRICS, SCORE, Metric, Pairs
@@ -24,6 +24,7 @@ def quality_checks(sides: Sequence[TaskSides], labels: Sequence[str], margins: M
     for metric in METRICS:
         for label in labels:
             usable: list[PairedTask] = []
+            verdicts: set[str] = set()
             for it in sides:
                 scale = _scale(metric, margins, it, label)
                 reason = it.why_not_measured(label, metric.column) or ("" if it.has_scale else NO_SCALE)
@@ -33,8 +34,10 @@ def quality_checks(sides: Sequence[TaskSides], labels: Sequence[str], margins: M
                     continue
                 usable.append(_paired_task(it, label, metric, pairs))
                 found.append(paired_check(scale, label, usable[-1:]))
+                verdicts.add(found[-1].verdict)
             if len(usable) > 1:
-                found.append(paired_check(_scale(metric, margins), label, usable))
+                mean = paired_check(_scale(metric, margins), label, usable)
+                found.append(passed_everywhere(mean) if verdicts == {"pass"} else mean)
     return found
 
 

@@ -20,7 +20,7 @@ FORBIDDEN_INSIDE = {
 }
 ONLY_IN = {
     "ray": {"jobs/actor.py", "jobs/actor_pool.py", "jobs/controller.py", "jobs/ray_session.py"},
-    "mlflow": {"jobs/tracking.py"},
+    "mlflow": {"jobs/tracking.py", "jobs/mlflow_baseline.py"},
 }
 HEAVY = {"torch", "ray", "mlflow", "transformers", "accelerate", "datasets", "gguf", "triton"}
 LIGHT_FILES = (
@@ -34,6 +34,10 @@ LIGHT_FILES = (
     "jobs/differences.py",
     "jobs/compare.py",
     "jobs/work.py",
+    "jobs/nightly.py",
+    "jobs/gate.py",
+    "jobs/gate_files.py",
+    "jobs/baseline.py",
     "jobs/sweep.py",
     "kvmerger/budget.py",
     "kvmerger/variants.py",
