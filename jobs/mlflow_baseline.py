@@ -26,7 +26,11 @@ ROWS_ARTIFACT = "rows/rows.parquet"
 TAG, SINCE_TAG, GATE_TAG = "baseline", "baseline_since_s", "gate"
 _ROLE, _SWEEP = "kvmerger.role", "kvmerger.sweep_id"
 _CACHE, _NEWEST = ".baselines", "newest.json"
-_WAITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}  # rows may be some MB
+_WAITS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # rows may be some MB
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 _Result = TypeVar("_Result")
 
 
@@ -84,7 +88,10 @@ class MlflowBaseline:
         arriving = folder.with_name(f"{run_id}.arriving")
         shutil.rmtree(arriving, ignore_errors=True)
         arriving.mkdir(parents=True)
-        client.download_artifacts(run_id, ROWS_ARTIFACT, str(arriving))
+        downloaded = Path(client.download_artifacts(run_id, ROWS_ARTIFACT, str(arriving)))
+        if downloaded != arriving / ROWS_ARTIFACT:  # where it lands depends on who keeps the artifacts
+            (arriving / ROWS_ARTIFACT).parent.mkdir()
+            downloaded.replace(arriving / ROWS_ARTIFACT)
         shutil.rmtree(folder, ignore_errors=True)
         arriving.replace(folder)
 
