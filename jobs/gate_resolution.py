@@ -44,11 +44,9 @@ class Resolution:
 
     def __str__(self) -> str:
         """A sentence for what cannot be resolved, with the remedy."""
-        contexts = "1 context resolves" if self.num_contexts == 1 else f"{self.num_contexts} contexts resolve"
-        if self.num_contexts < MIN_CLUSTERS:
-            what = f"{self.num_contexts} contexts carry no verdict, whatever the margin"
-        else:
-            what = f"{contexts} {self.smallest:.2g} {self.unit}, the margin is {self.margin:g}"
+        what = f"{self.num_contexts} contexts carry no verdict, whatever the margin"
+        if self.num_contexts >= MIN_CLUSTERS:
+            what = f"{self.num_contexts} contexts resolve {self.smallest:.2g} {self.unit}, the margin is {self.margin:g}"
         remedy = "a wider margin" if self.needed is None else f"at least {self.needed}, or a wider margin"
         return f"{self.task}, {self.metric}: {what}; give it {remedy}"
 
