@@ -12,6 +12,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jobs.config import Settings
+    from jobs.gate_settings import GateSettings
 
 _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "nightly.yaml"
 _EPILOG = """\
@@ -113,7 +118,7 @@ def _night(options: argparse.Namespace) -> int:
 
     name = options.night or night_name(datetime.datetime.now(datetime.UTC), git_commit())
     night = Night(
-        settings=settings.model_copy(update={"output_dir": settings.output_dir / name, "gate": gate}),
+        settings=_of_night(settings, gate, name),
         gate=gate,
         root=settings.output_dir,
         is_promoted=options.promote,
@@ -121,6 +126,18 @@ def _night(options: argparse.Namespace) -> int:
         console=report_console(),
     )
     return night.run(options.dry_run)
+
+
+def _of_night(settings: Settings, gate: GateSettings, name: str) -> Settings:
+    """A night has a folder and a run of its own, in one experiment with all others."""
+    experiment = settings.tracking.experiment or settings.name
+    changes = {
+        "name": f"{settings.name} {name}",
+        "output_dir": settings.output_dir / name,
+        "tracking": settings.tracking.model_copy(update={"experiment": experiment}),
+        "gate": gate,
+    }
+    return settings.model_copy(update=changes)
 
 
 def _command(options: argparse.Namespace) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from jobs.nightly import main
 from jobs.results import ResultStore
@@ -176,6 +178,42 @@ def test_a_server_that_is_down_costs_no_rows(few: Path, capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     assert "the server is down" in out and "rows are kept" in out
     assert ResultStore(few.parent / "nights" / "down").read_table().num_rows == 4 * NUM_FEW
+
+
+def test_the_next_night_delivers_what_one_without_a_server_left(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file where the database's folder should be is a server that is down."""
+    server = tmp_path / "server"
+    server.write_text("down")
+    uri = f"sqlite:///{server / 'mlflow.db'}"
+    config = save_night(tmp_path, model, NUM_FEW, tracking={"uri": uri})
+    assert night(config, "one", "--promote") == 2
+    out = capsys.readouterr().out
+    assert "not promoted" in out and "the next run sends them" in out
+    server.unlink()
+    server.mkdir()
+    assert night(config, "two", "--promote") == 0
+    out = capsys.readouterr().out
+    assert "delivered: the earlier night one" in out and "promoted: tiny-nightly two" in out
+    assert night(config, "three", "--set", "gate.inconclusive=pass") == 0
+    out = capsys.readouterr().out
+    assert "INCONCLUSIVE  three against tiny-nightly two" in out and "earlier night" not in out
+    client = MlflowClient(tracking_uri=uri)
+    experiment_id = client.get_experiment_by_name("tiny-nightly").experiment_id
+    runs = client.search_runs([experiment_id], "tags.`kvmerger.role` = 'sweep'")
+    assert {
+        run.info.run_name: run.data.tags.get("baseline") for run in runs if run.data.tags.get("gate") is None
+    } | {run.info.run_name: run.data.tags["gate"] for run in runs if "gate" in run.data.tags} == {
+        "tiny-nightly one": None,
+        "tiny-nightly two": "true",
+        "tiny-nightly three": "inconclusive",
+    }
+    shutil.rmtree(server)
+    server.write_text("down again")
+    plant(tmp_path, 1.1)
+    assert night(config, "four") == 1  # against the rows of two, as last seen
+    assert "as last seen" in capsys.readouterr().out
 
 
 def test_a_regression_is_told_even_if_the_server_is_down(few: Path) -> None:
