@@ -30,6 +30,7 @@ from kvmerger.policies.knorm import Knorm
 @dataclasses.dataclass(frozen=True)
 class Planted(Knorm):
     def compress(self, layer, evidence, budget):
+        {first}
         slots = tuple(min(evidence.num_tokens, round({factor} * it)) for it in budget.num_slots_H)
         return Knorm.compress(self, layer, evidence, dataclasses.replace(budget, num_slots_H=slots))
 """
@@ -74,9 +75,9 @@ def save_night(folder: Path, model: Path, num_items: int = NUM_ITEMS, **changes:
     return path
 
 
-def plant(folder: Path, factor: float) -> None:
-    """The policy now keeps `factor` times what it is allowed; a fresh process would see the new file too."""
-    (folder / "nightly_policies.py").write_text(_PLANTED.format(factor=factor))
+def plant(folder: Path, factor: float, first: str = "") -> None:
+    """The policy now keeps `factor` times what it is allowed, after the statement `first`."""
+    (folder / "nightly_policies.py").write_text(_PLANTED.format(factor=factor, first=first))
     sys.modules.pop("nightly_policies", None)
 
 
