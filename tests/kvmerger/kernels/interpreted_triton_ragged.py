@@ -1,7 +1,7 @@
-"""The Triton kernels under its CPU interpreter; run by test_triton_ragged.py in a process of its own.
+"""The Triton kernels under its CPU interpreter; run by test_triton_kernels.py in a process of its own.
 
-The interpreter takes seconds for what a GPU does in microseconds: a few shapes that meet every ratio, size and width.
-tests/gpu/test_ragged_triton.py takes them all.
+The interpreter takes seconds for what a GPU does in microseconds. tests/gpu/test_ragged_triton.py runs the same cases and
+more on CUDA.
 """
 
 import pytest
@@ -9,6 +9,8 @@ import torch
 
 import tests.kvmerger.kernels.triton_interpreter  # noqa: F401  (before any kernel)
 from tests.kvmerger.kernels.ragged_cases import (
+    FEW,
+    FIELDS,
     check_against_both,
     check_changed_rows_are_followed,
     check_rows_do_not_see_each_other,
@@ -18,18 +20,7 @@ from tests.kvmerger.kernels.ragged_cases import (
 LONGEST = 140  # slots of a head
 
 
-@pytest.mark.parametrize(
-    ("num_groups", "head_dim", "num_tokens", "dtype"),
-    [
-        (1, 16, 1, torch.float32),
-        (4, 64, 1, torch.bfloat16),
-        (3, 80, 1, torch.float16),
-        (8, 16, 2, torch.float32),
-        (3, 64, 17, torch.bfloat16),
-        (4, 128, 65, torch.bfloat16),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(FIELDS, FEW, ids=str)
 def test_equals_the_reference_and_float64(
     num_groups: int, head_dim: int, num_tokens: int, dtype: torch.dtype, seed: int
 ) -> None:

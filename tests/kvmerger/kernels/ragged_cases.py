@@ -1,8 +1,9 @@
 """Random batches for ragged attention on any device, a dense float64 computation of them, and what both must agree on.
 
-Used under Triton's interpreter on the CPU and, unchanged, on CUDA.
+Used under Triton's interpreter on the CPU and, unchanged, on CUDA; both run `FEW`, CUDA also `MANY`.
 """
 
+import itertools
 import random
 from dataclasses import dataclass, replace
 
@@ -14,12 +15,28 @@ from kvmerger.kernels.reference import Attended
 from kvmerger.kernels.row_table import PrefixTable, lengths_on_device
 from kvmerger.layer_cache import LayerCache
 from kvmerger.ragged_cache import RaggedLayer
+from tests.kvmerger.kernels.poison import poisoned_memory
 
 POISON = float("nan")
 # Rounding of the output itself, and of sums in another order.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 MASS_TOLERANCE = 2e-5
 TAIL_ROOM = 5
+
+FIELDS = ("num_groups", "head_dim", "num_tokens", "dtype")
+# Every ratio of heads, size and width once.
+FEW = [
+    (1, 16, 1, torch.float32),
+    (4, 64, 1, torch.bfloat16),
+    (3, 80, 1, torch.float16),
+    (8, 16, 2, torch.float32),
+    (3, 64, 17, torch.bfloat16),
+    (4, 128, 65, torch.bfloat16),
+]
+MANY = [
+    *itertools.product((1, 3, 4, 8), (16, 64, 128), (1, 2, 17, 65), TOLERANCE),
+    *itertools.product((3,), (80, 96, 256), (1, 40), TOLERANCE),
+]
 
 
 @dataclass(frozen=True)
@@ -184,16 +201,8 @@ def attend_into_poison(case: Case) -> Attended:
     """Triton's result when all memory it gets unwritten holds NaN."""
     from kvmerger.kernels import triton_ragged
 
-    was = (torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory)
-    torch.use_deterministic_algorithms(
-        True, warn_only=True
-    )  # only then does torch fill what is left unwritten
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    try:
+    with poisoned_memory():
         return triton_ragged.ragged_attention(*arguments(case))
-    finally:
-        torch.use_deterministic_algorithms(was[0])
-        torch.utils.deterministic.fill_uninitialized_memory = was[1]
 
 
 def arguments(case: Case) -> tuple[Tensor, RaggedLayer, float, tuple[int, ...]]:
