@@ -33,20 +33,20 @@ class Need(NamedTuple):
 class LayerStates:
     """What one layer's attention saw: q_QND and k_HND after RoPE, v_HND, all of one prompt.
 
-    lse_QN is the log-sum-exp of each query's scaled scores, fp32, where the attention kernel left it; without it evidence
-    is the same and costs more. hidden_NE is what went into the attention module, ``attention`` the module itself (its
-    ``q_proj`` gives queries before RoPE), ``rotary`` the model's rotary embedding (cos and sin of any positions); these
-    three are None unless a policy needs evidence that reads hidden states.
+    hidden_NE is what went into the attention module, ``attention`` the module itself (its ``q_proj`` gives queries before
+    RoPE), ``rotary`` the model's rotary embedding (cos and sin of any positions); all three are None unless a policy
+    needs evidence that reads hidden states. lse_QN is the log-sum-exp of each query's scaled scores, fp32, where the
+    attention kernel left it; without it evidence is the same and costs more.
     """
 
     q_QND: Tensor
     k_HND: Tensor
     v_HND: Tensor
     scaling: float
-    lse_QN: Tensor | None = None
     hidden_NE: Tensor | None = None
     attention: nn.Module | None = None
     rotary: nn.Module | None = None
+    lse_QN: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,8 +46,8 @@ class PrefillSession:
     ) -> Tensor:
         """Causal attention (B, T, Q, D); stores the layer's K/V as the full row's cache."""
         out_BTQD, lse_QN = causal_attention(q_BQTD, k_BHTD, v_BHTD, scaling)
-        states = LayerStates(q_BQTD[0], k_BHTD[0], v_BHTD[0], scaling, lse_QN, *self._attention_input)
-        evidence = Evidence(states, layer_index, self._num_layers, self._prompt_seed)
+        states = LayerStates(q_BQTD[0], k_BHTD[0], v_BHTD[0], scaling, *self._attention_input)
+        evidence = Evidence(replace(states, lse_QN=lse_QN), layer_index, self._num_layers, self._prompt_seed)
         evidence.capture(self._needs)
         layer = LayerCache.from_dense(k_BHTD[0], v_BHTD[0])
         evidence.point_at(layer.k_HND, layer.v_HND)
