@@ -15,6 +15,7 @@ from tests.kvmerger.kernels.mass_cases import (
     WINDOWS,
     Prompt,
     assert_mass,
+    check_any_tiling,
     check_log_sum_exp,
     check_mass,
     check_prompt_attention,
@@ -48,6 +49,10 @@ def test_window_attention_is_the_float64_loops(window_tokens: int, seed: int) ->
         check_window(
             random_prompt(seed, 150, 2, 3, 64, torch.bfloat16, "cuda"), window_tokens, has_lse=has_lse
         )
+
+
+def test_any_tiling_gives_the_same_mass(seed: int) -> None:
+    check_any_tiling(random_prompt(seed, 200, 1, 2, 64, torch.bfloat16, "cuda"))
 
 
 @pytest.mark.parametrize(FIELDS, FEW, ids=str)

@@ -13,6 +13,7 @@ from tests.kvmerger.kernels.ragged_cases import (
     TOLERANCE,
     arguments,
     check_against_both,
+    check_any_tiling,
     check_changed_rows_are_followed,
     check_rows_do_not_see_each_other,
     random_case,
@@ -63,6 +64,15 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours(
     check_rows_do_not_see_each_other(
         random_case(
             seed, num_groups=num_groups, num_tokens=num_tokens, dtype=dtype, device="cuda", longest=3000
+        )
+    )
+
+
+@pytest.mark.parametrize("num_tokens", [1, 9])
+def test_any_tiling_gives_the_same_numbers(num_tokens: int, seed: int) -> None:
+    check_any_tiling(
+        random_case(
+            seed, num_heads=1, head_dim=16, num_tokens=num_tokens, dtype=torch.bfloat16, device="cuda"
         )
     )
 

@@ -12,6 +12,7 @@ from tests.kvmerger.kernels.ragged_cases import (
     FEW,
     FIELDS,
     check_against_both,
+    check_any_tiling,
     check_changed_rows_are_followed,
     check_rows_do_not_see_each_other,
     random_case,
@@ -44,6 +45,11 @@ def test_a_prefix_of_several_splits_is_put_together(seed: int) -> None:
 def test_a_rows_bits_do_not_depend_on_its_neighbours(num_tokens: int, dtype: torch.dtype, seed: int) -> None:
     case = random_case(seed, num_heads=1, head_dim=16, num_tokens=num_tokens, dtype=dtype, longest=LONGEST)
     check_rows_do_not_see_each_other(case)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 9])
+def test_any_tiling_gives_the_same_numbers(num_tokens: int, seed: int) -> None:
+    check_any_tiling(random_case(seed, num_heads=1, head_dim=16, num_tokens=num_tokens, longest=LONGEST))
 
 
 def test_changed_rows_are_followed(seed: int) -> None:

@@ -107,6 +107,18 @@ def check_mass(prompt: Prompt, *, has_lse: bool) -> None:
     )
 
 
+def check_any_tiling(prompt: Prompt) -> None:
+    """However the work is cut, the numbers are the same up to rounding; blocks of queries may be the longer ones."""
+    from kvmerger.kernels import triton_prompt
+
+    arguments = (prompt.q_QND, prompt.k_HND, prompt.scaling)
+    expected_HN = triton_prompt.attention_mass(*arguments)
+    for columns, queries in ((16, 64), (64, 16), (128, 128)):
+        tiling = triton_prompt.Tiling(columns, queries, num_warps=4, num_stages=2)
+        with poisoned_memory():
+            assert_mass(triton_prompt.attention_mass(*arguments, tiling=tiling), expected_HN)
+
+
 def check_window(prompt: Prompt, window_tokens: int, *, has_lse: bool) -> None:
     """Triton's window attention is the loop's and the reference's."""
     from kvmerger.kernels import triton_prompt

@@ -6,6 +6,7 @@ Used under Triton's interpreter on the CPU and, unchanged, on CUDA; both run `FE
 import itertools
 import random
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -197,12 +198,28 @@ def check_changed_rows_are_followed(case: Case) -> None:
     check_against_both(replace(case, layer=changed))
 
 
-def attend_into_poison(case: Case) -> Attended:
+def check_any_tiling(case: Case) -> None:
+    """However the work is cut, the numbers are the same up to rounding."""
+    from kvmerger.kernels import triton_ragged
+
+    for tiling in (
+        triton_ragged.Tiling(16, 16, split_slots=48),
+        triton_ragged.Tiling(32, 128, split_slots=128),
+    ):
+        ours, theirs = attend_into_poison(case, tiling), attend_into_poison(case)
+        tolerance = TOLERANCE[case.q_RQTD.dtype]
+        torch.testing.assert_close(ours.out_RTQD, theirs.out_RTQD, atol=tolerance, rtol=tolerance)
+        for row, mass in theirs.mass_by_row.items():
+            for our_part, their_part in zip(ours.mass_by_row[row], mass, strict=True):
+                torch.testing.assert_close(our_part, their_part, atol=MASS_TOLERANCE, rtol=MASS_TOLERANCE)
+
+
+def attend_into_poison(case: Case, tiling: Any = None) -> Attended:
     """Triton's result when all memory it gets unwritten holds NaN."""
     from kvmerger.kernels import triton_ragged
 
     with poisoned_memory():
-        return triton_ragged.ragged_attention(*arguments(case))
+        return triton_ragged.ragged_attention(*arguments(case), tiling)
 
 
 def arguments(case: Case) -> tuple[Tensor, RaggedLayer, float, tuple[int, ...]]:
