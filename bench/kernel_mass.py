@@ -98,6 +98,26 @@ def measure_mass(
         )
 
 
+def measure_fp32_mass(
+    heads: Heads,
+    num_tokens: int,
+    ceilings: Ceilings,
+    deadline_s: float,
+    report: Callable[[Measured], None],
+) -> None:
+    """Report mass in fp32, where our kernel has no tensor cores and the reference has cuBLAS: which to keep is open."""
+    q_1QND, k_1HND, v_1HND = (tensor.float() for tensor in make_prompt(heads, num_tokens))
+    scaling = heads.head_dim**-0.5
+    arguments = (q_1QND[0], k_1HND[0], scaling)
+    _, lse_QN = causal_attention(q_1QND, k_1HND, v_1HND, scaling)
+    product_flop = heads.num_heads * heads.num_groups * num_tokens * (num_tokens + 1) * heads.head_dim
+    floor_s = product_flop / ceilings.fp32_flop_per_s
+    bench = Bench("attention mass, fp32", f"{num_tokens} tokens", floor_s, deadline_s, report)
+    expected_HN = prompt_reference.attention_mass(*arguments)
+    bench.run("Triton", lambda: lambda: dispatch.attention_mass(*arguments, lse_QN), expected=expected_HN)
+    bench.run("reference", lambda: lambda: prompt_reference.attention_mass(*arguments))
+
+
 def measure_backends(
     heads: Heads,
     num_tokens: int,

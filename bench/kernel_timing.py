@@ -23,10 +23,11 @@ MATMUL_SIZE = 8192
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this device reaches: bytes read and written by a large copy, and bf16 operations of a large product."""
+    """What this device reaches: bytes read and written by a large copy, operations of a large product in bf16 and fp32."""
 
     bytes_per_s: float
     flop_per_s: float
+    fp32_flop_per_s: float
 
     def floor_s(self, num_bytes: float, num_flop: float = 0) -> float:
         """Seconds that no kernel can do with less."""
@@ -89,8 +90,14 @@ def measure_ceilings() -> Ceilings:
     source = torch.randint(256, (COPY_BYTES,), dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     copy_s = device_s(lambda: target.copy_(source))
-    a, b = torch.randn(2, MATMUL_SIZE, MATMUL_SIZE, dtype=torch.bfloat16, device=DEVICE)
-    return Ceilings(2 * COPY_BYTES / copy_s, 2 * MATMUL_SIZE**3 / device_s(lambda: a @ b))
+    a, b = torch.randn(2, MATMUL_SIZE, MATMUL_SIZE, device=DEVICE)
+    half_a, half_b = a.bfloat16(), b.bfloat16()
+    num_flop = 2 * MATMUL_SIZE**3
+    return Ceilings(
+        2 * COPY_BYTES / copy_s,
+        num_flop / device_s(lambda: half_a @ half_b),
+        num_flop / device_s(lambda: a @ b),
+    )
 
 
 def device_s(call: Callable[[], object]) -> float:

@@ -3,10 +3,10 @@
     python -m bench.kernels [--cache-tokens 4096,16384] [--prompt-tokens 4096,16384,65536] [--rows 16] [--seconds 100]
     python -m bench.kernels --tune [--seconds 500]
 
-Needs CUDA; measures in bf16, at the shape of an 8B model's layer. ``kernel_ragged`` and ``kernel_mass`` say what is measured
-and what was predicted. "device" is between two CUDA events with a cold L2 cache; "a call" is wall clock per call of many in a
-row; "floor" uses the two ceilings in the first line, which are measured first. With OUT set, all numbers also go to
-$OUT/kernels.json. Nothing new is begun after --seconds.
+Needs CUDA; measures at the shape of an 8B model's layer, in bf16 and once in fp32. ``kernel_ragged`` and ``kernel_mass``
+say what is measured and what was predicted. "device" is between two CUDA events with a cold L2 cache; "a call" is wall clock
+per call of many in a row; "floor" uses the ceilings of the second line, which are measured first. With OUT set, all numbers
+also go to $OUT/kernels.json. Nothing new is begun after --seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.kernel_mass import measure_backends, measure_mass
+from bench.kernel_mass import measure_backends, measure_fp32_mass, measure_mass
 from bench.kernel_ragged import Heads, measure_ragged
 from bench.kernel_timing import Ceilings, Measured, measure_ceilings
 from bench.kernel_tuning import tune_all
@@ -56,7 +56,7 @@ def main() -> None:
     found["ceilings"] = asdict(ceilings)
     console.print(
         f"ceilings: a copy moves {ceilings.bytes_per_s / 1e12:.2f} TB/s, a bf16 product does "
-        f"{ceilings.flop_per_s / 1e12:.0f} TFLOP/s"
+        f"{ceilings.flop_per_s / 1e12:.0f} TFLOP/s, one in fp32 {ceilings.fp32_flop_per_s / 1e12:.0f}"
     )
     try:
         if options.tune:
@@ -87,6 +87,7 @@ def _measure_all(
     for num_slots in sorted(options.cache_tokens, reverse=True):
         for num_tokens in EXTEND_TOKENS:
             measure_ragged(Heads(), options.rows, num_slots, num_tokens, ceilings, deadline_s, report)
+    measure_fp32_mass(Heads(), min(options.prompt_tokens), ceilings, deadline_s, report)
     measure_backends(Heads(), max(options.cache_tokens), ceilings, deadline_s, report)
 
 

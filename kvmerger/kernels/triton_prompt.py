@@ -29,10 +29,13 @@ class Tiling:
     num_stages: int
 
 
+# On Hopper 121 registers and 80 KiB of shared memory: two programs share a multiprocessor, and one's exponentials run
+# beside the other's products.
 HALF = Tiling(128, 64, 8, 3)
-HALF_WIDE = Tiling(64, 32, 4, 2)  # head sizes above 128: blocks must fit the shared memory of smaller GPUs
 FULL = Tiling(32, 32, 4, 2)  # fp32 dots are unrolled, and spill registers when large
-WIDE_HEAD_DIM = 129
+# Above this head size blocks must be smaller, to fit the registers and smaller GPUs' shared memory.
+MOST_NARROW_DIM = 128
+HALF_WIDE, FULL_WIDE = Tiling(64, 32, 4, 2), Tiling(32, 16, 4, 2)
 
 
 def attention_mass(
@@ -78,9 +81,10 @@ def log_sum_exp(
 
 def tiling_for(q_QND: Tensor) -> Tiling:
     """The tiling that is used for queries like these."""
+    is_wide = q_QND.shape[2] > MOST_NARROW_DIM
     if q_QND.element_size() == torch.float32.itemsize:
-        return FULL
-    return HALF if q_QND.shape[2] < WIDE_HEAD_DIM else HALF_WIDE
+        return FULL_WIDE if is_wide else FULL
+    return HALF_WIDE if is_wide else HALF
 
 
 def _column_sums(

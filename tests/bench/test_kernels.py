@@ -31,7 +31,7 @@ def test_the_floor_counts_visible_slots_once(num_tokens: int) -> None:
     num_visible = sum(len(k_ND) for k_ND, _ in batch.visible())
     held = [prefix for prefix in batch.layer.prefix_R if prefix is not None]
     assert num_visible == sum(prefix.num_slots for prefix in held) + 4 * 2 * (5 + num_tokens)
-    by_bytes, by_flop = Ceilings(1.0, math.inf), Ceilings(math.inf, 1.0)
+    by_bytes, by_flop = Ceilings(1.0, math.inf, math.inf), Ceilings(math.inf, 1.0, math.inf)
     assert floor_s(batch, by_bytes) == num_visible * 16 * 2 * 2  # keys and values, two bytes each
     assert (
         floor_s(batch, by_flop) == num_visible * 3 * num_tokens * 16 * 2 * 2
