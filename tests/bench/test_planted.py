@@ -29,5 +29,5 @@ def test_the_papers_threshold_keeps_about_half(
 
 
 def test_a_share_that_cannot_be_planted_is_refused() -> None:
-    with pytest.raises(ValueError, match="got 0.1"):
+    with pytest.raises(ValueError, match=r"got 0\.1"):
         planted_keys(1, 8, 4, kept=0.1)
