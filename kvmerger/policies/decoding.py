@@ -15,8 +15,6 @@ import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
 from kvmerger.decode_rule import DecodeRule
 from kvmerger.evidence import ATTENTION_MASS, Evidence, Need
@@ -119,6 +117,5 @@ class ScoredDecodingPolicy(DecodingPolicy):
         A merged slot has its pivot's. The scores are 4 more bytes per slot, and count as such.
         """
         kept = super().compress(layer, evidence, budget)
-        head_S = torch.repeat_interleave(torch.arange(kept.num_heads), torch.tensor(kept.num_slots_H))
         mass_HN = evidence.get(ATTENTION_MASS)
-        return replace(kept, score_S=mass_HN[head_S.to(mass_HN.device), kept.position_S.long()])
+        return replace(kept, score_S=mass_HN[kept.head_S, kept.position_S.long()])

@@ -20,6 +20,7 @@ from kvmerger.budget import (
     num_slots_for,
 )
 from kvmerger.evidence import NEIGHBOUR_COSINES, Evidence, Need
+from kvmerger.head_counters import PerHead
 from kvmerger.layer_cache import LayerCache
 from kvmerger.merging.groups import Groups, whole_runs
 from kvmerger.merging.links import LINKS, Links, link_scores
@@ -156,10 +157,14 @@ class KVMerger(ProtectingPolicy):
             value_weight_M=value_weight_M if self.merge_values else None,
             log_mass_S=slot_log_mass(self.log_mass, groups, mass_HN.flatten(), self.max_log_mass),
         )
-        counters = {**merged.counters, "protected_ratio": float(is_protected_HN.float().mean())}
-        if bool(is_link_HN.any()):
-            counters["mean_link_cosine"] = float(cosine_HN[is_link_HN].mean())
-        return merged.with_counters(counters)
+        num_links_H = is_link_HN.sum(dim=1)
+        linked_H = cosine_HN.double().masked_fill(~is_link_HN, 0.0).sum(dim=1)
+        return merged.counting(
+            {
+                "protected_ratio": PerHead(is_protected_HN.double().mean(dim=1)),
+                "mean_link_cosine": PerHead(linked_H / num_links_H.clamp_min(1), num_links_H),
+            }
+        )
 
     def _links(
         self, evidence: Evidence, mass_HN: Tensor, cosine_HN: Tensor, is_eligible_HN: Tensor, budget: Budget
