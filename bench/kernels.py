@@ -20,7 +20,8 @@ from rich.table import Table
 
 from kvmerger.kernels import dispatch, reference
 from kvmerger.layer_cache import LayerCache
-from kvmerger.ragged_cache import RaggedCache, RaggedLayer
+from kvmerger.ragged_cache import RaggedCache
+from kvmerger.ragged_layer import RaggedLayer
 
 NUM_CALLS = 20
 TAIL_TOKENS = 64

@@ -13,7 +13,7 @@ from kvmerger.kernels import reference
 from kvmerger.kernels.reference import Attended
 from kvmerger.kernels.row_table import PrefixTable, lengths_on_device
 from kvmerger.layer_cache import LayerCache
-from kvmerger.ragged_cache import RaggedLayer
+from kvmerger.ragged_layer import RaggedLayer
 
 POISON = float("nan")
 # Rounding of the output itself, and of sums in another order.
