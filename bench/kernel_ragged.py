@@ -26,7 +26,8 @@ from bench import kernel_timing
 from bench.kernel_timing import Bench, Ceilings, Measured
 from kvmerger.kernels import dispatch, reference
 from kvmerger.layer_cache import LayerCache
-from kvmerger.ragged_cache import RaggedCache, RaggedLayer
+from kvmerger.ragged_cache import RaggedCache
+from kvmerger.ragged_layer import RaggedLayer
 
 TAIL_TOKENS = 64
 FULL_ROWS = 2

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kvmerger.kernels import prompt_reference, reference
 from kvmerger.kernels.reference import Attended
-from kvmerger.ragged_cache import RaggedLayer
+from kvmerger.ragged_layer import RaggedLayer
 
 MOST_HEAD_DIM = 256
 SLOT_ALIGNMENT_BYTES = 16  # one vector load

@@ -8,6 +8,7 @@ Shapes: as in `reference` and `triton_attend`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from kvmerger.kernels.reference import Attended, SlotMass
 from kvmerger.kernels.row_table import DeviceRows, PrefixTable, lengths_on_device
 from kvmerger.kernels.triton_attend import attend_kernel, combine_kernel
 from kvmerger.kernels.triton_mass import mass_kernel
-from kvmerger.ragged_cache import RaggedLayer
+from kvmerger.ragged_layer import RaggedLayer
 
 PARTS_AT_ONCE = 16
 FEWEST_DOT_ROWS = 16
@@ -179,7 +180,7 @@ def _slot_mass(
         rows.tail_start_R,
         rows.num_new_R,
         lse_RHX,
-        torch.tensor(asking, dtype=torch.int32).to(q_RQTD.device, non_blocking=True),
+        _on_device(tuple(asking), q_RQTD.device),
         prefix_mass_MW,
         tail_mass_MHY,
         scaling,
@@ -196,6 +197,13 @@ def _slot_mass(
         row: SlotMass(prefix_mass_MW[index, : num_slots[row]], tail_mass_MHY[index, :, : num_tail[row]])
         for index, row in enumerate(asking)
     }
+
+
+@functools.lru_cache(maxsize=64)
+def _on_device(rows: tuple[int, ...], device: torch.device) -> Tensor:
+    """Row numbers, int32; uploaded once, since a CUDA graph that is being captured may upload nothing."""
+    with torch.inference_mode(False):  # whoever asks first, the tensor is one that everybody may use
+        return torch.tensor(rows, dtype=torch.int32, device=device)
 
 
 def _rows_of(layer: RaggedLayer, device: torch.device) -> DeviceRows:

@@ -15,7 +15,7 @@ from kvmerger.kernels import reference
 from kvmerger.kernels.reference import Attended
 from kvmerger.kernels.row_table import PrefixTable, lengths_on_device
 from kvmerger.layer_cache import LayerCache
-from kvmerger.ragged_cache import RaggedLayer
+from kvmerger.ragged_layer import RaggedLayer
 from tests.kvmerger.kernels.poison import poisoned_memory
 
 POISON = float("nan")
