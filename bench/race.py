@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -138,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--new-tokens", type=int, default=NUM_NEW_TOKENS)
     parser.add_argument(
-        "--budget-s", type=float, default=400.0, help="after so many seconds no further side starts"
+        "--budget-s", type=float, default=330.0, help="after so many seconds no further side starts"
     )
     out = os.environ.get("OUT")
     parser.add_argument("--output", type=Path, default=Path(out) / "race.jsonl" if out else None)
@@ -149,4 +148,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.race_clock import Timed, free_memory, timed
+from bench.race_clock import free_memory, timed
 from bench.random_llama import BUDGETS, EVICTING
 from bench.static_decoding import StaticDecoder
 from kvmerger.generation import Prompt
@@ -86,9 +87,7 @@ def best(model: LoadedModel, prompt: Prompt, report: Report) -> dict[str, Any]:
     for way in WAYS:
         try:
             _answer(model, prompt, way, *_PROBE, decoders)  # warms up, and captures
-            seconds = timed(
-                lambda way=way: _answer(model, prompt, way, *_PROBE, decoders), model.device
-            ).seconds
+            seconds = timed(partial(_answer, model, prompt, way, *_PROBE, decoders), model.device).seconds
             tried[str(way)] = seconds / way.batch
             fastest = min(
                 fastest or (float("inf"), way), (seconds / way.batch, way), key=lambda pair: pair[0]
@@ -103,16 +102,20 @@ def best(model: LoadedModel, prompt: Prompt, report: Report) -> dict[str, Any]:
     way = fastest[1]
     for name, budget in (("full", 1.0), _PROBE, (_PROBE[0], BUDGETS[1])):
         with contextlib.suppress(torch.OutOfMemoryError):
-            _answer(model, prompt, way, name, budget, decoders)
+            _answer(model, prompt, _way_for(name, way), name, budget, decoders)
 
     def answer(name: str, budget: float) -> object:
-        return _answer(model, prompt, way, name, budget, decoders)
+        return _answer(model, prompt, _way_for(name, way), name, budget, decoders)
 
-    return {**_race(model, answer, report, way.batch), "way": str(way), "tried": tried}
+    raced = _race(model, answer, report, lambda name: _way_for(name, way).batch)
+    return {**raced, "way": str(way), "tried": tried}
 
 
 def _race(
-    model: LoadedModel, answer: Callable[[str, float], object], report: Report, batch: int = 1
+    model: LoadedModel,
+    answer: Callable[[str, float], object],
+    report: Report,
+    batch_of: Callable[[str], int] = lambda _: 1,
 ) -> dict[str, Any]:
     each: dict[str, float] = {}
     failures: dict[str, str] = {}
@@ -121,10 +124,8 @@ def _race(
         label = name if name == "full" else f"{name}@{budget}"
         try:
             with _attention_for(model, name):
-                run: Timed[object] = timed(
-                    lambda name=name, budget=budget: answer(name, budget), model.device
-                )
-            each[label] = run.seconds / batch
+                run = timed(partial(answer, name, budget), model.device)
+            each[label] = run.seconds / batch_of(name)
             peaks += [run.peak_bytes] if run.peak_bytes is not None else []
             report(label, each[label])
         except Exception as error:  # noqa: BLE001 - one press that fails must not cost the others' numbers
@@ -183,6 +184,11 @@ def _answer(
         output = module(input_ids=tokens[-1], past_key_values=cache, position_ids=position_B1)
         tokens.append(output.logits[:, -1].argmax(dim=-1, keepdim=True))
     return torch.cat(tokens, dim=1)
+
+
+def _way_for(name: str, way: Way) -> Way:
+    """One prompt at a time where n × n weights are held: four would not fit."""
+    return Way(1, way.is_static) if name in _NEEDS_EAGER else way
 
 
 def _press(name: str, budget: float) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-TARGETS = {"kvpress": "≥ 25×", "isolated": "≥ 7×"}
+TARGETS = {"kvpress": "≥ 25", "isolated": "≥ 7"}
 FLOOR_TARGET = 1.25
 _GIB = 2**30
 Record = Mapping[str, Any]
@@ -92,7 +92,7 @@ def _targets(length: int, by_key: Mapping[tuple[int, str], Record]) -> list[str]
         if theirs.get("num_variants"):
             times = theirs["seconds"] / theirs["num_variants"] / ours_s
             asked = TARGETS.get(side, "")
-            lines.append(f"| {length:,} | {side} ÷ fused, per variant | {asked} | {times:.1f}× |")
+            lines.append(f"| {length:,} | {side} ÷ fused, per variant | {asked} | {times:.1f} |")
     bare = by_key.get((length, "floor"), {})
     if "seconds" in bare:
         least_s = floor_s(bare, fused)

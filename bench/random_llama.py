@@ -79,7 +79,7 @@ def race_variants() -> list[Variant]:
 
 
 def planted_ids(num_tokens: int, run_length: float, vocab_size: int, seed: int = 0) -> tuple[int, ...]:
-    """``num_tokens`` ids: random tokens, each repeated ``run_length`` times on average. Token 0 comes first and only there."""
+    """``num_tokens`` ids: a 0, then random tokens, each repeated ``run_length`` times on average."""
     draw = random.Random(seed)
     ids = [0]
     while len(ids) < num_tokens:
