@@ -3,7 +3,7 @@
     python -m bench.device_idle [--items 200] [--tokens 2k]
 
 All items run; in windows spread over them a profiler notes when kernels and copies begin and end on the device. A marker
-kernel stands before each item and after the last, so that what lies between the work of one and of the next is known. Needs CUDA.
+kernel stands before each item and after the last: what lies between the work of one and of the next is known. Needs CUDA.
 """
 
 from __future__ import annotations
