@@ -95,6 +95,8 @@ class Evidence:
         self.device = states.k_HND.device
         self.prompt_seed = prompt_seed
         """From the prompt's tokens and the sweep's seed: randomness that is the same wherever the item runs."""
+        self.layers: tuple[Evidence, ...] = (self,)
+        """Itself; of layers that are compressed as one, each layer's, with heads one layer after the other."""
         self._states: LayerStates = states
         self._is_in_prefill = True
         self._cache: dict[Need, Tensor] = {}
@@ -117,6 +119,15 @@ class Evidence:
                 )
             self._cache[need] = registered.compute(self._states, *need.params)
         return self._cache[need]
+
+    def by_layer(self, heads_XN: Tensor) -> Tensor:
+        """Rows of KV or query heads (X, …) with a dimension for the layers they are of: (L, X / L, …)."""
+        return heads_XN.unflatten(0, (len(self.layers), -1))
+
+    def for_heads(self, layers_LN: Tensor) -> Tensor:
+        """What is the same in all heads of a layer (L, …), for every KV head: (H, …)."""
+        heads_LHN = layers_LN[:, None].expand(-1, self.num_heads // len(self.layers), *layers_LN.shape[1:])
+        return heads_LHN.flatten(0, 1)
 
     def capture(self, needs: Iterable[Need]) -> None:
         """Compute what ``needs`` asks of queries and hidden states, then let those go."""

@@ -20,6 +20,7 @@ from kvmerger.evidence import Evidence, LayerStates, Need, needs_hidden_states
 from kvmerger.kernels.prompt_attention import causal_attention
 from kvmerger.layer_cache import LayerCache
 from kvmerger.models import LoadedModel
+from kvmerger.stacks import room_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class PrefillSession:
         self._needs = needs
         self._prompt_seed = prompt_seed
         self._attention_input: tuple[Tensor, nn.Module, nn.Module] | tuple[()] = ()
+        self._room: tuple[LayerCache, ...] = ()
         self.layers: list[LayerCache] = []
         self.evidence: list[Evidence] = []
 
@@ -49,7 +51,11 @@ class PrefillSession:
         states = LayerStates(q_BQTD[0], k_BHTD[0], v_BHTD[0], scaling, *self._attention_input)
         evidence = Evidence(replace(states, lse_QN=lse_QN), layer_index, self._num_layers, self._prompt_seed)
         evidence.capture(self._needs)
-        layer = LayerCache.from_dense(k_BHTD[0], v_BHTD[0])
+        if not self._room:
+            self._room = room_for(self._num_layers, k_BHTD[0])
+        layer = self._room[layer_index]
+        layer.k_HND.copy_(k_BHTD[0])
+        layer.v_HND.copy_(v_BHTD[0])
         evidence.point_at(layer.k_HND, layer.v_HND)
         self.layers.append(layer)
         self.evidence.append(evidence)

@@ -12,7 +12,7 @@ Shapes: H KV heads, N tokens, S kept slots.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
@@ -81,6 +81,15 @@ class DecodingPolicy(Policy):
     def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
         """As in front."""
         return self.inner.allocate(budget_L, evidence_L)
+
+    @property
+    def compresses_stacks(self) -> bool:  # type: ignore[override]
+        """As in front."""
+        return self.inner.compresses_stacks
+
+    def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
+        """As in front, and the budget: heads of a stack that differ are heads of a layer that differ."""
+        return self.inner.stack_key(evidence, budget), budget
 
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """What stands in front keeps.

@@ -33,6 +33,8 @@ class H2O(ScoringPolicy):
 
     recent_share: float = 0.5
 
+    compresses_stacks = True
+
     def __post_init__(self) -> None:
         """Refuse what is no share."""
         require_share("h2o", "recent_share", self.recent_share)

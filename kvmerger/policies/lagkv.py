@@ -67,6 +67,8 @@ class LagKV(ScoringPolicy):
     lag_size: int = 128
     cross_scoring: bool = False
 
+    compresses_stacks = True
+
     def __post_init__(self) -> None:
         """Refuse what is no number of tokens."""
         require_count("lagkv", "n_sink", self.n_sink, at_least=0)

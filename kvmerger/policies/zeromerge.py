@@ -46,6 +46,7 @@ class ZeroMerge(Policy):
     log_mass_scale: float = 0.6
 
     keeps_slots_unchanged = False
+    compresses_stacks = True
 
     def __post_init__(self) -> None:
         """Refuse values outside their domain."""

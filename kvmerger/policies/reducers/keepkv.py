@@ -67,7 +67,7 @@ class KeepKV(Reducer):
 
     def merge(self, layer: LayerCache, evidence: Evidence, is_kept_HN: Tensor) -> LayerCache:
         """Merge what is similar enough, evict the rest."""
-        found = most_similar_kept(layer.k_HND, is_kept_HN)
+        found = most_similar_kept(layer.k_HND, is_kept_HN, len(evidence.layers))
         groups = groups_of(found.only(found.cosine_HN > self.min_cosine).target_HN)
         log_score_F = evidence.get(_log_mean_scores_need(self.score_window)).flatten()
         weight_M, factor_S = _vote(log_score_F[groups.member_M], groups)
