@@ -47,18 +47,14 @@ class ModelInfo:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values one token takes in the uncompressed cache, all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self._element_bytes
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * DTYPES[self.dtype].itemsize
 
     @property
     def attention(self) -> str:
         """Who computes attention over compressed caches on this machine: "triton" or "torch"."""
         from kvmerger.kernels.dispatch import backend_name
 
-        return backend_name(self.device, self.head_dim, self._element_bytes)
-
-    @property
-    def _element_bytes(self) -> int:
-        return torch.empty(0, dtype=DTYPES[self.dtype]).element_size()
+        return backend_name(self.device, self.head_dim, DTYPES[self.dtype])
 
 
 def load_info(
