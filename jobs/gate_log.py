@@ -125,7 +125,7 @@ def _reasons(head: str, checks: Sequence[Check]) -> Iterator[str]:
             f"{', '.join(dict.fromkeys(check.metric for check in group))}: {reason}"
             for reason, group in by_reason.items()
         )
-        yield f"no       verdict on {told}"
+        yield f"no data  {told}"
 
 
 def _named(checks: Sequence[Check]) -> str:

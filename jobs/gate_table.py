@@ -15,6 +15,7 @@ from jobs.report_table import UNKNOWN, titled_table
 
 _STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not measured": "dim"}
 _MAX_NAMED = 3
+_LEAST_SHOWN_P = 0.001
 _LEGEND = (
     "change: this night - baseline, mean over the items, and between which values it lies (one-sided 97.5 % each; memory is "
     "measured, not inferred); p: of the loss being no larger than the margin, corrected over the family"
@@ -49,10 +50,16 @@ def _add_row(table: Table, check: Check, task: str, is_last: bool) -> None:
         change(check, check.loss),
         _ends(check),
         f"{check.margin:g} {check.unit}",
-        UNKNOWN if check.adjusted_p is None else f"{check.adjusted_p:.3f}",
+        _p_value(check.adjusted_p),
         Text(check.verdict, style=_STYLES[check.verdict]),
         end_section=is_last,
     )
+
+
+def _p_value(p_value: float | None) -> str:
+    if p_value is None:
+        return UNKNOWN
+    return f"{p_value:.3f}" if p_value >= _LEAST_SHOWN_P else f"<{_LEAST_SHOWN_P:g}"
 
 
 def _ends(check: Check) -> Text:
