@@ -5,8 +5,10 @@ The gold answers are what the full cache says, so a policy that drops more of th
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,10 @@ def plant(folder: Path, factor: float, first: str = "") -> None:
     """The policy now keeps `factor` times what it is allowed, after the statement `first`."""
     (folder / "nightly_policies.py").write_text(_PLANTED.format(factor=factor, first=first))
     sys.modules.pop("nightly_policies", None)
+    shutil.rmtree(
+        folder / "__pycache__", ignore_errors=True
+    )  # a file of equal size and second counts as unchanged
+    importlib.invalidate_caches()
 
 
 def _save_data(folder: Path, model: Path, num_items: int) -> None:

@@ -113,6 +113,7 @@ def test_without_a_baseline_nothing_is_run_and_the_way_to_one_is_told(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = save_night(tmp_path, model, NUM_FEW)
+    capsys.readouterr()
     assert night(config, "first") == 2
     err = capsys.readouterr().err
     assert (
