@@ -17,6 +17,8 @@ from jobs.summary import ResultSummary, summarize
 from jobs.tracker import NullTracker, RunStatus, SweepSummary, TrackedSweep
 from jobs.tracking import make_tracker
 
+_MARKER = ".delivered"
+
 
 class UnreachableTracker(NullTracker):
     """Stands in for a server that does not answer: takes nothing and says so, hence a later run delivers."""
@@ -49,20 +51,24 @@ def sweep_summary(status: RunStatus, summary: ResultSummary) -> SweepSummary:
 
 
 def undelivered(root: Path, uri: str) -> list[tuple[ResultStore, Settings]]:
-    """The finished nights under `root` that should be at `uri` and are not, oldest first."""
+    """The nights under `root` that should be at `uri` and are not marked so, oldest first."""
     found = []
     for folder in sorted(path.parent for path in root.glob("*/run_meta.json")):
         store = ResultStore(folder)
         settings = _settings_of(store)
         if settings is None or not settings.tracking.enabled or settings.tracking_uri != uri:
             continue
-        try:
-            is_owed = store.read_run_meta().get("mirrored_to") is None and store.read_plan() is not None
-        except ResultError:  # a night nobody can read must not cost tonight's
-            continue
-        if is_owed:
+        if not (folder / _MARKER).exists():
             found.append((store, settings))
     return found
+
+
+def mark_delivered(store: ResultStore, is_delivered: bool) -> None:
+    """Remember whether rows, verdict and files of a night are all where they should be."""
+    if is_delivered:
+        store.write_text(_MARKER, "")
+    else:
+        (store.root / _MARKER).unlink(missing_ok=True)
 
 
 def deliver(store: ResultStore, settings: Settings) -> bool:
@@ -81,10 +87,7 @@ def deliver(store: ResultStore, settings: Settings) -> bool:
     rows = [row for row in table.to_pylist() if row["identity"] in wanted and row["status"] in DONE_STATUSES]
     tracker.record_rows(rows)
     summary = summarize(table, plan)
-    is_delivered = tracker.finish(sweep_summary("KILLED" if summary.num_missing else "FINISHED", summary))
-    if is_delivered:
-        store.write_run_meta({**meta, "mirrored_to": settings.tracking_uri})
-    return is_delivered
+    return tracker.finish(sweep_summary("KILLED" if summary.num_missing else "FINISHED", summary))
 
 
 def _settings_of(store: ResultStore) -> Settings | None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from jobs.baseline import Baseline, BaselineError, Baselines, FolderBaseline, PromotedNight
 from jobs.comparability import ComparisonError
 from jobs.config import Settings
-from jobs.delivery import UnreachableTracker, deliver, undelivered
+from jobs.delivery import UnreachableTracker, deliver, mark_delivered, undelivered
 from jobs.gate import HEAVY_COLUMNS, NightVerdict, check_baseline, gated_labels, judge_night
 from jobs.gate_files import JSON_NAME, MARKDOWN_NAME, write_gate_files
 from jobs.gate_log import NightNames, log_lines
@@ -118,6 +118,7 @@ class Night:
                 is_sent = deliver(store, settings)
                 if is_sent:
                     self._mirror.publish(store, _outcome_of(store))
+                mark_delivered(store, is_sent)
                 self._say(
                     f"{'delivered' if is_sent else 'not delivered'}: the earlier night {store.root.name}"
                 )
@@ -160,6 +161,7 @@ class Night:
             self._say(f"cannot resolve {len(unresolved) - _MAX_UNRESOLVED_SHOWN} more margins")
 
     def _run_sweep(self, prepared: Prepared) -> SessionResult:
+        mark_delivered(self._store, False)  # a crash must leave the next run in doubt
         if not self._down:
             try:
                 return Session(self.settings, prepared, self._store).run()
@@ -179,6 +181,7 @@ class Night:
             is_delivered = is_delivered and self._publish(outcome)
         if self.is_promoted and code != EXIT_TOO_MANY_FAILED:
             is_delivered = self._promote() and is_delivered
+        mark_delivered(self._store, is_delivered)
         if not is_delivered:
             self._say("not all of it reached the tracker: rows are kept, and the next run sends them")
         return EXIT_BAD_INPUT if not is_delivered and code in (EXIT_PASS, EXIT_INCONCLUSIVE) else code
@@ -217,7 +220,6 @@ class Night:
             self._mirror.publish(self._store, outcome)
         except (TrackingError, BaselineError) as error:
             self._say(f"the verdict was not delivered: {error}")
-            self._store.write_run_meta({**self._store.read_run_meta(), "mirrored_to": None})
             return False
         return True
 
