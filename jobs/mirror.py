@@ -64,7 +64,7 @@ def mirror_folder(store: ResultStore, uri: str | None, experiment: str | None) -
         artifact_dir=store.root.absolute().parent / "mlartifacts",
     )
     with tempfile.TemporaryDirectory(prefix="kvmerger-mirror-") as folder:
-        status: RunStatus = "FAILED" if content.summary.num_missing else "FINISHED"
+        status: RunStatus = "KILLED" if content.summary.num_missing else "FINISHED"
         report = content.report(status, content.page(), Path(folder))
         tracker.start(replace(sweep, experiment=experiment) if experiment else sweep)
         return tracker.finish(report), tracker.how_to_open

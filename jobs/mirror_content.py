@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,14 @@ class MirrorContent:
             for label, readings in variant_readings(self.summary, self.differences, self.rows).items()
         }
         description = sweep_description(self.name, facts, self.summary, self.differences, _best(figures))
-        return SweepReport(status, description, sweep_readings(self.summary, self.rows), variants, folder)
+        return SweepReport(
+            status,
+            description,
+            sweep_readings(self.summary, self.rows),
+            variants,
+            folder,
+            is_hurried=page is None,
+        )
 
     def environment(self) -> dict[str, Any]:
         """What the numbers were made with."""
@@ -124,10 +131,11 @@ def tracked_sweep(
 ) -> TrackedSweep:
     """The sweep for the tracker's start. `settings` are the resolved ones; `shared` are tags that all its runs carry."""
     tracking = settings.get("tracking") or {}
+    policies = [it for label, it in variants.items() if label not in REFERENCE_LABELS]
     tags = {
         **shared,
-        "policy": _each_once(it.tags["policy"] for it in variants.values()),
-        "budget": _each_once(it.tags["budget"] for it in variants.values() if it.tags["budget"] != "none"),
+        "policy": _each_once(it.tags["policy"] for it in policies),
+        "budget": _each_once(it.tags["budget"] for it in policies),
         "baseline": "false",
     }
     return TrackedSweep(
@@ -213,7 +221,7 @@ def sweep_of_folder(content: MirrorContent) -> TrackedSweep:
     return tracked_sweep(content.meta, settings, variants, shared)
 
 
-def _each_once(values: Any) -> str:
+def _each_once(values: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(values))
 
 

@@ -46,9 +46,13 @@ class MlflowRuns:
         shared = {_SWEEP: sweep.sweep_id, **source}
         tags = {_ROLE: "sweep", **shared, **sweep.tags}
         self._take(PARENT, found.get(PARENT), sweep.name, tags, sweep.params, sweep.started_at_ms)
-        for label, variant in sweep.variants.items():
+        for place, (label, variant) in enumerate(sweep.variants.items()):
+            # MLflow lists the latest first, and the list should be in the order of the table.
+            started_at_ms = (
+                None if sweep.started_at_ms is None else sweep.started_at_ms + len(sweep.variants) - place
+            )
             own = {_ROLE: "variant", _VARIANT: label, _PARENT_RUN: self.parent_id, **shared, **variant.tags}
-            self._take(label, found.get(label), label, own, variant.params, sweep.started_at_ms)
+            self._take(label, found.get(label), label, own, variant.params, started_at_ms)
         self._client.update_run(self.parent_id, status="RUNNING")
 
     def send(self, batch: Batch) -> None:

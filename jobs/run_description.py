@@ -12,24 +12,26 @@ from jobs.differences import Difference
 from jobs.metric_keys import file_name
 from jobs.pairing import SCORE
 from jobs.report_headline import headline, settings_in_words
-from jobs.report_numbers import Shown, plain, shown_count, shown_interval, shown_score
+from jobs.report_numbers import Shown, plain, shown_interval, shown_score
 from jobs.report_table import human_bytes, mean_name, shown_name
 from jobs.summary import MacroMean, ResultSummary, Setting, TaskSummary
 from jobs.tracker import RUN_ID
 from jobs.variant_summary import VariantSummary
-from kvmerger.variants import REFERENCE_LABELS
 
 MAX_CHARS = 5000
 """Of one description: servers older than 3.0 refuse more."""
 
-_GAP = "\u2003"  # MLflow's tables leave no room between columns
-_NO_INTERVAL = "-"
-_HEADS = ("variant", "n", "score", "- full cache", "verdict", "NLL", "recovered", "KL", "kept", "KV bytes")
-_MEAN_HEADS = ("variant", "score", "- full cache", "verdict", "NLL", "recovered", "KL", "kept", "KV bytes")
+# MLflow's tables leave no room between columns, and blanks alone are trimmed away.
+_GAP = "\u200b\u2003"
+_NO_BREAK = "\u00a0"
+_NONE = "-"
+_SIGNS = {"better": "▲", "worse": "▼"}
+_VERDICT = "verdict"
+_HEADS = ("score", "- full cache", _VERDICT, "NLL", "recovered", "kept", "KV bytes")
 _LEGEND = (
-    "In brackets the 95 % interval. *- full cache*: score minus the full cache's on the same items, in points of 100, and "
-    "its verdict; *NLL*: nats per token of the gold answer; *recovered*: share left of what the context is worth to it; "
-    "*KL*: nats per token against the full cache; *kept*: measured slots."
+    "In brackets 95 % intervals. *- full cache*: the score minus the full cache's on the same items, in points of 100; "
+    "*verdict*: ▲ measurably better, ▼ worse; *NLL*: nats per token of the gold answer; *recovered*: share left of what "
+    "the context is worth to it; *kept*: measured slots."
 )
 _ELSEWHERE = (
     "**More** under *Artifacts*: `report.html` (figures, worst items), `summary.md` (all tables), `settings.yaml`, "
@@ -62,14 +64,12 @@ def sweep_description(
 def variant_description(label: str, summary: ResultSummary, differences: Sequence[Difference]) -> str:
     """A child's description: its row of every task's table."""
     lines = [
-        [task.task, *_cells(task, variant, differences)[1:]]
+        (task.task, _cells(variant, task.task, differences))
         for task in summary.tasks
         for variant in task.variants
         if variant.label == label
     ]
-    return "\n\n".join(
-        [_fitting(_table([["task", *_HEADS[1:]], *lines]), MAX_CHARS - len(_LEGEND) - 2), _LEGEND]
-    )
+    return "\n\n".join([_fitting(_table("task", lines), MAX_CHARS - len(_LEGEND) - 2), _LEGEND])
 
 
 def summary_text(
@@ -94,18 +94,16 @@ def _tables(summary: ResultSummary, setting: Setting, differences: Sequence[Diff
 
 
 def _task_table(task: TaskSummary, differences: Sequence[Difference]) -> str:
-    return _table([list(_HEADS), *(_cells(task, variant, differences) for variant in task.variants)])
+    lines = [(shown_name(it), _cells(it, task.task, differences)) for it in task.variants]
+    return _table("variant", lines)
 
 
-def _cells(task: TaskSummary, variant: VariantSummary, differences: Sequence[Difference]) -> list[str]:
+def _cells(variant: VariantSummary, task: str, differences: Sequence[Difference]) -> list[str]:
     return [
-        shown_name(variant),
-        shown_count(variant),
         _shown(shown_score(variant)),
-        *_difference(variant.label, task.task, differences),
+        *_difference(variant.label, task, differences),
         _shown(shown_interval(variant.answer_nll)),
         plain(variant.nll_recovered),
-        _shown(shown_interval(variant.kl)),
         plain(variant.kept_ratio, "{:.1%}"),
         human_bytes(variant.kv_bytes),
     ]
@@ -113,52 +111,60 @@ def _cells(task: TaskSummary, variant: VariantSummary, differences: Sequence[Dif
 
 def _mean_table(means: Iterable[MacroMean], differences: Sequence[Difference]) -> str:
     lines = [
-        [
+        (
             mean_name(it),
-            plain(None if it.score is None else 100 * it.score, "{:.1f}"),
-            *_difference(it.label, None, differences),
-            plain(it.answer_nll, "{:.3f}"),
-            plain(it.nll_recovered),
-            plain(it.kl, "{:.3f}"),
-            plain(it.kept_ratio, "{:.1%}"),
-            human_bytes(it.kv_bytes),
-        ]
+            [
+                plain(None if it.score is None else 100 * it.score, "{:.1f}"),
+                *_difference(it.label, None, differences),
+                plain(it.answer_nll, "{:.3f}"),
+                plain(it.nll_recovered),
+                plain(it.kept_ratio, "{:.1%}"),
+                human_bytes(it.kv_bytes),
+            ],
+        )
         for it in means
     ]
-    return _table([list(_MEAN_HEADS), *lines])
+    return _table("variant", lines)
 
 
 def _difference(label: str, task: str | None, differences: Sequence[Difference]) -> tuple[str, str]:
-    """The difference of the scores, and the verdicts: of score and NLL where both have one."""
+    """The difference of the scores, and the verdicts there are."""
     here = [it for it in differences if it.label == label and it.task == task]
+    verdict = ", ".join(
+        f"{it.metric.name} {_SIGNS[it.verdict]}" for it in here if it.verdict != "inconclusive"
+    )
     of_score = next((it for it in here if it.metric is SCORE and it.paired is not None), None)
-    if label in REFERENCE_LABELS or not here:
-        return _NO_INTERVAL, ""
-    verdicts = [f"{it.metric.name} {it.verdict}" for it in here if it.verdict != "inconclusive"]
-    verdict = ", ".join(verdicts) or "inconclusive"
     if of_score is None or of_score.paired is None:
-        return _NO_INTERVAL, verdict
+        return _NONE, verdict
     interval, factor = of_score.paired.interval, of_score.metric.unit_factor
-    text = f"{factor * interval.mean:+.1f}"
-    if interval.low is not None and interval.high is not None:
-        text += f" [{factor * interval.low:+.1f}, {factor * interval.high:+.1f}]"
-    return text, verdict
+    mean = f"{factor * interval.mean:+.1f}"
+    if interval.low is None or interval.high is None:
+        return mean, verdict
+    low, high = (min(max(factor * end, -factor), factor) for end in (interval.low, interval.high))
+    return _shown(Shown(mean, f"{low:+.1f} to {high:+.1f}")), verdict
 
 
 def _shown(shown: Shown) -> str:
     return f"{shown.mean} [{shown.ends.replace(' to ', ', ')}]" if shown.ends else shown.mean
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    head, *body = lines
-    rule = "|".join(["---", *["--:"] * (len(head) - 1)])
-    shown = [_line(head), f"|{rule}|", *map(_line, body)]
-    return "\n".join(shown)
+def _table(first_head: str, lines: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Lines of (name, cells under _HEADS); the column of verdicts only where there is one."""
+    place = _HEADS.index(_VERDICT)
+    has_verdict = any(cells[place] for _, cells in lines)
+    shown = [index for index in range(len(_HEADS)) if has_verdict or index != place]
+    rows = [(first_head, _HEADS), *lines]
+    head, *body = (_line(name, [cells[index] for index in shown]) for name, cells in rows)
+    return "\n".join([head, f"|---|{'---|' * len(shown)}", *body])
 
 
-def _line(cells: Sequence[str]) -> str:
-    first, *rest = (_escaped(cell) for cell in cells)
-    return f"|{first}|" + "|".join(f"{_GAP}{cell}" for cell in rest) + "|"
+def _line(name: str, cells: Sequence[str]) -> str:
+    return f"|{_escaped(name)}|" + "".join(f"{_GAP}{_kept_together(_escaped(cell))}|" for cell in cells)
+
+
+def _kept_together(cell: str) -> str:
+    """A cell breaks before its interval, and nowhere else."""
+    return cell.replace(" ", _NO_BREAK).replace(f"{_NO_BREAK}[", " [")
 
 
 def _escaped(cell: str) -> str:

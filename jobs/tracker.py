@@ -69,7 +69,8 @@ class VariantReport:
 class SweepReport:
     """What the tracker is told at the end: how it ended, the answer in markdown, the final numbers, and files.
 
-    `folder` holds the files that go with the sweep's own run, None where there are none.
+    `folder` holds the files that go with the sweep's own run, None where there are none. `is_hurried`: its user waits
+    for the prompt, and the next run can deliver the rest.
     """
 
     status: RunStatus
@@ -77,6 +78,7 @@ class SweepReport:
     readings: Readings
     variants: Mapping[str, VariantReport] = field(default_factory=dict)
     folder: Path | None = None
+    is_hurried: bool = False
 
 
 class Tracker(Protocol):

@@ -30,13 +30,13 @@ logger = logging.getLogger(__name__)
 class Patience:
     """How long a server may take. MLflow's own limits (120 s, 7 retries) would hold a start up for minutes.
 
-    `finish_s` bounds the end of a whole run, `interrupted_s` that of one whose user waits for the prompt.
+    `finish_s` bounds the end of a whole run, `hurried_s` that of an interrupted one.
     """
 
     start_request_s: int = 4
     request_s: int = 30
     finish_s: float = 120.0
-    interrupted_s: float = 10.0
+    hurried_s: float = 10.0
     retry_pause_s: float = 2.0
     num_tries: int = 3
 
@@ -99,7 +99,7 @@ class MlflowTracker:
 
     def finish(self, report: SweepReport) -> bool:
         """Send what is left, the final numbers, the files and the answer in words; close the runs."""
-        limit_s = self.patience.interrupted_s if report.status == "KILLED" else self.patience.finish_s
+        limit_s = self.patience.hurried_s if report.is_hurried else self.patience.finish_s
         deadline_s = time.monotonic() + limit_s
         with self._environment:
             if not self._courier.stop(limit_s):
