@@ -64,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def fetch(uri: str, path: str, body: Any = None) -> Any:
     """One call of MLflow's REST interface."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{uri}/api/2.0/mlflow/{path}", data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{uri}/api/2.0/mlflow/{path}", data, {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=30) as reply:
         return json.load(reply)
 

@@ -1,12 +1,14 @@
 """A finished sweep as numbers under keys that can be compared and charted: those of the report, from the same rows.
 
-Under a mean stand the ends of its 95 % interval. `delta/…` is score - the full cache's score on the same items (0 to 1),
-`delta_nll/…` the same of the answer NLL; `…/mean` is the mean over tasks, as the report has it.
+Under a mean stand the ends of its 95 % interval, cut to the values the quantity can take. `delta/…` is score - the full
+cache's score on the same items (0 to 1), `delta_nll/…` the same of the answer NLL; `…/mean` is the mean over tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from evaluators.statistics import Interval
@@ -52,11 +54,7 @@ def variant_readings(
             if sum(task.setting == setting for task in summary.tasks) > 1:
                 means = (it for it in summary.macro_means(setting) if it.label == label)
                 values |= {key: value for it in means for key, value in _of_mean(it).items()}
-        for difference in differences:
-            if difference.label == label and difference.paired is not None:
-                name = _DELTA if difference.metric is SCORE else _DELTA_NLL
-                key = metric_key(name, difference.task or _MEAN)
-                values |= dict(_with_ends(key, difference.paired.interval))
+        values |= _deltas(label, differences)
         finite = {key: float(value) for key, value in values.items() if is_finite(value)}
         found[label] = Readings(finite, len(of_label), _newest_ms(of_label))
     return found
@@ -90,20 +88,30 @@ def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]
 
 
 def _of_task(task: str, variant: VariantSummary) -> dict[str, float | None]:
-    intervals = {
-        what.SCORE: score_interval(variant),
-        what.ANSWER_NLL: variant.answer_nll,
-        what.KL: variant.kl,
-        what.TOP1: variant.top1_agreement,
+    values = {
+        **_with_ends(metric_key(what.SCORE, task), score_interval(variant), 0.0, 1.0),
+        **_with_ends(metric_key(what.ANSWER_NLL, task), variant.answer_nll, 0.0, math.inf),
+        **_with_ends(metric_key(what.KL, task), variant.kl, 0.0, math.inf),
+        **_with_ends(metric_key(what.TOP1, task), variant.top1_agreement, 0.0, 1.0),
     }
-    values: dict[str, float | None] = {}
-    for name, interval in intervals.items():
-        if interval is not None:
-            values |= dict(_with_ends(metric_key(name, task), interval))
     return values | {
         metric_key(what.NLL_RECOVERED, task): variant.nll_recovered,
         metric_key(what.PUBLISHED_SCORE, task): variant.corpus_score,
     }
+
+
+def _deltas(label: str, differences: Sequence[Difference]) -> dict[str, float | None]:
+    values: dict[str, float | None] = {}
+    for it in differences:
+        if it.paired is None or label not in (it.label, FULL):
+            continue
+        name, reach = (_DELTA, 1.0) if it.metric is SCORE else (_DELTA_NLL, math.inf)
+        # The full cache differs from itself by 0 on every item; MLflow shows what is absent as NaN.
+        interval = (
+            it.paired.interval if label == it.label else replace(it.paired.interval, mean=0, low=0, high=0)
+        )
+        values |= _with_ends(metric_key(name, it.task or _MEAN), interval, -reach, reach)
+    return values
 
 
 def _of_mean(mean: MacroMean) -> dict[str, float | None]:
@@ -119,10 +127,13 @@ def _of_mean(mean: MacroMean) -> dict[str, float | None]:
     return {metric_key(name, _MEAN): value for name, value in values.items()}
 
 
-def _with_ends(key: str, interval: Interval) -> Iterator[tuple[str, float | None]]:
-    yield key, interval.mean
-    yield f"{key}/{LOW}", interval.low
-    yield f"{key}/{HIGH}", interval.high
+def _with_ends(key: str, interval: Interval | None, lowest: float, highest: float) -> dict[str, float | None]:
+    if interval is None:
+        return {}
+    low, high = (
+        None if end is None else min(max(end, lowest), highest) for end in (interval.low, interval.high)
+    )
+    return {key: interval.mean, f"{key}/{LOW}": low, f"{key}/{HIGH}": high}
 
 
 def _row_counts(rows: Sequence[Row]) -> dict[str, float]:

@@ -13,6 +13,7 @@ LOW, HIGH = "low", "high"
 
 _MAX_CHARS = 250  # MLflow refuses more
 _ROOM_FOR_ENDS = 10  # for "/high", or the number of a second trace
+_MAX_FILE_CHARS = 60  # of any script: disks take 255 bytes
 _DIGEST_DIGITS = 6
 _ILLEGAL = re.compile(r"[^\w.\- ]")  # `:` is legal on some servers only, and `/` parts the segments
 
@@ -31,9 +32,10 @@ def metric_key(*names: str) -> str:
 
 
 def file_name(name: str) -> str:
-    """A task's or variant's name as one that any disk takes and no other name shares."""
-    safe = re.sub(r"[^\w.\-]", "-", name)
-    return safe if safe == name.replace("/", "-") else f"{safe}-{_digest(name)}"
+    """A task's or figure's name as one that any disk takes and no other name shares: "longbench-qasper"."""
+    safe = re.sub(r"[^\w.\-]", "-", name)[:_MAX_FILE_CHARS]
+    is_plain = name.isascii() and "-" not in name and safe == name.replace("/", "-")
+    return safe if is_plain else f"{safe}-{_digest(name)}"
 
 
 def _legal(segment: str) -> str:

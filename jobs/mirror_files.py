@@ -73,11 +73,12 @@ def figure_files(pages: Sequence[SettingPage]) -> dict[str, str]:
     files = {}
     for page in pages:
         prefix = f"{file_name(page.title)}-" if len(pages) > 1 else ""
-        panels = [(measure, panel) for measure, group in page.quality for panel in group]
-        panels += [("memory over time", panel) for _, panel in page.traces]
-        for measure, panel in panels:
-            name = f"{prefix}{file_name(measure.partition(' (')[0])}-{file_name(panel.title)}.svg"
-            files[name] = standalone(panel.svg, f"{measure}, {panel.title}", page.legend, colors)
+        panels = [(measure, "", panel) for measure, group in page.quality for panel in group]
+        panels += [("memory", " (black: full cache, no context)", panel) for _, panel in page.traces]
+        for measure, explained, panel in panels:
+            name = f"{measure.partition(' (')[0]}/{panel.title}".replace(" ", "_")
+            title = f"{measure}, {panel.title}{explained}"
+            files[f"{prefix}{file_name(name)}.svg"] = standalone(panel.svg, title, page.legend, colors)
     return files
 
 
