@@ -37,7 +37,9 @@ def is_taken_by_mlflow(key: str) -> bool:
     return [metric.key for metric in metrics] == [key]
 
 
-@pytest.mark.parametrize("name", ["longbench/qasper", "longbench-e/2wikimqa/0-4k", "ruler/4096/niah_single_2"])
+@pytest.mark.parametrize(
+    "name", ["longbench/qasper", "longbench-e/2wikimqa/0-4k", "ruler/4096/niah_single_2"]
+)
 def test_a_plain_name_stays_as_it_is(name: str) -> None:
     assert metric_key("score", name) == f"score/{name}"
 

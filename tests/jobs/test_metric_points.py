@@ -76,8 +76,7 @@ def with_trace(live_bytes: list[int]) -> Row:
 
 
 @given(
-    st.lists(st.integers(0, 10**12), max_size=4)
-    | st.lists(st.integers(0, 10**12), min_size=90, max_size=400)
+    st.lists(st.integers(0, 10**12), max_size=4) | st.lists(st.integers(0, 10**12), min_size=90, max_size=400)
 )
 def test_a_trace_is_thinned_to_points_of_its_own_in_order_with_ends_and_peak(live_bytes: list[int]) -> None:
     points = trace_points(with_trace(live_bytes))
