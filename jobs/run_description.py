@@ -21,6 +21,7 @@ from jobs.variant_summary import VariantSummary
 MAX_CHARS = 5000
 """Of one description: servers older than 3.0 refuse more."""
 
+_RUN_ID_CHARS = 32
 # MLflow's tables leave no room between columns, and blanks alone are trimmed away.
 _GAP = "\u200b\u2003"
 _NO_BREAK = "\u00a0"
@@ -52,12 +53,17 @@ def sweep_description(
     last = [_ELSEWHERE]
     pictures = [_picture(figure) for figure in figures]
     tables = [table for setting in summary.settings() for table in _tables(summary, setting, differences)]
-    room = MAX_CHARS - sum(len(it) + 2 for it in (*blocks, *last, *pictures, _LEGEND))
+    room = (
+        MAX_CHARS
+        - sum(len(it) + 2 for it in (*blocks, *last, *pictures, _LEGEND))
+        - _RUN_ID_CHARS * len(pictures)
+    )
     for table in tables:
         part = _fitting(table, room)
-        if part:
-            blocks.append(part)
-            room -= len(part) + 2
+        blocks += [part] if part else []
+        room -= len(part) + 2
+        if part != table:
+            break
     return "\n\n".join([*blocks, *([_LEGEND] if tables else []), *pictures, *last])
 
 

@@ -1,0 +1,170 @@
+"""A results folder reaches MLflow without a model: what the report says, the files beside it, and twice is once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+
+from jobs.mirror import main
+from jobs.report import main as report
+from jobs.result_schema import RESULT_SCHEMA, Row
+from jobs.results import ResultStore
+from jobs.summary import grouped
+from jobs.sweep import main as sweep
+from jobs.work import Cell
+from tests.jobs.row_fakes import make_sweep_rows
+
+TASKS = ("longbench/qasper", "rows/Büros + Rest @ 50 %")
+POLICIES = {"snapkv+adakv@0.5": 0.5, "mine (ü) %": 0.25}
+SETTINGS = {"name": "night", "tracking": {"enabled": True, "uri": None, "experiment": None}, "seed": 0}
+META = {"sweep_id": "night-1", "git_commit": "abc", "versions": {"torch": "2"}, "started_at_s": 1.0}
+
+
+@pytest.fixture
+def rows(seed: int) -> list[Row]:
+    asked = {"metric": "qa_f1", "budget_asked": '{"kept_ratio": 0.5}', "created_at_s": 5.0}
+    return make_sweep_rows(random.Random(seed), POLICIES, TASKS, 4, **asked)
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments(max_results=1)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def store(tmp_path: Path, rows: list[Row], empty_database: bytes) -> ResultStore:
+    (tmp_path / "mlflow.db").write_bytes(empty_database)
+    store = ResultStore(tmp_path / "night")
+    for unit_id, of_unit in grouped(rows, lambda row: row["unit_id"]).items():
+        store.write_unit(
+            str(unit_id).encode("ascii", "ignore").decode(),
+            [row | {"unit_id": str(unit_id).encode("ascii", "ignore").decode()} for row in of_unit],
+        )
+    store.write_plan(Cell(row["identity"], row["item_id"], row["variant"]) for row in rows)
+    store.write_settings(SETTINGS)
+    store.write_run_meta(META)
+    return store
+
+
+def runs(store: ResultStore) -> dict[str, Any]:
+    client = MlflowClient(tracking_uri=f"sqlite:///{store.root.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("night")
+    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def artifacts(store: ResultStore) -> dict[str, Path]:
+    root = next((store.root.parent / "mlartifacts").glob("*/artifacts"))
+    return {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+
+
+def num_points(store: ResultStore) -> int:
+    with closing(sqlite3.connect(store.root.parent / "mlflow.db")) as connection:
+        (number,) = connection.execute("select count(*) from metrics").fetchone()
+    return int(number)
+
+
+def test_runs_carry_the_reports_numbers_and_the_tags_to_find_them_by(store: ResultStore) -> None:
+    assert main([str(store.root)]) == 0
+    found = runs(store)
+    assert set(found) == {"night", "full", "full_aa", "no_context", *POLICIES}
+    for run in found.values():
+        wanted = {"policy", "budget", "mode", "execution", "model", "model_revision", "git_commit"}
+        assert wanted <= run.data.tags.keys()
+    child = found["snapkv+adakv@0.5"]
+    assert (child.data.tags["budget"], child.data.tags["mode"]) == ("0.5", "query_agnostic")
+    assert found["night"].data.tags["baseline"] == "false" and "baseline" not in child.data.tags
+    assert {
+        "score/longbench/qasper",
+        "delta/longbench/qasper/low",
+        "delta_nll/mean",
+    } <= child.data.metrics.keys()
+    assert found["night"].data.metrics["rows/ok"] == 2 * 4 * 5
+    assert found["night"].data.tags["mlflow.note.content"].startswith("**night**: ")
+
+
+def test_files_hold_every_row_the_traces_and_the_answers(store: ResultStore, rows: list[Row]) -> None:
+    assert main([str(store.root)]) == 0
+    files = artifacts(store)
+    assert {"report.html", "summary.md", "settings.yaml", "environment.json"} <= files.keys()
+    table = pq.read_table(files["rows/rows.parquet"])
+    assert table.schema.equals(RESULT_SCHEMA) and table.num_rows == len(rows)
+    trace = pq.read_table(files["traces/longbench-qasper.parquet"]).to_pylist()
+    of_task = [row for row in rows if row["task"] == "qasper"]
+    assert [it["live_bytes"] for it in trace] == [it[2] for row in of_task for it in json.loads(row["trace"])]
+    with files["predictions/longbench-qasper.csv"].open(encoding="utf-8", newline="") as file:
+        answers = list(csv.DictReader(file))
+    assert [it["prediction"] for it in answers] == [row["prediction"] for row in of_task]
+    assert len([name for name in files if name.startswith("predictions/")]) == len(TASKS)
+    assert any(name.startswith("figures/") and name.endswith(".svg") for name in files)
+    assert json.loads(files["environment.json"].read_text())["versions"] == {"torch": "2"}
+
+
+def test_mirrored_twice_is_mirrored_once(store: ResultStore) -> None:
+    assert main([str(store.root)]) == 0
+    first = num_points(store)
+    assert main([str(store.root)]) == 0
+    assert num_points(store) == first > 0 and len(runs(store)) == 6
+
+
+def test_scores_made_anew_reach_the_runs(store: ResultStore, rows: list[Row]) -> None:
+    """The stored scores were made up; the predictions match no answer, so all of them become 0."""
+    assert main([str(store.root)]) == 0
+    before = runs(store)["full"].data.metrics
+    assert before["score/longbench/qasper"] > 0
+    assert report([str(store.root), "--rescore"]) == 0
+    assert main([str(store.root)]) == 0
+    after = runs(store)["full"].data.metrics
+    assert after["score/longbench/qasper"] == after["score/longbench/qasper/low"] == 0.0
+    assert after["fidelity/kl/longbench/qasper"] == before["fidelity/kl/longbench/qasper"]
+    assert pq.read_table(artifacts(store)["rows/rows.parquet"])["score"].to_pylist() == [0.0] * len(rows)
+
+
+def test_passwords_do_not_leave_the_folder(store: ResultStore) -> None:
+    store.write_settings({**SETTINGS, "model": {"name": "https://me:secret@host/model"}})
+    assert main([str(store.root)]) == 0
+    assert not [name for name, path in artifacts(store).items() if b"secret" in path.read_bytes()]
+    assert "secret" not in str(runs(store)["night"].data.params)
+
+
+def test_a_folder_that_misses_rows_is_not_called_finished(store: ResultStore) -> None:
+    next(iter(store.rows_folder.glob("*.parquet"))).unlink()
+    assert main([str(store.root)]) == 0
+    assert {run.info.status for run in runs(store).values()} == {"KILLED"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "options", "message"),
+    [
+        (lambda store: (store.root / "run_meta.json").unlink(), [], "output_dir"),
+        (lambda store: store.write_settings({**SETTINGS, "tracking": {"enabled": False}}), [], "--uri"),
+        (lambda store: None, ["--uri", "http://127.0.0.1:9"], "127.0.0.1:9"),
+        (lambda store: None, ["--uri", "./mlruns"], "is a folder"),
+    ],
+)
+def test_what_cannot_be_mirrored_is_told_with_the_remedy(
+    store: ResultStore,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[ResultStore], None],
+    options: list[str],
+    message: str,
+) -> None:
+    damage(store)
+    assert sweep(["mirror", str(store.root), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_results_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(["mirror", str(tmp_path / "none")]) == 2
+    assert "output_dir" in capsys.readouterr().err
