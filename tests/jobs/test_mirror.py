@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from jobs.mirror import main
+from jobs.mirror_content import MirrorContent, sweep_of_folder
 from jobs.report import main as report
 from jobs.result_schema import RESULT_SCHEMA, Row
 from jobs.results import ResultStore
@@ -30,7 +31,7 @@ SETTINGS = {"name": "night", "tracking": {"enabled": True, "uri": None, "experim
 META = {"sweep_id": "night-1", "git_commit": "abc", "versions": {"torch": "2"}, "started_at_s": 1.0}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rows(seed: int) -> list[Row]:
     asked = {"metric": "qa_f1", "budget_asked": '{"kept_ratio": 0.5}', "created_at_s": 5.0}
     return make_sweep_rows(random.Random(seed), POLICIES, TASKS, 4, **asked)
@@ -43,18 +44,28 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-@pytest.fixture
-def store(tmp_path: Path, rows: list[Row], empty_database: bytes) -> ResultStore:
-    (tmp_path / "mlflow.db").write_bytes(empty_database)
-    store = ResultStore(tmp_path / "night")
-    for unit_id, of_unit in grouped(rows, lambda row: row["unit_id"]).items():
-        store.write_unit(
-            str(unit_id).encode("ascii", "ignore").decode(),
-            [row | {"unit_id": str(unit_id).encode("ascii", "ignore").decode()} for row in of_unit],
-        )
+def filled(folder: Path, rows: list[Row], database: bytes) -> ResultStore:
+    (folder / "mlflow.db").write_bytes(database)
+    store = ResultStore(folder / "night")
+    for number, of_unit in enumerate(grouped(rows, lambda row: row["unit_id"]).values()):
+        store.write_unit(f"u{number}", [row | {"unit_id": f"u{number}"} for row in of_unit])
     store.write_plan(Cell(row["identity"], row["item_id"], row["variant"]) for row in rows)
     store.write_settings(SETTINGS)
     store.write_run_meta(META)
+    return store
+
+
+@pytest.fixture
+def store(tmp_path: Path, rows: list[Row], empty_database: bytes) -> ResultStore:
+    """The results of a sweep that no server has heard of."""
+    return filled(tmp_path, rows, empty_database)
+
+
+@pytest.fixture(scope="module")
+def mirrored(tmp_path_factory: pytest.TempPathFactory, rows: list[Row], empty_database: bytes) -> ResultStore:
+    """The same, after it was mirrored; tests may only look, and mirror it again."""
+    store = filled(tmp_path_factory.mktemp("mirrored"), rows, empty_database)
+    assert main([str(store.root)]) == 0
     return store
 
 
@@ -75,9 +86,8 @@ def num_points(store: ResultStore) -> int:
     return int(number)
 
 
-def test_runs_carry_the_reports_numbers_and_the_tags_to_find_them_by(store: ResultStore) -> None:
-    assert main([str(store.root)]) == 0
-    found = runs(store)
+def test_runs_carry_the_reports_numbers_and_the_tags_to_find_them_by(mirrored: ResultStore) -> None:
+    found = runs(mirrored)
     assert set(found) == {"night", "full", "full_aa", "no_context", *POLICIES}
     for run in found.values():
         wanted = {"policy", "budget", "mode", "execution", "model", "model_revision", "git_commit"}
@@ -94,9 +104,8 @@ def test_runs_carry_the_reports_numbers_and_the_tags_to_find_them_by(store: Resu
     assert found["night"].data.tags["mlflow.note.content"].startswith("**night**: ")
 
 
-def test_files_hold_every_row_the_traces_and_the_answers(store: ResultStore, rows: list[Row]) -> None:
-    assert main([str(store.root)]) == 0
-    files = artifacts(store)
+def test_files_hold_every_row_the_traces_and_the_answers(mirrored: ResultStore, rows: list[Row]) -> None:
+    files = artifacts(mirrored)
     assert {"report.html", "summary.md", "settings.yaml", "environment.json"} <= files.keys()
     table = pq.read_table(files["rows/rows.parquet"])
     assert table.schema.equals(RESULT_SCHEMA) and table.num_rows == len(rows)
@@ -111,11 +120,10 @@ def test_files_hold_every_row_the_traces_and_the_answers(store: ResultStore, row
     assert json.loads(files["environment.json"].read_text())["versions"] == {"torch": "2"}
 
 
-def test_mirrored_twice_is_mirrored_once(store: ResultStore) -> None:
-    assert main([str(store.root)]) == 0
-    first = num_points(store)
-    assert main([str(store.root)]) == 0
-    assert num_points(store) == first > 0 and len(runs(store)) == 6
+def test_mirrored_twice_is_mirrored_once(mirrored: ResultStore) -> None:
+    first = num_points(mirrored)
+    assert main([str(mirrored.root)]) == 0
+    assert num_points(mirrored) == first > 0 and len(runs(mirrored)) == 6
 
 
 def test_scores_made_anew_reach_the_runs(store: ResultStore, rows: list[Row]) -> None:
@@ -131,11 +139,15 @@ def test_scores_made_anew_reach_the_runs(store: ResultStore, rows: list[Row]) ->
     assert pq.read_table(artifacts(store)["rows/rows.parquet"])["score"].to_pylist() == [0.0] * len(rows)
 
 
-def test_passwords_do_not_leave_the_folder(store: ResultStore) -> None:
+def test_passwords_do_not_leave_the_folder(store: ResultStore, tmp_path: Path) -> None:
     store.write_settings({**SETTINGS, "model": {"name": "https://me:secret@host/model"}})
-    assert main([str(store.root)]) == 0
-    assert not [name for name, path in artifacts(store).items() if b"secret" in path.read_bytes()]
-    assert "secret" not in str(runs(store)["night"].data.params)
+    store.write_run_meta({**META, "args": ["--set", "tracking.uri=http://me:secret@host"]})
+    content = MirrorContent.read(store)
+    (tmp_path / "files").mkdir()
+    report = content.report("FINISHED", None, tmp_path / "files")
+    texts = [path.read_text() for path in (tmp_path / "files").iterdir()]
+    assert len(texts) == 3
+    assert "secret" not in f"{texts} {report.description} {sweep_of_folder(content)}"
 
 
 def test_a_folder_that_misses_rows_is_not_called_finished(store: ResultStore) -> None:
