@@ -84,8 +84,8 @@ def metric_keys(uri: str, run_id: str) -> list[str]:
 
 
 def experiment_url(home: str) -> str:
-    """The list of runs, newest first, which is the order of the table."""
-    return f"{home}?viewStateShareKey=&orderByKey=attributes.start_time&orderByAsc=false"
+    """The list of runs with the columns that the sweep asked for."""
+    return f"{home}?viewStateShareKey=kvmerger"
 
 
 def show(page: Page, url: str, text: str) -> None:
@@ -121,8 +121,8 @@ def expand_children(page: Page) -> None:
 
 
 def show_metrics_of_comparison(page: Page) -> None:
-    """Fold what is not compared, so that the metrics come first."""
-    for title in ("Visualizations", "Run details", "Parameters", "Tags"):
+    """Fold what is not compared, so that the metrics come under the runs' names."""
+    for title in ("Visualizations", "Parameters", "Tags"):
         click(page, title)
 
 

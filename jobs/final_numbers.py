@@ -60,6 +60,14 @@ def variant_readings(
     return found
 
 
+def listed_keys(summary: ResultSummary) -> list[str]:
+    """The few numbers that a list of variants shows: those of the only task, or the means over tasks."""
+    tasks = list(dict.fromkeys(task.task for task in summary.tasks))
+    name = tasks[0] if len(tasks) == 1 else _MEAN
+    measures = (what.SCORE, _DELTA, what.ANSWER_NLL, what.KL, what.KEPT_RATIO, what.KV_BYTES)
+    return [metric_key(measure, name) for measure in measures] if tasks else []
+
+
 def charted_traces(rows: Sequence[Row]) -> dict[str, list[list[MetricPoint]]]:
     """Label → a trace for each task, thinned: of the first item, in the plan's order, that the full cache finished.
 

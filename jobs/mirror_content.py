@@ -17,7 +17,13 @@ import yaml
 from rich.console import Console
 
 from jobs.differences import Difference, differences_to_full
-from jobs.final_numbers import charted_traces, flat_params, sweep_readings, variant_readings
+from jobs.final_numbers import (
+    charted_traces,
+    flat_params,
+    listed_keys,
+    sweep_readings,
+    variant_readings,
+)
 from jobs.mirror_files import figure_files, write_report, write_rows, write_texts
 from jobs.report import render
 from jobs.report_facts import run_facts, without_passwords
@@ -92,6 +98,7 @@ class MirrorContent:
             description,
             sweep_readings(self.summary, self.rows),
             variants,
+            listed_keys(self.summary),
             folder,
             is_hurried=page is None,
         )

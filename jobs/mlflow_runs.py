@@ -5,13 +5,14 @@ Every call may raise whatever MLflow, requests or SQLAlchemy raise. Nothing live
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs.backlog import PARENT, Batch, RunState
-from jobs.tracker import RUN_ID, RunStatus, SweepReport, TrackedSweep, TrackingError
+from jobs.tracker import EXPERIMENT_ID, RUN_ID, VIEW, RunStatus, SweepReport, TrackedSweep, TrackingError
 from jobs.tracking_uri import is_http
 
 _MAX_TAGS_PER_BATCH = 100  # MLflow refuses more
@@ -22,6 +23,8 @@ _ROLE, _SWEEP, _VARIANT, _STEP = "kvmerger.role", "kvmerger.sweep_id", "kvmerger
 _PARENT_RUN, _NOTE = "mlflow.parentRunId", "mlflow.note.content"
 # Opens the experiment on its list of runs; an unknown kind is taken for an application that calls models.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+# Where MLflow's page keeps a view that somebody shares; a page that does not know it shows its own columns.
+_VIEW = f"mlflow.sharedViewState.{VIEW}"
 _ONLY_AT_FIRST = ("baseline",)  # promotion may have changed it
 
 
@@ -67,7 +70,13 @@ class MlflowRuns:
         """Put files and descriptions in their places and end the runs."""
         if report.folder is not None:
             self._client.log_artifacts(self.parent_id, str(report.folder))
-        self._set_tags(PARENT, {_NOTE: report.description.replace(RUN_ID, self.parent_id)})
+        if report.columns:
+            self._client.set_experiment_tag(self.experiment_id, _VIEW, _view(report.columns))
+        ids = {RUN_ID: self.parent_id, EXPERIMENT_ID: self.experiment_id}
+        description = report.description
+        for place, value in ids.items():
+            description = description.replace(place, value)
+        self._set_tags(PARENT, {_NOTE: description})
         for label, variant in report.variants.items():
             if label in self._ids:
                 self._set_tags(label, {_NOTE: variant.description})
@@ -136,6 +145,20 @@ class MlflowRuns:
         for begin in range(0, len(entries), _MAX_PARAMS_PER_BATCH):
             part = entries[begin : begin + _MAX_PARAMS_PER_BATCH]
             self._client.log_batch(self._ids[label], params=part, synchronous=True)
+
+
+def _view(columns: Sequence[str]) -> str:
+    """The list of runs with policy, budget and these metrics as its columns, newest first."""
+    shown = ["tags.`policy`", "tags.`budget`", *(f"metrics.`{key}`" for key in columns)]
+    state = {
+        "selectedColumns": shown,
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "searchFilter": "",
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+    }
+    return json.dumps(state)
 
 
 def open_runs(uri: str, artifact_dir: Path, sweep: TrackedSweep) -> MlflowRuns:

@@ -15,7 +15,7 @@ from jobs.report_headline import headline, settings_in_words
 from jobs.report_numbers import Shown, plain, shown_interval, shown_score
 from jobs.report_table import human_bytes, mean_name, shown_name
 from jobs.summary import MacroMean, ResultSummary, Setting, TaskSummary
-from jobs.tracker import RUN_ID
+from jobs.tracker import EXPERIMENT_ID, RUN_ID, VIEW
 from jobs.variant_summary import VariantSummary
 
 MAX_CHARS = 5000
@@ -37,7 +37,7 @@ _LEGEND = (
 _ELSEWHERE = (
     "**More** under *Artifacts*: `report.html` (figures, worst items), `summary.md` (all tables), `settings.yaml`, "
     "`environment.json`, `figures/`, `predictions/`, `traces/`, and `rows/rows.parquet` (every item). The variants are the "
-    "runs below this one: compare them."
+    f"runs below this one: [side by side](#/experiments/{EXPERIMENT_ID}/runs?viewStateShareKey={VIEW})."
 )
 
 

@@ -15,8 +15,11 @@ from jobs.metric_points import MetricPoint, Readings
 from jobs.result_schema import Row
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
-RUN_ID = "{run_id}"
-"""Stands in a description for the id of the sweep's own run."""
+RUN_ID, EXPERIMENT_ID = "{run_id}", "{experiment_id}"
+"""Stand in a description for the ids of the sweep's own run and of its experiment."""
+
+VIEW = "kvmerger"
+"""Names the list of an experiment's runs with the columns that its latest sweep asked for."""
 
 
 class TrackingError(ValueError):
@@ -69,7 +72,8 @@ class VariantReport:
 class SweepReport:
     """What the tracker is told at the end: how it ended, the answer in markdown, the final numbers, and files.
 
-    `folder` holds the files that go with the sweep's own run, None where there are none. `is_hurried`: its user waits
+    `columns` are the numbers by which the variants are listed. `folder` holds the files that go with the sweep's own run,
+    None where there are none. `is_hurried`: its user waits
     for the prompt, and the next run can deliver the rest.
     """
 
@@ -77,6 +81,7 @@ class SweepReport:
     description: str
     readings: Readings
     variants: Mapping[str, VariantReport] = field(default_factory=dict)
+    columns: Sequence[str] = ()
     folder: Path | None = None
     is_hurried: bool = False
 

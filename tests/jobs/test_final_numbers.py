@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.differences import Difference, differences_to_full
-from jobs.final_numbers import charted_traces, flat_params, sweep_readings, variant_readings
+from jobs.final_numbers import charted_traces, flat_params, listed_keys, sweep_readings, variant_readings
 from jobs.pairing import ANSWER_NLL, SCORE
 from jobs.result_schema import FAILED, RESULT_SCHEMA, Row
 from jobs.summary import ResultSummary, summarize
@@ -62,6 +62,13 @@ def test_all_runs_compare_by_the_same_keys(rows: list[Row]) -> None:
     assert (
         found["snapkv@0.5"].values.keys() == found["knorm@0.5"].values.keys() == found["full"].values.keys()
     )
+
+
+def test_the_listed_keys_are_numbers_the_runs_have(rows: list[Row]) -> None:
+    for chosen in (rows, [row for row in rows if row["task"] == "qasper"]):
+        summary, differences = summed(chosen)
+        values = variant_readings(summary, differences, chosen)["knorm@0.5"].values
+        assert set(listed_keys(summary)) <= values.keys()
 
 
 def test_where_rows_went_is_told_of_the_sweep_and_of_every_variant(rows: list[Row]) -> None:

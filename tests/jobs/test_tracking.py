@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -15,7 +16,9 @@ from mlflow import MlflowClient
 from jobs.metric_points import MetricPoint, Readings
 from jobs.result_schema import Row
 from jobs.tracker import (
+    EXPERIMENT_ID,
     RUN_ID,
+    VIEW,
     NullTracker,
     SweepReport,
     TrackedSweep,
@@ -61,7 +64,7 @@ def make_report(
     variant = VariantReport(Readings(values, num_rows, ended_ms), [points], "child **note**")
     settings: dict[str, Any] = {
         "status": "FINISHED",
-        "description": f"the answer of {RUN_ID}",
+        "description": f"the answer of {RUN_ID} in {EXPERIMENT_ID}",
         "readings": Readings({"rows/ok": float(num_rows)}, num_rows, ended_ms),
         "variants": {"knorm@0.5": variant},
     }
@@ -132,9 +135,13 @@ def test_parent_opens_with_the_answer_and_holds_the_files(folder: Path, tmp_path
     (files / "figures").mkdir(parents=True)
     (files / "figures" / "a.svg").write_text("<svg/>")
     (files / "summary.md").write_text("all tables")
-    tracker = run_once(folder, [], make_report({}, folder=files))
+    tracker = run_once(folder, [], make_report({}, folder=files, columns=[SCORE]))
     parent = runs_of(tracker.uri)["sweep"]
-    assert parent.data.tags["mlflow.note.content"] == f"the answer of {parent.info.run_id}"
+    experiment = MlflowClient(tracking_uri=tracker.uri).get_experiment(parent.info.experiment_id)
+    answer = f"the answer of {parent.info.run_id} in {experiment.experiment_id}"
+    assert parent.data.tags["mlflow.note.content"] == answer
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{VIEW}"])
+    assert f"metrics.`{SCORE}`" in view["selectedColumns"]
     assert runs_of(tracker.uri)["knorm@0.5"].data.tags["mlflow.note.content"] == "child **note**"
     stored = {path.name: path.read_text() for path in (folder / "new" / "artifacts").rglob("*.*")}
     assert stored == {"a.svg": "<svg/>", "summary.md": "all tables"}
