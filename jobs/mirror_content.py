@@ -24,7 +24,7 @@ from jobs.final_numbers import (
     sweep_readings,
     variant_readings,
 )
-from jobs.mirror_files import figure_files, write_report, write_rows, write_texts
+from jobs.mirror_files import write_report, write_rows, write_texts
 from jobs.report import render
 from jobs.report_facts import run_facts, without_passwords
 from jobs.report_page import ReportPage, render_page
@@ -80,9 +80,8 @@ class MirrorContent:
         write_texts(folder, summary_md, self.settings_yaml, self.environment())
         figures: list[str] = []
         if page is not None:
-            write_report(folder, page)
+            figures = write_report(folder, page)
             write_rows(folder, self.rows)
-            figures = list(figure_files(page.settings))
         traces = charted_traces(self.rows)
         variants = {
             label: VariantReport(

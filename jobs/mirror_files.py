@@ -58,13 +58,14 @@ def write_rows(folder: Path, rows: Sequence[Row]) -> None:
         _write_predictions(folder / "predictions" / f"{file_name(task)}.csv", of_task)
 
 
-def write_report(folder: Path, page: ReportPage) -> None:
-    """`report.html` and `figures/`."""
+def write_report(folder: Path, page: ReportPage) -> list[str]:
+    """`report.html` and `figures/`; returns the figures' names, quality before memory."""
     folder.joinpath(DEFAULT_NAME).write_text(page.html, encoding="utf-8")
     figures = figure_files(page.settings)
     folder.joinpath("figures").mkdir()
     for name, svg in figures.items():
         folder.joinpath("figures", name).write_text(svg, encoding="utf-8")
+    return list(figures)
 
 
 def figure_files(pages: Sequence[SettingPage]) -> dict[str, str]:
