@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import yaml
 from rich.console import Console
 
@@ -27,11 +28,11 @@ from jobs.final_numbers import (
 from jobs.mirror_files import write_report, write_rows, write_texts
 from jobs.report import render
 from jobs.report_facts import run_facts, without_passwords
-from jobs.report_page import ReportPage, render_page
-from jobs.result_schema import RESULT_SCHEMA, ResultError, Row
+from jobs.report_page import SHOWN_COLUMNS, ReportPage, render_page
+from jobs.result_schema import ResultError, Row
 from jobs.results import ResultStore
 from jobs.run_description import summary_text, sweep_description, variant_description
-from jobs.summary import ResultSummary, planned_rows, setting_of, summarize
+from jobs.summary import ResultSummary, planned_rows, planned_table, setting_of, summarize
 from jobs.tracker import RunStatus, SweepReport, TrackedSweep, TrackedVariant, VariantReport
 from kvmerger.variants import REFERENCE_LABELS
 
@@ -43,9 +44,10 @@ _MS_PER_S = 1000
 
 @dataclass(frozen=True, slots=True)
 class MirrorContent:
-    """A results folder, read once. `rows` are the planned ones with every column, in the plan's order."""
+    """A results folder, read once. `table` has the planned rows, and `rows` what is shown of them, in the plan's order."""
 
     name: str
+    table: pa.Table
     rows: Sequence[Row]
     summary: ResultSummary
     differences: Sequence[Difference]
@@ -56,11 +58,12 @@ class MirrorContent:
     def read(cls, store: ResultStore) -> MirrorContent:
         """Raises ResultError: the folder cannot be read."""
         table, planned = store.read_table(), store.read_plan()
-        rows = planned_rows(table, planned, heavy=RESULT_SCHEMA.names)
+        rows = planned_rows(table, planned, heavy=(*SHOWN_COLUMNS, "seconds"))
         settings_yaml = store.read_settings_text()
         name = (yaml.safe_load(settings_yaml) or {}).get("name", "sweep")
         return cls(
             name,
+            planned_table(table, planned),
             rows,
             summarize(table, planned),
             differences_to_full(rows),
@@ -81,7 +84,7 @@ class MirrorContent:
         figures: list[str] = []
         if page is not None:
             figures = write_report(folder, page)
-            write_rows(folder, self.rows)
+            write_rows(folder, self.table, self.rows)
         traces = charted_traces(self.rows)
         variants = {
             label: VariantReport(

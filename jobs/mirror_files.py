@@ -18,7 +18,7 @@ from jobs.figures.standalone import page_colors, standalone
 from jobs.metric_keys import file_name
 from jobs.report_facts import without_passwords
 from jobs.report_page import DEFAULT_NAME, TEMPLATES, ReportPage, SettingPage
-from jobs.result_schema import RESULT_SCHEMA, Row
+from jobs.result_schema import Row
 from jobs.summary import grouped, task_of
 
 SUMMARY, SETTINGS, ENVIRONMENT = "summary.md", "settings.yaml", "environment.json"
@@ -46,11 +46,11 @@ def write_texts(folder: Path, summary_md: str, settings_yaml: str, environment: 
     folder.joinpath(ENVIRONMENT).write_text(without_passwords(text) + "\n", encoding="utf-8")
 
 
-def write_rows(folder: Path, rows: Sequence[Row]) -> None:
-    """`rows/rows.parquet`, `traces/<task>.parquet` and `predictions/<task>.csv`."""
+def write_rows(folder: Path, table: pa.Table, rows: Sequence[Row]) -> None:
+    """`rows/rows.parquet` from the table; of its rows, `traces/<task>.parquet` and `predictions/<task>.csv`."""
     path = folder / ROWS
     path.parent.mkdir()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=RESULT_SCHEMA), path)
+    pq.write_table(table, path)
     for name in ("traces", "predictions"):
         (folder / name).mkdir()
     for task, of_task in grouped(rows, task_of).items():

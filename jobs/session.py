@@ -5,6 +5,7 @@ Only the start may fail for the tracker's sake. An interrupt leaves the finished
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from jobs.identity import unit_id
 from jobs.mirror_content import MirrorContent, shared_tags, tracked_sweep, tracked_variant
 from jobs.preparation import Prepared
 from jobs.progress import ProgressView
-from jobs.report_page import DEFAULT_NAME, write_page
+from jobs.report_page import DEFAULT_NAME, ReportPage, write_page
 from jobs.result_schema import DONE_STATUSES, ResultError, Row
 from jobs.results import ResultStore
 from jobs.rows import Failure, RowMaker, RunContext
@@ -28,6 +29,8 @@ from jobs.summary import ResultSummary, planned_rows
 from jobs.tracker import RunStatus, TrackedSweep, Tracker
 from jobs.tracking import make_tracker
 from jobs.work import WorkUnit
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +120,17 @@ class Session:
         content = MirrorContent.read(self._store)
         is_interrupted = status == "KILLED"
         page = None if is_interrupted else content.page()
-        with tempfile.TemporaryDirectory(prefix="kvmerger-mirror-") as folder:
-            is_mirrored = self._tracker.finish(content.report(status, page, Path(folder)))
         written = None if page is None else _write(page.html, self._store.root / DEFAULT_NAME)
+        is_mirrored = not self._settings.tracking.enabled or self._mirror(content, status, page)
         return SessionResult(content.summary, written, is_interrupted, is_mirrored, self._tracker.how_to_open)
+
+    def _mirror(self, content: MirrorContent, status: RunStatus, page: ReportPage | None) -> bool:
+        try:
+            with tempfile.TemporaryDirectory(prefix="kvmerger-mirror-") as folder:
+                return self._tracker.finish(content.report(status, page, Path(folder)))
+        except OSError as error:  # no room for copies of what is stored already
+            logger.warning("nothing more was told to the tracker: %s", error)
+            return False
 
     def _context(self) -> RunContext:
         return RunContext(

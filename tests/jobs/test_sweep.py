@@ -251,6 +251,22 @@ def test_a_tracker_that_lost_its_runs_is_sent_everything_again(config: Path, sto
     assert num_points == NUM_REFERENCES + 1
 
 
+def test_no_room_for_copies_costs_only_the_mirror_and_says_how_to_send_it_later(
+    config: Path,
+    store: ResultStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    uri = f"tracking={{uri: 'sqlite:///{tmp_path / 'tracking.db'}'}}"
+    assert main([str(config), "--limit", "1", "--set", uri]) == 0
+    assert store.read_table().num_rows == NUM_REFERENCES + 1
+    assert "sweep.py mirror" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert main(["mirror", str(store.root)]) == 0
+
+
 def test_changed_code_of_a_users_policy_is_computed_again(
     config: Path, store: ResultStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
