@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.baseline import Baseline, BaselineError, rows_of
+from jobs.mirror_files import ROWS
 from jobs.results import ResultStore
 from jobs.tracker import TrackingError
 from jobs.tracking_uri import check_usable
 
-ROWS_ARTIFACT = "rows/rows.parquet"
 TAG, SINCE_TAG, GATE_TAG = "baseline", "baseline_since_s", "gate"
 _ROLE, _SWEEP = "kvmerger.role", "kvmerger.sweep_id"
 _CACHE, _NEWEST = ".baselines", "newest.json"
@@ -53,7 +53,7 @@ class MlflowBaseline:
             run_id, name = str(newest["run_id"]), str(newest["name"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        if not (self._folder(run_id) / ROWS_ARTIFACT).is_file():
+        if not (self._folder(run_id) / ROWS).is_file():
             return None
         return Baseline(name, f"MLflow run {run_id}, as last seen", rows_of(self._folder(run_id)))
 
@@ -62,7 +62,7 @@ class MlflowBaseline:
         return self._asked(lambda client: self._promote(client, store))
 
     def publish(self, store: ResultStore, outcome: str | None) -> None:
-        """Give the night's sweep its rows and settings where they are missing, the gate's files and its verdict as a tag."""
+        """Give the night's sweep the gate's files, and its verdict as a tag."""
         self._asked(lambda client: self._publish(client, store, outcome))
 
     def _find(self, client: Any) -> Baseline | None:
@@ -72,7 +72,7 @@ class MlflowBaseline:
         run = tagged[-1]
         run_id, name = run.info.run_id, run.info.run_name
         folder = self._folder(run_id)
-        if not (folder / ROWS_ARTIFACT).is_file():
+        if not (folder / ROWS).is_file():
             self._download(client, run_id, folder)
         rows = rows_of(folder)
         (self.root / _CACHE / _NEWEST).write_text(json.dumps({"run_id": run_id, "name": name}))
@@ -80,24 +80,23 @@ class MlflowBaseline:
 
     def _download(self, client: Any, run_id: str, folder: Path) -> None:
         """Into a folder of its own first: the cache holds whole files only."""
-        if ROWS_ARTIFACT not in {it.path for it in client.list_artifacts(run_id, "rows")}:
+        if ROWS not in {it.path for it in client.list_artifacts(run_id, "rows")}:
             raise BaselineError(
-                f"the baseline, run {run_id} of experiment {self.experiment!r}, has no artifact {ROWS_ARTIFACT}; "
+                f"the baseline, run {run_id} of experiment {self.experiment!r}, has no artifact {ROWS}; "
                 f"promote another run"
             )
         arriving = folder.with_name(f"{run_id}.arriving")
         shutil.rmtree(arriving, ignore_errors=True)
         arriving.mkdir(parents=True)
-        downloaded = Path(client.download_artifacts(run_id, ROWS_ARTIFACT, str(arriving)))
-        if downloaded != arriving / ROWS_ARTIFACT:  # where it lands depends on who keeps the artifacts
-            (arriving / ROWS_ARTIFACT).parent.mkdir()
-            downloaded.replace(arriving / ROWS_ARTIFACT)
+        downloaded = Path(client.download_artifacts(run_id, ROWS, str(arriving)))
+        if downloaded != arriving / ROWS:  # where it lands depends on who keeps the artifacts
+            (arriving / ROWS).parent.mkdir()
+            downloaded.replace(arriving / ROWS)
         shutil.rmtree(folder, ignore_errors=True)
         arriving.replace(folder)
 
     def _promote(self, client: Any, store: ResultStore) -> str:
         run = self._run_of(client, store)
-        self._upload_rows(client, run.info.run_id, store)
         client.set_tag(run.info.run_id, SINCE_TAG, f"{time.time():.3f}")
         client.set_tag(run.info.run_id, TAG, "true")
         for other in self._runs(client, f"tags.`{TAG}` = 'true'"):
@@ -107,23 +106,11 @@ class MlflowBaseline:
 
     def _publish(self, client: Any, store: ResultStore, outcome: str | None) -> None:
         run = self._run_of(client, store)
-        self._upload_rows(client, run.info.run_id, store)
         for name in ("gate.json", "gate.md"):
             if (store.root / name).is_file():
                 client.log_artifact(run.info.run_id, str(store.root / name))
         if outcome is not None:
             client.set_tag(run.info.run_id, GATE_TAG, outcome)
-
-    def _upload_rows(self, client: Any, run_id: str, store: ResultStore) -> None:
-        """What a sweep's own mirror may have sent already."""
-        present = {it.path for it in client.list_artifacts(run_id)}
-        if "rows" not in present:
-            path = self.root / _CACHE / f"{run_id}.sending" / Path(ROWS_ARTIFACT).name
-            store.write_planned_rows(path)
-            client.log_artifact(run_id, str(path), "rows")
-            shutil.rmtree(path.parent, ignore_errors=True)
-        if "settings.yaml" not in present:
-            client.log_text(run_id, store.read_settings_text(), "settings.yaml")
 
     def _run_of(self, client: Any, store: ResultStore) -> Any:
         sweep_id = store.read_run_meta().get("sweep_id", "")

@@ -17,7 +17,7 @@ from rich.console import Console
 from jobs.baseline import Baseline, BaselineError, Baselines, FolderBaseline, PromotedNight
 from jobs.comparability import ComparisonError
 from jobs.config import Settings
-from jobs.delivery import UnreachableTracker, deliver, mark_delivered, undelivered
+from jobs.delivery import UnreachableTracker, mark_delivered, undelivered
 from jobs.gate import HEAVY_COLUMNS, NightVerdict, check_baseline, gated_labels, judge_night
 from jobs.gate_files import JSON_NAME, MARKDOWN_NAME, write_gate_files
 from jobs.gate_log import NightNames, log_lines
@@ -25,6 +25,7 @@ from jobs.gate_preview import contexts_by_task, planned_facts
 from jobs.gate_resolution import resolutions
 from jobs.gate_settings import GateSettings
 from jobs.gate_table import verdict_table
+from jobs.mirror import mirror_folder
 from jobs.mlflow_baseline import MlflowBaseline
 from jobs.preparation import Prepared, prepare
 from jobs.result_schema import DONE_STATUSES, ResultError, Row
@@ -115,7 +116,7 @@ class Night:
             if store.root == self._store.root:
                 continue  # the session itself delivers what is there
             try:
-                is_sent = deliver(store, settings)
+                is_sent, _ = mirror_folder(store, self.settings.tracking_uri, settings.tracking.experiment)
                 if is_sent:
                     self._mirror.publish(store, _outcome_of(store))
                 mark_delivered(store, is_sent)

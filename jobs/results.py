@@ -58,21 +58,6 @@ class ResultStore:
         table = pa.concat_tables(tables) if tables else RESULT_SCHEMA.empty_table()
         return newest_of_each_identity(table)
 
-    def write_planned_rows(self, path: Path) -> None:
-        """One file of the rows that the latest run owes, under its labels and in its order; all rows without a plan."""
-        table, plan = self.read_table(), self.read_plan()
-        if plan is not None:
-            place = {identity: index for index, identity in enumerate(table["identity"].to_pylist())}
-            there = [cell for cell in plan if cell.identity in place]
-            table = table.take(pa.array([place[cell.identity] for cell in there], type=pa.int64()))
-            labels = pa.array([cell.label for cell in there], type=pa.string())
-            table = table.set_column(
-                table.schema.get_field_index("variant"), RESULT_SCHEMA.field("variant"), labels
-            )
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        _write_whole(path, sink.getvalue().to_pybytes())
-
     def identities(self) -> frozenset[str]:
         """Identities that have a result (ok or truncated)."""
         table = self.read_table().select(["identity", "status"])

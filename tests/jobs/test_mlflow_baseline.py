@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
 from jobs.baseline import BaselineError
 from jobs.gate import HEAVY_COLUMNS
-from jobs.mlflow_baseline import ROWS_ARTIFACT, MlflowBaseline
+from jobs.mirror_files import ROWS
+from jobs.mlflow_baseline import MlflowBaseline
 from jobs.results import ResultStore
-from jobs.summary import planned_rows
+from jobs.summary import planned_rows, planned_table
 from jobs.tracker import TrackingError
 from jobs.work import Cell
 from tests.jobs.row_fakes import make_row
@@ -56,6 +58,10 @@ def tracked_night(client: MlflowClient, root: Path, name: str) -> tuple[ResultSt
     experiment_id = client.get_experiment_by_name(EXPERIMENT).experiment_id
     tags = {"kvmerger.sweep_id": f"sweep-{name}", "kvmerger.role": "sweep"}
     run_id: str = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
+    file = root / f"{name}.mirrored" / Path(ROWS).name
+    file.parent.mkdir()
+    pq.write_table(planned_table(store.read_table(), store.read_plan()), file)
+    client.log_artifact(run_id, str(file), Path(ROWS).parent.name)
     child = {**tags, "kvmerger.role": "variant"}
     client.create_run(experiment_id, tags=child, run_name="knorm@0.5")
     return store, run_id
@@ -125,17 +131,11 @@ def test_the_last_baseline_serves_while_the_server_is_down(
     assert cached.rows == found.rows and "as last seen" in cached.origin
 
 
-def test_rows_that_are_there_are_not_sent_again_and_missing_ones_are_named(
-    client: MlflowClient, baselines: MlflowBaseline, tmp_path: Path
-) -> None:
-    store, run_id = tracked_night(client, tmp_path, "first")
-    client.log_text(run_id, "kept", "rows/rows.parquet")
-    baselines.promote(store)
-    assert Path(client.download_artifacts(run_id, ROWS_ARTIFACT, str(tmp_path))).read_text() == "kept"
-    _, empty_id = tracked_night(client, tmp_path, "empty")
-    client.set_tag(run_id, "baseline", "false")
-    client.set_tag(empty_id, "baseline", "true")
-    with pytest.raises(BaselineError, match=rf"run {empty_id} .* has no artifact rows/rows\.parquet"):
+def test_a_tagged_run_without_rows_is_named(client: MlflowClient, baselines: MlflowBaseline) -> None:
+    experiment_id = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    tags = {"kvmerger.role": "sweep", "baseline": "true"}
+    run_id = client.create_run(experiment_id, tags=tags).info.run_id
+    with pytest.raises(BaselineError, match=rf"run {run_id} .* has no artifact rows/rows\.parquet"):
         baselines.find()
 
 
@@ -147,9 +147,7 @@ def test_the_verdict_is_a_tag_and_two_files(
     store.write_text("gate.md", "worse")
     baselines.publish(store, "fail")
     assert tags_of(client, run_id)["gate"] == "fail"
-    assert {"gate.json", "gate.md", "rows", "settings.yaml"} <= {
-        it.path for it in client.list_artifacts(run_id)
-    }
+    assert {"gate.json", "gate.md"} <= {it.path for it in client.list_artifacts(run_id)}
 
 
 def test_a_night_the_server_does_not_know_is_told(baselines: MlflowBaseline, tmp_path: Path) -> None:
