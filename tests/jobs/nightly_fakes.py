@@ -81,6 +81,9 @@ def plant(folder: Path, factor: float, first: str = "") -> None:
     """The policy now keeps `factor` times what it is allowed, after the statement `first`."""
     (folder / "nightly_policies.py").write_text(_PLANTED.format(factor=factor, first=first))
     sys.modules.pop("nightly_policies", None)
+    sys.path[:] = [
+        it for it in sys.path if not (Path(it) / "nightly_policies.py").exists()
+    ]  # of earlier tests
     shutil.rmtree(
         folder / "__pycache__", ignore_errors=True
     )  # a file of equal size and second counts as unchanged
