@@ -134,6 +134,17 @@ def test_a_results_folder_can_be_the_baseline_and_is_never_promoted_over(
     assert "has no results" in capsys.readouterr().err
 
 
+def test_a_promotion_takes_a_regression_as_the_new_normal_and_still_says_so(
+    tmp_path: Path, model: Path
+) -> None:
+    config = save_night(tmp_path, model, NUM_FEW)
+    assert night(config, "first", "--promote") == 0
+    plant(tmp_path, 1.1)
+    assert night(config, "bigger", "--promote") == 1
+    assert json.loads((tmp_path / "nights" / "baseline.json").read_text()) == {"night": "bigger"}
+    assert night(config, "after", "--set", "gate.inconclusive=pass") == 0
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
