@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from kvmerger.fused import needs_of, rows_of, with_references
 from kvmerger.generation import Prompt
 from kvmerger.models import LoadedModel
 from kvmerger.prefill import prefill
-from kvmerger.variants import FULL, FULL_AA
+from kvmerger.variants import FULL, FULL_AA, Variant
 
 _RUN_LENGTH = 2.0
 _MOST_ROWS = 32
@@ -48,15 +49,15 @@ def main() -> int:
     with torch.inference_mode():
         for seed in range(options.prompts):
             prompt = make_prompt(model, options.tokens, _RUN_LENGTH, options.new_tokens, seed)
-            counts += compare_one(model, prompt)
+            counts += compare_one(model, prompt, race_variants())
             print(f"prompt {seed + 1} of {options.prompts}: {dict(counts)}", flush=True)
     print(_summary(counts, f"{options.dtype} on {options.device}, {options.tokens} tokens"))
     return int(counts["alone differs"] + counts["again differs"] > 0)
 
 
-def compare_one(model: LoadedModel, prompt: Prompt) -> Counter[str]:
+def compare_one(model: LoadedModel, prompt: Prompt, variants: Sequence[Variant]) -> Counter[str]:
     """Counts of one prompt: rows compared and rows that differ; positions compared and flipped, by bucket."""
-    rows = _rows(model, prompt)
+    rows = _rows(model, prompt, variants)
     bucket = bucket_for(len(rows))
     tokens, hidden = _answers(model, prompt, rows, bucket)
     forced_ids = tokens[0]
@@ -79,9 +80,8 @@ def compare_one(model: LoadedModel, prompt: Prompt) -> Counter[str]:
     return counts
 
 
-def _rows(model: LoadedModel, prompt: Prompt) -> dict[int, Row]:
+def _rows(model: LoadedModel, prompt: Prompt, variants: Sequence[Variant]) -> dict[int, Row]:
     """The fused run's batch: the full row first, A/A not in it."""
-    variants = race_variants()
     prefilled = prefill(model, prompt.context_ids, needs_of(variants))
     compressed = with_references(compress_all(prefilled, variants), prefilled)
     rows = rows_of(compressed, [label for label in compressed if label != FULL_AA], prompt)

@@ -37,7 +37,7 @@ def test_planted_ids_repeat_as_often_as_asked() -> None:
 def test_longer_runs_let_threshold_mode_keep_less(seed: int) -> None:
     model = random_llama("tiny", "cpu", torch.float32, seed)
     shares = [
-        kept_share(model, make_prompt(model, 600, run_length, 1, seed)) for run_length in (1.0, 2.0, 8.0)
+        kept_share(model, make_prompt(model, 300, run_length, 1, seed)) for run_length in (1.0, 2.0, 8.0)
     ]
     assert 1 > shares[0] > shares[1] > shares[2] > 0
 
@@ -95,8 +95,8 @@ def test_static_decoding_gives_the_tokens_of_a_growing_cache(seed: int) -> None:
 def test_rows_alone_have_the_bits_they_have_together(seed: int) -> None:
     model = random_llama("tiny", "cpu", torch.float32, seed)
     with torch.inference_mode():
-        counts = compare_one(model, make_prompt(model, 300, 2.0, 4, seed))
-    assert counts["rows"] == 16
+        counts = compare_one(model, make_prompt(model, 100, 2.0, 4, seed), race_variants()[:2])
+    assert counts["rows"] == 4
     assert counts["alone differs"] == counts["again differs"] == 0
     assert counts["bucket 1: positions"] == 4
 
