@@ -14,11 +14,17 @@ from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits
 from kvmerger.models import LoadedModel
 from kvmerger.prefill import Prefilled, prefill
+from kvmerger.step_graphs import StepGraphs
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, Variant
 
 
 def run_fused(
-    model: LoadedModel, limits: Limits, prompt: Prompt, variants: Sequence[Variant], seed: int
+    model: LoadedModel,
+    limits: Limits,
+    prompt: Prompt,
+    variants: Sequence[Variant],
+    seed: int,
+    graphs: StepGraphs | None = None,
 ) -> list[Generation | VariantFailure]:
     """Prefill once, compress for every variant, answer together. See `Engine.run`."""
     start_s = now_s(model.device)
@@ -32,14 +38,15 @@ def run_fused(
     references: References | None = None
     for labels in _groups(list(compressed), len(prompt.questions), limits.max_rows):
         rows = rows_of(compressed, labels, prompt)
-        batch = Batch(model, prompt, dict(enumerate(rows)), bucket_for(len(rows)))
+        batch = Batch(model, prompt, dict(enumerate(rows)), bucket_for(len(rows)), graphs)
         answered = answering.finish(batch, batch.decode(), references=None, seconds=seconds)
         # Every group has the full row, for KL in its own bucket; its generation is reported once.
         results += [result for result in answered.results if references is None or result.label != FULL]
         references = references or answered.references
     assert references is not None, "there is always a group: it has the full row"
     rows = rows_of(compressed, [FULL_AA], prompt)
-    batch = Batch(model, prompt, dict(enumerate(rows)), another_bucket(len(rows), batch.cache.num_rows))
+    bucket = another_bucket(len(rows), batch.cache.num_rows)
+    batch = Batch(model, prompt, dict(enumerate(rows)), bucket, graphs)
     results += answering.finish(batch, batch.decode(), references=references, seconds=seconds).results
     return [*results, *failures_of(compression, prompt)]
 

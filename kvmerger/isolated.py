@@ -18,6 +18,7 @@ from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits
 from kvmerger.models import LoadedModel
 from kvmerger.prefill import prefill
+from kvmerger.step_graphs import graphs_for
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, Variant
 
 
@@ -68,7 +69,8 @@ class _Runner:
         bucket = bucket_for(len(rows))
         if label == FULL_AA:
             bucket = another_bucket(len(rows), bucket)
-        batch = Batch(model, prompt, dict(enumerate(rows)), bucket)
+        # Recorded for this run alone: memory that outlived it would not be in the next one's peak.
+        batch = Batch(model, prompt, dict(enumerate(rows)), bucket, graphs_for(model))
         answers = batch.decode()
         peak_bytes = _peak(model.device, before_bytes)
         answering = Answering(model, prompt, compressed, full_kv_bytes, self.limits.max_fidelity_tokens)
@@ -88,6 +90,7 @@ def _start_peak(device: torch.device) -> int:
     if device.type != "cuda":
         return 0
     torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()  # the last run's graph leaves its memory reserved
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)
 
