@@ -62,6 +62,7 @@ def test_table_compares_seconds_per_variant_and_keeps_failures_apart() -> None:
         ]
     )
     assert "| 16,384 | kvpress ÷ fused, per variant | ≥ 25 | 20.0 |" in shown
+    assert "| 16,384 | the same, its H2O left out | | 15.0 |" in shown
     assert "| 16,384 | fused ÷ floor (1.01 s) | ≤ 1.25 | 2.96 |" in shown
     assert "h2o@0.5: no room" in shown
     assert "OutOfMemoryError: too much" in shown
