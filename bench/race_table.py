@@ -105,10 +105,6 @@ def _targets(length: int, by_key: Mapping[tuple[int, str], Record]) -> list[str]
             if others:
                 times = sum(others) / len(others) / ours_s
                 lines.append(f"| {length:,} | the same, its H2O left out | | {times:.1f} |")
-            others = _without_eager(theirs.get("seconds_each", {})) if side != "isolated" else []
-            if others:
-                times = sum(others) / len(others) / ours_s
-                lines.append(f"| {length:,} | the same, its H2O left out | | {times:.1f} |")
     bare = by_key.get((length, "floor"), {})
     if "seconds" in bare:
         least_s = floor_s(bare, fused)

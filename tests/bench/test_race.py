@@ -57,7 +57,12 @@ def test_table_compares_seconds_per_variant_and_keeps_failures_apart() -> None:
             record("fused", **FUSED),
             record("isolated", error="OutOfMemoryError: too much"),
             record(
-                "kvpress", seconds=52.0, num_variants=13, peak_bytes=None, failures={"h2o@0.5": "no room"}
+                "kvpress",
+                seconds=52.0,
+                num_variants=13,
+                peak_bytes=None,
+                failures={"h2o@0.5": "no room"},
+                seconds_each={"full": 2.0, "knorm@0.5": 4.0, "h2o@0.35": 46.0},
             ),
         ]
     )
