@@ -6,6 +6,7 @@ anything there for the next, so the pool is as large as the largest of them need
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -15,12 +16,18 @@ NUM_WARM_UPS = 2
 """Kernels are compiled, and libraries take their work spaces, before anything is recorded."""
 
 
+@functools.cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One per device and process: matrix products keep a work space for every stream they ever ran on."""
+    return torch.cuda.Stream(device)
+
+
 class CudaRecorder:
-    """Records on a stream of its own, as PyTorch asks for; one per device and process is enough."""
+    """Records on a stream of its own, as PyTorch asks for."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _recording_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
         # Two, since one is asked for before the one before it is read.
         self._numbers = [torch.zeros((), dtype=torch.int64, pin_memory=True) for _ in range(2)]
