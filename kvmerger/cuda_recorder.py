@@ -7,6 +7,7 @@ anything there for the next, so the pool is as large as the largest of them need
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -29,6 +30,7 @@ class CudaRecorder:
         self._device = device
         self._stream = _recording_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+        self._alive: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
         # Two, since one is asked for before the one before it is read.
         self._numbers = [torch.zeros((), dtype=torch.int64, pin_memory=True) for _ in range(2)]
 
@@ -38,6 +40,9 @@ class CudaRecorder:
         Raises:
             RuntimeError: the step waits for the device, or does something else that a graph cannot hold.
         """
+        if not self._alive:
+            # The last graph that goes takes its pool with it, and the allocator lets nobody join what is going.
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         callers = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(callers)
@@ -53,6 +58,7 @@ class CudaRecorder:
                     step()
         finally:
             callers.wait_stream(self._stream)
+        self._alive.add(graph)
         return graph.replay
 
     def read_later(self, number: Tensor) -> Callable[[], int]:
