@@ -15,15 +15,14 @@ import argparse
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from bench.kernels import copy_bandwidth
-from kvmerger.attention import ATTENTION_NAME, register_attention
+from bench.race_ours import copy_bandwidth
+from bench.random_llama import random_llama, weight_bytes_per_step
 from kvmerger.batch import Answer, Batch, bucket_for
 from kvmerger.compress import compress_all
 from kvmerger.fused import needs_of, rows_of, with_references
 from kvmerger.generation import Prompt, Question
-from kvmerger.model_source import ModelInfo
+from kvmerger.layer_cache import storage_bytes
 from kvmerger.models import LoadedModel
 from kvmerger.prefill import prefill
 from kvmerger.step_graphs import StepGraphs, graphs_for
@@ -53,12 +52,14 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """Decode with both loops, and print a table."""
-    model = llama_8b()
+    model = random_llama("8b", "cuda")
     prompt = random_prompt(options, model.info.vocab_size)
     batches = {"eager": None, "CUDA graph": graphs_for(model)}
     rows = make_rows(model, prompt, options)
-    kv_bytes = sum(layer.nbytes for row in rows.values() for layer in row.prefix)
-    floor_s = (model.info.weight_bytes + kv_bytes) / copy_bandwidth()
+    kv_bytes = sum(
+        storage_bytes(tensor for layer in row.prefix for tensor in layer.tensors()) for row in rows.values()
+    )
+    floor_s = (weight_bytes_per_step(model) + kv_bytes) / copy_bandwidth(model.device)
     table = Table(
         title=f"{len(rows)} rows, {kv_bytes / GIB:.1f} GiB of K/V, floor {1e3 * floor_s:.1f} ms a step"
     )
@@ -91,27 +92,6 @@ def timed(
     step_s = best_s / num_steps
     cells = [first_s, record_s, best_s, 1e3 * step_s, step_s / floor_s]
     return [f"{cell:.2f}" for cell in cells], answers
-
-
-def llama_8b() -> LoadedModel:
-    """Random weights; nothing ends an answer."""
-    config = LlamaConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=128, max_position_embeddings=131072, rope_theta=500000.0, eos_token_id=None,
-        bos_token_id=None, pad_token_id=None, tie_word_embeddings=False,
-    )  # fmt: skip
-    register_attention()
-    with torch.device("cuda"):
-        module = LlamaForCausalLM._from_config(
-            config, attn_implementation=ATTENTION_NAME, dtype=torch.bfloat16
-        )
-    module.eval().requires_grad_(False)
-    info = ModelInfo(
-        name="8B-like", revision="random", model_type="llama", num_layers=32, num_query_heads=32, num_kv_heads=8,
-        head_dim=128, vocab_size=config.vocab_size, max_positions=131072, dtype="bfloat16", device="cuda",
-        weight_bytes=sum(it.numel() * it.element_size() for it in module.parameters()),
-    )  # fmt: skip
-    return LoadedModel(module, info, frozenset())
 
 
 def random_prompt(options: argparse.Namespace, vocab_size: int) -> Prompt:

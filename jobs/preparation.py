@@ -58,7 +58,7 @@ def prepare(settings: Settings, store: ResultStore) -> Prepared:
         asked.name,
         revision=asked.revision,
         dtype=asked.dtype,
-        device=asked.device,
+        device=_device_of_the_actors(settings),
         is_run_here=settings.executor == "inline",
     )
     tokenizer = load_tokenizer(asked.name, revision=asked.revision)
@@ -73,6 +73,12 @@ def prepare(settings: Settings, store: ResultStore) -> Prepared:
         _CellCheck(variants, model),
     )
     return Prepared(plan, model, tokenizer, {label: fact.version for label, fact in facts.items()})
+
+
+def _device_of_the_actors(settings: Settings) -> str:
+    """Where the work will be done: actors that ask for a GPU decide `auto`, whatever the driver's machine has."""
+    is_on_gpu = settings.executor == "ray" and bool(settings.actors.num_gpus)
+    return "cuda" if is_on_gpu and settings.model.device == "auto" else settings.model.device
 
 
 @dataclass(frozen=True, slots=True)

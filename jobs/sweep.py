@@ -6,9 +6,10 @@ Nothing but argparse is imported before the arguments are understood, so `--help
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,25 +71,22 @@ def _validate(arguments: Sequence[str]) -> int:
     return _run([*arguments, "--dry-run"])
 
 
-def _list(arguments: Sequence[str]) -> int:
-    from jobs.listing import main as list_names
+def _main_of(module_name: str) -> Callable[[Sequence[str]], int]:
+    """The command of another entry point, imported when it is called."""
 
-    return list_names(arguments)
+    def run(arguments: Sequence[str]) -> int:
+        return int(importlib.import_module(module_name).main(arguments))
 
-
-def _report(arguments: Sequence[str]) -> int:
-    from jobs.report import main as report
-
-    return report(arguments)
+    return run
 
 
-def _compare(arguments: Sequence[str]) -> int:
-    from jobs.compare import main as compare
-
-    return compare(arguments)
-
-
-_COMMANDS = {"run": _run, "validate": _validate, "ls": _list, "report": _report, "compare": _compare}
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "run": _run,
+    "validate": _validate,
+    "ls": _main_of("jobs.listing"),
+    "report": _main_of("jobs.report"),
+    "compare": _main_of("jobs.compare"),
+}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ from kvmerger.decoding_rows import DecodingRows, RuleFailure
 from kvmerger.device_time import now_s
 from kvmerger.extend import Extended, extend, pad_tokens
 from kvmerger.generation import Prompt, Question
+from kvmerger.layer_cache import storage_bytes
 from kvmerger.memory import MemoryPoint
 from kvmerger.models import LoadedModel
 from kvmerger.ragged_cache import Prefix, RaggedCache
@@ -176,7 +177,7 @@ class Batch:
         points = [MemoryPoint(0, "prefill", context_bytes, context_bytes)]
         if index in self._own_trace:
             return (*points, *self._own_trace[index])
-        prefix_bytes = sum(layer.nbytes for layer in self.rows[index].prefix)
+        prefix_bytes = storage_bytes(t for layer in self.rows[index].prefix for t in layer.tensors())
         reserved_bytes = prefix_bytes + self.cache.tail_bytes_of(self.cache.tail_capacity)
         for step in range(num_new_tokens):
             # The last token is never fed back, so a row of n new tokens ends with n - 1 of them in its tail.

@@ -21,6 +21,7 @@ from kvmerger.layer_cache import LayerCache, storage_addresses, storage_bytes
 from kvmerger.policies.base import CacheShape, Policy
 from kvmerger.prefill import Prefilled
 from kvmerger.ragged_cache import Prefix
+from kvmerger.stacks import Stacks, stacked_budget, unstacked
 from kvmerger.variants import FULL, Variant, VariantError
 
 SlotsLH = tuple[tuple[int, ...], ...]
@@ -88,9 +89,10 @@ def compress_all(
     outcome = Compression(slots_LH=dict(earlier or {}))
     outcome.done[FULL] = Compressed(FULL, prefilled.layers, None, 0.0)
     outcome.slots_LH[FULL] = outcome.done[FULL].slots_LH
+    stacks = Stacks(prefilled.layers, prefilled.evidence)
     for variant in references_first(variants):
         try:
-            outcome.done[variant.label] = _compress(prefilled, variant, outcome)
+            outcome.done[variant.label] = _compress(prefilled, variant, outcome, stacks)
             outcome.slots_LH[variant.label] = outcome.done[variant.label].slots_LH
         except torch.OutOfMemoryError:
             raise  # no fault of this variant's: it may fit in smaller company
@@ -122,19 +124,13 @@ def _combine(counter_name: str, values: Sequence[float]) -> float:
     return min(values) if counter_name.startswith("is_") else fmean(values)
 
 
-def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression) -> Compressed:
+def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression, stacks: Stacks) -> Compressed:
     device = prefilled.layers[0].k_SD.device
     start_s = now_s(device)
     variant.policy.needs()  # raises here, where it costs this variant alone
     asked_L = _asked(prefilled, variant, outcome)
     budget_L = _allocated(prefilled, variant, asked_L)
-    forbidden = storage_addresses(tensor for layer in prefilled.layers for tensor in layer.tensors())
-    prefix = []
-    for layer, evidence, budget in zip(prefilled.layers, prefilled.evidence, budget_L, strict=True):
-        kept = variant.policy.compress(layer, evidence, budget).owning(forbidden)
-        kept.check_integrity()
-        kept.check_same_kind(layer)
-        prefix.append(kept)
+    prefix = _kept_layers(prefilled, variant.policy, budget_L, stacks)
     asked_slots = None if variant.budget is None else sum(budget.num_slots for budget in asked_L)
     return Compressed(
         variant.label,
@@ -144,6 +140,25 @@ def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression) -> C
         _why_degenerate(variant.policy, prefix, prefilled.layers),
         variant.policy.decode_rule(prefilled.evidence[0].prompt_seed),
     )
+
+
+def _kept_layers(
+    prefilled: Prefilled, policy: Policy, budget_L: Sequence[Budget], stacks: Stacks
+) -> list[LayerCache]:
+    """What ``policy`` keeps of every layer, checked; in storages that the full row has no part in."""
+    forbidden = storage_addresses(tensor for layer in prefilled.layers for tensor in layer.tensors())
+    kept_by: dict[range, LayerCache] = {}
+    for stretch in stacks.stretches(policy, budget_L):
+        layer, evidence = stacks.of(stretch)
+        budget = stacked_budget(budget_L[stretch.start : stretch.stop])
+        kept_by[stretch] = policy.compress(layer, evidence, budget).owning(forbidden)
+        kept_by[stretch].check_shapes()
+        kept_by[stretch].check_same_kind(layer)
+    # Only now, with all work handed over, is the device waited for.
+    if not bool(torch.stack([kept.is_ascending() for kept in kept_by.values()]).all()):
+        for kept in kept_by.values():
+            kept.check_integrity()
+    return [layer for stretch, kept in kept_by.items() for layer in unstacked(kept, len(stretch))]
 
 
 def _asked(prefilled: Prefilled, variant: Variant, outcome: Compression) -> Sequence[Budget]:

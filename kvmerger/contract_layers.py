@@ -12,6 +12,7 @@ from kvmerger.evidence import Evidence, LayerStates, needs_hidden_states
 from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.base import Policy
 from kvmerger.prefill import Prefilled
+from kvmerger.stacks import room_for
 
 NUM_LAYERS, NUM_KV_HEADS, NUM_QUERY_HEADS, HEAD_DIM, NUM_TOKENS = 8, 2, 4, 16, 311
 # A neighbour's share in each key, so that some neighbours are alike and some are not, as in real prompts.
@@ -29,7 +30,8 @@ def random_prefill(seed: int, dtype: torch.dtype, policy: Policy, num_tokens: in
         return torch.randn(num_heads, num_tokens, HEAD_DIM, generator=generator)
 
     reads_hidden_states = needs_hidden_states(policy.needs())
-    layers, evidence = [], []
+    layers: list[LayerCache] = []
+    evidence: list[Evidence] = []
     for layer_index in range(NUM_LAYERS):
         k_HND = draw(NUM_KV_HEADS)
         share_HN1 = _NEIGHBOUR_SHARE * torch.rand(NUM_KV_HEADS, num_tokens - 1, 1, generator=generator)
@@ -41,7 +43,10 @@ def random_prefill(seed: int, dtype: torch.dtype, policy: Policy, num_tokens: in
         )
         gathered = Evidence(states, layer_index, NUM_LAYERS, prompt_seed=seed)
         gathered.capture(policy.needs())
-        layers.append(LayerCache.from_dense(states.k_HND, states.v_HND))
+        if not layers:
+            layers = list(room_for(NUM_LAYERS, states.k_HND))
+        layers[layer_index].k_HND.copy_(states.k_HND)
+        layers[layer_index].v_HND.copy_(states.v_HND)
         evidence.append(gathered)
     return Prefilled(tuple(layers), tuple(evidence))
 

@@ -15,6 +15,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from kvmerger.head_counters import HeadCounters, PerHead
+from kvmerger.uploads import upload
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerCache:
@@ -94,6 +97,13 @@ class LayerCache:
         """Index of each head's first slot."""
         return (0, *accumulate(self.num_slots_H[:-1]))
 
+    @property
+    def head_S(self) -> Tensor:
+        """Each slot's head: int64. Does not wait for the device."""
+        num_slots_H = upload(self.num_slots_H, self.position_S.device)
+        head_H = torch.arange(self.num_heads, device=num_slots_H.device)
+        return head_H.repeat_interleave(num_slots_H, output_size=self.num_slots)
+
     def tensors(self) -> list[Tensor]:
         """Every tensor this cache holds."""
         optional = [tensor for tensor in (self.log_mass_S, self.score_S) if tensor is not None]
@@ -118,6 +128,12 @@ class LayerCache:
     def with_counters(self, counters: Mapping[str, float]) -> LayerCache:
         """The same slots, other counters."""
         return replace(self, counters=counters)
+
+    def counting(self, more: Mapping[str, PerHead]) -> LayerCache:
+        """The same slots with ``more`` counters, a number of each head."""
+        counted = self.counters if isinstance(self.counters, HeadCounters) else HeadCounters({})
+        assert counted is self.counters or not self.counters, "these are a whole layer's, not its heads'"
+        return replace(self, counters=counted.joined(more))
 
     def owning(self, forbidden: set[int]) -> LayerCache:
         """This cache, with any tensor copied that is a slice of something larger or lives in a ``forbidden`` storage.
@@ -157,6 +173,23 @@ class LayerCache:
         Where a decode rule has put new tokens into the places of old ones, slots are not ``is_in_order``: no position may
         come twice in a head, and that is all.
         """
+        self.check_shapes()
+        if is_in_order and bool(self.is_ascending()):
+            return
+        for start, length in zip(self.head_starts, self.num_slots_H, strict=True):
+            position_K = self.position_S[start : start + length]
+            if not is_in_order:
+                position_K = position_K.sort().values
+            if bool((position_K[1:] <= position_K[:-1]).any()):
+                raise ValueError(f"positions of a head must ascend, got {position_K.tolist()[:8]}…")
+
+    def is_ascending(self) -> Tensor:
+        """Whether positions ascend within each head: a bool on the device, which nothing has waited for."""
+        is_after_S, head_S = self.position_S[1:] > self.position_S[:-1], self.head_S
+        return (is_after_S | (head_S[1:] != head_S[:-1])).all()
+
+    def check_shapes(self) -> None:
+        """Raise ValueError unless shapes, dtypes and lengths are consistent."""
         num_slots = self.num_slots
         if self.k_SD.shape != self.v_SD.shape or self.k_SD.dtype != self.v_SD.dtype:
             raise ValueError(
@@ -171,12 +204,6 @@ class LayerCache:
         if any(tensor.shape[0] != num_slots for tensor in self.tensors()):
             shapes = [tuple(tensor.shape) for tensor in self.tensors()]
             raise ValueError(f"lengths per head {self.num_slots_H} sum to {num_slots}, tensors are {shapes}")
-        for start, length in zip(self.head_starts, self.num_slots_H, strict=True):
-            position_K = self.position_S[start : start + length]
-            if not is_in_order:
-                position_K = position_K.sort().values
-            if bool((position_K[1:] <= position_K[:-1]).any()):
-                raise ValueError(f"positions of a head must ascend, got {position_K.tolist()[:8]}…")
 
 
 def storage_addresses(tensors: Iterable[Tensor]) -> set[int]:

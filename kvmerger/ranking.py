@@ -1,6 +1,6 @@
 """Choosing the highest of each row, with ties decided: the same scores always give the same choice.
 
-Shapes: H rows (KV heads), N columns (tokens).
+Shapes: H rows (KV heads), N columns (tokens), F = H·N flat places, K places marked.
 """
 
 from __future__ import annotations
@@ -8,11 +8,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kvmerger.uploads import upload
+
 
 def is_among_highest(scores_HN: Tensor, count_H: tuple[int, ...]) -> Tensor:
     """Mark the ``count_H[h]`` highest scores of each row h: bool (H, N). Ties go to the earlier column."""
     # topk leaves the order of ties open; a stable sort does not.
     order_HN = scores_HN.sort(dim=1, descending=True, stable=True).indices
+    is_marked_HN = torch.zeros_like(order_HN, dtype=torch.bool)
+    if len(set(count_H)) == 1:
+        return is_marked_HN.scatter_(1, order_HN[:, : count_H[0]], True)
     column_N = torch.arange(scores_HN.shape[1], device=scores_HN.device)
-    is_in_HN = column_N[None, :] < torch.tensor(count_H, device=scores_HN.device)[:, None]
-    return torch.zeros_like(is_in_HN).scatter_(1, order_HN, is_in_HN)
+    is_in_HN = column_N[None, :] < upload(count_H, scores_HN.device)[:, None]
+    return is_marked_HN.scatter_(1, order_HN, is_in_HN)
+
+
+def marked_places(is_marked_F: Tensor, num_marked: int) -> Tensor:
+    """Indices of the marked places, ascending: int64 (K,). ``num_marked`` must be their number.
+
+    `torch.nonzero` would have to wait for the device to learn that number.
+    """
+    # Every marked place has a number of its own, from 1 on; all others go to 0, which nobody reads.
+    number_F = is_marked_F.cumsum(0) * is_marked_F
+    place_F = torch.arange(is_marked_F.numel(), device=is_marked_F.device)
+    return place_F.new_empty(num_marked + 1).scatter_(0, number_F, place_F)[1:]

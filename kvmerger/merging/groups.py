@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kvmerger.merging.sets import Runs
+from kvmerger.ranking import marked_places
 
 EVICTED = -1
 """The target of a token that no slot takes in."""
@@ -44,13 +45,19 @@ class Groups(NamedTuple):
 def groups_of(target_HN: Tensor) -> Groups:
     """Group tokens by target: int64 (H, N), a token of the same head, itself for kept tokens, or `EVICTED`."""
     num_heads, num_tokens = target_HN.shape
-    head_H1 = torch.arange(num_heads, device=target_HN.device)[:, None]
-    flat_F = torch.where(target_HN == EVICTED, EVICTED, target_HN + head_H1 * num_tokens).flatten()
-    member_M = (flat_F != EVICTED).nonzero().squeeze(1)
+    column_N = torch.arange(num_tokens, device=target_HN.device)
+    is_member_HN, is_kept_HN = target_HN != EVICTED, target_HN == column_N
+    # The one time that the device is waited for: how many slots and members there are.
+    num_slots_H, num_members_H = torch.stack([is_kept_HN.sum(dim=1), is_member_HN.sum(dim=1)]).tolist()
+    num_slots = sum(num_slots_H)
+    member_M = marked_places(is_member_HN.flatten(), sum(num_members_H))
+    slot_F = is_kept_HN.flatten().cumsum(0) - 1
+    head_start_H1 = torch.arange(num_heads, device=target_HN.device)[:, None] * num_tokens
+    slot_M = slot_F[(target_HN + head_start_H1).flatten()[member_M]]
     # Stable: members stay in the prompt's order, so that sums are taken in one order every time.
-    sorted_M, order_M = flat_F[member_M].sort(stable=True)
-    target_S, run_M, length_S = sorted_M.unique_consecutive(return_inverse=True, return_counts=True)
-    num_slots_H = torch.bincount(target_S // num_tokens, minlength=num_heads).tolist()
+    run_M, order_M = slot_M.sort(stable=True)
+    length_S = run_M.new_zeros(num_slots).scatter_add_(0, run_M, torch.ones_like(run_M))
+    target_S = marked_places(is_kept_HN.flatten(), num_slots)
     return Groups(member_M[order_M], Runs(length_S, run_M, tuple(num_slots_H)), target_S)
 
 

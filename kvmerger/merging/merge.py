@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kvmerger.head_counters import HeadCounters, PerHead
 from kvmerger.layer_cache import LayerCache
 from kvmerger.merging.groups import Groups
 from kvmerger.merging.segments import run_sums
@@ -76,19 +77,22 @@ def _sums(x_FD: Tensor, target_SD: Tensor, groups: Groups, weight_M: Tensor | No
     return torch.where((groups.runs.length_R > 1)[:, None], x_SD.to(target_SD.dtype), target_SD)
 
 
-def _counters(layer: LayerCache, groups: Groups, is_merging: bool) -> dict[str, float]:
-    num_slots, num_members = sum(groups.runs.num_runs_H), groups.member_M.numel()
-    num_merged = num_members - num_slots if is_merging else 0
+def _counters(layer: LayerCache, groups: Groups, is_merging: bool) -> HeadCounters:
+    # Every slot's and member's number at its place among all tokens, 0 elsewhere: sums over a row are a head's.
+    nothing_F = torch.zeros(layer.num_slots, dtype=torch.float64, device=layer.k_SD.device)
+    length_HN = nothing_F.scatter(0, groups.target_S, groups.runs.length_R.double()).view(layer.num_heads, -1)
+    num_slots_H, num_members_H = (length_HN > 0).sum(dim=1), length_HN.sum(dim=1)
+    num_merged_H = num_members_H - num_slots_H if is_merging else torch.zeros_like(num_members_H)
     counters = {
-        "num_merged": float(num_merged),
-        "num_evicted": float(layer.num_slots - num_slots - num_merged),
-        "num_merging_sets": float((groups.runs.length_R > 1).sum()),
-        "largest_merging_set": float(groups.runs.length_R.max()),
-        "is_pure_eviction": float(num_merged == 0),
+        "num_merged": PerHead(num_merged_H),
+        "num_evicted": PerHead(length_HN.shape[1] - num_slots_H - num_merged_H),
+        "num_merging_sets": PerHead((length_HN > 1).sum(dim=1)),
+        "largest_merging_set": PerHead(length_HN.amax(dim=1)),
+        "is_pure_eviction": PerHead(num_merged_H == 0),
     }
-    if num_merged:
-        is_dropped_M = ~groups.is_target_M
-        k_XD = layer.k_SD[groups.member_M[is_dropped_M]].float()
-        target_XD = layer.k_SD[groups.target_M[is_dropped_M]].float()
-        counters["mean_merge_cosine"] = float(torch.cosine_similarity(k_XD, target_XD, dim=1).mean())
-    return counters
+    if is_merging:
+        k_MD, target_MD = (layer.k_SD[index_M].float() for index_M in (groups.member_M, groups.target_M))
+        cosine_M = torch.cosine_similarity(k_MD, target_MD, dim=1).masked_fill(groups.is_target_M, 0.0)
+        sum_H = nothing_F.scatter(0, groups.member_M, cosine_M.double()).view(layer.num_heads, -1).sum(dim=1)
+        counters["mean_merge_cosine"] = PerHead(sum_H / num_merged_H.clamp_min(1), num_merged_H)
+    return HeadCounters(counters)

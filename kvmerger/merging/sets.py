@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvmerger.ranking import is_among_highest
+from kvmerger.ranking import is_among_highest, marked_places
 
 
 class Runs(NamedTuple):
@@ -54,6 +54,8 @@ def runs_of(is_link_HN: Tensor) -> Runs:
     """The runs that the links (bool, (H, N-1)) join; no run crosses from one head into the next."""
     num_heads = is_link_HN.shape[0]
     is_start_HN = torch.cat([is_link_HN.new_ones(num_heads, 1), ~is_link_HN], dim=1)
-    run_F = is_start_HN.flatten().cumsum(0) - 1
+    is_start_F = is_start_HN.flatten()
     num_runs_H = tuple(is_start_HN.sum(dim=1).tolist())
-    return Runs(torch.bincount(run_F, minlength=sum(num_runs_H)), run_F, num_runs_H)
+    first_R = marked_places(is_start_F, sum(num_runs_H))
+    length_R = first_R.diff(append=first_R.new_full((1,), is_start_F.numel()))
+    return Runs(length_R, is_start_F.cumsum(0) - 1, num_runs_H)

@@ -42,9 +42,23 @@ def own_index(like_HN: Tensor) -> Tensor:
     return torch.arange(like_HN.shape[1], device=like_HN.device).expand(like_HN.shape)
 
 
-def most_similar_kept(k_HND: Tensor, is_kept_HN: Tensor) -> Targets:
-    """The kept token of the head whose key has the highest cosine; ties go to the earlier token."""
-    num_kept = int(is_kept_HN.sum(dim=1).max())
+def most_similar_kept(k_HND: Tensor, is_kept_HN: Tensor, num_layers: int = 1) -> Targets:
+    """The kept token of the head whose key has the highest cosine; ties go to the earlier token.
+
+    The heads of each of ``num_layers`` layers are searched by themselves: matrix products of another shape would round
+    differently.
+    """
+    num_kept_LH = is_kept_HN.sum(dim=1).view(num_layers, -1).tolist()
+    parts = [
+        _most_similar_kept(keys, is_kept, max(num_kept_H))
+        for keys, is_kept, num_kept_H in zip(
+            k_HND.chunk(num_layers), is_kept_HN.chunk(num_layers), num_kept_LH, strict=True
+        )
+    ]
+    return Targets(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def _most_similar_kept(k_HND: Tensor, is_kept_HN: Tensor, num_kept: int) -> Targets:
     # Kept tokens first, in the prompt's order: heads that keep fewer are filled up with dropped ones, masked below.
     kept_HK = (~is_kept_HN).sort(dim=1, stable=True).indices[:, :num_kept]
     unit_HND = F.normalize(k_HND.float(), dim=2)

@@ -1,11 +1,11 @@
 """Heads differ in how widely they attend: let a layer's heads compete for its slots.
 
-Shapes: H KV heads, N tokens.
+Shapes: L layers, H KV heads, N tokens, F tokens of all heads of a layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -69,6 +69,15 @@ class AdaKV(ScoringPolicy):
         """Layers share as the ranking has them share."""
         return self.inner.allocate(budget_L, evidence_L)
 
+    @property
+    def compresses_stacks(self) -> bool:  # type: ignore[override]
+        """As the ranking."""
+        return self.inner.compresses_stacks
+
+    def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
+        """The budget that heads share."""
+        return budget
+
     def scores(self, evidence: Evidence) -> Tensor:
         """The ranking's."""
         return self.inner.scores(evidence)
@@ -86,5 +95,7 @@ class AdaKV(ScoringPolicy):
         floor = max(share_of(budget.num_slots_H[0], self.alpha), self.num_protected)
         is_safe_HN = is_among_highest(scores_HN, (floor,) * evidence.num_heads)
         scores_HN = scores_HN.masked_fill(is_safe_HN, float("inf"))
-        is_kept_1F = is_among_highest(scores_HN.reshape(1, -1), (budget.num_slots,))
-        return is_kept_1F.view_as(scores_HN)
+        scores_LF = evidence.by_layer(scores_HN).flatten(1)
+        num_layers = len(evidence.layers)
+        is_kept_LF = is_among_highest(scores_LF, (budget.num_slots // num_layers,) * num_layers)
+        return is_kept_LF.view_as(scores_HN)

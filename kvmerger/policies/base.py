@@ -7,7 +7,7 @@ reads the queries. The engine asks nothing else of it, and never what class it i
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,6 +39,10 @@ class Policy(abc.ABC):
     keeps_slots_unchanged: ClassVar[bool] = True
     """Whether every kept slot is bit-equal to prefill's K/V at its position (eviction), or may be new (merging)."""
 
+    compresses_stacks: ClassVar[bool] = False
+    """Whether `compress` takes neighbouring layers as one layer of all their heads, which it then must treat each by
+    itself, or layer by layer as `Evidence.by_layer` tells. It is called once for many layers then, not once for each."""
+
     @property
     def budget_is_outcome(self) -> bool:
         """Whether the number of kept slots follows from the prompt instead of the budget."""
@@ -62,6 +66,14 @@ class Policy(abc.ABC):
         Not called for ``like`` budgets, which are per layer and head already.
         """
         return budget_L
+
+    def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
+        """What one layer must have in common with its neighbour for both to be compressed as one.
+
+        Asked only where `compresses_stacks`. Of a stack, ``budget.asked_ratio`` and ``evidence.layer_index`` are its first
+        layer's, so whoever reads them must not let them differ in what matters.
+        """
+        return budget
 
     def decode_rule(self, prompt_seed: int) -> DecodeRule | None:
         """What this policy does while its rows answer; None, as here, when it is done once `compress` has returned.

@@ -72,6 +72,8 @@ class CUR(ScoringPolicy):
     use_local_approximation: bool = True
     local_window_size: int = 16
 
+    compresses_stacks = True
+
     def __post_init__(self) -> None:
         """Refuse values outside their domain."""
         require_count("cur", "num_sinks", self.num_sinks, at_least=0)

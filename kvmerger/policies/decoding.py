@@ -12,10 +12,8 @@ Shapes: H KV heads, N tokens, S kept slots.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-
-import torch
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
 from kvmerger.decode_rule import DecodeRule
@@ -84,6 +82,15 @@ class DecodingPolicy(Policy):
         """As in front."""
         return self.inner.allocate(budget_L, evidence_L)
 
+    @property
+    def compresses_stacks(self) -> bool:  # type: ignore[override]
+        """As in front."""
+        return self.inner.compresses_stacks
+
+    def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
+        """As in front, and the budget: heads of a stack that differ are heads of a layer that differ."""
+        return self.inner.stack_key(evidence, budget), budget
+
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """What stands in front keeps.
 
@@ -119,6 +126,5 @@ class ScoredDecodingPolicy(DecodingPolicy):
         A merged slot has its pivot's. The scores are 4 more bytes per slot, and count as such.
         """
         kept = super().compress(layer, evidence, budget)
-        head_S = torch.repeat_interleave(torch.arange(kept.num_heads), torch.tensor(kept.num_slots_H))
         mass_HN = evidence.get(ATTENTION_MASS)
-        return replace(kept, score_S=mass_HN[head_S.to(mass_HN.device), kept.position_S.long()])
+        return replace(kept, score_S=mass_HN[kept.head_S, kept.position_S.long()])

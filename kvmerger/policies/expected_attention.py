@@ -103,6 +103,8 @@ class ExpectedAttention(ScoringPolicy):
     use_vnorm: bool = True
     epsilon: float = 0.0
 
+    compresses_stacks = True
+
     def __post_init__(self) -> None:
         """Refuse values outside their domain."""
         require_count("expected_attention", "n_future_positions", self.n_future_positions, at_least=1)

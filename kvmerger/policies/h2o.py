@@ -13,6 +13,7 @@ from kvmerger.evidence import ATTENTION_MASS, Evidence, Need
 from kvmerger.policies.parameters import require_share
 from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy
+from kvmerger.uploads import upload
 
 
 @register("h2o")
@@ -32,6 +33,8 @@ class H2O(ScoringPolicy):
 
     recent_share: float = 0.5
 
+    compresses_stacks = True
+
     def __post_init__(self) -> None:
         """Refuse what is no share."""
         require_share("h2o", "recent_share", self.recent_share)
@@ -48,6 +51,6 @@ class H2O(ScoringPolicy):
         """Accumulated attention, ``inf`` for each head's recent share: fp32 (H, N)."""
         mass_HN = self.scores(evidence)
         recent_H = [share_of(num_slots, self.recent_share) for num_slots in budget.num_slots_H]
-        first_recent_H = evidence.num_tokens - torch.tensor(recent_H, device=mass_HN.device)
+        first_recent_H = evidence.num_tokens - upload(recent_H, mass_HN.device)
         column_N = torch.arange(evidence.num_tokens, device=mass_HN.device)
         return mass_HN.masked_fill(column_N >= first_recent_H[:, None], float("inf"))

@@ -34,6 +34,8 @@ class KeyDiff(ScoringPolicy):
     as kvpress's ``keydiff``; the paper's prompts come in blocks and are evicted after each. Nothing is protected.
     """
 
+    compresses_stacks = True
+
     def needs(self) -> frozenset[Need]:
         """Cosines with the anchor."""
         return frozenset({ANCHOR_COSINES})

@@ -18,6 +18,8 @@ class Knorm(ScoringPolicy):
     keys after RoPE as kvpress's ``knorm`` does. Rotation does not change a norm. Nothing is protected.
     """
 
+    compresses_stacks = True
+
     def needs(self) -> frozenset[Need]:
         """Key norms."""
         return frozenset({KEY_NORMS})

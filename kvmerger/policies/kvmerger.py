@@ -5,7 +5,7 @@ Shapes: L layers, H KV heads, N tokens, R runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,7 @@ from kvmerger.budget import (
     num_slots_for,
 )
 from kvmerger.evidence import NEIGHBOUR_COSINES, Evidence, Need
+from kvmerger.head_counters import PerHead
 from kvmerger.layer_cache import LayerCache
 from kvmerger.merging.groups import Groups, whole_runs
 from kvmerger.merging.links import LINKS, Links, link_scores
@@ -85,6 +86,7 @@ class KVMerger(ProtectingPolicy):
     seed: int = 0
 
     keeps_slots_unchanged = False
+    compresses_stacks = True
 
     def __post_init__(self) -> None:
         """Refuse values outside their domain and combinations in which one part would have no say or count twice."""
@@ -137,6 +139,10 @@ class KVMerger(ProtectingPolicy):
         """Skipped layers keep everything, and in exact mode the others pay for it."""
         return budget_L if self.mode == "threshold" else super().allocate(budget_L, evidence_L)
 
+    def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
+        """The budget, and in threshold mode whether the layer is left alone."""
+        return budget, evidence.layer_index in self._skipped(evidence.num_layers)
+
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """Find the merging sets of all heads at once and merge them."""
         if self.mode == "threshold" and evidence.layer_index in self._skipped(evidence.num_layers):
@@ -156,10 +162,14 @@ class KVMerger(ProtectingPolicy):
             value_weight_M=value_weight_M if self.merge_values else None,
             log_mass_S=slot_log_mass(self.log_mass, groups, mass_HN.flatten(), self.max_log_mass),
         )
-        counters = {**merged.counters, "protected_ratio": float(is_protected_HN.float().mean())}
-        if bool(is_link_HN.any()):
-            counters["mean_link_cosine"] = float(cosine_HN[is_link_HN].mean())
-        return merged.with_counters(counters)
+        num_links_H = is_link_HN.sum(dim=1)
+        linked_H = cosine_HN.double().masked_fill(~is_link_HN, 0.0).sum(dim=1)
+        return merged.counting(
+            {
+                "protected_ratio": PerHead(is_protected_HN.double().mean(dim=1)),
+                "mean_link_cosine": PerHead(linked_H / num_links_H.clamp_min(1), num_links_H),
+            }
+        )
 
     def _links(
         self, evidence: Evidence, mass_HN: Tensor, cosine_HN: Tensor, is_eligible_HN: Tensor, budget: Budget
@@ -181,6 +191,8 @@ class KVMerger(ProtectingPolicy):
             raise BudgetError(
                 f"{self._name}: layout={self.layout} needs one budget for all heads, got {budget.num_slots_H}"
             )
+        if max(num_links_H) <= self._least_eligible(num_tokens, budget.asked_ratio):
+            return num_links_H
         num_eligible_H = is_eligible_HN.sum(dim=1).tolist()
         for num_links, num_eligible in zip(num_links_H, num_eligible_H, strict=True):
             if num_links > num_eligible:
@@ -190,6 +202,11 @@ class KVMerger(ProtectingPolicy):
                 )
         return num_links_H
 
+    def _least_eligible(self, num_tokens: int, kept_ratio: float) -> int:
+        """Pairs of neighbours without a protected end that there are, wherever the heavy tokens stand."""
+        num_recent, num_heavy = self._num_protected(kept_ratio, num_tokens)
+        return num_tokens - 1 - num_recent - 2 * num_heavy
+
     def _groups(self, evidence: Evidence, mass_HN: Tensor, runs: Runs) -> Groups:
         # A merged slot stands at its pivot, and pivots of successive runs ascend: positions stay in order.
         by_HN = mass_HN if self.pivot == "attention" else self._random(evidence, self.seed)
@@ -198,15 +215,18 @@ class KVMerger(ProtectingPolicy):
     def _random(self, evidence: Evidence, seed: int) -> Tensor:
         """Uniform numbers (H, N), the same in every head unless layout is per_head."""
         random_HN = random_numbers(evidence, seed)
-        return random_HN if self.layout == "per_head" else random_HN[:1].expand_as(random_HN)
+        if self.layout == "per_head":
+            return random_HN
+        return evidence.for_heads(evidence.by_layer(random_HN)[:, 0])
 
     def _ranking(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
         """Attention mass (H, N) and neighbour cosines (H, N-1), the same in every head unless layout is per_head."""
         mass_HN, cosine_HN = attention_mass(evidence, self._mass_need), evidence.get(NEIGHBOUR_COSINES)
         if self.layout == "per_head":
             return mass_HN, cosine_HN
-        cosine_N = cosine_HN.mean(dim=0) if self.layout == "shared" else cosine_HN.amin(dim=0)
-        return mass_HN.mean(dim=0).expand_as(mass_HN).contiguous(), cosine_N.expand_as(cosine_HN)
+        mass_LHN, cosine_LHN = evidence.by_layer(mass_HN), evidence.by_layer(cosine_HN)
+        cosine_LN = cosine_LHN.mean(dim=1) if self.layout == "shared" else cosine_LHN.amin(dim=1)
+        return evidence.for_heads(mass_LHN.mean(dim=1)), evidence.for_heads(cosine_LN)
 
 
 _CHOICES = {

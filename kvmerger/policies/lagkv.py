@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kvmerger.budget import Budget
 from kvmerger.evidence import Evidence, LayerStates, Need, register_evidence
+from kvmerger.head_counters import PerHead
 from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.parameters import require_count, require_flag
 from kvmerger.policies.registry import register
@@ -66,6 +67,8 @@ class LagKV(ScoringPolicy):
     lag_size: int = 128
     cross_scoring: bool = False
 
+    compresses_stacks = True
+
     def __post_init__(self) -> None:
         """Refuse what is no number of tokens."""
         require_count("lagkv", "n_sink", self.n_sink, at_least=0)
@@ -94,9 +97,8 @@ class LagKV(ScoringPolicy):
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """Keep the selected tokens, copied unchanged, and count whether ranks decided about any."""
         num_unranked = self.n_sink + self._num_tail(evidence.num_tokens)
-        is_lag_ranked = num_unranked < min(budget.num_slots_H)
-        kept = super().compress(layer, evidence, budget)
-        return kept.with_counters({**kept.counters, "is_lag_ranked": float(is_lag_ranked)})
+        is_lag_ranked_H = num_unranked < torch.tensor(budget.num_slots_H)
+        return super().compress(layer, evidence, budget).counting({"is_lag_ranked": PerHead(is_lag_ranked_H)})
 
     def _num_tail(self, num_tokens: int) -> int:
         """Tokens behind the sinks that have no next partition."""

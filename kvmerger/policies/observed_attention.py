@@ -24,6 +24,8 @@ class ObservedAttention(ScoringPolicy):
     attention for it; here the attention matrix never exists as a whole.
     """
 
+    compresses_stacks = True
+
     def needs(self) -> frozenset[Need]:
         """Column sums of the prompt's attention."""
         return frozenset({ATTENTION_MASS})

@@ -27,6 +27,8 @@ class ProtectedMass(ProtectingPolicy, SelectingPolicy):
     budgets as ``kvmerger`` (arXiv 2407.08454), and eviction where it merges. In effect H2O with KVMerger's split.
     """
 
+    compresses_stacks = True
+
     def needs(self) -> frozenset[Need]:
         """Attention to rank tokens by."""
         return frozenset({self._mass_need})
@@ -39,7 +41,9 @@ class ProtectedMass(ProtectingPolicy, SelectingPolicy):
         """
         mass_HN = attention_mass(evidence, self._mass_need)
         is_protected_HN = self._protect(mass_HN, budget.asked_ratio)
-        num_protected = int(is_protected_HN[0].sum())
+        num_protected = min(
+            evidence.num_tokens, sum(self._num_protected(budget.asked_ratio, evidence.num_tokens))
+        )
         if min(budget.num_slots_H) < num_protected:
             raise BudgetError(
                 f"{self._name}: {num_protected} of {evidence.num_tokens} tokens are protected, and the budget is "

@@ -103,12 +103,12 @@ class ProtectingPolicy(Policy):
 
     def _protect(self, mass_HN: Tensor, kept_ratio: float) -> Tensor:
         """The tokens a budget of ``kept_ratio`` protects: bool (H, N)."""
-        num_tokens, protected = mass_HN.shape[1], self._protected(kept_ratio)
-        return protect(
-            mass_HN,
-            math.floor(protected.recent_ratio * num_tokens),
-            math.floor(protected.heavy_ratio * num_tokens),
-        )
+        return protect(mass_HN, *self._num_protected(kept_ratio, mass_HN.shape[1]))
+
+    def _num_protected(self, kept_ratio: float, num_tokens: int) -> tuple[int, int]:
+        """Recent and heavy tokens that a budget of ``kept_ratio`` protects."""
+        protected = self._protected(kept_ratio)
+        return math.floor(protected.recent_ratio * num_tokens), math.floor(protected.heavy_ratio * num_tokens)
 
     def _skipped(self, num_layers: int) -> set[int]:
         return {index % num_layers for index in self.skip_layers}
@@ -124,9 +124,7 @@ class ProtectingPolicy(Policy):
 
     def _require_room(self, num_slots: int, num_tokens: int, kept_ratio: float) -> None:
         protected = self._protected(kept_ratio)
-        num_protected = math.floor(protected.recent_ratio * num_tokens) + math.floor(
-            protected.heavy_ratio * num_tokens
-        )
+        num_protected = sum(self._num_protected(kept_ratio, num_tokens))
         if num_slots <= num_protected:
             raise BudgetError(
                 f"{self._name}: after skip_layers={self.skip_layers} the budget leaves {max(num_slots, 0)} slots per head "

@@ -9,6 +9,7 @@ from kvmerger.evidence import Evidence
 from kvmerger.policies.base import PolicyError
 from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy
+from kvmerger.uploads import upload
 
 # Layers get seeds this far apart, so that neighbouring sweep seeds never meet on another layer.
 _LAYER_SEED_STRIDE = 1_000_003
@@ -25,6 +26,8 @@ class Random(ScoringPolicy):
 
     seed: int = 0
 
+    compresses_stacks = True
+
     def __post_init__(self) -> None:
         """Refuse what is no seed."""
         if not isinstance(self.seed, int):
@@ -37,7 +40,11 @@ class Random(ScoringPolicy):
 
 def random_numbers(evidence: Evidence, seed: int) -> Tensor:
     """Uniform numbers in [0, 1) that depend on prompt, layer and ``seed`` alone: fp32 (H, N)."""
+    return upload(torch.cat([_drawn(layer, seed) for layer in evidence.layers]), evidence.device)
+
+
+def _drawn(evidence: Evidence, seed: int) -> Tensor:
     layer_seed = (evidence.layer_index + 1) * _LAYER_SEED_STRIDE
     # On the CPU in any case: CUDA's generator gives other numbers for the same seed.
     generator = torch.Generator().manual_seed((evidence.prompt_seed << 16) + layer_seed + seed)
-    return torch.rand(evidence.num_heads, evidence.num_tokens, generator=generator).to(evidence.device)
+    return torch.rand(evidence.num_heads, evidence.num_tokens, generator=generator)

@@ -9,6 +9,7 @@ Shapes: H KV heads, N tokens.
 from __future__ import annotations
 
 import abc
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -41,6 +42,10 @@ class ScoringPolicy(SelectingPolicy):
         """The budget must hold what is protected."""
         if not isinstance(budget, LikeVariant):
             self._require_room(num_slots_for(budget, shape.num_tokens), shape.num_tokens)
+
+    def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
+        """Nothing: a head's scores and slots are its own."""
+        return None
 
     def select(self, evidence: Evidence, budget: Budget) -> Tensor:
         """Which tokens stay: bool (H, N), ``budget.num_slots_H[h]`` of them in head h. Ties go to the earlier token.

@@ -8,13 +8,15 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kvmerger.budget import Budget
 from kvmerger.evidence import Evidence
+from kvmerger.head_counters import HeadCounters, PerHead
 from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.base import Policy
-from kvmerger.ranking import is_among_highest
+from kvmerger.ranking import is_among_highest, marked_places
 
 
 @dataclass(frozen=True)
@@ -48,5 +50,8 @@ def keep_highest(layer: LayerCache, scores_HN: Tensor, budget: Budget) -> LayerC
 def take_selected(layer: LayerCache, is_kept_HN: Tensor) -> LayerCache:
     """The marked tokens (bool, (H, N)) of the uncompressed ``layer``, in storages of their own."""
     num_slots_H = tuple(is_kept_HN.sum(dim=1).tolist())
-    counters = {"num_evicted": float(is_kept_HN.numel() - sum(num_slots_H))}
-    return layer.take(is_kept_HN.flatten().nonzero().squeeze(1), num_slots_H).with_counters(counters)
+    slot_K = marked_places(is_kept_HN.flatten(), sum(num_slots_H))
+    num_evicted_H = is_kept_HN.shape[1] - torch.tensor(num_slots_H)
+    return layer.take(slot_K, num_slots_H).with_counters(
+        HeadCounters({"num_evicted": PerHead(num_evicted_H)})
+    )

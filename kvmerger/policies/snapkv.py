@@ -30,6 +30,8 @@ class SnapKV(ScoringPolicy):
     window_size: int = 64
     kernel_size: int = 5
 
+    compresses_stacks = True
+
     def __post_init__(self) -> None:
         """Refuse an empty window and an even kernel, which would shift scores by half a token."""
         require_count(self._name, "window_size", self.window_size, at_least=1)

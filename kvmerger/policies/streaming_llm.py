@@ -22,6 +22,8 @@ class StreamingLLM(ScoringPolicy):
 
     n_sink: int = 4
 
+    compresses_stacks = True
+
     def __post_init__(self) -> None:
         """Refuse what is no number of tokens."""
         if not isinstance(self.n_sink, int) or self.n_sink < 0:

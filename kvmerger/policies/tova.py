@@ -24,10 +24,12 @@ class TOVA(ScoringPolicy):
     is protected: kvpress's ``tova`` always keeps the last token, the paper does not.
     """
 
+    compresses_stacks = True
+
     def needs(self) -> frozenset[Need]:
         """The last token's attention."""
         return frozenset({_LAST_QUERY})
 
     def scores(self, evidence: Evidence) -> Tensor:
         """The last query's attention, mean over query heads: fp32 (H, N), all rows alike."""
-        return evidence.get(_LAST_QUERY).mean(dim=0).expand(evidence.num_heads, -1)
+        return evidence.for_heads(evidence.by_layer(evidence.get(_LAST_QUERY)).mean(dim=1))

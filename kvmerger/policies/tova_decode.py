@@ -41,7 +41,8 @@ class TovaDecode(DecodingPolicy):
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """What stands in front keeps; `BudgetError` where that is not the same in all heads."""
         kept = super().compress(layer, evidence, budget)
-        if not kept.is_uniform or bool((kept.position_HS != kept.position_HS[:1]).any()):
+        position_LHS = evidence.by_layer(kept.position_HS) if kept.is_uniform else None
+        if position_LHS is None or bool((position_LHS != position_LHS[:, :1]).any()):
             raise BudgetError(
                 f"tova_decode makes one choice for all heads of a layer, and {self.inner} at this budget keeps "
                 f"other tokens in some heads than in others; put a policy in front that does not, such as "

@@ -23,6 +23,7 @@ from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.parameters import is_number, require_count, require_ratio
 from kvmerger.policies.registry import register
 from kvmerger.ranking import is_among_highest
+from kvmerger.uploads import upload
 
 
 @register("zeromerge")
@@ -45,6 +46,7 @@ class ZeroMerge(Policy):
     log_mass_scale: float = 0.6
 
     keeps_slots_unchanged = False
+    compresses_stacks = True
 
     def __post_init__(self) -> None:
         """Refuse values outside their domain."""
@@ -82,7 +84,7 @@ class ZeroMerge(Policy):
         """Itself for tail and top, the first token of its stretch for every other: int64 (H, N)."""
         index_HN = own_index(mass_HN)
         num_tail_H = [self._num_tail(num_slots) for num_slots in budget.num_slots_H]
-        first_recent_H = mass_HN.shape[1] - torch.tensor(num_tail_H, device=mass_HN.device)
+        first_recent_H = mass_HN.shape[1] - upload(num_tail_H, mass_HN.device)
         ranked_HN = mass_HN.masked_fill(index_HN >= first_recent_H[:, None], float("inf"))
         num_kept_H = tuple(num_slots - self.num_residual for num_slots in budget.num_slots_H)
         is_kept_HN = is_among_highest(ranked_HN, num_kept_H)

@@ -10,7 +10,7 @@ from kvmerger.compress import compress_all, empty_prefix
 from kvmerger.engine import Engine
 from kvmerger.extend import extend, pad_tokens
 from kvmerger.generation import Prompt, Question
-from kvmerger.layer_cache import storage_addresses
+from kvmerger.layer_cache import storage_addresses, storage_bytes
 from kvmerger.prefill import prefill
 from kvmerger.variants import FULL, NO_CONTEXT, build_variant, parse_policies
 from tests.tiny_models import VOCAB_SIZE, TinyModel, assert_same_greedy_tokens, tiny_model
@@ -205,9 +205,7 @@ def test_bytes_are_those_of_distinct_storages_and_none_is_the_full_rows(
         slot_bytes = 2 * 16 * dtype.itemsize + 4 + (4 if done.label == "with_log_mass" else 0)
         assert done.nbytes == slot_bytes * sum(layer.num_slots for layer in done.prefix)
         assert done.label == FULL or not storage_addresses(tensors) & owned_by_full
-        assert all(
-            tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() for tensor in tensors
-        )
+        assert storage_bytes(tensors) == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     rows = {
         0: Row("ragged", 0, compression.done["ragged"].prefix),
         1: Row("again", 0, compression.done["ragged"].prefix),

@@ -17,6 +17,7 @@ from kvmerger.compress import compress_all
 from kvmerger.engine import Engine
 from kvmerger.generation import Generation, VariantFailure
 from kvmerger.groups import by_bytes, by_rows, expected_bytes
+from kvmerger.layer_cache import storage_bytes
 from kvmerger.limits import Limits
 from kvmerger.prefill import prefill
 from kvmerger.step_graphs import StepGraphs
@@ -105,8 +106,9 @@ class Cramped(batch.Batch):
     num_refused = 0
 
     def __init__(self, model: Any, prompt: Any, rows: Any, bucket: int, graphs: Any = None) -> None:
-        prefixes = {id(row.prefix): row.prefix for row in rows.values()}
-        held = sum(layer.nbytes for prefix in prefixes.values() for layer in prefix)
+        held = storage_bytes(
+            tensor for row in rows.values() for layer in row.prefix for tensor in layer.tensors()
+        )
         if held > self.limit_bytes:
             type(self).num_refused += 1
             raise torch.OutOfMemoryError(f"{held} bytes do not fit into {self.limit_bytes}")
@@ -178,10 +180,10 @@ def test_isolated_rows_fail_one_by_one(seed: int, monkeypatch: pytest.MonkeyPatc
     expected = run(model, prompt, execution="isolated")
     whole = compress._compress
 
-    def does_not_fit(prefilled: Any, variant: Any, outcome: Any) -> Any:
+    def does_not_fit(prefilled: Any, variant: Any, *others: Any) -> Any:
         if variant.label == "ragged":
             raise torch.OutOfMemoryError("ragged is too much")
-        return whole(prefilled, variant, outcome)
+        return whole(prefilled, variant, *others)
 
     monkeypatch.setattr(compress, "_compress", does_not_fit)
     results = run(model, prompt, execution="isolated")

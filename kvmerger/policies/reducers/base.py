@@ -6,7 +6,7 @@ Shapes: H KV heads, N tokens.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -63,10 +63,23 @@ class Reducer(Policy):
         """Layers share as the selection has them share."""
         return self.inner.allocate(budget_L, evidence_L)
 
+    @property
+    def compresses_stacks(self) -> bool:  # type: ignore[override]
+        """As the selection; merging takes every head by itself."""
+        return self.inner.compresses_stacks
+
+    def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
+        """What the selection says, and whether nothing is dropped."""
+        return self.inner.stack_key(evidence, budget), self._has_whole_budget(evidence, budget)
+
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """Select, then merge; a layer that keeps everything is returned as it is."""
         is_kept_HN = self.inner.select(evidence, budget)
-        return layer if bool(is_kept_HN.all()) else self.merge(layer, evidence, is_kept_HN)
+        is_whole = self._has_whole_budget(evidence, budget) and bool(is_kept_HN.all())
+        return layer if is_whole else self.merge(layer, evidence, is_kept_HN)
+
+    def _has_whole_budget(self, evidence: Evidence, budget: Budget) -> bool:
+        return min(budget.num_slots_H) >= evidence.num_tokens
 
     @abc.abstractmethod
     def merge(self, layer: LayerCache, evidence: Evidence, is_kept_HN: Tensor) -> LayerCache:

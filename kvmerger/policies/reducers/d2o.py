@@ -42,7 +42,7 @@ class D2O(Reducer):
 
     def merge(self, layer: LayerCache, evidence: Evidence, is_kept_HN: Tensor) -> LayerCache:
         """Merge what is as similar as the head's dropped tokens are on average, evict the rest."""
-        found = most_similar_kept(layer.k_HND, is_kept_HN)
+        found = most_similar_kept(layer.k_HND, is_kept_HN, len(evidence.layers))
         dropped_HN = found.cosine_HN.masked_fill(is_kept_HN, 0.0)
         num_dropped_H = (~is_kept_HN).sum(dim=1).clamp_min(1)
         threshold_H = dropped_HN.sum(dim=1) / num_dropped_H

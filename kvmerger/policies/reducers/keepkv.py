@@ -16,7 +16,7 @@ from kvmerger.evidence import Evidence, LayerStates, Need, register_evidence
 from kvmerger.layer_cache import LayerCache
 from kvmerger.merging.groups import Groups, groups_of
 from kvmerger.merging.merge import merge_groups, slot_log_mass
-from kvmerger.merging.segments import run_sums
+from kvmerger.merging.segments import run_maxima, run_sums
 from kvmerger.merging.targets import most_similar_kept
 from kvmerger.policies.base import CacheShape
 from kvmerger.policies.parameters import require_choices, require_cosine, require_count
@@ -67,7 +67,7 @@ class KeepKV(Reducer):
 
     def merge(self, layer: LayerCache, evidence: Evidence, is_kept_HN: Tensor) -> LayerCache:
         """Merge what is similar enough, evict the rest."""
-        found = most_similar_kept(layer.k_HND, is_kept_HN)
+        found = most_similar_kept(layer.k_HND, is_kept_HN, len(evidence.layers))
         groups = groups_of(found.only(found.cosine_HN > self.min_cosine).target_HN)
         log_score_F = evidence.get(_log_mean_scores_need(self.score_window)).flatten()
         weight_M, factor_S = _vote(log_score_F[groups.member_M], groups)
@@ -83,7 +83,7 @@ class KeepKV(Reducer):
 def _vote(log_score_M: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
     """Weights by score, fp32 (M,), summing to 1 within each group; and the factor of each merged key, fp32 (S,)."""
     run_M = groups.runs.run_F
-    largest_S = torch.segment_reduce(log_score_M, "max", lengths=groups.runs.length_R, axis=0)
+    largest_S = run_maxima(log_score_M, groups.runs)
     score_M = (log_score_M - largest_S[run_M]).exp()
     sum_S = run_sums(score_M, groups.runs)
     weight_M = score_M / sum_S[run_M]

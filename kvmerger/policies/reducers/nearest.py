@@ -53,7 +53,7 @@ class Nearest(AttentionReducer):
 
     def merge(self, layer: LayerCache, evidence: Evidence, is_kept_HN: Tensor) -> LayerCache:
         """Merge what is similar enough, evict the rest."""
-        found = most_similar_kept(layer.k_HND, is_kept_HN)
+        found = most_similar_kept(layer.k_HND, is_kept_HN, len(evidence.layers))
         groups = groups_of(found.only(found.cosine_HN >= self.min_cosine).target_HN)
         weight_M = normalised(
             self._weights(layer, evidence, groups, found.cosine_HN.flatten()[groups.member_M]),

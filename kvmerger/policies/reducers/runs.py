@@ -77,7 +77,7 @@ class RunReducer(AttentionReducer):
         """Find the runs, then each run's kept pivot."""
         cosine_HN = evidence.get(NEIGHBOUR_COSINES)
         if self.layout == "shared":
-            cosine_HN = cosine_HN.mean(dim=0).expand_as(cosine_HN)
+            cosine_HN = evidence.for_heads(evidence.by_layer(cosine_HN).mean(dim=1))
         mass_HN = self._mass(evidence)
         found = heaviest_kept_of_run(layer.k_HND, is_kept_HN, runs_of(cosine_HN > self.eps), mass_HN)
         groups, mass_F = groups_of(found.target_HN), mass_HN.flatten()

@@ -1,0 +1,87 @@
+"""What a policy counted, head by head and still on the device: asking for each number at once would stop it every time.
+
+Names decide how heads, and then layers, are put together, as `LayerCache.counters` says. All numbers are fetched together,
+when the first is read.
+
+Shapes: H KV heads, L layers, C columns of numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PerHead(NamedTuple):
+    """One counter: a number of every head (H,), and of means how much each head's counts; None counts all alike."""
+
+    value_H: Tensor
+    weight_H: Tensor | None = None
+
+
+class HeadCounters(Mapping[str, float]):
+    """Counters of one layer, or of several that were compressed as one; immutable. A mean over nothing is left out."""
+
+    def __init__(self, per_head: Mapping[str, PerHead]) -> None:
+        self._per_head = dict(per_head)
+        self._fetched: dict[str, float] | None = None
+
+    def joined(self, more: Mapping[str, PerHead]) -> HeadCounters:
+        """These and ``more``."""
+        return HeadCounters({**self._per_head, **more})
+
+    def by_layer(self, num_layers: int) -> list[dict[str, float]]:
+        """The numbers of each of ``num_layers`` layers, whose heads lie one layer after the other. Waits for the device."""
+        if not self._per_head:
+            return [{} for _ in range(num_layers)]
+        columns = [
+            column.double()
+            for value_H, weight_H in self._per_head.values()
+            for column in (value_H, torch.ones_like(value_H) if weight_H is None else weight_H)
+        ]
+        columns_LCH = _fetched(columns).unflatten(1, (num_layers, -1)).transpose(0, 1)
+        return [self._of_layer(of_layer) for of_layer in columns_LCH.tolist()]
+
+    def _of_layer(self, columns: Sequence[Sequence[float]]) -> dict[str, float]:
+        combined = {
+            name: _combined(name, values, weights)
+            for name, values, weights in zip(self._per_head, columns[::2], columns[1::2], strict=True)
+        }
+        return {name: value for name, value in combined.items() if value is not None}
+
+    def _all(self) -> dict[str, float]:
+        if self._fetched is None:
+            (self._fetched,) = self.by_layer(1)
+        return self._fetched
+
+    def __getitem__(self, name: str) -> float:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
+def _fetched(columns: Sequence[Tensor]) -> Tensor:
+    """All columns on the CPU, in their order (C, H); those of the device come in one copy."""
+    on_device = [column for column in columns if column.device.type != "cpu"]
+    fetched = iter(torch.stack(on_device).cpu() if on_device else ())
+    return torch.stack([column if column.device.type == "cpu" else next(fetched) for column in columns])
+
+
+def _combined(name: str, values: Sequence[float], weights: Sequence[float]) -> float | None:
+    if name.startswith("num_"):
+        return sum(values)
+    if name.startswith("largest_"):
+        return max(values)
+    if name.startswith("is_"):
+        return min(values)
+    total = sum(weights)
+    return (
+        sum(value * weight for value, weight in zip(values, weights, strict=True)) / total if total else None
+    )

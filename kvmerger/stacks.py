@@ -1,0 +1,150 @@
+"""Neighbouring layers as one of all their heads, so that a policy is called once for many layers.
+
+At short prompts compressing costs launches, not arithmetic, and thirty layers take as many as one. A stack's heads lie one
+layer after the other. Which layers form a stack depends on shapes and budgets alone, never on what a device has free: the
+same prompt is compressed by the same calls everywhere.
+
+Shapes: L layers, H KV heads of all layers of a stack, N tokens, S slots, D head size, X anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, groupby
+
+import torch
+from torch import Tensor
+
+from kvmerger.budget import Budget
+from kvmerger.evidence import Evidence, Need
+from kvmerger.head_counters import HeadCounters
+from kvmerger.layer_cache import LayerCache
+from kvmerger.policies.base import Policy
+
+# Bounds what merging holds at a time in fp32, about 12 times as much; longer layers come one by one.
+_MOST_KEY_BYTES = 2**27
+
+
+class StackedEvidence(Evidence):
+    """Evidence about several layers as about one layer of all their heads; there is nothing to capture any more."""
+
+    def __init__(self, layers: Sequence[Evidence]) -> None:
+        first = layers[0]
+        self.layer_index, self.num_layers = first.layer_index, first.num_layers
+        self.num_heads, self.num_tokens = first.num_heads * len(layers), first.num_tokens
+        self.device, self.prompt_seed = first.device, first.prompt_seed
+        self.layers = tuple(layers)
+        self._stacked: dict[Need, Tensor] = {}
+
+    def get(self, need: Need) -> Tensor:
+        """Every layer's, one after the other."""
+        if need not in self._stacked:
+            self._stacked[need] = torch.cat([layer.get(need) for layer in self.layers])
+        return self._stacked[need]
+
+
+class Stacks:
+    """All layers of a prompt, any stretch of them as one; each stretch is put together once for all policies."""
+
+    def __init__(self, layers: Sequence[LayerCache], evidence_L: Sequence[Evidence]) -> None:
+        self._layers, self._evidence_L = layers, evidence_L
+        self._evidence_of: dict[range, StackedEvidence] = {}
+
+    def stretches(self, policy: Policy, budget_L: Sequence[Budget]) -> Iterator[range]:
+        """The stretches of layers that ``policy`` may be given as one, in order; alone where it does not take stacks."""
+        keys = [
+            policy.stack_key(evidence, budget) if policy.compresses_stacks else index
+            for index, (evidence, budget) in enumerate(zip(self._evidence_L, budget_L, strict=True))
+        ]
+        most = max(1, _MOST_KEY_BYTES // max(1, self._layers[0].k_SD.nbytes))
+        for _, alike in groupby(range(len(keys)), keys.__getitem__):
+            indices = list(alike)
+            for start in range(0, len(indices), most):
+                part = indices[start : start + most]
+                yield range(part[0], part[-1] + 1)
+
+    def of(self, stretch: range) -> tuple[LayerCache, Evidence]:
+        """The layers of a stretch as one, and their evidence."""
+        layers = self._layers[stretch.start : stretch.stop]
+        if len(stretch) == 1:
+            return layers[0], self._evidence_L[stretch.start]
+        if stretch not in self._evidence_of:
+            self._evidence_of[stretch] = StackedEvidence(self._evidence_L[stretch.start : stretch.stop])
+        return stacked(layers), self._evidence_of[stretch]
+
+
+def stacked_budget(budget_L: Sequence[Budget]) -> Budget:
+    """Every head's slots; the ratio is the first layer's."""
+    return Budget(
+        tuple(num_slots for budget in budget_L for num_slots in budget.num_slots_H), budget_L[0].asked_ratio
+    )
+
+
+def room_for(num_layers: int, k_HND: Tensor) -> tuple[LayerCache, ...]:
+    """Layers like the one of ``k_HND``, their keys and values yet to be written, that `stacked` need not copy."""
+    num_heads, num_tokens, head_dim = k_HND.shape
+    k_LFD = k_HND.new_empty(num_layers, num_heads * num_tokens, head_dim)
+    v_LFD = torch.empty_like(k_LFD)
+    position_N = torch.arange(num_tokens, dtype=torch.int32, device=k_HND.device)
+    position_LF = position_N.repeat(num_layers, num_heads)
+    return tuple(
+        LayerCache(k_FD, v_FD, position_F, (num_tokens,) * num_heads)
+        for k_FD, v_FD, position_F in zip(k_LFD, v_LFD, position_LF, strict=True)
+    )
+
+
+def stacked(layers: Sequence[LayerCache]) -> LayerCache:
+    """Uncompressed layers as one of all their heads; a view where they lie one behind the other in memory."""
+    return LayerCache(
+        _joined([layer.k_SD for layer in layers]),
+        _joined([layer.v_SD for layer in layers]),
+        _joined([layer.position_S for layer in layers]),
+        tuple(num_slots for layer in layers for num_slots in layer.num_slots_H),
+    )
+
+
+def unstacked(kept: LayerCache, num_layers: int) -> list[LayerCache]:
+    """What was kept of a stack, layer by layer: slices of its tensors, which live and die together. Fetches the counters.
+
+    Raises:
+        ValueError: counters that cannot be told apart by layer.
+    """
+    if num_layers == 1:
+        return [kept.with_counters(dict(kept.counters))]
+    if kept.counters and not isinstance(kept.counters, HeadCounters):
+        raise ValueError(
+            f"a policy that compresses stacks of layers counts head by head (LayerCache.counting), got {kept.counters}"
+        )
+    counters = kept.counters if isinstance(kept.counters, HeadCounters) else HeadCounters({})
+    num_heads = kept.num_heads // num_layers
+    slots_LH = [kept.num_slots_H[start : start + num_heads] for start in range(0, kept.num_heads, num_heads)]
+    ends = list(accumulate(map(sum, slots_LH)))
+    return [
+        _part(kept, slice(end - sum(slots_H), end), slots_H).with_counters(of_layer)
+        for end, slots_H, of_layer in zip(ends, slots_LH, counters.by_layer(num_layers), strict=True)
+    ]
+
+
+def _part(kept: LayerCache, part: slice, slots_H: tuple[int, ...]) -> LayerCache:
+    return LayerCache(
+        kept.k_SD[part],
+        kept.v_SD[part],
+        kept.position_S[part],
+        slots_H,
+        None if kept.log_mass_S is None else kept.log_mass_S[part],
+        score_S=None if kept.score_S is None else kept.score_S[part],
+    )
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    first = tensors[0]
+    is_one_block = all(
+        tensor.is_contiguous()
+        and tensor.shape == first.shape
+        and tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and tensor.storage_offset() == first.storage_offset() + index * first.numel()
+        for index, tensor in enumerate(tensors)
+    )
+    if not is_one_block:
+        return torch.cat(list(tensors))
+    return first.as_strided((len(tensors) * first.shape[0], *first.shape[1:]), first.stride())
