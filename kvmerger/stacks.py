@@ -21,8 +21,10 @@ from kvmerger.head_counters import HeadCounters
 from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.base import Policy
 
-# Bounds what merging holds at a time in fp32, about 12 times as much; longer layers come one by one.
-_MOST_KEY_BYTES = 2**27
+# Bytes of a stack's keys. Bounds what merging holds at a time in fp32, about 12 times as much; on a CPU that should fit
+# its cache. Longer layers come one by one.
+_MOST_KEY_BYTES = {"cpu": 2**21}
+_MOST_KEY_BYTES_ELSEWHERE = 2**27
 
 
 class StackedEvidence(Evidence):
@@ -56,7 +58,9 @@ class Stacks:
             policy.stack_key(evidence, budget) if policy.compresses_stacks else index
             for index, (evidence, budget) in enumerate(zip(self._evidence_L, budget_L, strict=True))
         ]
-        most = max(1, _MOST_KEY_BYTES // max(1, self._layers[0].k_SD.nbytes))
+        keys_SD = self._layers[0].k_SD
+        most_bytes = _MOST_KEY_BYTES.get(keys_SD.device.type, _MOST_KEY_BYTES_ELSEWHERE)
+        most = max(1, most_bytes // max(1, keys_SD.nbytes))
         for _, alike in groupby(range(len(keys)), keys.__getitem__):
             indices = list(alike)
             for start in range(0, len(indices), most):
