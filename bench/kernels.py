@@ -1,185 +1,148 @@
-"""Ragged attention of one layer: Triton's kernel against the reference and against the time to read the bytes once.
+"""Each kernel of one layer's attention against its reference, torch's own kernels, and the time that no kernel beats.
 
-    python bench/kernels.py [--tokens 1] [--rows 16,32,64] [--slots 1024,4096,16384] [--no-reference]
+    python -m bench.kernels [--cache-tokens 4096,16384] [--prompt-tokens 4096,16384,65536] [--rows 16] [--seconds 100]
+    python -m bench.kernels --tune [--seconds 500]
 
-Needs CUDA. Every row has a prefix in storages of its own. "a call" is wall clock per call of many in a row, Python and
-launches included: what the engine pays while it is launch-bound. "on the device" is between two CUDA events, with a cold L2
-cache. The floor is bytes of all keys and values ÷ this device's bandwidth, which is measured first, by copying.
+Needs CUDA; measures at the shape of an 8B model's layer, in bf16 and once in fp32. ``kernel_ragged`` and ``kernel_mass``
+say what is measured and what was predicted. "device" is between two CUDA events with a cold L2 cache; "a call" is wall clock
+per call of many in a row; "floor" uses the ceilings of the second line, which are measured first. With OUT set, all numbers
+also go to $OUT/kernels.json. Nothing new is begun after --seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from kvmerger.kernels import dispatch, reference
-from kvmerger.layer_cache import LayerCache
-from kvmerger.ragged_cache import RaggedCache, RaggedLayer
+from bench.kernel_mass import measure_backends, measure_fp32_mass, measure_mass
+from bench.kernel_ragged import Heads, measure_ragged
+from bench.kernel_timing import Ceilings, Measured, measure_ceilings
+from bench.kernel_tuning import tune_all
 
-NUM_CALLS = 20
-TAIL_TOKENS = 64
-COPY_BYTES = 2**30
-HEADS = {"8B-like": (8, 4, 128), "demo": (3, 3, 64)}
-"""KV heads, query heads of each, head size."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds per call, wall clock and on the device, and the largest difference between two kernels' outputs."""
-
-    triton_wall_s: float
-    triton_device_s: float
-    reference_wall_s: float | None
-    floor_s: float
-    difference: float | None
+EXTEND_TOKENS = (1, 64)
+TUNING_SECONDS = 500
+COLUMNS = (
+    "kernel",
+    "case",
+    "implementation",
+    "device",
+    "a call",
+    "floor",
+    "floor/device",
+    "difference",
+    "note",
+)
+TEXT_COLUMNS = ("kernel", "case", "implementation", "note")
 
 
 def main() -> None:
     """Measure and print."""
+    options = _options()
+    start_s = time.monotonic()
+    console = Console(width=160, highlight=False, markup=False)
+    found: dict[str, Any] = {"device": _device(), "rows": []}
+    console.print(found["device"])
+    ceilings = measure_ceilings()
+    found["ceilings"] = asdict(ceilings)
+    console.print(
+        f"ceilings: a copy moves {ceilings.bytes_per_s / 1e12:.2f} TB/s, a bf16 product does "
+        f"{ceilings.flop_per_s / 1e12:.0f} TFLOP/s, one in fp32 {ceilings.fp32_flop_per_s / 1e12:.0f}"
+    )
+    try:
+        if options.tune:
+            deadline_s = start_s + (options.seconds or TUNING_SECONDS)
+            num_slots = max(options.cache_tokens)
+            found["tuning"] = tune_all(Heads(), options.rows, num_slots, deadline_s, console.print)
+        else:
+            _measure_all(options, ceilings, start_s + (options.seconds or 100), found["rows"].append)
+    finally:
+        # Whatever ended it, what was measured is shown and kept.
+        if found["rows"]:
+            console.print(table_of([Measured(**row) for row in found["rows"]]))
+        console.print(f"{time.monotonic() - start_s:.0f} s")
+        _save(found)
+
+
+def _measure_all(
+    options: argparse.Namespace,
+    ceilings: Ceilings,
+    deadline_s: float,
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    def report(measured: Measured) -> None:
+        keep(asdict(measured))
+
+    for num_tokens in options.prompt_tokens:
+        measure_mass(Heads(), num_tokens, ceilings, deadline_s, report)
+    for num_slots in sorted(options.cache_tokens, reverse=True):
+        for num_tokens in EXTEND_TOKENS:
+            measure_ragged(Heads(), options.rows, num_slots, num_tokens, ceilings, deadline_s, report)
+    measure_fp32_mass(Heads(), min(options.prompt_tokens), ceilings, deadline_s, report)
+    measure_backends(Heads(), max(options.cache_tokens), ceilings, deadline_s, report)
+
+
+def table_of(rows: list[Measured]) -> Table:
+    """Microseconds, one implementation a line."""
+    table = Table(box=None, caption="device, a call, floor: µs of one layer")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in TEXT_COLUMNS else "right", overflow="fold")
+    before: tuple[str, str] | None = None
+    for row in rows:
+        subject = (row.kernel, row.case)
+        names = ("", "") if subject == before else subject
+        before = subject
+        times = [f"{1e6 * s:,.0f}" if s is not None else "" for s in (row.device_s, row.call_s, row.floor_s)]
+        share = f"{row.floor_s / row.device_s:.0%}" if row.device_s else ""
+        difference = f"{row.difference:.1e}" if row.difference is not None else ""
+        table.add_row(*names, row.implementation, *times, share, difference, row.note)
+    return table
+
+
+def _device() -> str:
+    import triton
+
+    properties = torch.cuda.get_device_properties(0)
+    return (
+        f"{properties.name}, {properties.multi_processor_count} multiprocessors, "
+        f"{properties.total_memory / 2**30:.0f} GiB; torch {torch.__version__}, triton {triton.__version__}, "
+        f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    )
+
+
+def _save(found: dict[str, Any]) -> None:
+    folder = os.environ.get("OUT")
+    if folder:
+        path = Path(folder) / "kernels.json"
+        path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tokens", type=int, default=1, help="new tokens of each row; 1 is decoding")
-    parser.add_argument("--rows", type=_whole_numbers, default=(16, 32, 64))
-    parser.add_argument("--slots", type=_whole_numbers, default=(1024, 4096, 16384))
-    parser.add_argument("--no-reference", action="store_true")
+    parser.add_argument("--cache-tokens", type=_whole_numbers, default=(4096, 16384), help="of a full row")
+    parser.add_argument("--prompt-tokens", type=_whole_numbers, default=(4096, 16384, 65536))
+    parser.add_argument("--rows", type=int, default=16, help="of the decode batch; two hold the whole cache")
+    parser.add_argument("--seconds", type=float, help="begin nothing new after this time")
+    parser.add_argument("--tune", action="store_true", help="try other ways to cut the work instead")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("this benchmark measures a CUDA device, and torch sees none")
-    bytes_per_s = copy_bandwidth()
-    console = Console(width=120)
-    console.print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bfloat16, {options.tokens} new tokens a row; "
-        f"copying moves {bytes_per_s / 1e12:.2f} TB/s",
-        highlight=False,
-    )
-    table = _table()
-    for name, heads in HEADS.items():
-        for num_rows in options.rows:
-            for num_slots in options.slots:
-                timing = measure(
-                    heads, num_rows, num_slots, options.tokens, bytes_per_s, not options.no_reference
-                )
-                table.add_row(name, str(num_rows), str(num_slots), *_cells(timing))
-    console.print(table)
-
-
-def copy_bandwidth() -> float:
-    """Bytes per second that a large copy reads and writes, together."""
-    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * COPY_BYTES / device_s(lambda: target.copy_(source))
-
-
-def measure(
-    heads: tuple[int, int, int],
-    num_rows: int,
-    num_slots: int,
-    num_tokens: int,
-    bytes_per_s: float,
-    has_reference: bool,
-) -> Timing:
-    """Time one shape; ``num_slots`` in every head of every row."""
-    q_RQTD, layer = make_layer(heads, num_rows, num_slots, num_tokens)
-    scaling = heads[2] ** -0.5
-
-    def ours() -> torch.Tensor:
-        return dispatch.ragged_attention(q_RQTD, layer, scaling).out_RTQD
-
-    def theirs() -> torch.Tensor:
-        return reference.ragged_attention(q_RQTD, layer, scaling).out_RTQD
-
-    tail_bytes = (TAIL_TOKENS + num_tokens) * num_rows * heads[0] * heads[2] * q_RQTD.element_size() * 2
-    prefix_bytes = sum(
-        prefix.k_SD.nbytes + prefix.v_SD.nbytes for prefix in layer.prefix_R if prefix is not None
-    )
-    return Timing(
-        wall_s(ours),
-        device_s(ours),
-        wall_s(theirs) if has_reference else None,
-        (prefix_bytes + tail_bytes) / bytes_per_s,
-        float((ours() - theirs()).abs().max()) if has_reference else None,
-    )
-
-
-def make_layer(
-    heads: tuple[int, int, int], num_rows: int, num_slots: int, num_tokens: int
-) -> tuple[torch.Tensor, RaggedLayer]:
-    """Queries and one layer of a batch, as `extend` has them."""
-    num_heads, num_groups, head_dim = heads
-    options = {"dtype": torch.bfloat16, "device": "cuda"}
-    prefixes = [
-        (LayerCache.from_dense(*torch.randn(2, num_heads, num_slots, head_dim, **options).unbind()),)
-        for _ in range(num_rows)
-    ]
-    cache = RaggedCache(prefixes, [num_slots] * num_rows, TAIL_TOKENS + num_tokens)
-    for num_new in (TAIL_TOKENS, num_tokens):
-        k_RHTD, v_RHTD = torch.randn(2, num_rows, num_heads, num_new, head_dim, **options)
-        layer = cache.append(0, k_RHTD, v_RHTD, (num_new,) * num_rows)
-        cache.advance((num_new,) * num_rows)
-    q_RTQD = torch.randn(num_rows, num_tokens, num_heads * num_groups, head_dim, **options)
-    return q_RTQD.transpose(1, 2), layer
-
-
-def wall_s(call: Callable[[], object]) -> float:
-    """Seconds per call when many are made in a row."""
-    for _ in range(2):
-        call()
-    torch.cuda.synchronize()
-    start_s = time.perf_counter()
-    for _ in range(NUM_CALLS):
-        call()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start_s) / NUM_CALLS
-
-
-def device_s(call: Callable[[], object]) -> float:
-    """Seconds per call on the device (median)."""
-    import triton.testing
-
-    return float(triton.testing.do_bench(call, return_mode="median")) / 1000
+    return options
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
-
-
-def _table() -> Table:
-    table = Table(box=None, caption="µs of one layer's attention")
-    for name in (
-        "heads",
-        "rows",
-        "slots",
-        "Triton, a call",
-        "on the device",
-        "floor",
-        "of bandwidth",
-        "reference, a call",
-        "speed-up",
-        "largest difference",
-    ):
-        table.add_column(name, justify="left" if name == "heads" else "right")
-    return table
-
-
-def _cells(timing: Timing) -> list[str]:
-    measured = [timing.triton_wall_s, timing.triton_device_s, timing.floor_s]
-    cells = [*(f"{1e6 * seconds:.0f}" for seconds in measured)]
-    cells.append(f"{timing.floor_s / timing.triton_device_s:.0%}")
-    if timing.reference_wall_s is None or timing.difference is None:
-        return [*cells, "", "", ""]
-    return [
-        *cells,
-        f"{1e6 * timing.reference_wall_s:.0f}",
-        f"{timing.reference_wall_s / timing.triton_wall_s:.0f}x",
-        f"{timing.difference:.2g}",
-    ]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
     python -m bench.merging_study RESULTS        (the folder of jobs/configs/merging_study.yaml)
 
-Both sides of a comparison hold the same number of slots in every layer and head, so what differs is what is in them.
+In the first table both sides hold the same tokens' slots in every layer and head, so what differs is what is in them. In
+the second the slots differ as well, and only their number over the whole model is the same.
+
 Contexts, not items, are put into halves, by a digest that no result can influence. A task takes part only if the full
 cache beats having no context on all its items by an interval above 0. Families (LongBench, RULER at each length) weigh
 the same; within one, items do. Negative differences are better: KL to the full cache and NLL of the gold answer are losses.
@@ -31,8 +33,17 @@ from jobs.variant_summary import NllScale
 KL = Metric("kl_mean", "KL", is_higher_better=False, unit_factor=1)
 METRICS = (KL, ANSWER_NLL)
 HALVES = ("chosen on", "confirmed on")
-# What stands behind a `+` is compared with what stands before it; these have no `+` and are compared with …
-_REFERENCES = {"kvmerger": "pivots", "protected": "pivots", "blend": "snapkv"}
+_OTHER_SLOTS = {
+    "pivots": ("h2o", "protected"),
+    "pivots.both": ("pivots",),
+    "protected": ("h2o",),
+    "h2o": ("snapkv",),
+    "blend": ("snapkv",),
+    "blend+comp": ("snapkv", "h2o"),
+    "kvmerger": ("h2o",),
+    "kvmerger-attn": ("h2o", "snapkv", "blend+comp"),
+}
+"""What a variant's name is compared with beyond its own slots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +61,19 @@ class Found:
         return all(it.high is not None and it.high < 0 for it in intervals)
 
 
-def reference_of(label: str, labels: Sequence[str]) -> str | None:
-    """The label with the same slots and nothing merged, or None where there is none in `labels`."""
+def same_slots(label: str) -> str | None:
+    """The label that keeps the same tokens and merges nothing: what is before a `+`, or KVMerger's pivots."""
     name, _, budget = label.rpartition("@")
-    base = name.rpartition("+")[0] or _REFERENCES.get(name.partition("-")[0], "")
-    reference = f"{base}@{budget}"
-    return reference if reference in labels and reference != label else None
+    stem = name.partition("-")[0]  # what follows a dash says how members are merged
+    if "+" in name:
+        return f"{name.rpartition('+')[0]}@{budget}"
+    return f"{stem.replace('kvmerger', 'pivots')}@{budget}" if stem.startswith("kvmerger") else None
+
+
+def other_slots(label: str) -> list[str]:
+    """Labels of the same budget that keep other tokens."""
+    name, _, budget = label.rpartition("@")
+    return [f"{other}@{budget}" for other in _OTHER_SLOTS.get(name, ())]
 
 
 def half_of(row: Row) -> str:
@@ -79,15 +97,15 @@ def rows_with_scale(rows: Sequence[Row]) -> tuple[list[Row], list[str], list[str
     return kept, tasks[True], tasks[False]
 
 
-def study(rows: Sequence[Row]) -> list[Found]:
-    """Every variant that has a reference, in the order of the rows."""
+def study(rows: Sequence[Row], references_of: Callable[[str], Sequence[str]]) -> list[Found]:
+    """Every variant against every reference it has among the rows, in their order."""
     by_label = grouped(rows, lambda row: str(row["variant"]))
-    found = []
-    for label in by_label:
-        reference = reference_of(label, list(by_label))
-        if reference is not None:
-            found.append(_compare(label, reference, by_label))
-    return found
+    return [
+        _compare(label, reference, by_label)
+        for label in by_label
+        for reference in references_of(label)
+        if reference in by_label
+    ]
 
 
 def _compare(label: str, reference: str, by_label: Mapping[str, Sequence[Row]]) -> Found:
@@ -115,19 +133,23 @@ def _strata(
     return [it.task_pairs for it in pairs if it.item_ids]
 
 
-def render(found: Sequence[Found]) -> Table:
+def render(title: str, found: Sequence[Found]) -> Table:
     """Differences of both halves; those chosen on the first half carry Holm's p on the second."""
     chosen = [it for it in found if it.is_better_on(HALVES[0])]
     adjusted = holm(
-        {(it.label, metric.name): it.p_by[HALVES[1], metric.name] for it in chosen for metric in METRICS}
+        {
+            (it.label, it.reference, metric.name): it.p_by[HALVES[1], metric.name]
+            for it in chosen
+            for metric in METRICS
+        }
     )
-    table = Table(title="merged - evicted, same slots (negative: merging is better)", title_justify="left")
+    table = Table(title=title, title_justify="left")
     for head in ("variant", "against", *(f"{m.name}, {half}" for half in HALVES for m in METRICS), "verdict"):
         table.add_column(head)
     for it in sorted(found, key=lambda one: one.interval_by[HALVES[0], KL.name].mean):
         cells = [_shown(it.interval_by[half, metric.name]) for half in HALVES for metric in METRICS]
         is_significant = it in chosen and all(
-            adjusted[it.label, metric.name].is_significant for metric in METRICS
+            adjusted[it.label, it.reference, metric.name].is_significant for metric in METRICS
         )
         table.add_row(it.label, it.reference, *cells, _verdict(it, it in chosen, is_significant))
     return table
@@ -158,7 +180,14 @@ def main() -> None:
     console.print(
         f"left out, because the full cache does not beat no context there: {', '.join(left_out) or 'none'}"
     )
-    console.print(render(study(rows)))
+    tables = {
+        "merged - evicted, the same tokens' slots (negative: merging is better)": lambda label: (
+            [reference] if (reference := same_slots(label)) else []
+        ),
+        "other slots, as many of them (negative: the variant is better)": other_slots,
+    }
+    for title, references_of in tables.items():
+        console.print(render(title, study(rows, references_of)))
 
 
 if __name__ == "__main__":

@@ -85,6 +85,8 @@ class Answering:
             "decode_shared_s": batch.decode_s,
             "fidelity_shared_s": now_s(self.model.device) - start_s,
         }
+        if batch.record_s:
+            shared["record_graph_shared_s"] = batch.record_s
         if batch.rules_s is not None:
             shared["decode_rules_shared_s"] = batch.rules_s
         results = [

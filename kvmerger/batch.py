@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvmerger.decode_loop import Progress, catch_up, decode_eagerly
 from kvmerger.decode_rule import DecodeRule
 from kvmerger.decoding_rows import DecodingRows, RuleFailure
 from kvmerger.device_time import now_s
@@ -25,6 +26,7 @@ from kvmerger.layer_cache import storage_bytes
 from kvmerger.memory import MemoryPoint
 from kvmerger.models import LoadedModel
 from kvmerger.ragged_cache import Prefix, RaggedCache
+from kvmerger.step_graphs import StepGraphs
 
 ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
@@ -65,22 +67,35 @@ class Batch:
     """Rows on one prompt, their caches, and the hidden state each answer starts from."""
 
     def __init__(
-        self, model: LoadedModel, prompt: Prompt, row_by_index: Mapping[int, Row], bucket: int
+        self,
+        model: LoadedModel,
+        prompt: Prompt,
+        row_by_index: Mapping[int, Row],
+        bucket: int,
+        graphs: StepGraphs | None = None,
     ) -> None:
-        """Place each row at its index; the other indices below ``bucket`` are dummies."""
+        """Place each row at its index; the other indices below ``bucket`` are dummies.
+
+        With ``graphs`` the batch answers by recorded steps, and lives in their memory: it ends where the next one begins.
+        """
         self.rows = dict(row_by_index)
         self.decode_s = 0.0
         self.rules_s: float | None = None
-        """Of `decode_s`, what decode rules took; None where no row has one."""
+        """Of `decode_s`, what decode rules took; None where no row has one, or a graph did not let it be timed."""
+        self.record_s = 0.0
+        """Of `decode_s`, what it took to record steps; 0 where they had been recorded for an earlier batch."""
         self.counters_by_row: dict[int, dict[str, float]] = {}
         """What decode rules did to the rows that have one, in the answers of their own."""
         self._model = model
         self._prompt = prompt
+        self._graphs = graphs
         questions = prompt.questions
         answer_tokens = max(max(question.max_new_tokens, len(question.gold_ids)) for question in questions)
         capacity = max(len(question.tail_ids) for question in questions) + answer_tokens
         prefixes = [self.rows[index].prefix if index in self.rows else None for index in range(bucket)]
-        self.cache = RaggedCache(prefixes, [len(prompt.context_ids)] * bucket, capacity)
+        template = next(iter(self.rows.values())).prefix
+        room = None if graphs is None else graphs.room_for(bucket, capacity, template)
+        self.cache = RaggedCache(prefixes, [len(prompt.context_ids)] * bucket, capacity, room)
         self._tail_length_R = tuple(
             len(questions[self.rows[index].question_index].tail_ids) if index in self.rows else 0
             for index in range(bucket)
@@ -99,34 +114,39 @@ class Batch:
         """Whether a decode rule ever changed this row's slots."""
         return index in self._decoding and self._decoding[index].has_acted
 
+    @torch.inference_mode()
     def decode(self) -> dict[int, Answer]:
         """Greedy answers by row index. Rewinds every row to the end of its tail first; leaves what it decoded in place."""
         start_s, rules_start_s = now_s(self._model.device), self._decoding.seconds
         self._rewind()
         self._own_trace = {index: [] for index in self.rows if index in self._decoding}
-        budget_R = {index: self._question(index).max_new_tokens for index in self.rows}
-        tokens: dict[int, list[int]] = {index: [] for index in self.rows}
-        ends = {index: self._model.eos_ids | set(self._question(index).stop_ids) for index in self.rows}
-        hidden_RE = self._tail_hidden_RE
-        next_R = self._first_tokens(hidden_RE)
-        while True:
-            self._note_memory(budget_R)
-            for index in budget_R:
-                tokens[index].append(next_R[index])
-            budget_R = {
-                index: left - 1
-                for index, left in budget_R.items()
-                if left > 1 and tokens[index][-1] not in ends[index]
-            }
-            if not budget_R:
-                break
-            feed_R = [[next_R[index]] if index in budget_R else [] for index in range(self.cache.num_rows)]
-            next_R = self._model.logits(self._step(feed_R)).argmax(dim=-1).tolist()
+        progress = Progress(
+            self.cache.num_rows,
+            {index: self._question(index).max_new_tokens for index in self.rows},
+            {index: self._model.eos_ids | set(self._question(index).stop_ids) for index in self.rows},
+        )
+        self.note(progress.left.keys())
+        progress.take(self._first_tokens(self._tail_hidden_RE))
+        is_timed = not self._go_on_with_graphs(progress)
+        decode_eagerly(progress, self)
         self.decode_s = now_s(self._model.device) - start_s
-        if self._own_trace:
-            self.rules_s = self._decoding.seconds - rules_start_s
+        self.rules_s = self._decoding.seconds - rules_start_s if self._own_trace and is_timed else None
         self.counters_by_row = {index: self._decoding[index].counters for index in self._own_trace}
-        return {index: Answer(tuple(ids), ids[-1] in ends[index]) for index, ids in tokens.items()}
+        return {
+            index: Answer(tuple(ids), ids[-1] in progress.ends[index])
+            for index, ids in progress.tokens.items()
+        }
+
+    def note(self, answering: Collection[int]) -> None:
+        """Note what rows with decode rules hold, of those that still answer."""
+        for index, points in self._own_trace.items():
+            if index in answering:
+                row = self._decoding[index]
+                points.append(MemoryPoint(len(points) + 1, "decode", row.live_bytes, row.reserved_bytes))
+
+    def step(self, feed_R: Sequence[Sequence[int]]) -> list[int]:
+        """Feed at most one token to each row; every row's most likely next one."""
+        return self._model.logits(self._step(feed_R)).argmax(dim=-1).tolist()
 
     def force(self, token_ids_by_row: Mapping[int, Sequence[int]], longest: int) -> dict[int, Tensor]:
         """Hidden states (T, E) that predict each of a row's given tokens, after its tail. Rows with none are left out.
@@ -212,11 +232,24 @@ class Batch:
     def _by_row(self, ids_by_row: Mapping[int, Sequence[int]]) -> list[Sequence[int]]:
         return [ids_by_row.get(index, ()) for index in range(self.cache.num_rows)]
 
-    def _note_memory(self, answering: Collection[int]) -> None:
-        for index, points in self._own_trace.items():
-            if index in answering:
-                row = self._decoding[index]
-                points.append(MemoryPoint(len(points) + 1, "decode", row.live_bytes, row.reserved_bytes))
+    def _go_on_with_graphs(self, progress: Progress) -> bool:
+        """Answer with recorded steps, as far as there are any; whether it was."""
+        if self._graphs is None:
+            return False
+        # Until all rules that still act have slots of their own, shapes change from step to step.
+        decode_eagerly(progress, self, until=lambda so_far: self._decoding.have_own_slots(so_far.left))
+        if not progress.left or self.failures:
+            return False
+        acting = self._decoding.acting(progress.left)
+        recorded_before_s = self._graphs.record_s
+        next_TR = self._graphs.run(self.cache, acting, progress)
+        self.record_s = self._graphs.record_s - recorded_before_s
+        if next_TR is None:
+            return False
+        num_read_R = catch_up(progress, self, next_TR)
+        self.cache.count_read(num_read_R)
+        acting.count_settled(num_read_R)
+        return True
 
     def _extend(self, feed_R: Sequence[Sequence[int]], num_tokens: int) -> Extended:
         # A row whose rule has failed is not fed any more.

@@ -97,6 +97,33 @@ class DecodingRow:
         self._newest_position += 1
         self._move_once_room_is_used_up()
 
+    @property
+    def has_own_slots(self) -> bool:
+        """Whether every further token puts one slot out: from here on nothing changes its shape."""
+        return self._own is not None
+
+    def settle_on_device(self, mass_L: Sequence[SlotMass] | None, is_read: Tensor) -> None:
+        """`settle` for a row with slots of its own that may have read nothing, which only the device knows.
+
+        All of it is device work of fixed shapes, so that it can be repeated without Python. `count_settled` then tells the
+        host how often it counted.
+
+        Args:
+            mass_L: zeros where nothing was read.
+            is_read: bool of no dimension.
+        """
+        assert self._own is not None, "the room is used up first"
+        k_LHD, v_LHD = self._cache.newest_of(self._row)
+        new = NewToken(k_LHD, v_LHD, self._newest_position, self._num_read)
+        self._num_merged += self._own.replace(self.rule, new, mass_L, is_read) * is_read
+        self._num_read += is_read
+        self._newest_position += is_read
+
+    def count_settled(self, num_read: int) -> None:
+        """Note that `settle_on_device` met ``num_read`` tokens."""
+        self._num_evicted += num_read * sum(layer.num_heads for layer in self._prefix)
+        self.has_acted = self.has_acted or num_read > 0
+
     def _reset(self) -> None:
         device = self._prefix[0].k_SD.device
         self._own: OwnSlots | None = None

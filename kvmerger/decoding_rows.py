@@ -6,11 +6,12 @@ A rule may be a stranger's. What it raises ends its own row: the row is left alo
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from kvmerger.decode_rule import DecodeRule
 from kvmerger.decoding_row import DecodingRow
@@ -69,6 +70,14 @@ class DecodingRows:
             }
         )
 
+    def have_own_slots(self, indices: Collection[int]) -> bool:
+        """Whether all rows with a rule among ``indices`` have used up their room."""
+        return all(row.has_own_slots for index, row in self._row_by_index.items() if index in indices)
+
+    def acting(self, indices: Collection[int]) -> ActingRows:
+        """The rows among ``indices`` that have slots of their own."""
+        return ActingRows({index: row for index, row in self._row_by_index.items() if index in indices})
+
     def _attempt(self, action_by_index: Mapping[int, Callable[[], None]]) -> None:
         if not action_by_index:
             return
@@ -78,10 +87,46 @@ class DecodingRows:
                 continue
             try:
                 act()
+            except torch.OutOfMemoryError:
+                raise  # the batch is too large; no rule is to blame
             # The rule may be a stranger's: its error is its own row's, not the batch's.
             except Exception as error:  # noqa: BLE001
                 self.failures[index] = RuleFailure(type(error).__name__, str(error), traceback.format_exc())
         self.seconds += now_s(self._device) - start_s
+
+
+class ActingRows:
+    """Rows with slots of their own, all kept going by the device. Their errors are not told apart by row."""
+
+    def __init__(self, row_by_index: Mapping[int, DecodingRow]) -> None:
+        self._row_by_index = dict(row_by_index)
+
+    def __bool__(self) -> bool:
+        return bool(self._row_by_index)
+
+    @property
+    def asking(self) -> list[int]:
+        """Rows whose rules read attention."""
+        return [index for index, row in self._row_by_index.items() if row.rule.reads_attention]
+
+    @property
+    def rule_names(self) -> frozenset[str]:
+        """Which kinds of rules there are."""
+        return frozenset(type(row.rule).__qualname__ for row in self._row_by_index.values())
+
+    def settle_on_device(self, mass_by_row_L: Sequence[Mapping[int, SlotMass]], num_new_R: Tensor) -> None:
+        """Let every rule act on the token that its row has just read, if it has."""
+        for index, row in self._row_by_index.items():
+            mass_L = [mass_by_row[index] for mass_by_row in mass_by_row_L if index in mass_by_row]
+            if (
+                mass_L or not row.rule.reads_attention
+            ):  # else an idle row, for which the reference returns no mass
+                row.settle_on_device(mass_L or None, num_new_R[index] > 0)
+
+    def count_settled(self, num_read_R: Sequence[int]) -> None:
+        """Tell every row how many tokens it has read on the device."""
+        for index, row in self._row_by_index.items():
+            row.count_settled(num_read_R[index])
 
 
 def _mass_of(extended: Extended, index: int) -> list[SlotMass] | None:

@@ -17,16 +17,18 @@ from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.isolated import run_isolated
 from kvmerger.limits import Limits
 from kvmerger.models import LoadedModel
+from kvmerger.step_graphs import graphs_for
 from kvmerger.variants import REFERENCE_LABELS, Variant, VariantError
 
-_RUNS = {"fused": run_fused, "isolated": run_isolated}
+_EXECUTIONS = ("fused", "isolated")
 
 
 class Engine:
-    """One model, any number of prompts. Keeps nothing from one prompt to the next."""
+    """One model, any number of prompts. From one to the next it keeps recorded decode steps, and no numbers."""
 
     def __init__(self, model: LoadedModel, limits: Limits | None = None) -> None:
         self._model = model
+        self._graphs = graphs_for(model)
         self._limits = limits or Limits()
 
     @torch.inference_mode()
@@ -52,8 +54,8 @@ class Engine:
             VariantError: labels clash, or `like` budgets go round in a circle.
             ValueError: an unknown execution.
         """
-        if execution not in _RUNS:
-            raise ValueError(f"execution must be one of {sorted(_RUNS)}, got {execution!r}")
+        if execution not in _EXECUTIONS:
+            raise ValueError(f"execution must be one of {list(_EXECUTIONS)}, got {execution!r}")
         prompt.check(self._model.info.max_positions, self._model.info.vocab_size)
         labels = [variant.label for variant in variants]
         clashes = sorted({label for label in labels if labels.count(label) > 1 or label in REFERENCE_LABELS})
@@ -62,4 +64,6 @@ class Engine:
                 f"labels must be unique and none of {REFERENCE_LABELS}; these are not: {clashes}"
             )
         references_first(variants)  # refuses a circle before any work
-        return _RUNS[execution](self._model, self._limits, prompt, variants, seed)
+        if execution == "isolated":
+            return run_isolated(self._model, self._limits, prompt, variants, seed)
+        return run_fused(self._model, self._limits, prompt, variants, seed, self._graphs)

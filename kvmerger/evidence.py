@@ -3,17 +3,19 @@
 Evidence that reads queries or hidden states exists only when a policy declared it before prefill: it is computed inside
 the layer's attention call, after which those are gone. Everything else is computed when first asked for.
 
-Shapes: N tokens of the compressed part, Q query heads, H KV heads, D head size, B a block of queries, R = B × Q/H rows.
+Shapes: N tokens of the compressed part, Q query heads, H KV heads, D head size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from kvmerger.kernels import dispatch
 
 
 class EvidenceError(RuntimeError):
@@ -33,7 +35,8 @@ class LayerStates:
 
     hidden_NE is what went into the attention module, ``attention`` the module itself (its ``q_proj`` gives queries before
     RoPE), ``rotary`` the model's rotary embedding (cos and sin of any positions); all three are None unless a policy
-    needs evidence that reads hidden states.
+    needs evidence that reads hidden states. lse_QN is the log-sum-exp of each query's scaled scores, fp32, where the
+    attention kernel left it; without it evidence is the same and costs more.
     """
 
     q_QND: Tensor
@@ -43,6 +46,7 @@ class LayerStates:
     hidden_NE: Tensor | None = None
     attention: nn.Module | None = None
     rotary: nn.Module | None = None
+    lse_QN: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,7 @@ def register_evidence(
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register ``compute(states, *params) -> Tensor`` under ``name``; returns it unchanged.
 
-    ``states`` is a `LayerStates`; its ``q_QND`` may be read only with ``reads_queries=True``, ``hidden_NE``,
+    ``states`` is a `LayerStates`; its ``q_QND`` and ``lse_QN`` may be read only with ``reads_queries=True``, ``hidden_NE``,
     ``attention`` and ``rotary`` only with ``reads_hidden_states=True``. The result is kept until the last policy has run,
     so it must be small: a few numbers per token, never one per pair of tokens.
     """
@@ -158,9 +162,6 @@ ATTENTION_MASS = Need("attention_mass")
 KEY_NORMS = Need("key_norms")
 NEIGHBOUR_COSINES = Need("neighbour_cosines")
 
-# Bounds the fp32 scores alive at a time (64 MiB), so that no n × n matrix ever exists.
-_MAX_BLOCK_SCORES = 2**24
-
 
 def window_attention(window_tokens: int) -> Need:
     """Attention that the last ``window_tokens`` prompt tokens pay to every key: fp32 (Q, N), mean over the window."""
@@ -170,22 +171,13 @@ def window_attention(window_tokens: int) -> Need:
 @register_evidence("attention_mass", reads_queries=True)
 def _attention_mass(states: LayerStates) -> Tensor:
     """Column sums of causal attention, averaged over the query heads of a group: fp32 (H, N)."""
-    num_tokens, num_heads = states.k_HND.shape[1], states.k_HND.shape[0]
-    mass_HN = torch.zeros(num_heads, num_tokens, dtype=torch.float32, device=states.k_HND.device)
-    states = replace(states, k_HND=states.k_HND.float())  # once, not for every block
-    block_tokens = max(1, _MAX_BLOCK_SCORES // (states.q_QND.shape[0] * num_tokens))
-    for start in range(0, num_tokens, block_tokens):
-        end = min(start + block_tokens, num_tokens)
-        probs_QBN = _causal_probs(states, start, end)
-        mass_HN[:, :end] += probs_QBN.view(num_heads, -1, end - start, end).sum(dim=2).mean(dim=1)
-    return mass_HN
+    return dispatch.attention_mass(states.q_QND, states.k_HND, states.scaling, states.lse_QN)
 
 
 @register_evidence("window_attention", reads_queries=True)
 def _window_attention(states: LayerStates, window_tokens: int) -> Tensor:
     """Mean attention paid by the last ``window_tokens`` tokens, each causal within the window: fp32 (Q, N)."""
-    num_tokens = states.k_HND.shape[1]
-    return _causal_probs(states, max(0, num_tokens - window_tokens), num_tokens).mean(dim=1)
+    return dispatch.window_attention(states.q_QND, states.k_HND, states.scaling, window_tokens, states.lse_QN)
 
 
 @register_evidence("key_norms", reads_queries=False)
@@ -199,16 +191,3 @@ def _neighbour_cosines(states: LayerStates) -> Tensor:
     """Cosine of each key with the next one: fp32 (H, N-1)."""
     k_HND = states.k_HND.float()
     return torch.cosine_similarity(k_HND[:, :-1], k_HND[:, 1:], dim=-1)
-
-
-def _causal_probs(states: LayerStates, start: int, end: int) -> Tensor:
-    """Attention probabilities of queries [start, end) over keys [0, end): fp32 (Q, B, end)."""
-    num_heads, _, head_dim = states.k_HND.shape
-    num_queries = end - start
-    # The query heads of a group are stacked as rows, so that keys are never repeated.
-    q_HRD = states.q_QND[:, start:end].float().reshape(num_heads, -1, head_dim) * states.scaling
-    scores_HRN = q_HRD @ states.k_HND[:, :end].float().transpose(1, 2)
-    scores_QBN = scores_HRN.view(-1, num_queries, end)
-    column_N = torch.arange(end, device=q_HRD.device)
-    is_future_BN = column_N[None, :] > column_N[start:end, None]
-    return scores_QBN.masked_fill_(is_future_BN, float("-inf")).softmax(dim=-1)

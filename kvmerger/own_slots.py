@@ -87,11 +87,19 @@ class OwnSlots:
         ]
         return [*held, *(tensor for tensor in (self._log_mass_F, self._score_F) if tensor is not None)]
 
-    def replace(self, rule: DecodeRule, new: NewToken, mass_L: Sequence[SlotMass] | None) -> Tensor:
+    def replace(
+        self,
+        rule: DecodeRule,
+        new: NewToken,
+        mass_L: Sequence[SlotMass] | None,
+        is_read: Tensor | None = None,
+    ) -> Tensor:
         """Put ``new`` in the place of what ``rule`` lets go, in every head.
 
         Args:
-            mass_L: attention the new token paid to these slots and to itself; None unless the rule reads attention.
+            mass_L: attention the new token paid to these slots and to itself; None unless the rule reads attention. All
+                zeros when it was not read.
+            is_read: bool of no dimension, whether there is a new token at all: without one no slot changes. None is true.
 
         Returns:
             In how many heads, over all layers, the leaving value was handed on: int64 of no dimension.
@@ -102,6 +110,9 @@ class OwnSlots:
         is_new_LH1 = (leaving_LH == self._column_X.shape[0])[:, :, None]
         place_LH = self._place(leaving_LH[:, :, None]).squeeze(2)
         leaving_v_LHD = torch.where(is_new_LH1, new.v_LHD, self._v_FD[place_LH])
+        if is_read is not None:
+            place_LH = torch.where(is_read, place_LH, self.num_slots)
+            heirs = None if heirs is None else heirs._replace(weight_LHM=heirs.weight_LHM * is_read)
         self._k_FD[place_LH] = new.k_LHD
         self._v_FD[place_LH] = new.v_LHD
         self._position_F[place_LH] = new.position.to(self._position_F.dtype)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kvmerger.evidence import Evidence, LayerStates, Need, needs_hidden_states
+from kvmerger.kernels.prompt_attention import causal_attention
 from kvmerger.layer_cache import LayerCache
 from kvmerger.models import LoadedModel
 from kvmerger.stacks import room_for
@@ -46,9 +46,10 @@ class PrefillSession:
     def attend(
         self, layer_index: int, q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float
     ) -> Tensor:
-        """Causal attention; stores the layer's K/V as the full row's cache."""
+        """Causal attention (B, T, Q, D); stores the layer's K/V as the full row's cache."""
+        out_BTQD, lse_QN = causal_attention(q_BQTD, k_BHTD, v_BHTD, scaling)
         states = LayerStates(q_BQTD[0], k_BHTD[0], v_BHTD[0], scaling, *self._attention_input)
-        evidence = Evidence(states, layer_index, self._num_layers, self._prompt_seed)
+        evidence = Evidence(replace(states, lse_QN=lse_QN), layer_index, self._num_layers, self._prompt_seed)
         evidence.capture(self._needs)
         if not self._room:
             self._room = room_for(self._num_layers, k_BHTD[0])
@@ -58,7 +59,7 @@ class PrefillSession:
         evidence.point_at(layer.k_HND, layer.v_HND)
         self.layers.append(layer)
         self.evidence.append(evidence)
-        return _causal_attention(q_BQTD, k_BHTD, v_BHTD, scaling)
+        return out_BTQD
 
     @contextmanager
     def watching_inputs(self, attention_modules: Sequence[nn.Module], rotary: nn.Module) -> Iterator[None]:
@@ -90,19 +91,6 @@ def prefill(
     with session.watching_inputs(model.attention_modules, model.rotary) if is_watched else nullcontext():
         model.hidden_states(ids_1T, position_1T, session)
     return Prefilled(tuple(session.layers), tuple(session.evidence))
-
-
-def _causal_attention(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> Tensor:
-    """Attention output (B, T, Q, D), never through an n × n matrix."""
-    num_groups = q_BQTD.shape[1] // k_BHTD.shape[1]
-    if q_BQTD.is_cuda and q_BQTD.dtype == torch.float32:
-        # On CUDA only the flash kernel takes grouped heads, and it has no fp32: the fallback would be n × n.
-        k_BHTD, v_BHTD = (tensor.repeat_interleave(num_groups, dim=1) for tensor in (k_BHTD, v_BHTD))
-        num_groups = 1
-    out_BQTD = F.scaled_dot_product_attention(
-        q_BQTD, k_BHTD, v_BHTD, is_causal=True, scale=scaling, enable_gqa=num_groups > 1
-    )
-    return out_BQTD.transpose(1, 2).contiguous()
 
 
 def prompt_seed(context_ids: Sequence[int], seed: int) -> int:

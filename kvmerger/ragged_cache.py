@@ -10,37 +10,17 @@ Shapes: R rows, L layers, H KV heads, T new tokens, C tail capacity, D head size
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kvmerger.kernels.row_table import DeviceRows, PrefixTable
+from kvmerger.kernels.row_table import PrefixTable
 from kvmerger.layer_cache import LayerCache, storage_bytes
+from kvmerger.ragged_layer import OneEach, RaggedLayer, Room
 
 Prefix = tuple[LayerCache, ...]
 """One variant's cache, layer by layer."""
-
-
-@dataclass(frozen=True, slots=True)
-class RaggedLayer:
-    """One layer of a batch as an attention kernel sees it, the new tokens already in the tails.
-
-    Attributes:
-        prefix_R: each row's prefix; None for a row that holds nothing.
-        tail_k_RHCD, tail_v_RHCD: every row's tail, with room for C tokens.
-        tail_start_R: tail tokens of each row before the new ones.
-        num_new_R: new tokens of each row, at most T; a row with 0 attends to nothing.
-        device_rows: the same rows as a device kernel reads them; None where none does.
-    """
-
-    prefix_R: tuple[LayerCache | None, ...]
-    tail_k_RHCD: Tensor
-    tail_v_RHCD: Tensor
-    tail_start_R: tuple[int, ...]
-    num_new_R: tuple[int, ...]
-    device_rows: DeviceRows | None = None
 
 
 class _Arrival(NamedTuple):
@@ -64,29 +44,39 @@ class _Arrival(NamedTuple):
 class RaggedCache:
     """The caches of a batch of rows.
 
-    Changes only by `append` + `advance`, by `rewind`, and, for rows with a decode rule, by `lend_slots`, `forget_newest`
-    and `restore`.
+    Changes only by `append` + `advance`, by `append_one_each` + `count_read`, by `rewind`, and, for rows with a decode
+    rule, by `lend_slots`, `forget_newest` and `restore`.
     """
 
     def __init__(
-        self, prefixes: Sequence[Prefix | None], context_tokens_R: Sequence[int], tail_capacity: int
+        self,
+        prefixes: Sequence[Prefix | None],
+        context_tokens_R: Sequence[int],
+        tail_capacity: int,
+        room: Room | None = None,
     ) -> None:
         """Reserve tails of ``tail_capacity`` tokens for each of ``prefixes`` (at least one not None).
 
-        ``context_tokens_R`` are the true lengths of the compressed parts, where each row's positions continue.
+        ``context_tokens_R`` are the true lengths of the compressed parts, where each row's positions continue. With
+        ``room`` nothing is reserved: tails live there, with as much capacity as it has, and whatever it holds is overwritten.
         """
         self._prefixes = list(prefixes)
         self._context_tokens_R = tuple(context_tokens_R)
+        self._room = room
         template = next(prefix for prefix in self._prefixes if prefix is not None)
         shape = (len(self._prefixes), template[0].num_heads, tail_capacity, template[0].k_SD.shape[1])
-        self._tail_k = [layer.k_SD.new_zeros(shape) for layer in template]
-        self._tail_v = [layer.v_SD.new_zeros(shape) for layer in template]
+        self._tail_k = [layer.k_SD.new_zeros(shape) for layer in template] if room is None else room.tail_k_L
+        self._tail_v = [layer.v_SD.new_zeros(shape) for layer in template] if room is None else room.tail_v_L
         self._tail_length_R = (0,) * len(self._prefixes)
         self._num_read_R = self._tail_length_R
         self._lent_rows: set[int] = set()
         self._arrival: _Arrival | None = None
         device = template[0].k_SD.device
-        self._table = PrefixTable(self._prefixes, device) if device.type == "cuda" else None
+        self._table = (
+            PrefixTable(self._prefixes, device, None if room is None else room.columns_LRH5)
+            if device.type == "cuda"
+            else None
+        )
 
     @property
     def num_rows(self) -> int:
@@ -117,12 +107,69 @@ class RaggedCache:
         for tail_RHCD, new_RHTD in zip(tails, (k_RHTD, v_RHTD), strict=True):
             new_NHD = new_RHTD.transpose(1, 2)[arrival.row_N, arrival.token_N]
             tail_RHCD.transpose(1, 2)[arrival.row_N, arrival.place_N] = new_NHD
-        prefix_R = tuple(None if prefix is None else prefix[layer_index] for prefix in self._prefixes)
         device_rows = None
         if self._table is not None:
             self._table.follow(self._prefixes)
             device_rows = self._table.layer(layer_index, arrival.lengths_2R)
-        return RaggedLayer(prefix_R, *tails, self._tail_length_R, num_new_R, device_rows)
+        return RaggedLayer(
+            self._prefixes_of(layer_index), *tails, self._tail_length_R, num_new_R, device_rows
+        )
+
+    def append_one_each(
+        self, layer_index: int, k_RH1D: Tensor, v_RH1D: Tensor, arrival: OneEach
+    ) -> RaggedLayer:
+        """Write one new key and value of one layer behind every row's tail; nothing waits for the device.
+
+        A row that reads no token gets one all the same, behind its end, where nobody looks. With a prefix table, which must
+        be up to date (`follow`), the lengths of the layer that is returned are bounds: a device kernel has its own.
+        """
+        tails = (self._tail_k[layer_index], self._tail_v[layer_index])
+        for tail_RHCD, new_RH1D in zip(tails, (k_RH1D, v_RH1D), strict=True):
+            tail_RHCD.transpose(1, 2)[arrival.row_R, arrival.place_R] = new_RH1D[:, :, 0]
+        prefix_R = self._prefixes_of(layer_index)
+        if self._table is None:
+            tail_start_R, num_new_R = (tuple(counts) for counts in arrival.lengths_2R.tolist())
+            return RaggedLayer(prefix_R, *tails, tail_start_R, num_new_R)
+        longest_R = tuple(
+            0 if row in self._lent_rows else self.tail_capacity - 1 for row in range(self.num_rows)
+        )
+        device_rows = self._table.layer(layer_index, arrival.lengths_2R, arrival.most_slots)
+        return RaggedLayer(prefix_R, *tails, longest_R, (1,) * self.num_rows, device_rows)
+
+    def follow(self) -> None:
+        """Bring the prefix table up to date with lent slots, as `append_one_each` needs it."""
+        if self._table is not None:
+            self._table.follow(self._prefixes)
+
+    def count_read(self, num_read_R: Sequence[int]) -> None:
+        """Count tokens that `append_one_each` has written; a row with lent slots keeps an empty tail."""
+        grown_R = [0 if row in self._lent_rows else count for row, count in enumerate(num_read_R)]
+        self._tail_length_R = _sums(self._tail_length_R, grown_R)
+        self._num_read_R = _sums(self._num_read_R, num_read_R)
+
+    def is_in(self, room: Room | None) -> bool:
+        """Whether the tails live in this very ``room``."""
+        return room is not None and self._room is room
+
+    @property
+    def lent_rows(self) -> frozenset[int]:
+        """Rows whose slots are lent, by index."""
+        return frozenset(self._lent_rows)
+
+    @property
+    def most_slots(self) -> int:
+        """Slots of the longest prefix of any row, layer and head."""
+        return max(max(layer.num_slots_H) for prefix in self._prefixes if prefix for layer in prefix)
+
+    def newest_of(self, row: int) -> tuple[Tensor, Tensor]:
+        """Key and value (L, H, D) of the token that a row with lent slots has just read: the only one of its tail."""
+        k_LHD, v_LHD = (
+            torch.stack([tail[row, :, 0] for tail in tails]) for tails in (self._tail_k, self._tail_v)
+        )
+        return k_LHD, v_LHD
+
+    def _prefixes_of(self, layer_index: int) -> tuple[LayerCache | None, ...]:
+        return tuple(None if prefix is None else prefix[layer_index] for prefix in self._prefixes)
 
     def _arrival_of(self, num_new_R: tuple[int, ...], num_tokens: int, device: torch.device) -> _Arrival:
         asked = (self._tail_length_R, num_new_R, num_tokens)
@@ -137,10 +184,8 @@ class RaggedCache:
 
     def advance(self, num_new_R: tuple[int, ...]) -> None:
         """Count the tokens just appended to every layer as part of the tails."""
-        self._tail_length_R, self._num_read_R = (
-            tuple(count + num_new for count, num_new in zip(counts, num_new_R, strict=True))
-            for counts in (self._tail_length_R, self._num_read_R)
-        )
+        self._tail_length_R = _sums(self._tail_length_R, num_new_R)
+        self._num_read_R = _sums(self._num_read_R, num_new_R)
 
     def rewind(self, tail_length_R: Sequence[int | None]) -> None:
         """Forget what came after these tail lengths, each between 0 and the current one; None leaves a row as it is.
@@ -229,6 +274,10 @@ class RaggedCache:
                 continue
             for layer in prefix:
                 layer.check_integrity(is_in_order=row not in self._lent_rows)
+
+
+def _sums(count_R: Sequence[int], more_R: Sequence[int]) -> tuple[int, ...]:
+    return tuple(count + more for count, more in zip(count_R, more_R, strict=True))
 
 
 def _with(count_R: tuple[int, ...], row: int, count: int) -> tuple[int, ...]:

@@ -1,1 +1,1 @@
-"""Attention over ragged caches. `reference` defines the results; faster kernels have its signatures."""
+"""Attention over ragged caches, and of a prompt on itself. What has a reference is defined by it; faster kernels agree."""

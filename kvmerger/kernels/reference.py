@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kvmerger.layer_cache import LayerCache
-from kvmerger.ragged_cache import RaggedLayer
+from kvmerger.ragged_layer import RaggedLayer
 
 
 class SlotMass(NamedTuple):

@@ -39,14 +39,23 @@ class DeviceRows(NamedTuple):
 class PrefixTable:
     """Addresses and lengths of all rows' prefixes. Changes only by `follow`."""
 
-    def __init__(self, prefixes: Sequence[Sequence[LayerCache] | None], device: torch.device) -> None:
-        """Describe ``prefixes`` (at least one not None), one per row, whose tensors must be contiguous."""
+    def __init__(
+        self,
+        prefixes: Sequence[Sequence[LayerCache] | None],
+        device: torch.device,
+        out_LRH5: Tensor | None = None,
+    ) -> None:
+        """Describe ``prefixes`` (at least one not None), one per row, whose tensors must be contiguous.
+
+        ``out_LRH5``: int64 on ``device``, to be overwritten; by default a tensor of the table's own.
+        """
         self._template = next(prefix for prefix in prefixes if prefix is not None)
         self._prefixes = list(prefixes)
         described = {id(prefix): self._describe(prefix) for prefix in prefixes}
         columns_RLH5 = torch.stack([described[id(prefix)] for prefix in prefixes])
         self._most_slots_RL = columns_RLH5[..., -1].amax(dim=2).tolist()
-        self._columns_LRH5 = columns_RLH5.transpose(0, 1).contiguous().to(device)
+        columns_LRH5 = columns_RLH5.transpose(0, 1).contiguous()
+        self._columns_LRH5 = columns_LRH5.to(device) if out_LRH5 is None else out_LRH5.copy_(columns_LRH5)
 
     def follow(self, prefixes: Sequence[Sequence[LayerCache] | None]) -> None:
         """Describe anew the rows whose prefix is no longer the same object."""
@@ -57,9 +66,13 @@ class PrefixTable:
                 self._most_slots_RL[row] = columns_LH5[..., -1].amax(dim=1).tolist()
                 self._columns_LRH5[:, row] = columns_LH5.to(self._columns_LRH5.device, non_blocking=True)
 
-    def layer(self, layer_index: int, lengths_2R: Tensor) -> DeviceRows:
-        """One layer's rows; ``lengths_2R`` holds tail starts and numbers of new tokens, int32."""
-        most_slots = max(most_slots_L[layer_index] for most_slots_L in self._most_slots_RL)
+    def layer(self, layer_index: int, lengths_2R: Tensor, most_slots: int | None = None) -> DeviceRows:
+        """One layer's rows; ``lengths_2R`` holds tail starts and numbers of new tokens, int32.
+
+        ``most_slots``: a bound to use in place of the true number.
+        """
+        if most_slots is None:
+            most_slots = max(most_slots_L[layer_index] for most_slots_L in self._most_slots_RL)
         return DeviceRows(self._columns_LRH5[layer_index], lengths_2R[0], lengths_2R[1], most_slots)
 
     def _describe(self, prefix: Sequence[LayerCache] | None) -> Tensor:

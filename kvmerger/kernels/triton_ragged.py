@@ -8,7 +8,9 @@ Shapes: as in `reference` and `triton_attend`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -19,21 +21,35 @@ from kvmerger.kernels.reference import Attended, SlotMass
 from kvmerger.kernels.row_table import DeviceRows, PrefixTable, lengths_on_device
 from kvmerger.kernels.triton_attend import attend_kernel, combine_kernel
 from kvmerger.kernels.triton_mass import mass_kernel
-from kvmerger.ragged_cache import RaggedLayer
+from kvmerger.ragged_layer import RaggedLayer
 
-SPLIT_SLOTS = (
-    256  # slots of one part: enough parts to fill a GPU at 1k slots a row, few enough to put together
-)
-MOST_SPLIT_QUERIES = (
-    16  # a dot's fewest rows; with more queries their blocks fill the GPU, and partial outputs would grow
-)
-MOST_BLOCK_QUERIES = {
-    2: 64,
-    4: 16,
-}  # by bytes of an element: fp32 dots are unrolled, and compile for minutes when large
-BLOCK_SLOTS = {2: 64, 4: 32}
 PARTS_AT_ONCE = 16
 FEWEST_DOT_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a call's work is cut. The last bits of results depend on it, so a dtype has one.
+
+    Attributes:
+        queries: most queries of a block; a block has at least `FEWEST_DOT_ROWS`.
+        slots: slots of a block.
+        split_slots: slots of one part, where a row's slots are split: enough parts to fill a GPU at 1k slots a row, few
+            enough to put together.
+        most_split_queries: with more queries of a KV head their blocks fill the GPU, and partial outputs would grow.
+        num_warps, num_stages: Triton's two knobs.
+    """
+
+    queries: int
+    slots: int
+    split_slots: int = 256
+    most_split_queries: int = 16
+    num_warps: int = 4
+    num_stages: int = 2
+
+
+HALF = Tiling(queries=64, slots=64)
+FULL = Tiling(queries=16, slots=32)  # fp32 dots are unrolled, and compile for minutes when large
 
 
 class _Shape(NamedTuple):
@@ -42,21 +58,27 @@ class _Shape(NamedTuple):
     sizes: dict[str, int]
     strides: dict[str, int]
     blocks: dict[str, Any]
+    tiling: Tiling
 
 
 def ragged_attention(
-    q_RQTD: Tensor, layer: RaggedLayer, scaling: float, mass_rows: Collection[int] = ()
+    q_RQTD: Tensor,
+    layer: RaggedLayer,
+    scaling: float,
+    mass_rows: Collection[int] = (),
+    tiling: Tiling | None = None,
 ) -> Attended:
     """Attention of each row's new tokens over its whole prefix and, causally, its tail; see `reference`.
 
     Args:
         q_RQTD: of the prefixes' dtype, on their device; a head's size times the dtype's must be a multiple of 16 bytes.
+        tiling: for measuring; by dtype when None.
     """
     q_RQTD = q_RQTD if q_RQTD.stride(3) == 1 else q_RQTD.contiguous()
     rows = layer.device_rows or _rows_of(layer, q_RQTD.device)
-    shape = _shape_of(q_RQTD, layer)
+    shape = _shape_of(q_RQTD, layer, tiling or tiling_for(q_RQTD))
     num_queries = shape.sizes["num_tokens"] * shape.sizes["num_groups"]
-    is_split = q_RQTD.shape[2] == 1 or num_queries <= MOST_SPLIT_QUERIES
+    is_split = q_RQTD.shape[2] == 1 or num_queries <= shape.tiling.most_split_queries
     attend = _attend_in_parts if is_split else _attend_at_once
     out_RTQD, lse_RHX = attend(q_RQTD, layer, rows, scaling, shape)
     asking = [row for row in sorted(mass_rows) if layer.prefix_R[row] is not None and layer.num_new_R[row]]
@@ -78,7 +100,8 @@ def _attend_in_parts(
     out_RTQD, lse_RHX = _empty_outputs(q_RQTD, layer)
     num_rows, num_heads, num_queries = lse_RHX.shape
     longest_tail = max(map(sum, zip(layer.tail_start_R, layer.num_new_R, strict=True)))
-    num_parts = max(1, triton.cdiv(rows.most_slots, SPLIT_SLOTS) + triton.cdiv(longest_tail, SPLIT_SLOTS))
+    split_slots = shape.tiling.split_slots
+    num_parts = max(1, triton.cdiv(rows.most_slots, split_slots) + triton.cdiv(longest_tail, split_slots))
     part_lse_RHPX = lse_RHX.new_empty(num_rows, num_heads, num_parts, num_queries)
     part_out_RHPXD = lse_RHX.new_empty(*part_lse_RHPX.shape, q_RQTD.shape[3])
     parts = (part_out_RHPXD, part_lse_RHPX)
@@ -95,7 +118,7 @@ def _attend_in_parts(
         HEAD_DIM=shape.blocks["HEAD_DIM"],
         BLOCK_D=shape.blocks["BLOCK_D"],
         BLOCK_P=PARTS_AT_ONCE,
-        SPLIT_SLOTS=SPLIT_SLOTS,
+        SPLIT_SLOTS=split_slots,
         num_warps=2,
     )
     return out_RTQD, lse_RHX
@@ -127,10 +150,10 @@ def _launch_attend(
         num_parts=num_parts,
         **shape.strides,
         **shape.blocks,
-        SPLIT_SLOTS=SPLIT_SLOTS,
+        SPLIT_SLOTS=shape.tiling.split_slots,
         IS_SPLIT=is_split,
-        num_warps=4,
-        num_stages=2,
+        num_warps=shape.tiling.num_warps,
+        num_stages=shape.tiling.num_stages,
     )
 
 
@@ -157,7 +180,7 @@ def _slot_mass(
         rows.tail_start_R,
         rows.num_new_R,
         lse_RHX,
-        torch.tensor(asking, dtype=torch.int32).to(q_RQTD.device, non_blocking=True),
+        _on_device(tuple(asking), q_RQTD.device),
         prefix_mass_MW,
         tail_mass_MHY,
         scaling,
@@ -167,13 +190,20 @@ def _slot_mass(
         num_prefix_blocks=num_prefix_blocks,
         **shape.strides,
         **shape.blocks,
-        num_warps=4,
-        num_stages=2,
+        num_warps=shape.tiling.num_warps,
+        num_stages=shape.tiling.num_stages,
     )
     return {
         row: SlotMass(prefix_mass_MW[index, : num_slots[row]], tail_mass_MHY[index, :, : num_tail[row]])
         for index, row in enumerate(asking)
     }
+
+
+@functools.lru_cache(maxsize=64)
+def _on_device(rows: tuple[int, ...], device: torch.device) -> Tensor:
+    """Row numbers, int32; uploaded once, since a CUDA graph that is being captured may upload nothing."""
+    with torch.inference_mode(False):  # whoever asks first, the tensor is one that everybody may use
+        return torch.tensor(rows, dtype=torch.int32, device=device)
 
 
 def _rows_of(layer: RaggedLayer, device: torch.device) -> DeviceRows:
@@ -184,23 +214,27 @@ def _rows_of(layer: RaggedLayer, device: torch.device) -> DeviceRows:
     )
 
 
-def _shape_of(q_RQTD: Tensor, layer: RaggedLayer) -> _Shape:
+def tiling_for(q_RQTD: Tensor) -> Tiling:
+    """The tiling that is used for queries like these."""
+    return FULL if q_RQTD.element_size() == torch.float32.itemsize else HALF
+
+
+def _shape_of(q_RQTD: Tensor, layer: RaggedLayer, tiling: Tiling) -> _Shape:
     num_heads, head_dim = layer.tail_k_RHCD.shape[1], q_RQTD.shape[3]
     assert layer.tail_k_RHCD.stride() == layer.tail_v_RHCD.stride()
     assert layer.tail_k_RHCD.stride()[2:] == (head_dim, 1), "a tail's tokens lie one after the other"
     num_groups, num_tokens = q_RQTD.shape[1] // num_heads, q_RQTD.shape[2]
-    most_queries = MOST_BLOCK_QUERIES[q_RQTD.element_size()]
     num_queries = triton.next_power_of_2(num_groups * num_tokens)
     blocks = {
         "HEAD_DIM": head_dim,
         "BLOCK_D": max(FEWEST_DOT_ROWS, triton.next_power_of_2(head_dim)),
-        "BLOCK_X": min(max(num_queries, FEWEST_DOT_ROWS), most_queries),
-        "BLOCK_S": BLOCK_SLOTS[q_RQTD.element_size()],
+        "BLOCK_X": min(max(num_queries, FEWEST_DOT_ROWS), tiling.queries),
+        "BLOCK_S": tiling.slots,
     }
     strides = dict(zip(("q_stride_R", "q_stride_Q", "q_stride_T"), q_RQTD.stride(), strict=False))
     strides |= dict(zip(("tail_stride_R", "tail_stride_H"), layer.tail_k_RHCD.stride(), strict=False))
     sizes = {"num_heads": num_heads, "num_groups": num_groups, "num_tokens": num_tokens}
-    return _Shape(sizes, strides, blocks)
+    return _Shape(sizes, strides, blocks, tiling)
 
 
 def _empty_outputs(q_RQTD: Tensor, layer: RaggedLayer) -> tuple[Tensor, Tensor]:

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from tests.jobs.sweep_fakes import save_data, save_tiny_model, save_settings
 
 from jobs.config import load_settings
 from jobs.preparation import prepare
 from jobs.results import ResultStore
+from tests.jobs.sweep_fakes import save_data, save_settings, save_tiny_model
 
 
 @pytest.mark.parametrize(

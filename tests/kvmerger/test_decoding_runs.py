@@ -55,7 +55,8 @@ def test_rows_report_constant_memory_and_what_left(seed: int) -> None:
         assert len(decoding) == NUM_NEW_TOKENS
         assert len({point.live_bytes for point in decoding}) == 1, "one in, one out"
         assert all(point.reserved_bytes >= point.live_bytes + row.kv_bytes for point in decoding)
-        assert row.seconds["decode_rules_shared_s"] <= row.seconds["decode_shared_s"]
+        # Inside a CUDA graph rules cannot be timed apart.
+        assert row.seconds.get("decode_rules_shared_s", 0.0) <= row.seconds["decode_shared_s"]
         merged = row.counters["num_decode_merged"]
         assert merged <= row.counters["num_decode_evicted"]
         assert (merged > 0) == label.startswith("cam")

@@ -5,7 +5,6 @@ from itertools import pairwise
 import pytest
 import torch
 
-import kvmerger.evidence as evidence_module
 from kvmerger.evidence import (
     ATTENTION_MASS,
     KEY_NORMS,
@@ -17,6 +16,7 @@ from kvmerger.evidence import (
     register_evidence,
     window_attention,
 )
+from kvmerger.kernels import prompt_reference
 
 
 def random_states(seed: int, dtype: torch.dtype, num_tokens: int = 157) -> LayerStates:
@@ -40,12 +40,22 @@ def whole_attention(states: LayerStates) -> torch.Tensor:
 def test_attention_mass_is_the_column_sum(
     max_block_scores: int, dtype: torch.dtype, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evidence_module, "_MAX_BLOCK_SCORES", max_block_scores)
+    monkeypatch.setattr(prompt_reference, "_MAX_BLOCK_SCORES", max_block_scores)
     states = random_states(seed, dtype)
     evidence = Evidence(states, 0, 1, 0)
     evidence.capture({ATTENTION_MASS})
     expected_HN = whole_attention(states).sum(dim=1).view(2, 3, -1).mean(dim=1)
     torch.testing.assert_close(evidence.get(ATTENTION_MASS).double(), expected_HN, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 2])
+def test_the_shortest_prompts_have_a_mass(num_tokens: int, seed: int) -> None:
+    states = random_states(seed, torch.float32, num_tokens)
+    evidence = Evidence(states, 0, 1, 0)
+    evidence.capture({ATTENTION_MASS, window_attention(4)})
+    mass_HN = evidence.get(ATTENTION_MASS)
+    torch.testing.assert_close(mass_HN.sum(dim=1), torch.full((2,), float(num_tokens)))
+    assert evidence.get(window_attention(4)).shape == (6, num_tokens)
 
 
 @pytest.mark.parametrize("window_tokens", [1, 16, 500])

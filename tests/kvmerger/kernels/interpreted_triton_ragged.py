@@ -1,7 +1,7 @@
-"""The Triton kernels under its CPU interpreter; run by test_triton_ragged.py in a process of its own.
+"""The Triton kernels under its CPU interpreter; run by test_triton_kernels.py in a process of its own.
 
-The interpreter takes seconds for what a GPU does in microseconds: a few shapes that meet every ratio, size and width.
-tests/gpu/test_ragged_triton.py takes them all.
+The interpreter takes seconds for what a GPU does in microseconds. tests/gpu/test_ragged_triton.py runs the same cases and
+more on CUDA.
 """
 
 import pytest
@@ -9,7 +9,10 @@ import torch
 
 import tests.kvmerger.kernels.triton_interpreter  # noqa: F401  (before any kernel)
 from tests.kvmerger.kernels.ragged_cases import (
+    FEW,
+    FIELDS,
     check_against_both,
+    check_any_tiling,
     check_changed_rows_are_followed,
     check_rows_do_not_see_each_other,
     random_case,
@@ -18,18 +21,7 @@ from tests.kvmerger.kernels.ragged_cases import (
 LONGEST = 140  # slots of a head
 
 
-@pytest.mark.parametrize(
-    ("num_groups", "head_dim", "num_tokens", "dtype"),
-    [
-        (1, 16, 1, torch.float32),
-        (4, 64, 1, torch.bfloat16),
-        (3, 80, 1, torch.float16),
-        (8, 16, 2, torch.float32),
-        (3, 64, 17, torch.bfloat16),
-        (4, 128, 65, torch.bfloat16),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(FIELDS, FEW, ids=str)
 def test_equals_the_reference_and_float64(
     num_groups: int, head_dim: int, num_tokens: int, dtype: torch.dtype, seed: int
 ) -> None:
@@ -53,6 +45,11 @@ def test_a_prefix_of_several_splits_is_put_together(seed: int) -> None:
 def test_a_rows_bits_do_not_depend_on_its_neighbours(num_tokens: int, dtype: torch.dtype, seed: int) -> None:
     case = random_case(seed, num_heads=1, head_dim=16, num_tokens=num_tokens, dtype=dtype, longest=LONGEST)
     check_rows_do_not_see_each_other(case)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 9])
+def test_any_tiling_gives_the_same_numbers(num_tokens: int, seed: int) -> None:
+    check_any_tiling(random_case(seed, num_heads=1, head_dim=16, num_tokens=num_tokens, longest=LONGEST // 2))
 
 
 def test_changed_rows_are_followed(seed: int) -> None:

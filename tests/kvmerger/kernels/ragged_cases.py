@@ -1,10 +1,12 @@
 """Random batches for ragged attention on any device, a dense float64 computation of them, and what both must agree on.
 
-Used under Triton's interpreter on the CPU and, unchanged, on CUDA.
+Used under Triton's interpreter on the CPU and, unchanged, on CUDA; both run `FEW`, CUDA also `MANY`.
 """
 
+import itertools
 import random
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +15,29 @@ from kvmerger.kernels import reference
 from kvmerger.kernels.reference import Attended
 from kvmerger.kernels.row_table import PrefixTable, lengths_on_device
 from kvmerger.layer_cache import LayerCache
-from kvmerger.ragged_cache import RaggedLayer
+from kvmerger.ragged_layer import RaggedLayer
+from tests.kvmerger.kernels.poison import poisoned_memory
 
 POISON = float("nan")
 # Rounding of the output itself, and of sums in another order.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 MASS_TOLERANCE = 2e-5
 TAIL_ROOM = 5
+
+FIELDS = ("num_groups", "head_dim", "num_tokens", "dtype")
+# Every ratio of heads, size and width once.
+FEW = [
+    (1, 16, 1, torch.float32),
+    (4, 64, 1, torch.bfloat16),
+    (3, 80, 1, torch.float16),
+    (8, 16, 2, torch.float32),
+    (3, 64, 17, torch.bfloat16),
+    (4, 128, 65, torch.bfloat16),
+]
+MANY = [
+    *itertools.product((1, 3, 4, 8), (16, 64, 128), (1, 2, 17, 65), TOLERANCE),
+    *itertools.product((3,), (80, 96, 256), (1, 40), TOLERANCE),
+]
 
 
 @dataclass(frozen=True)
@@ -180,20 +198,28 @@ def check_changed_rows_are_followed(case: Case) -> None:
     check_against_both(replace(case, layer=changed))
 
 
-def attend_into_poison(case: Case) -> Attended:
+def check_any_tiling(case: Case) -> None:
+    """However the work is cut, the numbers are the same up to rounding."""
+    from kvmerger.kernels import triton_ragged
+
+    for tiling in (
+        triton_ragged.Tiling(16, 16, split_slots=48),
+        triton_ragged.Tiling(32, 128, split_slots=128),
+    ):
+        ours, theirs = attend_into_poison(case, tiling), attend_into_poison(case)
+        tolerance = TOLERANCE[case.q_RQTD.dtype]
+        torch.testing.assert_close(ours.out_RTQD, theirs.out_RTQD, atol=tolerance, rtol=tolerance)
+        for row, mass in theirs.mass_by_row.items():
+            for our_part, their_part in zip(ours.mass_by_row[row], mass, strict=True):
+                torch.testing.assert_close(our_part, their_part, atol=MASS_TOLERANCE, rtol=MASS_TOLERANCE)
+
+
+def attend_into_poison(case: Case, tiling: Any = None) -> Attended:
     """Triton's result when all memory it gets unwritten holds NaN."""
     from kvmerger.kernels import triton_ragged
 
-    was = (torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory)
-    torch.use_deterministic_algorithms(
-        True, warn_only=True
-    )  # only then does torch fill what is left unwritten
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    try:
-        return triton_ragged.ragged_attention(*arguments(case))
-    finally:
-        torch.use_deterministic_algorithms(was[0])
-        torch.utils.deterministic.fill_uninitialized_memory = was[1]
+    with poisoned_memory():
+        return triton_ragged.ragged_attention(*arguments(case), tiling)
 
 
 def arguments(case: Case) -> tuple[Tensor, RaggedLayer, float, tuple[int, ...]]:

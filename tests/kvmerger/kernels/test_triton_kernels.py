@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 TIMEOUT_S = 900
-INTERPRETED = Path(__file__).with_name("interpreted_triton_ragged.py")
+INTERPRETED = sorted(Path(__file__).parent.glob("interpreted_*.py"))
 
 
 @pytest.mark.skipif(
     importlib.util.find_spec("triton") is None,
     reason="triton is not installed: it comes with torch's CUDA builds, or pip install --no-deps triton",
 )
-def test_kernels_under_the_interpreter(repo_root: Path) -> None:
-    command = [sys.executable, "-m", "pytest", str(INTERPRETED), "-q", "-p", "no:cacheprovider"]
+@pytest.mark.parametrize("tests", INTERPRETED, ids=lambda path: path.stem)
+def test_kernels_under_the_interpreter(tests: Path, repo_root: Path) -> None:
+    command = [sys.executable, "-m", "pytest", str(tests), "-q", "-p", "no:cacheprovider"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(

@@ -1,0 +1,40 @@
+"""One run of something: seconds until the device has finished, and the most memory it held meanwhile."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+
+from kvmerger.device_time import now_s
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Timed(Generic[T]):
+    """peak_bytes: most allocated at once, weights included; None without CUDA."""
+
+    result: T
+    seconds: float
+    peak_bytes: int | None
+
+
+def timed(call: Callable[[], T], device: torch.device) -> Timed[T]:
+    """Run ``call`` once, from an idle device to an idle device."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    start_s = now_s(device)
+    result = call()
+    seconds = now_s(device) - start_s
+    return Timed(result, seconds, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what a finished or failed run left behind, so that the next one starts as it did."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

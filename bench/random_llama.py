@@ -1,0 +1,136 @@
+"""A Llama of a given shape with random weights, and prompts whose neighbouring keys are alike: cost without a download.
+
+What a policy costs depends on shapes and on how many slots it keeps, not on what the weights know. Only one outcome depends
+on the keys themselves: what KVMerger's threshold mode keeps. So prompts repeat each token a few times, which gives runs of
+similar keys in every layer, and how often is chosen by looking at what is kept.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+
+from kvmerger.attention import ATTENTION_NAME, register_attention
+from kvmerger.compress import compress_all
+from kvmerger.fused import needs_of
+from kvmerger.generation import Prompt, Question
+from kvmerger.model_source import ModelInfo
+from kvmerger.models import LoadedModel
+from kvmerger.prefill import prefill
+from kvmerger.variants import FULL, Variant, build_variant, parse_policies
+
+NUM_NEW_TOKENS = 64
+BUDGETS = (0.5, 0.35)
+EVICTING = ("streaming_llm", "knorm", "snapkv", "tova", "keydiff", "h2o")
+MERGING = ("kvmerger_paper", "kvmerger")
+SHAPES: dict[str, dict[str, Any]] = {
+    "8b": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
+    },
+    "tiny": {
+        "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 12, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 1000, "max_position_embeddings": 131072,
+    },
+}  # fmt: skip
+"""Llama-3.1-8B's, and one to try the benchmarks with on a CPU."""
+_LLAMA_31_ROPE = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+# Tried in turn until threshold mode keeps what is wanted: heavy tokens, which are never merged, cut runs short.
+_RUN_LENGTHS = (2.0, 2.5, 1.75, 3.0, 1.5, 4.0, 6.0, 1.25)
+WANTED_SHARES = (0.45, 0.55)
+_TAIL_TOKENS = 8
+
+
+def random_llama(shape: str, device: str, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> LoadedModel:
+    """A model made on ``device``, behind the seam, without an end token: every answer has its full length."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        **SHAPES[shape], rope_parameters=_LLAMA_31_ROPE, bos_token_id=0, eos_token_id=None, pad_token_id=None
+    )
+    register_attention()
+    torch.manual_seed(seed)
+    with torch.device(device):
+        module = LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation=ATTENTION_NAME)
+    module = module.eval().requires_grad_(False)
+    module.generation_config.eos_token_id = None
+    return LoadedModel(module, _info(shape, config, module, device), frozenset())
+
+
+def weight_bytes_per_step(model: LoadedModel) -> int:
+    """Bytes of weights that one decoding step reads: all but the embedding table, of which it reads a row."""
+    module: Any = model.module
+    return (
+        sum(parameter.nbytes for parameter in module.parameters())
+        - module.get_input_embeddings().weight.nbytes
+    )
+
+
+def race_variants() -> list[Variant]:
+    """The 14 variants of the race; with the full cache they are 15."""
+    entries: list[dict[str, Any]] = [{"name": name, "budget": list(BUDGETS)} for name in EVICTING]
+    entries += [{"name": name, "budget": BUDGETS[0]} for name in MERGING]
+    return [build_variant(spec) for spec in parse_policies(entries)]
+
+
+def planted_ids(num_tokens: int, run_length: float, vocab_size: int, seed: int = 0) -> tuple[int, ...]:
+    """``num_tokens`` ids: a 0, then random tokens, each repeated ``run_length`` times on average."""
+    draw = random.Random(seed)
+    ids = [0]
+    while len(ids) < num_tokens:
+        repeats = int(run_length) + (draw.random() < run_length % 1)
+        ids += [draw.randrange(1, vocab_size)] * repeats
+    return tuple(ids[:num_tokens])
+
+
+def make_prompt(
+    model: LoadedModel, num_tokens: int, run_length: float, num_new_tokens: int, seed: int = 0
+) -> Prompt:
+    """A compressed part of ``num_tokens`` with one question, which compression does not see."""
+    ids = planted_ids(num_tokens + _TAIL_TOKENS, run_length, model.info.vocab_size, seed)
+    question = Question(ids[num_tokens:], (), num_new_tokens)
+    return Prompt(ids[:num_tokens], (question,))
+
+
+@torch.inference_mode()
+def kept_share(model: LoadedModel, prompt: Prompt) -> float:
+    """What `kvmerger_paper` keeps of ``prompt``'s slots at its protected fractions for half of them."""
+    (spec,) = parse_policies([{"name": "kvmerger_paper", "budget": BUDGETS[0]}])
+    variant = build_variant(spec)
+    done = compress_all(prefill(model, prompt.context_ids, needs_of([variant])), [variant]).done
+    slots = {label: sum(layer.num_slots for layer in done[label].prefix) for label in (FULL, spec.label)}
+    return slots[spec.label] / slots[FULL]
+
+
+def choose_run_length(model: LoadedModel, num_tokens: int) -> tuple[float, float]:
+    """The first run length with which threshold mode keeps a wanted share, or else the one nearest to it; and that share."""
+    shares: dict[float, float] = {}
+    middle = sum(WANTED_SHARES) / 2
+    for run_length in _RUN_LENGTHS:
+        shares[run_length] = kept_share(model, make_prompt(model, num_tokens, run_length, 1))
+        if WANTED_SHARES[0] <= shares[run_length] <= WANTED_SHARES[1]:
+            break
+    best = min(shares, key=lambda run_length: abs(shares[run_length] - middle))
+    return best, shares[best]
+
+
+def _info(shape: str, config: Any, module: Any, device: str) -> ModelInfo:
+    return ModelInfo(
+        name=f"random-{shape}",
+        revision="random",
+        model_type=config.model_type,
+        num_layers=config.num_hidden_layers,
+        num_query_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.hidden_size // config.num_attention_heads,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_position_embeddings,
+        dtype=str(module.dtype).removeprefix("torch."),
+        device=device,
+        weight_bytes=sum(parameter.nbytes for parameter in module.parameters()),
+    )

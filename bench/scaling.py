@@ -1,0 +1,145 @@
+"""Items per hour through the real service with one actor, two, and so on: how near to linear?
+
+    python -m bench.scaling [--actors 1 2] [--items 200] [--model demo] [--length 4096] [--output DIR]
+
+Each count is a whole `jobs/sweep.py` with Ray in a fresh folder, tracking off, on RULER items that need no download. The rate
+is that of a sweep under way: from the moment when each actor has finished two items on average to the last item, so that
+starting Ray and loading models, which a longer sweep pays once, is left out, and the last actor's tail is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+_TASKS = ("ruler/niah_single_2", "ruler/vt")
+_POLICIES = ("kvmerger", "snapkv", "streaming_llm", "knorm", "tova", "keydiff", "h2o")
+_WARM_UP_ITEMS = 2
+"""Of each actor."""
+_TARGET = 0.95
+_EXIT_OK, _EXIT_SOME_FAILED = 0, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """One sweep: wall seconds of the whole command, and items per hour while it was under way."""
+
+    actors: int
+    num_items: int
+    num_failed_rows: int
+    wall_s: float
+    items_per_hour: float
+
+
+def main() -> None:
+    """Run the sweeps and print a table."""
+    options = _parser().parse_args()
+    folder = options.output or Path(tempfile.mkdtemp(prefix="scaling-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    measured: list[Scaled] = []
+    for actors in options.actors:
+        settings = settings_for(options, actors, folder / f"actors-{actors}-{time.time_ns()}")
+        measured.append(run_sweep(settings, actors, folder / f"actors-{actors}.yaml"))
+        print(json.dumps(asdict(measured[-1])), flush=True)
+        if out := os.environ.get("OUT"):
+            with (Path(out) / "scaling.jsonl").open("a") as stream:
+                stream.write(json.dumps(asdict(measured[-1])) + "\n")
+    print(markdown(measured))
+
+
+def settings_for(options: argparse.Namespace, actors: int, output_dir: Path) -> dict[str, Any]:
+    """The sweep: the same items for every number of actors."""
+    per_task = -(-options.items // len(_TASKS))
+    return {
+        "name": f"scaling-{actors}",
+        "model": {"name": options.model},
+        "tasks": [{"name": task, "length": options.length, "limit": per_task, "seed": 7} for task in _TASKS],
+        "policies": ["full", *({"name": name, "budget": 0.5} for name in _POLICIES)],
+        "query_mode": "query_agnostic",
+        "executor": "ray",
+        "actors": {"count": actors, **({"num_cpus": options.num_cpus} if options.num_cpus else {})},
+        "output_dir": str(output_dir.absolute()),
+        "tracking": False,  # what `tracking: off` is once YAML has been read
+    }
+
+
+def run_sweep(settings: Mapping[str, Any], actors: int, config: Path) -> Scaled:
+    """Run one sweep in a process of its own, with Ray; ends this program if it could not run."""
+    config.write_text(json.dumps(settings))  # JSON is YAML
+    start_s = time.monotonic()
+    code = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / "sweep.py"), str(config)],
+        cwd=ROOT, check=False, stdout=sys.stderr, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ).returncode  # fmt: skip
+    if code not in (_EXIT_OK, _EXIT_SOME_FAILED):
+        raise SystemExit(f"the sweep of {config} ended with exit code {code}; what it said is above")
+    wall_s = time.monotonic() - start_s
+    from jobs.results import ResultStore
+
+    rows = ResultStore(Path(settings["output_dir"])).read_table().to_pylist()
+    finished = {row["item_id"]: row["created_at_s"] for row in rows}
+    return Scaled(
+        actors,
+        len(finished),
+        sum(row["status"] == "failed" for row in rows),
+        wall_s,
+        items_per_hour(sorted(finished.values()), actors),
+    )
+
+
+def items_per_hour(finished_s: Sequence[float], actors: int) -> float:
+    """The rate after each actor's warm-up; ``finished_s`` ascends, one moment per item.
+
+    Raises:
+        ValueError: hardly any item is left after the warm-up.
+    """
+    num_skipped = _WARM_UP_ITEMS * actors
+    if len(finished_s) < 2 * num_skipped:
+        raise ValueError(
+            f"{len(finished_s)} items are too few for {actors} actors; ask for {2 * num_skipped} or more with --items"
+        )
+    return 3600 * (len(finished_s) - num_skipped) / (finished_s[-1] - finished_s[num_skipped - 1])
+
+
+def markdown(measured: Sequence[Scaled]) -> str:
+    """A table with each rate as a share of the first one's, scaled by the number of actors."""
+    base = measured[0].items_per_hour / measured[0].actors
+    lines = [
+        f"| actors | items | failed rows | wall s | items per hour | of linear (asked: ≥ {_TARGET:.0%}) |",
+        "|--:|--:|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {one.actors} | {one.num_items} | {one.num_failed_rows} | {one.wall_s:.0f} | {one.items_per_hour:,.0f} | "
+        f"{one.items_per_hour / one.actors / base:.1%} |"
+        for one in measured
+    ]
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--actors", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--items", type=int, default=200)
+    parser.add_argument("--length", type=int, default=4096, help="tokens of prompt and answer together")
+    parser.add_argument("--model", default="demo", help="demo, a local folder or a hub id")
+    parser.add_argument("--num-cpus", type=float, help="of each actor; default: as the service decides")
+    parser.add_argument(
+        "--output", type=Path, help="a folder for the sweeps; default: a new one under the system's"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()

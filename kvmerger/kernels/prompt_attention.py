@@ -1,0 +1,83 @@
+"""Causal attention of a prompt on itself, by the kernel that torch chooses, and its log-sum-exp where that kernel tells.
+
+The log-sum-exp is always taken along, whoever needs it: asking changes no bit of the output then.
+
+Shapes: B = 1, N = T tokens, Q query heads, H KV heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend
+
+FLASH_HEAD_DIM_STEP = 8  # `scaled_dot_product_attention` pads other head sizes; the operator below does not
+
+
+class Attended(NamedTuple):
+    """Attention output (B, T, Q, D), and the natural log-sum-exp of each query's scaled scores: fp32 (Q, N), or None."""
+
+    out_BTQD: Tensor
+    lse_QN: Tensor | None
+
+
+def causal_attention(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> Attended:
+    """Causal attention, never through an n × n matrix."""
+    if q_BQTD.is_cuda and q_BQTD.dtype == torch.float32:
+        # On CUDA only kernels without fp32 take grouped heads: the fallback would be n × n.
+        num_groups = q_BQTD.shape[1] // k_BHTD.shape[1]
+        k_BHTD, v_BHTD = (tensor.repeat_interleave(num_groups, dim=1) for tensor in (k_BHTD, v_BHTD))
+    kernel = _kernel_with_lse(q_BQTD, k_BHTD, v_BHTD, scaling)
+    if kernel is None:
+        is_grouped = q_BQTD.shape[1] > k_BHTD.shape[1]
+        out_BQTD = F.scaled_dot_product_attention(
+            q_BQTD, k_BHTD, v_BHTD, is_causal=True, scale=scaling, enable_gqa=is_grouped
+        )
+        return Attended(out_BQTD.transpose(1, 2).contiguous(), None)
+    out_BQTD, lse_BQX = kernel(q_BQTD, k_BHTD, v_BHTD, scaling)
+    # One kernel rounds the number of queries up, one has a last dimension of 1.
+    lse_QN = lse_BQX[0].reshape(q_BQTD.shape[1], -1)[:, : q_BQTD.shape[2]]
+    return Attended(out_BQTD.transpose(1, 2).contiguous(), lse_QN)
+
+
+_Kernel = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+
+def _kernel_with_lse(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> _Kernel | None:
+    """The kernel that `scaled_dot_product_attention` would choose, if it is one that tells its log-sum-exp."""
+    if not q_BQTD.is_cuda or q_BQTD.shape[3] % FLASH_HEAD_DIM_STEP:
+        return None
+    is_grouped = q_BQTD.shape[1] > k_BHTD.shape[1]
+    choice = torch._fused_sdp_choice(
+        q_BQTD, k_BHTD, v_BHTD, is_causal=True, scale=scaling, enable_gqa=is_grouped
+    )
+    return _KERNELS.get(SDPBackend(choice))
+
+
+def _flash(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    attend = torch.ops.aten._scaled_dot_product_flash_attention
+    out_BQTD, lse_BQT, *_ = attend(q_BQTD, k_BHTD, v_BHTD, 0.0, True, False, scale=scaling)
+    return out_BQTD, lse_BQT
+
+
+def _cudnn(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    attend = torch.ops.aten._scaled_dot_product_cudnn_attention
+    out_BQTD, lse_BQT1, *_ = attend(q_BQTD, k_BHTD, v_BHTD, None, True, 0.0, True, False, scale=scaling)
+    return out_BQTD, lse_BQT1
+
+
+def _efficient(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    attend = torch.ops.aten._scaled_dot_product_efficient_attention
+    out_BQTD, lse_BQX, *_ = attend(q_BQTD, k_BHTD, v_BHTD, None, True, 0.0, True, scale=scaling)
+    return out_BQTD, lse_BQX
+
+
+_KERNELS: dict[SDPBackend, _Kernel] = {
+    SDPBackend.FLASH_ATTENTION: _flash,
+    SDPBackend.CUDNN_ATTENTION: _cudnn,
+    SDPBackend.EFFICIENT_ATTENTION: _efficient,
+}

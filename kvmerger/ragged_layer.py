@@ -1,0 +1,57 @@
+"""What passes between a batch's cache and those who read and write it: layers as kernels see them, arrivals, memory.
+
+Shapes: R rows, L layers, H KV heads, T new tokens, C tail capacity, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from kvmerger.kernels.row_table import DeviceRows
+from kvmerger.layer_cache import LayerCache
+
+
+@dataclass(frozen=True, slots=True)
+class RaggedLayer:
+    """One layer of a batch as an attention kernel sees it, the new tokens already in the tails.
+
+    Attributes:
+        prefix_R: each row's prefix; None for a row that holds nothing.
+        tail_k_RHCD, tail_v_RHCD: every row's tail, with room for C tokens.
+        tail_start_R: tail tokens of each row before the new ones.
+        num_new_R: new tokens of each row, at most T; a row with 0 attends to nothing.
+        device_rows: the same rows as a device kernel reads them; None where none does.
+    """
+
+    prefix_R: tuple[LayerCache | None, ...]
+    tail_k_RHCD: Tensor
+    tail_v_RHCD: Tensor
+    tail_start_R: tuple[int, ...]
+    num_new_R: tuple[int, ...]
+    device_rows: DeviceRows | None = None
+
+
+class OneEach(NamedTuple):
+    """One new token for every row, where only the device knows how long the tails are and which rows really read one.
+
+    Attributes:
+        row_R, place_R: int64, the rows, and where in its tail each one's token goes.
+        lengths_2R: tail starts and numbers of new tokens (0 or 1), int32.
+        most_slots: at least the slots of any row's and head's prefix, the same whenever the step is repeated.
+    """
+
+    row_R: Tensor
+    place_R: Tensor
+    lengths_2R: Tensor
+    most_slots: int
+
+
+class Room(NamedTuple):
+    """Memory for a batch's tails (each (R, H, C, D), a pair per layer) and, on CUDA, its prefix table (L, R, H, 5)."""
+
+    tail_k_L: list[Tensor]
+    tail_v_L: list[Tensor]
+    columns_LRH5: Tensor
