@@ -261,7 +261,7 @@ def table_of(shape_name: str, shape: Shape, found: Sequence[Measured]) -> Table:
     for head in heads:
         table.add_column(head, justify="left" if head == "policy" else "right")
     for it in found:
-        if it.error or it.together_s is None or it.one_by_one_s is None:
+        if it.together_s is None or it.one_by_one_s is None:
             table.add_row(it.policy, it.error)
             continue
         table.add_row(
@@ -271,11 +271,15 @@ def table_of(shape_name: str, shape: Shape, found: Sequence[Measured]) -> Table:
             f"{1e6 * it.one_by_one_s:.0f}",
             f"{it.one_by_one_s / it.together_s:.1f}x",
             f"{it.together_s / it.attention_s:.2f}",
-            f"{it.launches:.1f} [{it.one_by_one_launches:.0f}]",
-            f"{it.waits:.2f} [{it.one_by_one_waits:.1f}]",
-            "" if it.cuda_launches is None else f"{it.cuda_launches:.1f} / {it.cuda_waits:.2f}",
+            f"{_shown(it.launches, 1)} [{_shown(it.one_by_one_launches, 0)}]",
+            f"{_shown(it.waits, 2)} [{_shown(it.one_by_one_waits, 1)}]",
+            it.error or f"{_shown(it.cuda_launches, 1)} / {_shown(it.cuda_waits, 2)}",
         )
     return table
+
+
+def _shown(number: float | None, digits: int) -> str:
+    return "-" if number is None else f"{number:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from kvmerger.policies.base import Policy
 
 # Bytes of a stack's keys. Bounds what merging holds at a time in fp32, about 12 times as much; on a CPU that should fit
 # its cache. Longer layers come one by one.
-_MOST_KEY_BYTES = {"cpu": 2**21}
+_MOST_KEY_BYTES = {"cpu": 2**20}
 _MOST_KEY_BYTES_ELSEWHERE = 2**27
 
 
