@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ from kvmerger.fused import needs_of, rows_of, with_references
 from kvmerger.generation import Prompt
 from kvmerger.models import LoadedModel
 from kvmerger.prefill import prefill
-from kvmerger.variants import FULL, FULL_AA
+from kvmerger.step_graphs import StepGraphs, graphs_for
+from kvmerger.variants import FULL, FULL_AA, Variant
 
 _RUN_LENGTH = 2.0
 _MOST_ROWS = 32
@@ -48,28 +50,29 @@ def main() -> int:
     with torch.inference_mode():
         for seed in range(options.prompts):
             prompt = make_prompt(model, options.tokens, _RUN_LENGTH, options.new_tokens, seed)
-            counts += compare_one(model, prompt)
+            counts += compare_one(model, prompt, race_variants())
             print(f"prompt {seed + 1} of {options.prompts}: {dict(counts)}", flush=True)
     print(_summary(counts, f"{options.dtype} on {options.device}, {options.tokens} tokens"))
     return int(counts["alone differs"] + counts["again differs"] > 0)
 
 
-def compare_one(model: LoadedModel, prompt: Prompt) -> Counter[str]:
+def compare_one(model: LoadedModel, prompt: Prompt, variants: Sequence[Variant]) -> Counter[str]:
     """Counts of one prompt: rows compared and rows that differ; positions compared and flipped, by bucket."""
-    rows = _rows(model, prompt)
+    rows = _rows(model, prompt, variants)
+    graphs = graphs_for(model)
     bucket = bucket_for(len(rows))
-    tokens, hidden = _answers(model, prompt, rows, bucket)
+    tokens, hidden = _answers(model, graphs, prompt, rows, bucket)
     forced_ids = tokens[0]
     counts: Counter[str] = Counter()
-    again_tokens, again_hidden = _answers(model, prompt, rows, bucket, forced_ids)
+    again_tokens, again_hidden = _answers(model, graphs, prompt, rows, bucket, forced_ids)
     for index in rows:
-        alone_tokens, alone_hidden = _answers(model, prompt, {index: rows[index]}, bucket, forced_ids)
+        alone_tokens, alone_hidden = _answers(model, graphs, prompt, {index: rows[index]}, bucket, forced_ids)
         is_same = alone_tokens[index] == tokens[index] and torch.equal(alone_hidden[index], hidden[index])
         is_again = again_tokens[index] == tokens[index] and torch.equal(again_hidden[index], hidden[index])
         counts += Counter({"rows": 1, "alone differs": int(not is_same), "again differs": int(not is_again)})
     best_T = model.logits(hidden[0]).argmax(dim=-1)
     for other in (size for size in ROW_BUCKETS if size != bucket and size <= _MOST_ROWS):
-        other_tokens, other_hidden = _answers(model, prompt, {0: rows[0]}, other, forced_ids)
+        other_tokens, other_hidden = _answers(model, graphs, prompt, {0: rows[0]}, other, forced_ids)
         flipped_T = model.logits(other_hidden[0]).argmax(dim=-1) != best_T
         counts += Counter({
             f"bucket {other}: positions": flipped_T.numel(),
@@ -79,9 +82,8 @@ def compare_one(model: LoadedModel, prompt: Prompt) -> Counter[str]:
     return counts
 
 
-def _rows(model: LoadedModel, prompt: Prompt) -> dict[int, Row]:
+def _rows(model: LoadedModel, prompt: Prompt, variants: Sequence[Variant]) -> dict[int, Row]:
     """The fused run's batch: the full row first, A/A not in it."""
-    variants = race_variants()
     prefilled = prefill(model, prompt.context_ids, needs_of(variants))
     compressed = with_references(compress_all(prefilled, variants), prefilled)
     rows = rows_of(compressed, [label for label in compressed if label != FULL_AA], prompt)
@@ -91,13 +93,14 @@ def _rows(model: LoadedModel, prompt: Prompt) -> dict[int, Row]:
 
 def _answers(
     model: LoadedModel,
+    graphs: StepGraphs | None,
     prompt: Prompt,
     rows: dict[int, Row],
     bucket: int,
     forced_ids: tuple[int, ...] | None = None,
 ) -> tuple[dict[int, tuple[int, ...]], dict[int, Tensor]]:
     """Greedy tokens of each row, and its hidden states along ``forced_ids`` (None: the first row's own tokens)."""
-    batch = Batch(model, prompt, rows, bucket)
+    batch = Batch(model, prompt, rows, bucket, graphs)
     tokens = {index: answer.token_ids for index, answer in batch.decode().items()}
     forced = tokens[0] if forced_ids is None else forced_ids
     return tokens, batch.force(dict.fromkeys(rows, forced), len(forced))

@@ -119,14 +119,14 @@ def _race(
 ) -> dict[str, Any]:
     each: dict[str, float] = {}
     failures: dict[str, str] = {}
-    peaks: list[int] = []
+    peaks: dict[str, int] = {}
     for name, budget in (("full", 1.0), *((name, budget) for name in EVICTING for budget in BUDGETS)):
         label = name if name == "full" else f"{name}@{budget}"
         try:
             with _attention_for(model, name):
                 run = timed(partial(answer, name, budget), model.device)
             each[label] = run.seconds / batch_of(name)
-            peaks += [run.peak_bytes] if run.peak_bytes is not None else []
+            peaks[label] = run.peak_bytes or 0
             report(label, each[label])
         except Exception as error:  # noqa: BLE001 - one press that fails must not cost the others' numbers
             failures[label] = _why(error)
@@ -136,7 +136,8 @@ def _race(
         "seconds": sum(each.values()),
         "seconds_each": each,
         "num_variants": len(each),
-        "peak_bytes": max(peaks, default=None),
+        "peak_bytes": max(peaks.values(), default=0) or None,
+        "peak_bytes_each": peaks,
         "failures": failures,
     }
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from bench.race_clock import Timed, timed
+from bench.race_clock import timed
 from bench.random_llama import weight_bytes_per_step
 from kvmerger.engine import Engine
 from kvmerger.generation import Generation, Prompt, VariantFailure
@@ -60,10 +60,8 @@ def fused(
     model: LoadedModel, prompt: Prompt, variants: Sequence[Variant], *, is_service: bool = False
 ) -> dict[str, Any]:
     """All variants on one prefill; the first run warms up and is not counted."""
-    runs = [
-        _run(model, prompt, variants, "fused", None if is_service else _COMPARE_ONE_TOKEN)
-        for _ in range(NUM_REPEATS + 1)
-    ][1:]
+    engine = Engine(model, None if is_service else _COMPARE_ONE_TOKEN)  # keeps what the first run records
+    runs = [timed(lambda: engine.run(prompt, variants), model.device) for _ in range(NUM_REPEATS + 1)][1:]
     middle = sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
     rows = _by_label(middle.result)
     aa_s = _phases(rows[FULL_AA], "decode_shared_s", "fidelity_shared_s")
@@ -90,13 +88,16 @@ def fused(
 def isolated(model: LoadedModel, prompt: Prompt, variants: Sequence[Variant]) -> dict[str, Any]:
     """Every variant with a prefill and a batch of its own, one after the other; one variant warms up.
 
-    Seconds are the phases of the 15 variants, without the reference rows that the fused side is not charged for either.
+    Seconds are the phases of the 15 variants, without the reference rows that the fused side is not charged for either, and
+    without recording decode steps, which the fused side has done while warming up.
     """
-    _run(model, prompt, variants[:1], "isolated", _COMPARE_ONE_TOKEN)
-    run = _run(model, prompt, variants, "isolated", _COMPARE_ONE_TOKEN)
+    engine = Engine(model, _COMPARE_ONE_TOKEN)
+    engine.run(prompt, variants[:1], execution="isolated")
+    run = timed(lambda: engine.run(prompt, variants, execution="isolated"), model.device)
     rows = {label: row for label, row in _by_label(run.result).items() if label not in (FULL_AA, NO_CONTEXT)}
     each = {
         label: _phases(row, "prefill_s", "compress_s", "decode_shared_s", "fidelity_shared_s")
+        - _phases(row, "record_graph_shared_s")
         for label, row in rows.items()
     }
     return {
@@ -110,17 +111,6 @@ def isolated(model: LoadedModel, prompt: Prompt, variants: Sequence[Variant]) ->
         else None,
         "failures": _failures(run.result),
     }
-
-
-def _run(
-    model: LoadedModel,
-    prompt: Prompt,
-    variants: Sequence[Variant],
-    execution: Literal["fused", "isolated"],
-    limits: Limits | None,
-) -> Timed[list[Generation | VariantFailure]]:
-    engine = Engine(model, limits)
-    return timed(lambda: engine.run(prompt, variants, execution=execution), model.device)
 
 
 def _by_label(outcomes: Sequence[Generation | VariantFailure]) -> dict[str, Generation]:

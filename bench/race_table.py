@@ -77,8 +77,16 @@ def _notes(record: Record) -> str:
         )
     if record["side"] == "fused":
         notes.append(f"A/A row apart: {record['aa_s']:.2f}")
+    others = _without_eager(record.get("peak_bytes_each", {}))
+    if any(others):
+        notes.append(f"peak without H2O {max(others) / _GIB:.1f} GiB")
     notes += [f"{label}: {why[:60]}" for label, why in record.get("failures", {}).items()]
     return "; ".join(notes)
+
+
+def _without_eager(by_label: Mapping[str, float]) -> list[float]:
+    """What kvpress's other presses took: H2O's holds n x n weights, and weighs on a mean and more on a peak."""
+    return [value for label, value in by_label.items() if not label.startswith("h2o")]
 
 
 def _targets(length: int, by_key: Mapping[tuple[int, str], Record]) -> list[str]:
@@ -93,6 +101,10 @@ def _targets(length: int, by_key: Mapping[tuple[int, str], Record]) -> list[str]
             times = theirs["seconds"] / theirs["num_variants"] / ours_s
             asked = TARGETS.get(side, "")
             lines.append(f"| {length:,} | {side} ÷ fused, per variant | {asked} | {times:.1f} |")
+            others = _without_eager(theirs.get("seconds_each", {})) if side != "isolated" else []
+            if others:
+                times = sum(others) / len(others) / ours_s
+                lines.append(f"| {length:,} | the same, its H2O left out | | {times:.1f} |")
     bare = by_key.get((length, "floor"), {})
     if "seconds" in bare:
         least_s = floor_s(bare, fused)

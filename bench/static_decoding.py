@@ -1,4 +1,4 @@
-"""Decode a compressed cache of transformers as its static caches are meant to be used: one step captured, then replayed.
+"""Decode a compressed cache of transformers from a static one: one step is captured, then replayed.
 
 Shapes: B rows, S slots (kept ones and room for the answer), T tokens.
 """
@@ -9,20 +9,39 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import StaticLayer
 
 _WARM_UP_STEPS = 2
+
+
+class SlotLayer(StaticLayer):
+    """A static layer that writes where ``slot_1`` says: transformers' own counts in another way in each version."""
+
+    def __init__(self, num_slots: int, slot_1: Tensor) -> None:
+        super().__init__(num_slots)
+        self.slot_1 = slot_1
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write one token's keys and values (B, H, 1, D) in place; all slots."""
+        self.keys.index_copy_(2, self.slot_1, key_states)
+        self.values.index_copy_(2, self.slot_1, value_states)
+        return self.keys, self.values
 
 
 class StaticDecoder:
     """Greedy decoding from caches of one batch size and one number of kept slots. Captures at first use; CUDA or not."""
 
     def __init__(self, module: Any, batch: int, num_slots: int, num_new_tokens: int) -> None:
-        from transformers import StaticCache
-
         config = module.config
         self._module = module
         self._num_slots, self._num_new_tokens = num_slots, num_new_tokens
-        self._cache = StaticCache(config=config, max_cache_len=num_slots + num_new_tokens)
+        size = num_slots + num_new_tokens
+        self._token_B1 = torch.zeros(batch, 1, dtype=torch.long, device=module.device)
+        self._slot_1 = torch.zeros(1, dtype=torch.long, device=module.device)
+        self._cache = Cache(layers=[SlotLayer(size, self._slot_1) for _ in range(config.num_hidden_layers)])
         self._cache.early_initialization(
             batch,
             config.num_key_value_heads,
@@ -30,9 +49,6 @@ class StaticDecoder:
             module.dtype,
             module.device,
         )
-        size = num_slots + num_new_tokens
-        self._token_B1 = torch.zeros(batch, 1, dtype=torch.long, device=module.device)
-        self._slot_1 = torch.zeros(1, dtype=torch.long, device=module.device)
         self._position_B1 = torch.zeros_like(self._token_B1)
         self._is_visible_B11S = torch.zeros(batch, 1, 1, size, dtype=torch.bool, device=module.device)
         self._answer_BT = torch.zeros(batch, num_new_tokens, dtype=torch.long, device=module.device)

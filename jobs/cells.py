@@ -27,10 +27,17 @@ _REFERENCE_VERSION = "1"
 
 @dataclass(frozen=True, slots=True)
 class VariantFacts:
-    """What a plan must know of a policy's class: its version, and whether the prompt decides what it keeps."""
+    """What a plan must know of a policy.
+
+    Attributes:
+        version: of its class, and of those it is made of.
+        budget_is_outcome: whether the prompt decides what it keeps.
+        acts_while_answering: whether each of its rows has slots of its own.
+    """
 
     version: str
     budget_is_outcome: bool
+    acts_while_answering: bool = False
 
 
 @dataclass(frozen=True, slots=True)

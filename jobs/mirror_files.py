@@ -35,7 +35,7 @@ _TRACE_SCHEMA = pa.schema(
         pa.field("reserved_bytes", pa.int64(), nullable=False),
     ]
 )
-_PREDICTION_COLUMNS = ("item_id", "variant", "status", "score", "answer_nll", "prediction", "answers")
+_PREDICTION_COLUMNS = ("item_id", "variant", "score", "prediction", "answers", "answer_nll", "status")
 
 
 def write_texts(folder: Path, summary_md: str, settings_yaml: str, environment: Mapping[str, Any]) -> None:
@@ -101,4 +101,5 @@ def _write_predictions(path: Path, rows: Sequence[Row]) -> None:
         writer.writerow(_PREDICTION_COLUMNS)
         for row in sorted(rows, key=lambda it: order[it["item_id"]]):
             answers = json.dumps(row["answers"] or [], ensure_ascii=False)
-            writer.writerow([*(row[name] for name in _PREDICTION_COLUMNS[:-1]), answers])
+            shown = {**row, "answers": answers}
+            writer.writerow([shown[name] for name in _PREDICTION_COLUMNS])

@@ -114,7 +114,9 @@ def build_plan(
     _check_possible(summaries, variants)
     units = cut_units(settings, [planned for planned in cells if planned.is_owed], variants)
     outcomes = frozenset(label for label, fact in facts.items() if fact.budget_is_outcome)
-    plan = Plan(cells, units, tuple(outlook_of(it, variants, outcomes, model) for it in units), summaries)
+    acting = frozenset(label for label, fact in facts.items() if fact.acts_while_answering)
+    outlooks = tuple(outlook_of(it, variants, outcomes, acting, model) for it in units)
+    plan = Plan(cells, units, outlooks, summaries)
     plan.check_integrity()
     return plan
 

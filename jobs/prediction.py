@@ -65,15 +65,20 @@ def most_slots(
     return num_slots_for(spec.budget, tokens)
 
 
-def unit_bytes(items: Sequence[PlannedItem], slots: Sequence[int], model: ModelShape) -> int:
+def unit_bytes(
+    items: Sequence[PlannedItem], slots: Sequence[int], model: ModelShape, own_slots: Sequence[int] = ()
+) -> int:
     """Bytes of K/V a unit holds: one full prefix, each variant's prefix of `slots`, every row's tail.
 
-    The A/A row shares the full prefix and `no_context` has none; both have tails.
+    The A/A row shares the full prefix and `no_context` has none; both have tails. `own_slots` are those of the variants
+    that act while they answer: each of their rows has a copy of the prefix with its question's tail, and keeps the tail.
+    Where a device has less memory, the engine answers in groups.
     """
     num_context = len(items[0].tokens.context_ids)
     num_rows = len(items) * (len(slots) + len(REFERENCE_LABELS))
     tail = max(max(len(it.tokens.tail_ids), 1) + it.item.max_new_tokens for it in items)
-    return (num_context + sum(slots) + num_rows * tail) * bytes_per_token(model)
+    copies = sum(count + 2 * max(len(it.tokens.tail_ids), 1) for count in own_slots for it in items)
+    return (num_context + sum(slots) + num_rows * tail + copies) * bytes_per_token(model)
 
 
 def cost_tokens(items: Sequence[PlannedItem]) -> float:

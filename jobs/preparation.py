@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,7 +106,14 @@ class _CellCheck:
 
 def _facts_of(variant: Variant) -> VariantFacts:
     version = "+".join(_version_of(part) for part in variant.policy.parts)
-    return VariantFacts(version, bool(variant.policy.budget_is_outcome))
+    return VariantFacts(version, bool(variant.policy.budget_is_outcome), _acts(variant.policy))
+
+
+def _acts(policy: Policy) -> bool:
+    # Policies are plug-ins: one that raises here costs its own rows when it runs, not the sweep.
+    with suppress(Exception):
+        return policy.decode_rule(prompt_seed=0) is not None
+    return False
 
 
 def _version_of(policy: Policy) -> str:

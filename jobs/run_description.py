@@ -21,7 +21,7 @@ from jobs.variant_summary import VariantSummary
 MAX_CHARS = 5000
 """Of one description: servers older than 3.0 refuse more."""
 
-_RUN_ID_CHARS = 32
+_ID_CHARS = 32  # of a run's id, and the most of an experiment's
 # MLflow's tables leave no room between columns, and blanks alone are trimmed away.
 _GAP = "\u200b\u2003"
 _NO_BREAK = "\u00a0"
@@ -37,7 +37,11 @@ _LEGEND = (
 _ELSEWHERE = (
     "**More** under *Artifacts*: `report.html` (figures, worst items), `summary.md` (all tables), `settings.yaml`, "
     "`environment.json`, `figures/`, `predictions/`, `traces/`, and `rows/rows.parquet` (every item). The variants are the "
-    f"runs below this one: [side by side](#/experiments/{EXPERIMENT_ID}/runs?viewStateShareKey={VIEW})."
+    "runs below this one."
+)
+_LINKS = (
+    f"[Variants side by side](#/experiments/{EXPERIMENT_ID}/runs?viewStateShareKey={VIEW}), "
+    f"[report](#/experiments/{EXPERIMENT_ID}/runs/{RUN_ID}/artifacts/report.html)"
 )
 
 
@@ -49,14 +53,19 @@ def sweep_description(
     figures: Sequence[str],
 ) -> str:
     """The parent's description. `facts` is a sentence on model and data, `figures` are names in `figures/`, best first."""
-    blocks = [f"**{name}**: {facts}", *(f"**{it}**" for it in headline(summary, differences)), _sums(summary)]
+    # MLflow folds a long description: what is above the fold must be enough for a glance.
+    blocks = [
+        f"**{name}**: {facts}. {_LINKS}",
+        *(f"**{it}**" for it in headline(summary, differences)),
+        _sums(summary),
+    ]
     last = [_ELSEWHERE]
     pictures = [_picture(figure) for figure in figures]
     tables = [table for setting in summary.settings() for table in _tables(summary, setting, differences)]
     room = (
         MAX_CHARS
         - sum(len(it) + 2 for it in (*blocks, *last, *pictures, _LEGEND))
-        - _RUN_ID_CHARS * len(pictures)
+        - _ID_CHARS * (len(pictures) + 3)
     )
     for table in tables:
         part = _fitting(table, room)

@@ -42,11 +42,18 @@ def cut_units(settings: Settings, owed: Sequence[PlannedCell], variants: Variant
     )
 
 
-def outlook_of(unit: WorkUnit, variants: VariantList, outcomes: frozenset[str], model: ModelShape) -> Outlook:
-    """Foresee one unit; `outcomes` are labels whose slots no budget binds."""
+def outlook_of(
+    unit: WorkUnit,
+    variants: VariantList,
+    outcomes: frozenset[str],
+    acting: frozenset[str],
+    model: ModelShape,
+) -> Outlook:
+    """Foresee one unit; `outcomes` are labels whose slots no budget binds, `acting` those that act while they answer."""
     num_tokens = len(unit.items[0].tokens.context_ids)
-    slots = [most_slots(spec, variants.specs, outcomes, num_tokens) for spec in unit.variants]
-    num_bytes = unit_bytes(unit.items, slots, model)
+    slots = {spec.label: most_slots(spec, variants.specs, outcomes, num_tokens) for spec in unit.variants}
+    own_slots = [count for label, count in slots.items() if label in acting]
+    num_bytes = unit_bytes(unit.items, list(slots.values()), model, own_slots)
     return Outlook(unit.unit_id, num_tokens, len(unit.items), len(unit.cells), num_bytes)
 
 

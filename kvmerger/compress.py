@@ -8,7 +8,7 @@ Shapes: L layers, H KV heads.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -23,6 +23,9 @@ from kvmerger.prefill import Prefilled
 from kvmerger.ragged_cache import Prefix
 from kvmerger.stacks import Stacks, stacked_budget, unstacked
 from kvmerger.variants import FULL, Variant, VariantError
+
+SlotsLH = tuple[tuple[int, ...], ...]
+"""Numbers of slots, by layer and head."""
 
 DID_NOTHING = "kept every slot: the policy did nothing"
 """Why a row says nothing about its policy, unless that acts during decoding."""
@@ -44,6 +47,11 @@ class Compressed:
     rule: DecodeRule | None = None
 
     @property
+    def slots_LH(self) -> SlotsLH:
+        """Slots kept, by layer and head."""
+        return tuple(layer.num_slots_H for layer in self.prefix)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the distinct storages behind the prefix."""
         return storage_bytes(tensor for layer in self.prefix for tensor in layer.tensors())
@@ -60,20 +68,34 @@ class CompressFailure:
 
 @dataclass
 class Compression:
-    """Outcome of a group of variants, by label."""
+    """Outcome of a group of variants, by label. slots_LH: what each one kept, of earlier groups too."""
 
     done: dict[str, Compressed] = field(default_factory=dict)
     failed: dict[str, CompressFailure] = field(default_factory=dict)
+    slots_LH: dict[str, SlotsLH] = field(default_factory=dict)
 
 
-def compress_all(prefilled: Prefilled, variants: Sequence[Variant]) -> Compression:
-    """Compress ``prefilled`` for every variant; a variant's own error stops that variant only."""
-    outcome = Compression()
+def compress_all(
+    prefilled: Prefilled, variants: Sequence[Variant], earlier: Mapping[str, SlotsLH] | None = None
+) -> Compression:
+    """Compress ``prefilled`` for every variant; a variant's own error stops that variant only.
+
+    Args:
+        earlier: `Compression.slots_LH` of the groups before this one, for budgets that are like theirs.
+
+    Raises:
+        torch.OutOfMemoryError: the device's memory does not hold all of them at once.
+    """
+    outcome = Compression(slots_LH=dict(earlier or {}))
     outcome.done[FULL] = Compressed(FULL, prefilled.layers, None, 0.0)
+    outcome.slots_LH[FULL] = outcome.done[FULL].slots_LH
     stacks = Stacks(prefilled.layers, prefilled.evidence)
     for variant in references_first(variants):
         try:
             outcome.done[variant.label] = _compress(prefilled, variant, outcome, stacks)
+            outcome.slots_LH[variant.label] = outcome.done[variant.label].slots_LH
+        except torch.OutOfMemoryError:
+            raise  # no fault of this variant's: it may fit in smaller company
         # A user's policy may raise anything; it becomes that variant's failed row.
         except Exception as error:  # noqa: BLE001
             outcome.failed[variant.label] = CompressFailure(variant.label, error, traceback.format_exc())
@@ -160,13 +182,12 @@ def _allocated(prefilled: Prefilled, variant: Variant, asked_L: Sequence[Budget]
 
 
 def _budgets_like(label: str, num_tokens: int, outcome: Compression) -> list[Budget]:
-    if label not in outcome.done:
+    if label not in outcome.slots_LH:
         raise BudgetError(
             f"the budget is like {label!r}, which has no cache here (it failed, or is not in this run)"
         )
     return [
-        Budget(layer.num_slots_H, layer.num_slots / (num_tokens * layer.num_heads))
-        for layer in outcome.done[label].prefix
+        Budget(slots_H, sum(slots_H) / (num_tokens * len(slots_H))) for slots_H in outcome.slots_LH[label]
     ]
 
 

@@ -6,6 +6,8 @@ anything there for the next, so the pool is as large as the largest of them need
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -15,13 +17,20 @@ NUM_WARM_UPS = 2
 """Kernels are compiled, and libraries take their work spaces, before anything is recorded."""
 
 
+@functools.cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One per device and process: matrix products keep a work space for every stream they ever ran on."""
+    return torch.cuda.Stream(device)
+
+
 class CudaRecorder:
-    """Records on a stream of its own, as PyTorch asks for; one per device and process is enough."""
+    """Records on a stream of its own, as PyTorch asks for."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _recording_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+        self._alive: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
         # Two, since one is asked for before the one before it is read.
         self._numbers = [torch.zeros((), dtype=torch.int64, pin_memory=True) for _ in range(2)]
 
@@ -31,6 +40,9 @@ class CudaRecorder:
         Raises:
             RuntimeError: the step waits for the device, or does something else that a graph cannot hold.
         """
+        if not self._alive:
+            # The last graph that goes takes its pool with it, and the allocator lets nobody join what is going.
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         callers = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(callers)
@@ -44,8 +56,13 @@ class CudaRecorder:
                     graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
                 ):
                     step()
+        except BaseException:
+            # To the allocator the pool is still being recorded to, so nothing may be recorded there again.
+            self._pool, self._alive = torch.cuda.graph_pool_handle(), weakref.WeakSet()
+            raise
         finally:
             callers.wait_stream(self._stream)
+        self._alive.add(graph)
         return graph.replay
 
     def read_later(self, number: Tensor) -> Callable[[], int]:

@@ -87,6 +87,8 @@ class DecodingRows:
                 continue
             try:
                 act()
+            except torch.OutOfMemoryError:
+                raise  # the batch is too large; no rule is to blame
             # The rule may be a stranger's: its error is its own row's, not the batch's.
             except Exception as error:  # noqa: BLE001
                 self.failures[index] = RuleFailure(type(error).__name__, str(error), traceback.format_exc())

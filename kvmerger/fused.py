@@ -1,16 +1,33 @@
-"""All variants of a prompt on one prefill, in one batch (or in groups, each with the full row beside it)."""
+"""All variants of a prompt on one prefill, in one batch (or in groups, each with the full row beside it).
+
+Memory that runs out costs time and no row: the group is halved, and each half compresses from the full row again, which
+stays where it is. Only a variant that does not fit beside the full row by itself comes back as failed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import gc
+import traceback
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 
-from kvmerger.answering import Answering, References
-from kvmerger.batch import Batch, Row, another_bucket, bucket_for
-from kvmerger.compress import Compressed, Compression, compress_all, empty_prefix
+import torch
+
+from kvmerger.answering import Answered, Answering, References
+from kvmerger.batch import Batch, Row, another_bucket
+from kvmerger.compress import (
+    Compressed,
+    Compression,
+    SlotsLH,
+    compress_all,
+    empty_prefix,
+    references_first,
+)
 from kvmerger.device_time import now_s
 from kvmerger.evidence import Need
 from kvmerger.generation import Generation, Prompt, VariantFailure
+from kvmerger.groups import Group, by_bytes, by_rows, expected_bytes, plannable_bytes, tail_bytes
 from kvmerger.limits import Limits
 from kvmerger.models import LoadedModel
 from kvmerger.prefill import Prefilled, prefill
@@ -30,25 +47,123 @@ def run_fused(
     start_s = now_s(model.device)
     prefilled = prefill(model, prompt.context_ids, needs_of(variants), seed)
     seconds = {"prefill_shared_s": now_s(model.device) - start_s}
-    compression = compress_all(prefilled, variants)
-    compressed = with_references(compression, prefilled)
-    del prefilled  # and with it the evidence: nobody reads it once every variant is compressed
-    answering = Answering(model, prompt, compressed, compressed[FULL].nbytes, limits.max_fidelity_tokens)
-    results: list[Generation | VariantFailure] = []
-    references: References | None = None
-    for labels in _groups(list(compressed), len(prompt.questions), limits.max_rows):
-        rows = rows_of(compressed, labels, prompt)
-        batch = Batch(model, prompt, dict(enumerate(rows)), bucket_for(len(rows)), graphs)
-        answered = answering.finish(batch, batch.decode(), references=None, seconds=seconds)
+    run = _FusedRun(model, limits, prompt, prefilled, graphs, seconds)
+    ordered = references_first(variants)
+    labels = [NO_CONTEXT, *(variant.label for variant in ordered)]
+    groups = by_rows(labels, len(prompt.questions), limits.max_rows)
+    full_bytes = Compressed(FULL, prefilled.layers, None, 0.0).nbytes
+    expected = expected_bytes(ordered, prompt, full_bytes, prefilled.evidence[0].prompt_seed)
+    for group in groups:
+        free_bytes = plannable_bytes(model.device)
+        if free_bytes is not None:
+            free_bytes -= tail_bytes(group.bucket, prompt, full_bytes)
+        for part in by_bytes(group, expected, free_bytes):
+            run.answer(part, ordered)
+    run.answer_references(groups[0].bucket)
+    return [*run.results, *run.failures]
+
+
+@dataclass
+class _FusedRun:
+    """One prompt's results so far: every label of every group answered is in them once per question."""
+
+    model: LoadedModel
+    limits: Limits
+    prompt: Prompt
+    prefilled: Prefilled
+    graphs: StepGraphs | None
+    seconds: dict[str, float]
+    results: list[Generation | VariantFailure] = field(default_factory=list)
+    failures: list[VariantFailure] = field(default_factory=list)
+    _references: References | None = None
+    _slots_LH: dict[str, SlotsLH] = field(default_factory=dict)
+
+    def answer(self, group: Group, variants: Sequence[Variant]) -> None:
+        """Answer all of ``group``, in as many batches as memory makes it."""
+        waiting = [group]
+        while waiting:
+            group = waiting.pop(0)
+            lack = self._try(
+                group, [variant for variant in variants if variant.label in group.place_by_label]
+            )
+            if lack is None:
+                continue
+            self._make_room()
+            if len(group.place_by_label) > 1:
+                waiting[:0] = group.halves()
+            else:
+                (label,) = group.place_by_label
+                self.failures += out_of_memory(label, self.prompt, *lack)
+
+    def answer_references(self, main_bucket: int) -> None:
+        """The full row in another bucket, and in its own if it stood beside nothing that fitted.
+
+        Raises:
+            torch.OutOfMemoryError: not even the full row fits.
+        """
+        if self._references is None:
+            self._take(self._answer(Group({}, main_bucket), compress_all(self.prefilled, [])))
+        bucket = another_bucket(len(self.prompt.questions), main_bucket)
+        try:
+            compression = compress_all(self.prefilled, [])
+            rows = dict(
+                enumerate(rows_of(with_references(compression, self.prefilled), [FULL_AA], self.prompt))
+            )
+            answered = self._finish(rows, bucket, compression, self._references)
+        except torch.OutOfMemoryError as error:
+            self.failures += out_of_memory(FULL_AA, self.prompt, "decode", str(error), traceback.format_exc())
+        else:
+            self._take(answered)
+
+    def _try(self, group: Group, variants: Sequence[Variant]) -> tuple[str, str, str] | None:
+        """Answer a group whole, or take nothing of it: phase, message and traceback where memory ran out."""
+        phase = "compress"
+        try:
+            compression = compress_all(self.prefilled, variants, self._slots_LH)
+            phase = "decode"
+            answered = self._answer(group, compression)
+        except torch.OutOfMemoryError as error:
+            return phase, str(error), traceback.format_exc()
+        self._slots_LH = compression.slots_LH
+        self.failures += failures_of(compression, self.prompt)
+        self._take(answered)
+        return None
+
+    def _answer(self, group: Group, compression: Compression) -> Answered:
+        compressed = with_references(compression, self.prefilled)
+        rows = dict(enumerate(rows_of(compressed, [FULL], self.prompt)))
+        for label, place in group.place_by_label.items():
+            if label in compressed:
+                rows |= dict(enumerate(rows_of(compressed, [label], self.prompt), start=place))
+        return self._finish(rows, group.bucket, compression)
+
+    def _finish(
+        self,
+        rows: dict[int, Row],
+        bucket: int,
+        compression: Compression,
+        references: References | None = None,
+    ) -> Answered:
+        compressed = with_references(compression, self.prefilled)
+        answering = Answering(
+            self.model, self.prompt, compressed, compressed[FULL].nbytes, self.limits.max_fidelity_tokens
+        )
+        batch = Batch(self.model, self.prompt, rows, bucket, self.graphs)
+        return answering.finish(batch, batch.decode(), references=references, seconds=self.seconds)
+
+    def _take(self, answered: Answered) -> None:
         # Every group has the full row, for KL in its own bucket; its generation is reported once.
-        results += [result for result in answered.results if references is None or result.label != FULL]
-        references = references or answered.references
-    assert references is not None, "there is always a group: it has the full row"
-    rows = rows_of(compressed, [FULL_AA], prompt)
-    bucket = another_bucket(len(rows), batch.cache.num_rows)
-    batch = Batch(model, prompt, dict(enumerate(rows)), bucket, graphs)
-    results += answering.finish(batch, batch.decode(), references=references, seconds=seconds).results
-    return [*results, *failures_of(compression, prompt)]
+        is_first = self._references is None
+        self.results += [result for result in answered.results if is_first or result.label != FULL]
+        self._references = self._references or answered.references
+
+    def _make_room(self) -> None:
+        """Give back what a group that did not fit has left behind."""
+        if self.graphs is not None:
+            self.graphs.forget()
+        gc.collect()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def needs_of(variants: Sequence[Variant]) -> frozenset[Need]:
@@ -91,9 +206,16 @@ def failures_of(compression: Compression, prompt: Prompt) -> list[VariantFailure
     ]
 
 
-def _groups(labels: list[str], num_questions: int, max_rows: int) -> Iterator[list[str]]:
-    """Labels in groups of at most ``max_rows`` rows (one label at least), the full row in each, the A/A row in none."""
-    others = [label for label in labels if label not in (FULL, FULL_AA)]
-    group_labels = max(1, max_rows // num_questions - 1)
-    for start in range(0, len(others), group_labels):
-        yield [FULL, *others[start : start + group_labels]]
+def out_of_memory(
+    label: str, prompt: Prompt, phase: str, message: str, traceback_text: str
+) -> list[VariantFailure]:
+    """A failure per question of a variant that does not fit even by itself."""
+    remedy = (
+        f"{label!r} does not fit into the device's memory, with no other variant beside it "
+        f"({len(prompt.context_ids)} tokens compressed, {len(prompt.questions)} questions): give it a smaller budget, "
+        f"set model.max_prompt_tokens, or run on a device with more memory. {message}"
+    )
+    return [
+        VariantFailure(label, question, phase, torch.OutOfMemoryError.__name__, remedy, traceback_text)
+        for question in range(len(prompt.questions))
+    ]

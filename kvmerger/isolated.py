@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from kvmerger.batch import Batch, another_bucket, bucket_for
 from kvmerger.budget import LikeVariant
 from kvmerger.compress import compress_all
 from kvmerger.device_time import now_s
-from kvmerger.fused import failures_of, needs_of, rows_of, with_references
+from kvmerger.fused import failures_of, needs_of, out_of_memory, rows_of, with_references
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits
 from kvmerger.models import LoadedModel
@@ -31,7 +32,7 @@ def run_isolated(
     results: list[Generation | VariantFailure] = []
     references: References | None = None
     for label in (FULL, NO_CONTEXT, *by_label, FULL_AA):
-        outcome = runner.run(label, _with_those_it_is_like(label, by_label), references)
+        outcome = runner.run_or_fail(label, _with_those_it_is_like(label, by_label), references)
         if isinstance(outcome, Answered):
             references = references or outcome.references
             results += outcome.results
@@ -47,11 +48,23 @@ class _Runner:
     prompt: Prompt
     seed: int
 
+    def run_or_fail(
+        self, label: str, variants: Sequence[Variant], references: References | None
+    ) -> Answered | list[VariantFailure]:
+        """`run`, where memory that runs out costs this row alone, unless it is the full row."""
+        try:
+            return self.run(label, variants, references)
+        except torch.OutOfMemoryError as error:
+            if references is None:
+                raise
+            return out_of_memory(label, self.prompt, "isolated", str(error), traceback.format_exc())
+
     def run(
         self, label: str, variants: Sequence[Variant], references: References | None
     ) -> Answered | list[VariantFailure]:
         """Run one row's questions with nothing else alive; without ``references`` it must be the full row."""
         model, prompt = self.model, self.prompt
+        graphs = graphs_for(model)
         before_bytes = _start_peak(model.device)
         start_s = now_s(model.device)
         prefilled = prefill(model, prompt.context_ids, needs_of(variants), self.seed)
@@ -70,7 +83,7 @@ class _Runner:
         if label == FULL_AA:
             bucket = another_bucket(len(rows), bucket)
         # Recorded for this run alone: memory that outlived it would not be in the next one's peak.
-        batch = Batch(model, prompt, dict(enumerate(rows)), bucket, graphs_for(model))
+        batch = Batch(model, prompt, dict(enumerate(rows)), bucket, graphs)
         answers = batch.decode()
         peak_bytes = _peak(model.device, before_bytes)
         answering = Answering(model, prompt, compressed, full_kv_bytes, self.limits.max_fidelity_tokens)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from kvmerger import fused
 from kvmerger.batch import Batch
 from kvmerger.decode_rule import DecodeRule
 from kvmerger.engine import Engine
@@ -129,3 +130,41 @@ def test_memory_is_flat_over_a_hundred_items(seed: int) -> None:
     print(f"allocated {allocated[::10]}, reserved {reserved[::10]}")
     assert max(allocated[NUM_WARM_UP_ITEMS:]) - max(allocated[:NUM_WARM_UP_ITEMS]) < MIB
     assert max(reserved[NUM_WARM_UP_ITEMS:]) - max(reserved[:NUM_WARM_UP_ITEMS]) <= 40 * MIB
+
+
+def test_a_device_that_is_too_small_halves_the_group_and_loses_no_row(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The allocator is held to 60 % of what the whole group took; every row still comes, and says the same."""
+    rng, model = random.Random(seed), on_cuda(seed, torch.float32)
+    prompt = replace(make_prompt(rng, 3900), questions=make_prompt(rng, 10).questions[:1])
+    entries = [
+        {"name": "knorm", "budget": round(0.5 + index / 50, 2), "label": f"v{index}"} for index in range(20)
+    ]
+    variants = [build_variant(spec) for spec in parse_policies(entries)]
+    engine = Engine(model.ours)
+    engine.run(prompt, variants)  # compiles kernels, records graphs
+    expected = without_seconds(engine.run(prompt, variants))
+    gc.collect()
+    torch.cuda.empty_cache()
+    before_bytes = torch.cuda.memory_reserved()
+    torch.cuda.reset_peak_memory_stats()
+    engine.run(prompt, variants)
+    limit_bytes = before_bytes + int(0.6 * (torch.cuda.max_memory_reserved() - before_bytes))
+    gc.collect()
+    torch.cuda.empty_cache()
+    num_halved = []
+    make_room = fused._FusedRun._make_room
+    monkeypatch.setattr(fused._FusedRun, "_make_room", lambda run: (num_halved.append(1), make_room(run))[1])
+    torch.cuda.set_per_process_memory_fraction(limit_bytes / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        results = without_seconds(engine.run(prompt, variants))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert num_halved
+    assert results == expected
+
+
+def without_seconds(results: list) -> dict:
+    assert len(results) == len({result.label for result in results})
+    return {result.label: replace(result, seconds={}) for result in results}

@@ -98,6 +98,7 @@ def plan_of(
         spec.label: VariantFacts(
             values.get("versions", {}).get(spec.label, values.get("version", "1")),
             spec.policy == "kvmerger_paper",
+            "_decode" in spec.policy,
         )
         for spec in settings.variants
     }

@@ -12,7 +12,7 @@ from jobs.report_headline import headline
 from jobs.result_schema import RESULT_SCHEMA
 from jobs.run_description import MAX_CHARS, summary_text, sweep_description, variant_description
 from jobs.summary import ResultSummary, summarize
-from jobs.tracker import RUN_ID
+from jobs.tracker import EXPERIMENT_ID, RUN_ID
 from tests.jobs.row_fakes import make_sweep_rows
 
 Summed = tuple[ResultSummary, tuple[Difference, ...]]
@@ -31,7 +31,7 @@ def test_it_opens_with_what_ran_and_the_reports_verdict(seed: int) -> None:
     summary, differences = summed(seed, {"snapkv@0.2": 0.2}, ["longbench/qasper"], 60)
     text = sweep_description("night", "facts", summary, differences, ["a b.svg"])
     blocks = text.split("\n\n")
-    assert blocks[0] == "**night**: facts"
+    assert blocks[0].startswith("**night**: facts. [") and "artifacts/report.html)" in blocks[0]
     assert blocks[1] == f"**{headline(summary, differences)[0]}**"
     assert "get-artifact?path=figures%2Fa%20b.svg&run_uuid={run_id}" in text
     assert [line.split("|")[1] for line in lines_of(text)[2:]] == [
@@ -62,7 +62,7 @@ def test_a_large_sweep_fits_and_says_where_the_rest_is(seed: int, num_policies: 
     policies = {f"a_rather_long_policy_{index}@0.5": 0.5 for index in range(num_policies)}
     summary, differences = summed(seed, policies, [f"longbench/task{it}" for it in range(num_tasks)], 2)
     text = sweep_description("n" * 50, "f" * 200, summary, differences, ["a.svg", "b.svg"])
-    assert len(text.replace(RUN_ID, "0" * 32)) <= MAX_CHARS
+    assert len(text.replace(RUN_ID, "0" * 32).replace(EXPERIMENT_ID, "0" * 18)) <= MAX_CHARS
     assert "more rows in `summary.md`" in text and "report.html" in text
     assert all(len(variant_description(label, summary, differences)) <= MAX_CHARS for label in policies)
 

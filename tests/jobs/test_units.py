@@ -33,3 +33,15 @@ def test_foreseen_bytes_are_those_of_the_shapes() -> None:
     num_rows = len(REFERENCE_LABELS) + 2
     slots = num_context + num_context // 2 + num_context  # full, knorm, and at most everything
     assert plan.predicted_bytes == (slots + num_rows * num_tail) * 2 * 2 * 3 * 4 * 4
+
+
+def test_foreseen_bytes_count_every_rows_own_slots() -> None:
+    def foreseen(policy: str) -> int:
+        plan = plan_of(settings_of([{"name": policy, "budget": 0.5}]), [item(0), item(1)])
+        assert len(plan.units) == 1, "two questions on one context"
+        return plan.predicted_bytes
+
+    (unit,) = plan_of(settings_of([{"name": "knorm", "budget": 0.5}]), [item(0), item(1)]).units
+    num_kept = len(unit.items[0].tokens.context_ids) // 2
+    num_own = sum(num_kept + 2 * len(planned.tokens.tail_ids) for planned in unit.items)
+    assert foreseen("knorm+streaming_llm_decode") - foreseen("knorm") == num_own * 2 * 2 * 3 * 4 * 4

@@ -1,0 +1,128 @@
+"""Which variants answer together: as many as rows and memory allow, in an order that budgets like another's need.
+
+A row's numbers depend on its batch's bucket and on its place in it. Both are settled by the number of rows alone; groups
+that memory makes smaller keep them, with dummies where the others would have been. So what a row says does not depend on
+how much memory there happened to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+
+from kvmerger.batch import bucket_for
+from kvmerger.budget import LikeVariant, num_slots_for
+from kvmerger.generation import Prompt
+from kvmerger.variants import Variant
+
+SHARE_PLANNED = 0.9
+"""Of the free memory: the rest is for what compressing and a forward pass need in between, and for the allocator's gaps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows of one batch beside the full ones, which every group has, from index 0 on.
+
+    place_by_label: index of each label's first row; a row per question. bucket: rows of the batch, dummies included.
+    """
+
+    place_by_label: Mapping[str, int]
+    bucket: int
+
+    def part(self, labels: Sequence[str]) -> Group:
+        """Only these labels, where they are."""
+        return Group({label: self.place_by_label[label] for label in labels}, self.bucket)
+
+    def halves(self) -> tuple[Group, Group]:
+        """The first half of at least two labels, and the others."""
+        labels = list(self.place_by_label)
+        middle = (len(labels) + 1) // 2
+        return self.part(labels[:middle]), self.part(labels[middle:])
+
+
+def by_rows(labels: Sequence[str], num_questions: int, max_rows: int) -> list[Group]:
+    """Groups of at most ``max_rows`` rows, one label at least, with the full row in each."""
+    size = max(1, max_rows // num_questions - 1)
+    groups = []
+    for start in range(0, len(labels), size):
+        chosen = labels[start : start + size]
+        places = {label: (index + 1) * num_questions for index, label in enumerate(chosen)}
+        groups.append(Group(places, bucket_for((len(chosen) + 1) * num_questions)))
+    return groups
+
+
+def by_bytes(group: Group, bytes_by_label: Mapping[str, int], free_bytes: int | None) -> Iterator[Group]:
+    """Parts of ``group`` that are expected to fit into ``free_bytes`` (None: all do), one label at least."""
+    chosen: list[str] = []
+    held_bytes = 0
+    for label in group.place_by_label:
+        label_bytes = bytes_by_label.get(label, 0)
+        if chosen and free_bytes is not None and held_bytes + label_bytes > free_bytes:
+            yield group.part(chosen)
+            chosen, held_bytes = [], 0
+        chosen.append(label)
+        held_bytes += label_bytes
+    yield group.part(chosen)
+
+
+def expected_bytes(
+    variants: Sequence[Variant], prompt: Prompt, full_bytes: int, prompt_seed: int
+) -> dict[str, int]:
+    """Bytes each variant will hold, by label: its prefix and, where it acts while it answers, each row's own copy of it.
+
+    Where the prompt decides what is kept, that everything is.
+    """
+    by_label = {variant.label: variant for variant in variants}
+    num_tokens = len(prompt.context_ids)
+    tail_tokens = [len(question.tail_ids) for question in prompt.questions]
+    expected = {}
+    for variant in variants:
+        slots = _most_slots(variant, by_label, num_tokens)
+        if _acts(variant, prompt_seed):
+            # Slots of its own hold prefix and tail; the tail as it was read is kept to start again.
+            slots += sum(slots + 2 * tail for tail in tail_tokens)
+        expected[variant.label] = full_bytes * slots // num_tokens
+    return expected
+
+
+def tail_bytes(bucket: int, prompt: Prompt, full_bytes: int) -> int:
+    """Bytes that a batch's tails are expected to take, those of its dummies too."""
+    longest_tail = max(len(question.tail_ids) for question in prompt.questions)
+    longest_answer = max(
+        max(question.max_new_tokens, len(question.gold_ids)) for question in prompt.questions
+    )
+    return bucket * (longest_tail + longest_answer) * full_bytes // len(prompt.context_ids)
+
+
+def plannable_bytes(device: torch.device) -> int | None:
+    """Bytes of ``device`` that a group may be planned to fill; None on the CPU, which is not asked."""
+    if device.type != "cuda":
+        return None
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    # What the allocator holds without using it is as good as free.
+    free_bytes += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free_bytes * SHARE_PLANNED)
+
+
+def _most_slots(variant: Variant, by_label: Mapping[str, Variant], num_tokens: int) -> int:
+    while isinstance(variant.budget, LikeVariant) and variant.budget.label in by_label:
+        variant = by_label[variant.budget.label]
+    budget = variant.budget
+    # A policy may be a stranger's, and a budget impossible: compressing will tell.
+    with suppress(Exception):
+        if (
+            budget is not None
+            and not isinstance(budget, LikeVariant)
+            and not variant.policy.budget_is_outcome
+        ):
+            return min(num_slots_for(budget, num_tokens), num_tokens)
+    return num_tokens
+
+
+def _acts(variant: Variant, prompt_seed: int) -> bool:
+    with suppress(Exception):
+        return variant.policy.decode_rule(prompt_seed) is not None
+    return False
