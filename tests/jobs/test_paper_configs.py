@@ -1,5 +1,8 @@
 """The paper's tables as configurations: its tasks, budgets and models' limits, planned to the last cell without a hub."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -78,3 +81,12 @@ def test_models_named_in_the_files_are_those_the_tables_know() -> None:
         assert load_settings(path).model.name.rpartition("/")[2] in names
         text = path.read_text(encoding="utf-8")
         assert "meta-llama/Llama-2-13b-chat-hf" in text and "mistralai/Mistral-7B-Instruct-v0.2" in text
+
+
+def test_without_a_hub_validate_says_what_is_missing_in_a_sentence(tmp_path: Path, repo_root: Path) -> None:
+    command = [sys.executable, "jobs/sweep.py", "validate", "jobs/configs/kvmerger_longbench.yaml"]
+    alone = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": str(repo_root)}
+    result = subprocess.run(command, cwd=repo_root, env=alone, capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "model 'meta-llama/Llama-2-7b-chat-hf' could not be loaded" in result.stderr
+    assert "HF_TOKEN" in result.stderr and "local folder" in result.stderr

@@ -193,6 +193,8 @@ def test_the_page_has_it_for_this_model_alone() -> None:
         heavy = {"trace", "prediction", "answers", "prompt_tail", "item_metadata", "versions"}
         return render_page(planned_rows(table, None, heavy=heavy), summarize(table), {}, "")
 
-    own = page(rows_of())
+    own = page(
+        [row for row in rows_of() if row["task"] == "passage_retrieval_en"]
+    )  # one task is drawn, not nine
     assert "Published figures beside ours" in own and "7.33 [S]" in own and "reviews of the paper" in own
-    assert "Published figures" not in page(rows_of(model="demo"))
+    assert "Published figures" not in page(rows_of(model="demo")[:30])
