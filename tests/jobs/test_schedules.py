@@ -17,7 +17,6 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from jobs.nightly import _parser
 
 from tests.jobs.kuberay_schema import KUBERNETES, cluster_spec, pod_templates, validate_ray
 
@@ -28,6 +27,14 @@ FIELDS = {"minute": (0, 59), "hour": (0, 23), "day": (1, 31), "month": (1, 12), 
 @pytest.fixture(scope="module")
 def schedules(repo_root: Path) -> Path:
     return repo_root / "jobs" / "schedules"
+
+
+@pytest.fixture(scope="module")
+def parse():
+    """Reads arguments as `python jobs/nightly.py` does."""
+    from jobs import nightly
+
+    return nightly._parser().parse_args
 
 
 def manifest(schedules: Path, name: str) -> dict[str, Any]:
@@ -74,7 +81,7 @@ def crontab_lines(schedules: Path) -> tuple[dict[str, str], str, str]:
     return variables, " ".join(fields), command
 
 
-def test_the_crontab_has_a_time_and_a_command_that_exists(schedules: Path, repo_root: Path) -> None:
+def test_the_crontab_has_a_time_and_a_command_that_exists(schedules: Path, repo_root: Path, parse) -> None:
     variables, when, command = crontab_lines(schedules)
     check_when(when)
     assert "%" not in command  # cron reads it as the end of the line
@@ -82,7 +89,7 @@ def test_the_crontab_has_a_time_and_a_command_that_exists(schedules: Path, repo_
     words = shlex.split(command)
     start = words.index(".venv/bin/python")
     assert (repo_root / words[start + 1]).is_file()
-    options = _parser().parse_args(words[start + 2 : words.index(">")])
+    options = parse(words[start + 2 : words.index(">")])
     assert (repo_root / options.config).is_file() and options.executor == "ray"
     assert subprocess.run(["bash", "-n", "-c", command], check=False).returncode == 0
 
@@ -215,12 +222,12 @@ def nightly_words(schedules: Path) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("name", ["cronjob", "rayjob"])
 def test_the_command_is_there_in_the_image_and_our_parser_takes_it(
-    schedules: Path, repo_root: Path, name: str
+    schedules: Path, repo_root: Path, parse, name: str
 ) -> None:
     python, script, *arguments = nightly_words(schedules)[name]
     assert python == f"{IN_IMAGE}/.venv/bin/python" and script.startswith(IN_IMAGE)
     assert (repo_root / Path(script).relative_to(IN_IMAGE)).is_file()
-    options = _parser().parse_args(arguments)
+    options = parse(arguments)
     assert options.executor == "ray" and Path(options.output_dir).is_absolute()
     (config_mount,) = (
         mount
