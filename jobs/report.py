@@ -16,6 +16,8 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from evaluators.statistics import MIN_CLUSTERS
+from jobs.published_beside import published_beside
+from jobs.published_table import render_published
 from jobs.report_table import overall_table, shown_name, task_table
 from jobs.result_schema import ResultError
 from jobs.results import ResultStore
@@ -44,6 +46,8 @@ def render(summary: ResultSummary, width: int) -> RenderableType:
             parts += [task_table(task, width), *_notes(task), Text()]
         if len(tasks) > 1:
             parts += [overall_table(setting, summary.macro_means(setting), len(tasks)), Text()]
+        for beside in published_beside(summary, setting):
+            parts += [*render_published(beside, width), Text()]
     legend = [Text(_LEGEND, style="dim"), Text()] if parts else []
     return Group(*parts, *legend, *_failure_lines(summary), *_sum_lines(summary))
 

@@ -56,6 +56,13 @@ def shown_score(variant: VariantSummary) -> Shown:
     return shown_interval(percent, "{:.1f}", highest=100.0)
 
 
+def ends_in_percent(interval: Interval | None) -> str:
+    """Of a score, 0 to 100, cut to what it can be; "" where it has no interval."""
+    if interval is None or interval.low is None or interval.high is None:
+        return ""
+    return f"{100 * max(interval.low, 0.0):.1f} to {100 * min(interval.high, 1.0):.1f}"
+
+
 def shown_count(variant: VariantSummary) -> str:
     """Rows, or finished of all rows where some failed."""
     is_whole = variant.num_finished == variant.num_rows

@@ -21,10 +21,11 @@ from jobs.figures.difference_map import DifferenceMap, difference_maps
 from jobs.figures.series import series_names
 from jobs.figures.style import SeriesStyle, legend, series_styles
 from jobs.macro_intervals import macro_intervals
+from jobs.published_beside import PublishedBeside, published_beside
 from jobs.report_facts import run_facts
 from jobs.report_headline import headline, settings_in_words
-from jobs.report_numbers import plain, shown_count, shown_interval, shown_score
-from jobs.report_table import human_bytes, mean_name, shown_name
+from jobs.report_numbers import ends_in_percent, plain, shown_count, shown_interval, shown_score
+from jobs.report_table import human_bytes, shown_name
 from jobs.result_schema import DONE_STATUSES, ResultError, Row
 from jobs.results import ResultStore
 from jobs.summary import (
@@ -68,6 +69,7 @@ class SettingPage:
     traces: list[tuple[memory_trace.TracePanel, Panel]]
     depth: list[depth_map.DepthMap]
     losses: list[PolicyLosses]
+    published: tuple[PublishedBeside, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,7 @@ def _setting_page(
         traces=_traces(tasks, rows, styles, f"s{index}"),
         depth=depth_map.depth_maps(rows, names),
         losses=worst_items(rows),
+        published=published_beside(summary, setting),
     )
 
 
@@ -203,10 +206,10 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals.update(
         columns_of_a_page=_COLUMNS_OF_A_PAGE,
+        ends_in_percent=ends_in_percent,
         human_bytes=human_bytes,
         min_bootstrap_clusters=MIN_BOOTSTRAP_CLUSTERS,
         min_clusters=MIN_CLUSTERS,
-        mean_name=mean_name,
         plain=plain,
         references=REFERENCE_LABELS,
         shown_count=shown_count,

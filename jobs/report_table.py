@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from rich import box
 from rich.table import Table
@@ -23,6 +24,15 @@ _WIDE_COLUMNS = 140
 _ROOMY_COLUMNS = 100
 _HIDDEN_IF_NARROW = ("n", "top-1")
 _MEAN_HEADS = ("answer NLL", "recov.", "KL (nats)", "top-1", "score", "kept", "KV bytes")
+
+
+class Named(Protocol):
+    """A variant on a task, over tasks, or beside a published figure."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def shown_label(self) -> str: ...
 
 
 def task_table(task: TaskSummary, width: int) -> Table:
@@ -58,7 +68,7 @@ def overall_table(setting: Setting, means: Sequence[MacroMean], num_tasks: int) 
     last_reference = [it.label for it in means if it.label in REFERENCE_LABELS][-1:]
     for mean in means:
         table.add_row(
-            Text(mean_name(mean)),
+            Text(shown_name(mean)),
             _plain(mean.answer_nll, "{:.3f}"),
             _plain(mean.nll_recovered, "{:.2f}"),
             _plain(mean.kl, "{:.3f}"),
@@ -82,14 +92,9 @@ def human_bytes(num_bytes: float | None) -> str:
     return f"{num_bytes:.1f} TiB"
 
 
-def shown_name(variant: VariantSummary) -> str:
-    """How a variant is called in the table: the references in words, outcomes by what they kept."""
-    return _SHOWN_NAMES.get(variant.label, variant.shown_label)
-
-
-def mean_name(mean: MacroMean) -> str:
-    """The same for a mean over tasks."""
-    return _SHOWN_NAMES.get(mean.label, mean.shown_label)
+def shown_name(named: Named) -> str:
+    """How a variant is called in the tables: the references in words, outcomes by what they kept."""
+    return _SHOWN_NAMES.get(named.label, named.shown_label)
 
 
 def _empty_table(title: str, setting: Setting, heads: Sequence[str]) -> Table:

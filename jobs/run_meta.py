@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any
 
 _PACKAGES = ("kvmerger", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "ray", "mlflow")
 _GIT_TIMEOUT_S = 10
+_COMMIT_VARIABLE = "KVMERGER_COMMIT"
+"""What an image says it was built from: the code in it lies in no repository."""
 _ID_DIGITS = 8
 
 
@@ -30,7 +33,10 @@ def library_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit this code is at, `+changes` when files differ from it; None outside a repository."""
+    """The commit this code is at, `+changes` when files differ from it.
+
+    Outside a repository it is what `KVMERGER_COMMIT` says, else None.
+    """
     folder = Path(__file__).parent
     try:
         commit = _git(folder, "rev-parse", "HEAD")
@@ -38,7 +44,7 @@ def git_commit() -> str | None:
             f"{commit}+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else commit
         )
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get(_COMMIT_VARIABLE) or None
 
 
 def new_sweep_id(name: str) -> str:

@@ -29,6 +29,7 @@ class VariantSummary:
     is better in both. `nll_recovered` is 0 (as without the context) to 1 (as with the full cache). `num_right` is
     set where every score of the task is 0 or 1. `kept_ratio` is measured slots over full slots. `corpus_score` is the
     published number, 0 to 1, where that is no mean over items; `unscored_reason` is told where no row has a score.
+    `params` and `budget_asked` are the rows' JSON.
     """
 
     label: str
@@ -47,6 +48,8 @@ class VariantSummary:
     degenerate_reason: str | None
     corpus_score: float | None = None
     unscored_reason: str | None = None
+    params: str | None = None
+    budget_asked: str | None = None
 
     @property
     def shown_label(self) -> str:
@@ -121,6 +124,8 @@ def summarize_variant(label: str, rows: Sequence[Row], scale: NllScale, is_binar
         degenerate_reason=reasons[0] if reasons else None,
         corpus_score=_corpus_score(finished),
         unscored_reason=finished[0]["score_reason"] if finished and not scores else None,
+        params=rows[0]["policy_params"],
+        budget_asked=rows[0]["budget_asked"],
     )
 
 
