@@ -1,50 +1,89 @@
-"""A finished sweep in the tracker's terms: the same numbers as the table, under names that can be charted."""
+"""A finished sweep as numbers under keys that can be compared and charted: those of the report, from the same rows.
+
+Under a mean stand the ends of its 95 % interval, cut to the values the quantity can take. `delta/…` is score - the full
+cache's score on the same items (0 to 1), `delta_nll/…` the same of the answer NLL; `…/mean` is the mean over tasks.
+"""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
+from evaluators.statistics import Interval
+from jobs import metric_points as what
+from jobs.differences import Difference
+from jobs.metric_keys import HIGH, LOW, metric_key
+from jobs.metric_points import MetricPoint, Readings, is_finite, mean_numbers, time_ms_of, trace_points
+from jobs.pairing import SCORE
+from jobs.report_facts import without_passwords
+from jobs.report_numbers import score_interval
+from jobs.result_schema import DONE_STATUSES, Row
+from jobs.summary import MacroMean, ResultSummary, grouped, task_of
+from jobs.variant_summary import VariantSummary
+from kvmerger.variants import FULL
 
-from jobs.report import render
-from jobs.summary import ResultSummary, TaskSummary
-from jobs.variant_summary import VariantSummary, mean_of
-
-_MARKDOWN_COLUMNS = 140
+_MEAN = "mean"  # stands where a task's name would
+_DELTA, _DELTA_NLL = "delta", "delta_nll"
 
 
-def table_markdown(summary: ResultSummary) -> str:
-    """The table as a block of text of fixed width."""
-    console = Console(file=io.StringIO(), width=_MARKDOWN_COLUMNS, color_system=None)
-    with console.capture() as captured:
-        console.print(render(summary, _MARKDOWN_COLUMNS))
-    return f"```\n{captured.get().rstrip()}\n```\n"
-
-
-def row_counts(summary: ResultSummary) -> dict[str, float]:
+def sweep_readings(summary: ResultSummary, rows: Sequence[Row]) -> Readings:
     """Where the planned rows went."""
-    return {
-        "rows_planned": summary.num_planned,
-        "rows_ok": summary.num_ok,
-        "rows_truncated": summary.num_truncated,
-        "rows_failed": summary.num_failed,
-        "rows_missing": summary.num_missing,
+    counts = {
+        "rows/planned": summary.num_planned,
+        "rows/ok": summary.num_ok,
+        "rows/truncated": summary.num_truncated,
+        "rows/failed": summary.num_failed,
+        "rows/missing": summary.num_missing,
     }
+    return Readings({key: float(value) for key, value in counts.items()}, len(rows), _newest_ms(rows))
 
 
-def final_metrics(summary: ResultSummary) -> dict[str, dict[str, float | None]]:
-    """Label → metric → value, a metric per task and column; None where there is nothing to say."""
-    metrics: dict[str, dict[str, float | None]] = {}
-    for task in summary.tasks:
-        for variant in task.variants:
-            metrics.setdefault(variant.label, {}).update(_metrics_of(task, variant))
-    return metrics
+def variant_readings(
+    summary: ResultSummary, differences: Sequence[Difference], rows: Sequence[Row]
+) -> dict[str, Readings]:
+    """Label → all its numbers. `rows` are the ones `summary` and `differences` were made of."""
+    found = {}
+    for label, of_label in grouped(rows, lambda row: str(row["variant"])).items():
+        values: dict[str, float | None] = {**mean_numbers(of_label), **_row_counts(of_label)}
+        for task in summary.tasks:
+            for variant in (it for it in task.variants if it.label == label):
+                values |= _of_task(task.task, variant)
+        for setting in summary.settings():
+            if sum(task.setting == setting for task in summary.tasks) > 1:
+                means = (it for it in summary.macro_means(setting) if it.label == label)
+                values |= {key: value for it in means for key, value in _of_mean(it).items()}
+        values |= _deltas(label, differences)
+        finite = {key: float(value) for key, value in values.items() if is_finite(value)}
+        found[label] = Readings(finite, len(of_label), _newest_ms(of_label))
+    return found
+
+
+def listed_keys(summary: ResultSummary) -> list[str]:
+    """The few numbers that a list of variants shows: those of the only task, or the means over tasks."""
+    tasks = list(dict.fromkeys(task.task for task in summary.tasks))
+    name = tasks[0] if len(tasks) == 1 else _MEAN
+    measures = (what.SCORE, _DELTA, what.ANSWER_NLL, what.KL, what.KEPT_RATIO, what.KV_BYTES)
+    return [metric_key(measure, name) for measure in measures] if tasks else []
+
+
+def charted_traces(rows: Sequence[Row]) -> dict[str, list[list[MetricPoint]]]:
+    """Label → a trace for each task, thinned: of the first item, in the plan's order, that the full cache finished.
+
+    That item stays the same when a sweep goes on with more items or more variants.
+    """
+    traced = [row for row in rows if row["status"] in DONE_STATUSES and row["trace"] not in (None, "[]")]
+    first = {task_of(row): row["item_id"] for row in reversed(traced) if row["variant"] == FULL}
+    charted: dict[str, list[list[MetricPoint]]] = {}
+    for row in traced:
+        if first.get(task_of(row)) == row["item_id"]:
+            charted.setdefault(row["variant"], []).append(trace_points(row))
+    return charted
 
 
 def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as `section.key` → text; lists by their place."""
+    """Nested settings as `section.key` → text, lists by their place; passwords in addresses are taken out."""
     flat: dict[str, str] = {}
     for key, value in settings.items():
         name = f"{prefix}{key}"
@@ -52,21 +91,65 @@ def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]
         if isinstance(nested, Mapping):
             flat |= flat_params({str(inner): it for inner, it in nested.items()}, f"{name}.")
         else:
-            flat[name] = str(value)
+            flat[metric_key(name)] = without_passwords(str(value))
     return flat
 
 
-def _metrics_of(task: TaskSummary, variant: VariantSummary) -> dict[str, float | None]:
-    intervals = {
-        "score": variant.score,
-        "answer_nll": variant.answer_nll,
-        "kl_mean": variant.kl,
-        "top1_agreement": variant.top1_agreement,
+def _of_task(task: str, variant: VariantSummary) -> dict[str, float | None]:
+    values = {
+        **_with_ends(metric_key(what.SCORE, task), score_interval(variant), 0.0, 1.0),
+        **_with_ends(metric_key(what.ANSWER_NLL, task), variant.answer_nll, 0.0, math.inf),
+        **_with_ends(metric_key(what.KL, task), variant.kl, 0.0, math.inf),
+        **_with_ends(metric_key(what.TOP1, task), variant.top1_agreement, 0.0, 1.0),
     }
-    values = {name: mean_of(interval) for name, interval in intervals.items()}
-    values |= {
-        "nll_recovered": variant.nll_recovered,
-        "kept_ratio": variant.kept_ratio,
-        "kv_bytes": variant.kv_bytes,
+    return values | {
+        metric_key(what.NLL_RECOVERED, task): variant.nll_recovered,
+        metric_key(what.PUBLISHED_SCORE, task): variant.corpus_score,
     }
-    return {f"final/{task.task}/{name}": value for name, value in values.items()}
+
+
+def _deltas(label: str, differences: Sequence[Difference]) -> dict[str, float | None]:
+    values: dict[str, float | None] = {}
+    for it in differences:
+        if it.paired is None or label not in (it.label, FULL):
+            continue
+        name, reach = (_DELTA, 1.0) if it.metric is SCORE else (_DELTA_NLL, math.inf)
+        # The full cache differs from itself by 0 on every item; MLflow shows what is absent as NaN.
+        interval = (
+            it.paired.interval if label == it.label else replace(it.paired.interval, mean=0, low=0, high=0)
+        )
+        values |= _with_ends(metric_key(name, it.task or _MEAN), interval, -reach, reach)
+    return values
+
+
+def _of_mean(mean: MacroMean) -> dict[str, float | None]:
+    values = {
+        what.SCORE: mean.score,
+        what.ANSWER_NLL: mean.answer_nll,
+        what.NLL_RECOVERED: mean.nll_recovered,
+        what.KL: mean.kl,
+        what.TOP1: mean.top1_agreement,
+        what.KEPT_RATIO: mean.kept_ratio,
+        what.KV_BYTES: mean.kv_bytes,
+    }
+    return {metric_key(name, _MEAN): value for name, value in values.items()}
+
+
+def _with_ends(key: str, interval: Interval | None, lowest: float, highest: float) -> dict[str, float | None]:
+    if interval is None:
+        return {}
+    low, high = (
+        None if end is None else min(max(end, lowest), highest) for end in (interval.low, interval.high)
+    )
+    return {key: interval.mean, f"{key}/{LOW}": low, f"{key}/{HIGH}": high}
+
+
+def _row_counts(rows: Sequence[Row]) -> dict[str, float]:
+    counts = {f"rows/{status}": 0.0 for status in ("ok", "truncated", "failed")}
+    for row in rows:
+        counts[f"rows/{row['status']}"] += 1
+    return counts
+
+
+def _newest_ms(rows: Sequence[Row]) -> int:
+    return max(map(time_ms_of, rows), default=0)

@@ -1,24 +1,40 @@
-"""The same row always gives the same metric points, so sending it twice adds nothing.
+"""Rows as numbers under MLflow's keys, while they come in; the same rows always give the same numbers.
 
-Every point is finite. Its step is the item's place in the plan and its time the row's own, never the clock's.
+Every number is finite. A key says what is measured, then on which task; units are those of the rows.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeGuard
 
-MAX_TRACE_POINTS = 32
-"""Points kept of one row's memory trace; also the steps that one item takes on the trace's axis."""
+from jobs.metric_keys import metric_key
+from jobs.result_schema import DONE_STATUSES, STATUSES, Row
+from jobs.summary import task_of
 
-TRACE_KEY = "memory/trace_live_bytes"
-_FIDELITY_COLUMNS = ("kl_mean", "top1_agreement", "answer_nll")
-_MEMORY_COLUMNS = ("kv_bytes", "kept_ratio")
+SCORE, PUBLISHED_SCORE = "score", "published_score"
+ANSWER_NLL, KL, TOP1 = "fidelity/answer_nll", "fidelity/kl", "fidelity/top1_agreement"
+NLL_RECOVERED = "fidelity/nll_recovered"
+KV_BYTES, KEPT_RATIO, PEAK_BYTES = "memory/kv_bytes", "memory/kept_ratio", "memory/peak_bytes"
+TRACE = "memory/trace_bytes"
+TIME = "time"
+MAX_TRACE_POINTS = 100
+"""Points of one trace that are charted; the whole of it is in the artifact `traces/`."""
+
+_COLUMNS = {
+    SCORE: "score",
+    ANSWER_NLL: "answer_nll",
+    KL: "kl_mean",
+    TOP1: "top1_agreement",
+    KV_BYTES: "kv_bytes",
+    KEPT_RATIO: "kept_ratio",
+    PEAK_BYTES: "peak_bytes",
+}
 _MS_PER_S = 1000
-_LIVE_BYTES = 2  # place in a trace entry (step, phase, live_bytes, reserved_bytes)
 
 
 class MetricPoint(NamedTuple):
@@ -30,47 +46,94 @@ class MetricPoint(NamedTuple):
     step: int
 
 
-def row_points(row: Mapping[str, Any], item_step: int) -> list[MetricPoint]:
-    """Points of one row; what is null or not finite is left out, so a failed row may give none."""
-    named = [(f"score/{row['benchmark']}/{row['task']}", row["score"])]
-    named += [(f"fidelity/{column}", row[column]) for column in _FIDELITY_COLUMNS]
-    named += [(f"memory/{column}", row[column]) for column in _MEMORY_COLUMNS]
-    timestamp_ms = row_timestamp_ms(row)
-    points = [
-        MetricPoint(key, float(value), timestamp_ms, item_step) for key, value in named if _is_finite(value)
-    ]
-    points.extend(_trace_points(row, item_step))
-    return points
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What one run should show: key → value, from `num_rows` rows of which the newest was made at `time_ms`."""
+
+    values: Mapping[str, float]
+    num_rows: int
+    time_ms: int
 
 
-def row_timestamp_ms(row: Mapping[str, Any]) -> int:
+@dataclass(slots=True)
+class RunningMeans:
+    """Means over the rows so far, of one variant or of the whole sweep; a row that comes again is not counted again."""
+
+    has_numbers: bool = True
+    _seen: set[str] = field(default_factory=set)
+    _statuses: Counter[str] = field(default_factory=Counter)
+    _sums: Counter[str] = field(default_factory=Counter)
+    _counts: Counter[str] = field(default_factory=Counter)
+    _time_ms: int = 0
+
+    def add(self, row: Row) -> None:
+        """Take in a row."""
+        if row["identity"] in self._seen:
+            return
+        self._seen.add(row["identity"])
+        self._statuses[row["status"]] += 1
+        self._time_ms = max(self._time_ms, time_ms_of(row))
+        if self.has_numbers:
+            numbers = row_numbers(row)
+            self._sums.update(numbers)
+            self._counts.update(numbers.keys())
+
+    def readings(self) -> Readings:
+        """The means, and how many rows ended how."""
+        rows = {f"rows/{status}": float(self._statuses[status]) for status in STATUSES}
+        return Readings(self.means() | rows, len(self._seen), self._time_ms)
+
+    def means(self) -> dict[str, float]:
+        """The means alone."""
+        return {key: self._sums[key] / count for key, count in self._counts.items()}
+
+
+def row_numbers(row: Row) -> dict[str, float]:
+    """Key → number of one row; what is null or not finite is left out, and of a failed row everything."""
+    if row["status"] not in DONE_STATUSES:
+        return {}
+    task = task_of(row)
+    found = {metric_key(what, task): row.get(column) for what, column in _COLUMNS.items()}
+    seconds = json.loads(row.get("seconds") or "{}")
+    found |= {metric_key(TIME, phase, task): value for phase, value in seconds.items()}
+    return {key: float(value) for key, value in found.items() if is_finite(value)}
+
+
+def mean_numbers(rows: Iterable[Row]) -> dict[str, float]:
+    """Means of `row_numbers` over rows."""
+    means = RunningMeans()
+    for row in rows:
+        means.add(row)
+    return means.means()
+
+
+def time_ms_of(row: Row) -> int:
     """When the row was made, in milliseconds of Unix time."""
     return int(row["created_at_s"] * _MS_PER_S)
 
 
-def aggregate_points(values: Mapping[str, float | None], timestamp_ms: int) -> list[MetricPoint]:
-    """Points of a run's final numbers, at step 0; what is null or not finite is left out."""
-    return [
-        MetricPoint(key, float(value), timestamp_ms, 0)
-        for key, value in values.items()
-        if value is not None and _is_finite(value)
-    ]
+def trace_points(row: Row) -> list[MetricPoint]:
+    """The row's live bytes at the trace's own steps (0 is prefill): at most MAX_TRACE_POINTS, peaks among them."""
+    trace = json.loads(row["trace"] or "[]")
+    key, time_ms = metric_key(TRACE, task_of(row)), time_ms_of(row)
+    steps = [(int(step), float(live_bytes)) for step, _, live_bytes, _ in trace]
+    return [MetricPoint(key, live_bytes, time_ms, step) for step, live_bytes in thinned(steps)]
 
 
-def _trace_points(row: Mapping[str, Any], item_step: int) -> Iterator[MetricPoint]:
-    """The thinned trace on consecutive steps: the items of a sweep follow one another on the chart."""
-    trace = json.loads(row["trace"]) if row["trace"] else []
-    for index, live_bytes in enumerate(_thinned([entry[_LIVE_BYTES] for entry in trace])):
-        step = item_step * MAX_TRACE_POINTS + index
-        yield MetricPoint(TRACE_KEY, float(live_bytes), row_timestamp_ms(row), step)
+def thinned(steps: list[tuple[int, float]]) -> Iterator[tuple[int, float]]:
+    """The first and the last (step, bytes) and, of each run of neighbours between them, the one with the most bytes."""
+    if len(steps) <= MAX_TRACE_POINTS:
+        yield from steps
+        return
+    first, *inner, last = steps
+    num_runs = MAX_TRACE_POINTS - 2
+    yield first
+    for index in range(num_runs):
+        begin, end = index * len(inner) // num_runs, (index + 1) * len(inner) // num_runs
+        yield max(inner[begin:end], key=lambda it: it[1])
+    yield last
 
 
-def _thinned(values: list[float]) -> list[float]:
-    """At most MAX_TRACE_POINTS values, the largest of each run of neighbours: no peak is thinned away."""
-    num_points = min(len(values), MAX_TRACE_POINTS)
-    edges = [index * len(values) // num_points for index in range(num_points + 1)] if num_points else []
-    return [max(values[begin:end]) for begin, end in itertools.pairwise(edges)]
-
-
-def _is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> TypeGuard[int | float]:
+    """Whether MLflow stores it as it is."""
     return isinstance(value, int | float) and math.isfinite(value)

@@ -41,8 +41,8 @@ from jobs.worst_items import PolicyLosses, worst_items
 from kvmerger.variants import REFERENCE_LABELS
 
 DEFAULT_NAME = "report.html"
-_TEMPLATES = Path(__file__).parent / "templates"
-_SHOWN_COLUMNS = {"trace", "prediction", "answers", "prompt_tail", "item_metadata", "versions"}
+TEMPLATES = Path(__file__).parent / "templates"
+SHOWN_COLUMNS = {"trace", "prediction", "answers", "prompt_tail", "item_metadata", "versions"}
 _MAX_MESSAGE_CHARS = 2000
 _COLUMNS_OF_A_PAGE = 6  # of the table of differences; what is wider is cut off in print
 
@@ -70,6 +70,14 @@ class SettingPage:
     losses: list[PolicyLosses]
 
 
+@dataclass(frozen=True, slots=True)
+class ReportPage:
+    """The page, and its pages by setting for those who want the figures alone."""
+
+    html: str
+    settings: tuple[SettingPage, ...]
+
+
 def write_report(store: ResultStore, path: Path) -> Path:
     """Write the page of a results folder to `path`.
 
@@ -77,8 +85,17 @@ def write_report(store: ResultStore, path: Path) -> Path:
         ResultError: the rows cannot be read, or the page cannot be written.
     """
     table, planned = store.read_table(), store.read_plan()
-    rows = planned_rows(table, planned, heavy=_SHOWN_COLUMNS)
+    rows = planned_rows(table, planned, heavy=SHOWN_COLUMNS)
     page = render_page(rows, summarize(table, planned), store.read_run_meta(), store.read_settings_text())
+    return write_page(page.html, path)
+
+
+def write_page(page: str, path: Path) -> Path:
+    """Write a rendered page.
+
+    Raises:
+        ResultError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
@@ -87,25 +104,28 @@ def write_report(store: ResultStore, path: Path) -> Path:
     return path
 
 
-def render_page(rows: Sequence[Row], summary: ResultSummary, meta: dict[str, Any], settings_yaml: str) -> str:
+def render_page(
+    rows: Sequence[Row], summary: ResultSummary, meta: dict[str, Any], settings_yaml: str
+) -> ReportPage:
     """The page; `rows` as `planned_rows` gives them with the heavy columns that are shown."""
     differences = differences_to_full(rows)
-    facts = run_facts(rows, summary, meta, settings_yaml)
-    return (
+    pages = tuple(
+        _setting_page(setting, rows, summary, differences, index)
+        for index, setting in enumerate(summary.settings())
+    )
+    html = (
         _environment()
         .get_template("report.html.jinja")
         .render(
-            facts=facts,
+            facts=run_facts(rows, summary, meta, settings_yaml),
             headline=headline(summary, differences),
             summary=summary,
-            pages=[
-                _setting_page(setting, rows, summary, differences, index)
-                for index, setting in enumerate(summary.settings())
-            ],
+            pages=pages,
             has_old_rows=any(row["prompt_tail"] is None for row in rows if row["status"] in DONE_STATUSES),
             max_message_chars=_MAX_MESSAGE_CHARS,
         )
     )
+    return ReportPage(html, pages)
 
 
 def _setting_page(
@@ -175,7 +195,7 @@ def _traces(
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

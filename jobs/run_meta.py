@@ -62,7 +62,6 @@ def describe_run(name: str, setting: Sequence[str | None], previous: Mapping[str
         "versions": library_versions(),
         "args": sys.argv,
         "started_at_s": time.time(),
-        "mirrored_to": previous.get("mirrored_to"),
     }
 
 

@@ -5,33 +5,40 @@ Only the start may fail for the tracker's sake. An interrupt leaves the finished
 
 from __future__ import annotations
 
+import logging
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from jobs.cells import PlannedCell
 from jobs.config import Settings
-from jobs.final_numbers import final_metrics, flat_params, row_counts, table_markdown
 from jobs.identity import unit_id
+from jobs.mirror_content import MirrorContent, shared_tags, tracked_sweep, tracked_variant
 from jobs.preparation import Prepared
 from jobs.progress import ProgressView
-from jobs.result_schema import DONE_STATUSES, Row
+from jobs.report_page import DEFAULT_NAME, ReportPage, write_page
+from jobs.result_schema import DONE_STATUSES, ResultError, Row
 from jobs.results import ResultStore
 from jobs.rows import Failure, RowMaker, RunContext
 from jobs.run_events import OnEvent, OnRows
 from jobs.run_meta import describe_run
-from jobs.summary import ResultSummary, summarize
-from jobs.tracker import RunStatus, SweepSummary, TrackedSweep, Tracker
+from jobs.summary import ResultSummary, planned_rows
+from jobs.tracker import RunStatus, TrackedSweep, Tracker
 from jobs.tracking import make_tracker
 from jobs.work import WorkUnit
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class SessionResult:
-    """How a run ended, and what its folder says now."""
+    """How a run ended, and what its folder says now. `page` is the report, or why there is none."""
 
     summary: ResultSummary
+    page: Path | ResultError | None
     is_interrupted: bool
     is_mirrored: bool
     how_to_open: str
@@ -60,25 +67,21 @@ class Session:
             TrackingError: the tracker cannot be reached; nothing has been done.
             ResultError, ModelError, RayStartError, ResourcesError: the run could not go on; finished rows are kept.
         """
-        is_new_to_tracker = self._tracker.start(self._tracked_sweep())
+        self._tracker.start(self._tracked_sweep())
         self._store.write_settings(self._settings.model_dump(mode="json"))
-        was_mirrored_to = self._meta["mirrored_to"]
-        # Until this run has delivered everything, a crash must leave the next one in doubt.
-        self._meta["mirrored_to"] = None
         self._store.write_run_meta(self._meta)
         self._store.write_plan(planned.cell for planned in self._prepared.plan.cells)
         status: RunStatus = "FAILED"
         try:
-            if is_new_to_tracker or was_mirrored_to != self._mirror_target:
-                self._mirror_earlier_rows()
+            self._record_earlier_rows()
             self._fail_impossible()
             self._execute()
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
         finally:
-            summary, is_mirrored = self._finish(status)
-        return SessionResult(summary, status == "KILLED", is_mirrored, self._tracker.how_to_open)
+            result = self._finish(status)
+        return result
 
     def _execute(self) -> None:
         units = self._prepared.plan.units
@@ -106,27 +109,28 @@ class Session:
             self._store.write_unit(rows_id, rows)
             self._tracker.record_rows(rows)
 
-    def _mirror_earlier_rows(self) -> None:
-        """Send what an earlier run stored and may not have delivered; sending twice adds nothing."""
-        plan = self._prepared.plan
-        if not plan.num_done:
-            return
-        wanted = {planned.cell.identity for planned in plan.cells}
-        rows = [row for row in self._store.read_table().to_pylist() if row["identity"] in wanted]
-        self._tracker.record_rows([row for row in rows if row["status"] in DONE_STATUSES])
+    def _record_earlier_rows(self) -> None:
+        """The means so far are over all finished rows, those of earlier runs too."""
+        if self._prepared.plan.num_done:
+            rows = planned_rows(self._store.read_table(), self._store.read_plan(), heavy=("seconds",))
+            self._tracker.record_rows([row for row in rows if row["status"] in DONE_STATUSES])
 
-    def _finish(self, status: RunStatus) -> tuple[ResultSummary, bool]:
-        summary = summarize(self._store.read_table(), self._store.read_plan())
-        is_mirrored = self._tracker.finish(
-            SweepSummary(status, table_markdown(summary), row_counts(summary), final_metrics(summary))
-        )
-        self._meta["mirrored_to"] = self._mirror_target if is_mirrored else None
-        self._store.write_run_meta(self._meta)
-        return summary, is_mirrored
+    def _finish(self, status: RunStatus) -> SessionResult:
+        """Tell the tracker what the folder says now; an interrupt does not wait for figures."""
+        content = MirrorContent.read(self._store)
+        is_interrupted = status == "KILLED"
+        page = None if is_interrupted else content.page()
+        written = None if page is None else _write(page.html, self._store.root / DEFAULT_NAME)
+        is_mirrored = not self._settings.tracking.enabled or self._mirror(content, status, page)
+        return SessionResult(content.summary, written, is_interrupted, is_mirrored, self._tracker.how_to_open)
 
-    @property
-    def _mirror_target(self) -> str | None:
-        return self._settings.tracking_uri if self._settings.tracking.enabled else None
+    def _mirror(self, content: MirrorContent, status: RunStatus, page: ReportPage | None) -> bool:
+        try:
+            with tempfile.TemporaryDirectory(prefix="kvmerger-mirror-") as folder:
+                return self._tracker.finish(content.report(status, page, Path(folder)))
+        except OSError as error:  # no room for copies of what is stored already
+            logger.warning("nothing more was told to the tracker: %s", error)
+            return False
 
     def _context(self) -> RunContext:
         return RunContext(
@@ -140,15 +144,28 @@ class Session:
         )
 
     def _tracked_sweep(self) -> TrackedSweep:
-        item_ids = dict.fromkeys(planned.cell.item_id for planned in self._prepared.plan.cells)
-        return TrackedSweep(
-            sweep_id=self._meta["sweep_id"],
-            name=self._settings.name,
-            experiment=self._settings.tracking.experiment or self._settings.name,
-            item_steps={item_id: step for step, item_id in enumerate(item_ids)},
-            params=flat_params(self._settings.model_dump(mode="json")),
+        model = self._prepared.model
+        specs = {it.cell.label: (it.spec, it.policy_version) for it in self._prepared.plan.cells}
+        variants = {
+            label: tracked_variant(spec.policy, spec.canonical()["budget"], version, dict(spec.params))
+            for label, (spec, version) in specs.items()
+        }
+        shared = shared_tags(
+            mode=self._settings.query_mode.value,
+            execution=self._settings.execution,
+            model=model.name,
+            model_revision=model.revision,
             git_commit=self._meta["git_commit"],
         )
+        return tracked_sweep(self._meta, self._settings.model_dump(mode="json"), variants, shared)
+
+
+def _write(page: str, path: Path) -> Path | ResultError:
+    """A page that cannot be written is no reason to fail a sweep."""
+    try:
+        return write_page(page, path)
+    except ResultError as error:
+        return error
 
 
 class RunUnits(Protocol):

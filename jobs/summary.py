@@ -148,6 +148,18 @@ def planned_rows(
     ]
 
 
+def planned_table(table: pa.Table, planned: Sequence[Cell] | None = None) -> pa.Table:
+    """The same rows as `planned_rows`, with every column, as a table."""
+    if planned is None:
+        return table
+    place = {identity: index for index, identity in enumerate(table["identity"].to_pylist())}
+    found = [cell for cell in planned if cell.identity in place]
+    taken = table.take(pa.array([place[cell.identity] for cell in found], type=pa.int64()))
+    column = table.schema.get_field_index("variant")
+    labels = pa.array([cell.label for cell in found], type=pa.string())
+    return taken.set_column(column, table.schema.field(column), labels)
+
+
 def grouped(rows: Iterable[Row], key_of: Callable[[Row], Any]) -> dict[Any, list[Row]]:
     """Rows by a key, in the order the keys come."""
     groups: dict[Any, list[Row]] = {}

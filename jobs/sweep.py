@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jobs.config import Settings
     from jobs.preparation import Prepared
     from jobs.results import ResultStore
+    from jobs.session import SessionResult
 
 EXIT_OK, EXIT_BAD_INPUT, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 130
 _OUR_PACKAGES = ("kvmerger", "evaluators", "jobs")
@@ -30,6 +31,7 @@ other commands (each has --help):
   ls policies|tasks|models
   report RESULTS_DIR      the table again, and the page with figures
   compare A [B]           two results folders, or two policies of one, item by item
+  mirror RESULTS_DIR      show finished results in MLflow (after an outage, or scored again)
 examples:
   python jobs/sweep.py                                          the packaged demo model, 2 minutes on 2 cores
   python jobs/sweep.py --set tasks.0.limit=2 --executor inline  a quick look, without Ray
@@ -86,6 +88,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "ls": _main_of("jobs.listing"),
     "report": _main_of("jobs.report"),
     "compare": _main_of("jobs.compare"),
+    "mirror": _main_of("jobs.mirror"),
 }
 
 
@@ -154,8 +157,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from jobs.report import render
 
     console.print(render(result.summary, console.width))
-    page = _write_page(store)
-    _print_where_to_go(console, settings, page, result.how_to_open, result.is_mirrored)
+    _print_where_to_go(console, settings, _shown_page(store, result.page), result)
     if result.is_interrupted:
         console.print("interrupted: the rows so far are kept, and the same command goes on", style="yellow")
         return EXIT_INTERRUPTED
@@ -182,32 +184,34 @@ def _dry_run(settings: Settings, prepared: Prepared, store: ResultStore) -> Rend
     )
 
 
-def _write_page(store: ResultStore) -> str:
-    """Write the page with figures; returns where it is, or why there is none, which is no reason to fail a sweep."""
+def _shown_page(store: ResultStore, page: Path | ValueError | None) -> str:
+    """Where the page with figures is, or why there is none, which is no reason to fail a sweep."""
     from jobs.report_page import DEFAULT_NAME, write_report
     from jobs.result_schema import ResultError
     from jobs.shown_paths import shown
 
     try:
-        return shown(write_report(store, store.root / DEFAULT_NAME))
+        page = page or write_report(store, store.root / DEFAULT_NAME)
     except ResultError as error:
-        return f"not written: {error}"
+        page = error
+    return f"{shown(page)} (open it in a browser)" if isinstance(page, Path) else f"not written: {page}"
 
 
-def _print_where_to_go(
-    console: Console, settings: Settings, page: str, how_to_open: str, is_mirrored: bool
-) -> None:
+def _print_where_to_go(console: Console, settings: Settings, page: str, result: SessionResult) -> None:
     def line(head: str, text: str) -> None:
         console.print(f"[bold]{head:<12}[/bold]{text}", highlight=False, soft_wrap=True)
 
     from jobs.shown_paths import python, shown
 
     folder = shown(settings.output_dir)
-    line("report", f"{page} (open it in a browser)")
+    line("report", page)
     line("results", f"{folder} (table again: {python()} jobs/report.py {folder})")
-    line("MLflow", how_to_open)
-    if not is_mirrored:
-        line("", "not all rows reached the tracker; the same command sends them again")
+    line("MLflow", result.how_to_open)
+    if not result.is_mirrored:
+        line(
+            "",
+            f"not everything got there; this sends what is missing: {python()} jobs/sweep.py mirror {folder}",
+        )
     line(
         "your own",
         f"{python()} jobs/sweep.py --set model.name=HUB_ID_OR_FOLDER "

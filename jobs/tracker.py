@@ -8,10 +8,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Literal, Protocol
 
-Row = Mapping[str, Any]
+from jobs.metric_points import MetricPoint, Readings
+from jobs.result_schema import Row
+
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+RUN_ID, EXPERIMENT_ID = "{run_id}", "{experiment_id}"
+"""Stand in a description for the ids of the sweep's own run and of its experiment."""
+
+VIEW = "kvmerger"
+"""Names the list of an experiment's runs with the columns that its latest sweep asked for."""
 
 
 class TrackingError(ValueError):
@@ -19,11 +27,19 @@ class TrackingError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class TrackedVariant:
+    """What a variant's run says of it from the start."""
+
+    tags: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class TrackedSweep:
     """What the tracker is told at the start.
 
-    `sweep_id` (letters, digits, `.`, `_`, `-`) names the sweep: starting it again continues its runs.
-    `item_steps` maps every item id of the plan to its place. `params` are the flattened settings.
+    `sweep_id` (letters, digits, `.`, `_`, `-`) names the sweep: starting it again continues its runs. `params` are the
+    flattened settings, `tags` belong to the sweep's own run, and `variants` are by label.
 
     Raises:
         ValueError: another character in `sweep_id`.
@@ -32,9 +48,11 @@ class TrackedSweep:
     sweep_id: str
     name: str
     experiment: str
-    item_steps: Mapping[str, int]
+    variants: Mapping[str, TrackedVariant]
+    tags: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
     git_commit: str | None = None
+    started_at_ms: int | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.sweep_id):
@@ -42,30 +60,44 @@ class TrackedSweep:
 
 
 @dataclass(frozen=True, slots=True)
-class SweepSummary:
-    """What the tracker is told at the end: how it ended, the table as markdown, and the final numbers.
+class VariantReport:
+    """The final numbers of a variant, a trace of each task, and the same in words (markdown)."""
 
-    `counts` belong to the sweep (`rows_ok` …), `aggregates` to its variants (label → metric → value).
+    readings: Readings
+    traces: Sequence[Sequence[MetricPoint]] = ()
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """What the tracker is told at the end: how it ended, the answer in markdown, the final numbers, and files.
+
+    `columns` are the numbers by which the variants are listed. `folder` holds the files that go with the sweep's own run,
+    None where there are none. `is_hurried`: its user waits
+    for the prompt, and the next run can deliver the rest.
     """
 
     status: RunStatus
-    table_markdown: str
-    counts: Mapping[str, float] = field(default_factory=dict)
-    aggregates: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    description: str
+    readings: Readings
+    variants: Mapping[str, VariantReport] = field(default_factory=dict)
+    columns: Sequence[str] = ()
+    folder: Path | None = None
+    is_hurried: bool = False
 
 
 class Tracker(Protocol):
     """Mirrors a sweep somewhere. One writer: all calls come from the driver's thread."""
 
-    def start(self, sweep: TrackedSweep) -> bool:
-        """Open the sweep's run; whether it is new. Raises TrackingError, with the remedy, when that is impossible."""
+    def start(self, sweep: TrackedSweep) -> None:
+        """Open the sweep's runs. Raises TrackingError, with the remedy, when that is impossible."""
         ...
 
     def record_rows(self, rows: Sequence[Row]) -> None:
-        """Send rows. Never raises; safe with no rows and with rows sent before."""
+        """Take rows in, to be shown when the server can. Never raises, never waits; rows may come again."""
         ...
 
-    def finish(self, summary: SweepSummary) -> bool:
+    def finish(self, report: SweepReport) -> bool:
         """Send what is left and close the runs. Never raises; returns whether everything was delivered."""
         ...
 
@@ -78,14 +110,13 @@ class Tracker(Protocol):
 class NullTracker:
     """`tracking: off`: keeps nothing."""
 
-    def start(self, sweep: TrackedSweep) -> bool:
-        """Do nothing; nothing is new."""
-        return False
+    def start(self, sweep: TrackedSweep) -> None:
+        """Do nothing."""
 
     def record_rows(self, rows: Sequence[Row]) -> None:
         """Do nothing."""
 
-    def finish(self, summary: SweepSummary) -> bool:
+    def finish(self, report: SweepReport) -> bool:
         """Do nothing; nothing is undelivered."""
         return True
 

@@ -9,6 +9,7 @@ import pickle
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isclose, nan
 
 import torch
 
@@ -186,6 +187,26 @@ def _meets_budgets_that_differ_between_heads_or_says_why_not(case: _Case) -> Non
     _expect(is_within, f"allowed {ragged.num_slots_H} slots in the two heads, kept {kept.num_slots_H}")
 
 
+def _keeps_of_layers_together_what_it_keeps_of_each_alone(case: _Case) -> None:
+    policy, prefilled = case.variant().policy, case.prefilled()
+    even = Budget.uniform(int(KEPT_RATIO * NUM_TOKENS), NUM_KV_HEADS, KEPT_RATIO)
+    budget_L = policy.allocate([even] * NUM_LAYERS, prefilled.evidence)
+    together = _compressed(case, prefilled)
+    for index, (layer, evidence, budget) in enumerate(
+        zip(prefilled.layers, prefilled.evidence, budget_L, strict=True)
+    ):
+        alone, among = policy.compress(layer, evidence, budget), together[index]
+        remedy = "let it treat every head by itself, or say compresses_stacks = False"
+        is_same = _bits([alone]) == _bits([among])
+        _expect(is_same, f"layer {index} is kept differently when compressed with its neighbours; {remedy}")
+        differing = [
+            name
+            for name in {*alone.counters, *among.counters}
+            if not isclose(alone.counters.get(name, nan), among.counters.get(name, nan), rel_tol=1e-6)
+        ]
+        _expect(not differing, f"layer {index} counts {differing} differently with its neighbours; {remedy}")
+
+
 def _copes_with_a_single_token_or_refuses_it(case: _Case) -> None:
     variant = case.variant()
     prefilled = random_prefill(case.seed, case.dtype, variant.policy, num_tokens=1)
@@ -249,6 +270,7 @@ _CHECKS: tuple[Callable[[_Case], None], ...] = (
     _gives_the_same_bits_again,
     _kept_slots_are_prefills_own_unless_it_merges,
     _meets_budgets_that_differ_between_heads_or_says_why_not,
+    _keeps_of_layers_together_what_it_keeps_of_each_alone,
     _copes_with_a_single_token_or_refuses_it,
     _its_decode_rule_holds_as_many_slots_as_before_and_finite_numbers,
     _its_decode_rule_gives_the_same_bits_again,

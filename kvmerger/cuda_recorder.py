@@ -56,6 +56,10 @@ class CudaRecorder:
                     graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
                 ):
                     step()
+        except BaseException:
+            # To the allocator the pool is still being recorded to, so nothing may be recorded there again.
+            self._pool, self._alive = torch.cuda.graph_pool_handle(), weakref.WeakSet()
+            raise
         finally:
             callers.wait_stream(self._stream)
         self._alive.add(graph)

@@ -9,6 +9,7 @@ Shapes: H KV heads, L layers, C columns of numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -37,18 +38,14 @@ class HeadCounters(Mapping[str, float]):
         """The numbers of each of ``num_layers`` layers, whose heads lie one layer after the other. Waits for the device."""
         if not self._per_head:
             return [{} for _ in range(num_layers)]
-        columns = [
-            column.double()
-            for value_H, weight_H in self._per_head.values()
-            for column in (value_H, torch.ones_like(value_H) if weight_H is None else weight_H)
-        ]
+        columns = [column for counter in self._per_head.values() for column in counter if column is not None]
         columns_LCH = _fetched(columns).unflatten(1, (num_layers, -1)).transpose(0, 1)
-        return [self._of_layer(of_layer) for of_layer in columns_LCH.tolist()]
+        return [self._of_layer(iter(of_layer)) for of_layer in columns_LCH.tolist()]
 
-    def _of_layer(self, columns: Sequence[Sequence[float]]) -> dict[str, float]:
+    def _of_layer(self, columns: Iterator[Sequence[float]]) -> dict[str, float]:
         combined = {
-            name: _combined(name, values, weights)
-            for name, values, weights in zip(self._per_head, columns[::2], columns[1::2], strict=True)
+            name: _combined(name, next(columns), None if weight_H is None else next(columns))
+            for name, (_, weight_H) in self._per_head.items()
         }
         return {name: value for name, value in combined.items() if value is not None}
 
@@ -69,18 +66,22 @@ class HeadCounters(Mapping[str, float]):
 
 def _fetched(columns: Sequence[Tensor]) -> Tensor:
     """All columns on the CPU, in their order (C, H); those of the device come in one copy."""
-    on_device = [column for column in columns if column.device.type != "cpu"]
+    on_device = [column.double() for column in columns if column.device.type != "cpu"]
     fetched = iter(torch.stack(on_device).cpu() if on_device else ())
-    return torch.stack([column if column.device.type == "cpu" else next(fetched) for column in columns])
+    return torch.stack(
+        [column.double() if column.device.type == "cpu" else next(fetched) for column in columns]
+    )
 
 
-def _combined(name: str, values: Sequence[float], weights: Sequence[float]) -> float | None:
+def _combined(name: str, values: Sequence[float], weights: Sequence[float] | None) -> float | None:
     if name.startswith("num_"):
         return sum(values)
     if name.startswith("largest_"):
         return max(values)
     if name.startswith("is_"):
         return min(values)
+    if weights is None:
+        return fmean(values)
     total = sum(weights)
     return (
         sum(value * weight for value, weight in zip(values, weights, strict=True)) / total if total else None

@@ -10,7 +10,7 @@ Shapes: L layers, H KV heads of all layers of a stack, N tokens, S slots, D head
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, groupby
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -21,8 +21,10 @@ from kvmerger.head_counters import HeadCounters
 from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.base import Policy
 
-# Bounds what merging holds at a time in fp32, about 12 times as much; longer layers come one by one.
-_MOST_KEY_BYTES = 2**27
+# Bytes of a stack's keys. Bounds what merging holds at a time in fp32, about 12 times as much; on a CPU that should fit
+# its cache. Longer layers come one by one.
+_MOST_KEY_BYTES = {"cpu": 2**20}
+_MOST_KEY_BYTES_ELSEWHERE = 2**27
 
 
 class StackedEvidence(Evidence):
@@ -56,7 +58,9 @@ class Stacks:
             policy.stack_key(evidence, budget) if policy.compresses_stacks else index
             for index, (evidence, budget) in enumerate(zip(self._evidence_L, budget_L, strict=True))
         ]
-        most = max(1, _MOST_KEY_BYTES // max(1, self._layers[0].k_SD.nbytes))
+        keys_SD = self._layers[0].k_SD
+        most_bytes = _MOST_KEY_BYTES.get(keys_SD.device.type, _MOST_KEY_BYTES_ELSEWHERE)
+        most = max(1, most_bytes // max(1, keys_SD.nbytes))
         for _, alike in groupby(range(len(keys)), keys.__getitem__):
             indices = list(alike)
             for start in range(0, len(indices), most):
@@ -118,22 +122,24 @@ def unstacked(kept: LayerCache, num_layers: int) -> list[LayerCache]:
     counters = kept.counters if isinstance(kept.counters, HeadCounters) else HeadCounters({})
     num_heads = kept.num_heads // num_layers
     slots_LH = [kept.num_slots_H[start : start + num_heads] for start in range(0, kept.num_heads, num_heads)]
-    ends = list(accumulate(map(sum, slots_LH)))
+    num_slots_L = [sum(slots_H) for slots_H in slots_LH]
+
+    def parts(tensor: Tensor | None) -> Sequence[Tensor | None]:
+        return [None] * num_layers if tensor is None else tensor.split(num_slots_L)
+
     return [
-        _part(kept, slice(end - sum(slots_H), end), slots_H).with_counters(of_layer)
-        for end, slots_H, of_layer in zip(ends, slots_LH, counters.by_layer(num_layers), strict=True)
+        LayerCache(*of_layer)
+        for of_layer in zip(
+            kept.k_SD.split(num_slots_L),
+            kept.v_SD.split(num_slots_L),
+            kept.position_S.split(num_slots_L),
+            slots_LH,
+            parts(kept.log_mass_S),
+            counters.by_layer(num_layers),
+            parts(kept.score_S),
+            strict=True,
+        )
     ]
-
-
-def _part(kept: LayerCache, part: slice, slots_H: tuple[int, ...]) -> LayerCache:
-    return LayerCache(
-        kept.k_SD[part],
-        kept.v_SD[part],
-        kept.position_S[part],
-        slots_H,
-        None if kept.log_mass_S is None else kept.log_mass_S[part],
-        score_S=None if kept.score_S is None else kept.score_S[part],
-    )
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

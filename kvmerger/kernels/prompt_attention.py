@@ -1,5 +1,9 @@
 """Causal attention of a prompt on itself, by the kernel that torch chooses, and its log-sum-exp where that kernel tells.
 
+cuDNN is the fastest at long prompts, but plans anew for every length it has not seen (0.8 s for heads of 128 on an H100,
+`bench/kernels.py`), and no two prompts are equally long. So it is given whole multiples of `PLAN_TOKENS`, and no prompt too
+short to gain by it.
+
 The log-sum-exp is always taken along, whoever needs it: asking changes no bit of the output then.
 
 Shapes: B = 1, N = T tokens, Q query heads, H KV heads, D head size.
@@ -13,8 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+PLAN_TOKENS = 1024
+LEAST_CUDNN_TOKENS = 8 * PLAN_TOKENS
 FLASH_HEAD_DIM_STEP = 8  # `scaled_dot_product_attention` pads other head sizes; the operator below does not
 
 
@@ -39,7 +45,7 @@ def causal_attention(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: fl
         )
         return Attended(out_BQTD.transpose(1, 2).contiguous(), None)
     out_BQTD, lse_BQX = kernel(q_BQTD, k_BHTD, v_BHTD, scaling)
-    # One kernel rounds the number of queries up, one has a last dimension of 1.
+    # One kernel rounds the number of queries up.
     lse_QN = lse_BQX[0].reshape(q_BQTD.shape[1], -1)[:, : q_BQTD.shape[2]]
     return Attended(out_BQTD.transpose(1, 2).contiguous(), lse_QN)
 
@@ -51,11 +57,19 @@ def _kernel_with_lse(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: fl
     """The kernel that `scaled_dot_product_attention` would choose, if it is one that tells its log-sum-exp."""
     if not q_BQTD.is_cuda or q_BQTD.shape[3] % FLASH_HEAD_DIM_STEP:
         return None
+    choice = _choice(q_BQTD, k_BHTD, v_BHTD, scaling)
+    if choice == SDPBackend.CUDNN_ATTENTION and q_BQTD.shape[2] < LEAST_CUDNN_TOKENS:
+        with sdpa_kernel(_WITHOUT_PLANS):
+            choice = _choice(q_BQTD, k_BHTD, v_BHTD, scaling)
+    return _KERNELS.get(choice)
+
+
+def _choice(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> SDPBackend:
     is_grouped = q_BQTD.shape[1] > k_BHTD.shape[1]
-    choice = torch._fused_sdp_choice(
+    number = torch._fused_sdp_choice(
         q_BQTD, k_BHTD, v_BHTD, is_causal=True, scale=scaling, enable_gqa=is_grouped
     )
-    return _KERNELS.get(SDPBackend(choice))
+    return SDPBackend(number)
 
 
 def _flash(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -66,8 +80,12 @@ def _flash(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> tu
 
 def _cudnn(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     attend = torch.ops.aten._scaled_dot_product_cudnn_attention
+    num_tokens = q_BQTD.shape[2]
+    # No token sees what comes after it, so padding at the end changes nothing before it.
+    padding = (0, 0, 0, -num_tokens % PLAN_TOKENS)
+    q_BQTD, k_BHTD, v_BHTD = (F.pad(tensor, padding) for tensor in (q_BQTD, k_BHTD, v_BHTD))
     out_BQTD, lse_BQT1, *_ = attend(q_BQTD, k_BHTD, v_BHTD, None, True, 0.0, True, False, scale=scaling)
-    return out_BQTD, lse_BQT1
+    return out_BQTD[:, :, :num_tokens], lse_BQT1.flatten(2)[:, :, :num_tokens]
 
 
 def _efficient(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -81,3 +99,4 @@ _KERNELS: dict[SDPBackend, _Kernel] = {
     SDPBackend.CUDNN_ATTENTION: _cudnn,
     SDPBackend.EFFICIENT_ATTENTION: _efficient,
 }
+_WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

@@ -49,31 +49,35 @@ def most_similar_kept(k_HND: Tensor, is_kept_HN: Tensor, num_layers: int = 1) ->
     differently.
     """
     num_kept_LH = is_kept_HN.sum(dim=1).view(num_layers, -1).tolist()
-    parts = [
-        _most_similar_kept(keys, is_kept, max(num_kept_H))
-        for keys, is_kept, num_kept_H in zip(
-            k_HND.chunk(num_layers), is_kept_HN.chunk(num_layers), num_kept_LH, strict=True
-        )
-    ]
-    return Targets(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-
-
-def _most_similar_kept(k_HND: Tensor, is_kept_HN: Tensor, num_kept: int) -> Targets:
-    # Kept tokens first, in the prompt's order: heads that keep fewer are filled up with dropped ones, masked below.
-    kept_HK = (~is_kept_HN).sort(dim=1, stable=True).indices[:, :num_kept]
     unit_HND = F.normalize(k_HND.float(), dim=2)
+    # Kept tokens first, in the prompt's order: heads that keep fewer are filled up with dropped ones, never chosen.
+    kept_HN = (~is_kept_HN).sort(dim=1, stable=True).indices
+    is_filler_HN = ~is_kept_HN.gather(1, kept_HN)
+    of_layers = zip(
+        *(tensor.chunk(num_layers) for tensor in (unit_HND, kept_HN, is_filler_HN)), num_kept_LH, strict=True
+    )
+    found = [
+        _best_kept(units, kept, is_filler, max(num_kept_H))
+        for units, kept, is_filler, num_kept_H in of_layers
+    ]
+    cosine_HN, place_HN = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+    target_HN = kept_HN.gather(1, place_HN).masked_fill(cosine_HN == _NO_COSINE, EVICTED)
+    return _with_kept_at_home(target_HN, cosine_HN, is_kept_HN)
+
+
+def _best_kept(
+    unit_HND: Tensor, kept_HN: Tensor, is_filler_HN: Tensor, num_kept: int
+) -> tuple[Tensor, Tensor]:
+    """Highest cosine of each token with one of the first ``num_kept`` tokens of ``kept_HN``, and which: both (H, N)."""
+    kept_HK, is_filler_H1K = kept_HN[:, :num_kept], is_filler_HN[:, None, :num_kept]
     kept_HDK = unit_HND.gather(1, kept_HK[:, :, None].expand(-1, -1, unit_HND.shape[2])).transpose(1, 2)
-    is_filler_H1K = ~is_kept_HN.gather(1, kept_HK)[:, None]
     best = [
         (unit_HBD @ kept_HDK).masked_fill_(is_filler_H1K, _NO_COSINE).max(dim=2)
         for unit_HBD in unit_HND.split(
             max(1, _MAX_BLOCK_COSINES // (max(1, num_kept) * unit_HND.shape[0])), dim=1
         )
     ]
-    cosine_HN = torch.cat([found.values for found in best], dim=1)
-    target_HN = kept_HK.gather(1, torch.cat([found.indices for found in best], dim=1))
-    target_HN = target_HN.masked_fill(cosine_HN == _NO_COSINE, EVICTED)
-    return _with_kept_at_home(target_HN, cosine_HN, is_kept_HN)
+    return torch.cat([one.values for one in best], dim=1), torch.cat([one.indices for one in best], dim=1)
 
 
 def more_similar_neighbour(k_HND: Tensor, is_kept_HN: Tensor) -> Targets:

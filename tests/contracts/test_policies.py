@@ -8,7 +8,7 @@ import torch
 
 from kvmerger.contract import check_policy
 from kvmerger.decode_rule import DecodeRule, Heirs
-from kvmerger.evidence import ATTENTION_MASS, Need, register_evidence
+from kvmerger.evidence import ATTENTION_MASS, KEY_NORMS, Need, register_evidence
 from kvmerger.policies import registry
 from kvmerger.policies.base import Policy
 from kvmerger.policies.scoring import ScoringPolicy
@@ -60,6 +60,37 @@ class DoesNotDeclare(Policy):
 
     def compress(self, layer, evidence, budget):
         return keep_highest(layer, evidence.get(ATTENTION_MASS), budget)
+
+
+@dataclass(frozen=True)
+class MixesHeads(ScoringPolicy):
+    """Ranks by what is left over the mean of all heads it is given, and says it takes layers together."""
+
+    compresses_stacks = True
+
+    def needs(self):
+        return frozenset({KEY_NORMS})
+
+    def scores(self, evidence):
+        norms_HN = evidence.get(KEY_NORMS)
+        return norms_HN - norms_HN.mean(dim=0)
+
+
+@dataclass(frozen=True)
+class MixesHeadsOfALayer(MixesHeads):
+    """The same, layer by layer."""
+
+    def scores(self, evidence):
+        norms_HN = evidence.get(KEY_NORMS)
+        return norms_HN - evidence.for_heads(evidence.by_layer(norms_HN).mean(dim=1))
+
+
+@dataclass(frozen=True)
+class CountsByLayer(MixesHeadsOfALayer):
+    """Takes layers together and counts them as one."""
+
+    def compress(self, layer, evidence, budget):
+        return super().compress(layer, evidence, budget).with_counters({"num_evicted": 1.0})
 
 
 @dataclass(frozen=True)
@@ -184,6 +215,8 @@ class RemembersThings:
         ("ActsUndecided", {"its decode rule holds as many slots"}),
         ("ActsByItself", {"its decode rule holds as many slots"}),
         ("ActsExplosively", {"its decode rule holds as many slots"}),
+        ("MixesHeads", {"keeps of layers together what it keeps of each alone"}),
+        ("CountsByLayer", {"keeps no more than its budget", "keeps of layers together"}),
         ("BreaksKeys", {"keeps finite numbers", "positions are the prompts", "kept slots are prefills own"}),
     ],
 )
@@ -193,8 +226,9 @@ def test_a_broken_policy_is_found_out(policy: str, findings: set[str], seed: int
         assert any(name.startswith(finding) for name in broken), (finding, broken)
 
 
-def test_a_users_policy_may_read_hidden_states(seed: int) -> None:
-    results = check_policy(f"{__name__}:ReadsHiddenStates", seed=seed)
+@pytest.mark.parametrize("policy", ["ReadsHiddenStates", "MixesHeadsOfALayer"])
+def test_a_users_policy_may_read_hidden_states_and_take_layers_together(policy: str, seed: int) -> None:
+    results = check_policy(f"{__name__}:{policy}", seed=seed)
     assert [result.message for result in results if not result.is_ok] == []
 
 

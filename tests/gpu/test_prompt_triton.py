@@ -105,10 +105,16 @@ def float64_column_sums(prompt: Prompt, first_query: int) -> torch.Tensor:
 @pytest.mark.parametrize("backend", BACKENDS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("num_groups", [1, 4])
-@pytest.mark.parametrize("num_tokens", [1, 33, 1000])
+@pytest.mark.parametrize("num_tokens", [1, 33, 1000, 1025])
 def test_every_kernel_of_torch_tells_the_same_log_sum_exp(
-    num_tokens: int, num_groups: int, dtype: torch.dtype, backend: SDPBackend, seed: int
+    num_tokens: int,
+    num_groups: int,
+    dtype: torch.dtype,
+    backend: SDPBackend,
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(prompt_attention, "LEAST_CUDNN_TOKENS", 0)
     prompt = random_prompt(seed, num_tokens, 2, num_groups, 64, dtype, "cuda")
     with sdpa_kernel([backend, SDPBackend.MATH]):
         lse_QN = check_prompt_attention(prompt)

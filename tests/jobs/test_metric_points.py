@@ -1,63 +1,94 @@
-"""Points are finite and depend on the row alone; a thinned trace keeps its peak."""
+"""Numbers are finite and depend on the rows alone; a thinned trace keeps its ends and its peak."""
 
 from __future__ import annotations
 
 import json
 import math
+import random
+import statistics
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.metric_points import MAX_TRACE_POINTS, TRACE_KEY, aggregate_points, row_points
+from jobs.metric_points import MAX_TRACE_POINTS, RunningMeans, row_numbers, thinned, trace_points
+from jobs.result_schema import FAILED, Row
+from tests.jobs.row_fakes import make_row, make_sweep_rows
+
+TASK = "longbench/qasper"
+NUMBERS: dict[str, Any] = {
+    "benchmark": "longbench",
+    "task": "qasper",
+    "score": 0.25,
+    "kl_mean": 0.5,
+    "top1_agreement": 0.75,
+    "answer_nll": 2.0,
+    "kv_bytes": 4096,
+    "kept_ratio": 0.5,
+    "seconds": '{"compress_s": 1.5}',
+}
 
 
-def make_row(**changes: Any) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "benchmark": "longbench",
-        "task": "qasper",
-        "score": 0.25,
-        "kl_mean": 0.5,
-        "top1_agreement": 0.75,
-        "answer_nll": 2.0,
-        "kv_bytes": 4096,
-        "kept_ratio": 0.5,
-        "trace": None,
-        "created_at_s": 1700000000.25,
+def test_row_gives_its_numbers_under_what_they_are_and_their_task() -> None:
+    assert row_numbers(make_row("a", **NUMBERS)) == {
+        f"score/{TASK}": 0.25,
+        f"fidelity/kl/{TASK}": 0.5,
+        f"fidelity/top1_agreement/{TASK}": 0.75,
+        f"fidelity/answer_nll/{TASK}": 2.0,
+        f"memory/kv_bytes/{TASK}": 4096.0,
+        f"memory/kept_ratio/{TASK}": 0.5,
+        f"time/compress_s/{TASK}": 1.5,
     }
-    return row | changes
-
-
-def test_row_gives_its_numbers_at_the_items_step_and_the_rows_time() -> None:
-    points = row_points(make_row(), item_step=7)
-    assert {point.key: point.value for point in points} == {
-        "score/longbench/qasper": 0.25,
-        "fidelity/kl_mean": 0.5,
-        "fidelity/top1_agreement": 0.75,
-        "fidelity/answer_nll": 2.0,
-        "memory/kv_bytes": 4096.0,
-        "memory/kept_ratio": 0.5,
-    }
-    assert {(point.step, point.timestamp_ms) for point in points} == {(7, 1700000000250)}
 
 
 @pytest.mark.parametrize("value", [None, math.inf, -math.inf, math.nan])
-def test_null_and_not_finite_numbers_give_no_point(value: float | None) -> None:
-    keys = {point.key for point in row_points(make_row(score=value, answer_nll=value), 0)}
-    assert keys == {"fidelity/kl_mean", "fidelity/top1_agreement", "memory/kv_bytes", "memory/kept_ratio"}
-    assert aggregate_points({"score": value}, 0) == []
+def test_null_and_not_finite_numbers_are_left_out(value: float | None) -> None:
+    row = make_row("a", **{**NUMBERS, "score": value, "answer_nll": value})
+    assert not {f"score/{TASK}", f"fidelity/answer_nll/{TASK}"} & row_numbers(row).keys()
+
+
+def test_a_failed_row_counts_and_gives_no_number() -> None:
+    means = RunningMeans()
+    means.add(make_row("a", **NUMBERS, status=FAILED))
+    assert means.means() == {}
+    assert means.readings().values == {"rows/ok": 0.0, "rows/truncated": 0.0, "rows/failed": 1.0}
+
+
+def test_running_means_are_the_means_of_the_rows_and_a_row_sent_again_changes_nothing(seed: int) -> None:
+    rng = random.Random(seed)
+    rows = make_sweep_rows(rng, {}, ["longbench/qasper", "ruler/vt"], 7)
+    again = [*rows, *rng.sample(rows, 5)]
+    rng.shuffle(again)
+    means = RunningMeans()
+    for row in again:
+        means.add(row)
+    for task in ("longbench/qasper", "ruler/vt"):
+        of_task = [row["answer_nll"] for row in rows if f"{row['benchmark']}/{row['task']}" == task]
+        expected = pytest.approx(statistics.fmean(of_task))
+        assert means.readings().values[f"fidelity/answer_nll/{task}"] == expected
+    assert means.readings().num_rows == len(rows)
+
+
+def with_trace(live_bytes: list[int]) -> Row:
+    trace = [[3 * index, "decode", value, 2 * value] for index, value in enumerate(live_bytes)]
+    return make_row("a", **NUMBERS, trace=json.dumps(trace), created_at_s=12.5)
 
 
 @given(
-    st.lists(st.integers(0, 10**12), max_size=4)
-    | st.lists(st.integers(0, 10**12), min_size=64, max_size=200),
-    st.integers(0, 5),
+    st.lists(st.integers(0, 10**12), max_size=4) | st.lists(st.integers(0, 10**12), min_size=90, max_size=400)
 )
-def test_trace_is_thinned_to_consecutive_steps_and_keeps_its_peak(live_bytes: list[int], step: int) -> None:
-    trace = json.dumps([[index, "decode", value, 2 * value] for index, value in enumerate(live_bytes)])
-    points = [point for point in row_points(make_row(trace=trace), step) if point.key == TRACE_KEY]
-    first = step * MAX_TRACE_POINTS
-    assert [point.step for point in points] == list(range(first, first + len(points)))
-    assert len(points) == min(len(live_bytes), MAX_TRACE_POINTS)
-    assert max((point.value for point in points), default=None) == max(live_bytes, default=None)
+def test_a_trace_is_thinned_to_points_of_its_own_in_order_with_ends_and_peak(live_bytes: list[int]) -> None:
+    points = trace_points(with_trace(live_bytes))
+    whole = [(3 * index, float(value)) for index, value in enumerate(live_bytes)]
+    shown = [(point.step, point.value) for point in points]
+    assert set(shown) <= set(whole) and shown == sorted(set(shown))
+    assert len(shown) == min(len(whole), MAX_TRACE_POINTS)
+    assert shown[:1] + shown[-1:] == whole[:1] + whole[-1:]
+    assert max((value for _, value in shown), default=None) == max((it for _, it in whole), default=None)
+    assert {(point.key, point.timestamp_ms) for point in points} <= {(f"memory/trace_bytes/{TASK}", 12500)}
+
+
+def test_a_short_trace_is_not_thinned() -> None:
+    steps = [(index, 1.0) for index in range(MAX_TRACE_POINTS)]
+    assert list(thinned(steps)) == steps

@@ -61,7 +61,7 @@ class Page(HTMLParser):
 def html_of(rows: Sequence[Row], planned: Sequence[Cell] | None = None, **meta: Any) -> str:
     table = pa.Table.from_pylist(list(rows), schema=RESULT_SCHEMA)
     shown = planned_rows(table, planned, heavy=set(RESULT_SCHEMA.names))
-    return render_page(shown, summarize(table, planned), meta, meta.pop("settings", ""))
+    return render_page(shown, summarize(table, planned), meta, meta.pop("settings", "")).html
 
 
 def sweep(seed: int, num_tasks: int = 2, num_items: int = 4, **values: Any) -> list[Row]:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.result_schema import FAILED, RESULT_SCHEMA, TRUNCATED, Row
-from jobs.summary import ResultSummary, summarize
+from jobs.summary import ResultSummary, planned_rows, planned_table, summarize
 from jobs.variant_summary import VariantSummary
 from jobs.work import Cell
 from tests.jobs.row_fakes import make_row
@@ -161,3 +161,15 @@ def test_degenerate_rows_are_counted_with_their_reason() -> None:
 def test_nothing_at_all_is_an_empty_summary() -> None:
     summary = summary_of([])
     assert (summary.tasks, summary.num_planned) == ((), 0)
+
+
+@pytest.mark.parametrize("has_plan", [True, False])
+def test_the_planned_table_has_the_planned_rows_under_their_labels_and_every_column(has_plan: bool) -> None:
+    table = pa.Table.from_pylist(rows_of(), schema=RESULT_SCHEMA)
+    identities = table["identity"].to_pylist()
+    wanted = [identities[4], "never run", identities[0]]
+    plan = [Cell(identity, "item", f"label {place}") for place, identity in enumerate(wanted)]
+    found = planned_table(table, plan if has_plan else None)
+    every_column = planned_rows(table, plan if has_plan else None, heavy=RESULT_SCHEMA.names)
+    assert found.schema.equals(RESULT_SCHEMA) and found.to_pylist() == every_column
+    assert found.num_rows == (2 if has_plan else len(identities))

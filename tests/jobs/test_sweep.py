@@ -231,7 +231,7 @@ def test_another_model_or_mode_in_the_same_folder_is_another_sweep(config: Path,
     assert ids[0] == ids[2] != ids[1]
 
 
-def test_a_tracker_that_lost_its_runs_is_sent_all_rows_again(config: Path, store: ResultStore) -> None:
+def test_a_tracker_that_lost_its_runs_is_sent_everything_again(config: Path, store: ResultStore) -> None:
     """The second run computes nothing and still delivers everything."""
     database = store.root.parent / "tracking.db"
     tracked = [str(config), "--limit", "1", "--set", f"tracking={{uri: 'sqlite:///{database}'}}"]
@@ -245,10 +245,26 @@ def test_a_tracker_that_lost_its_runs_is_sent_all_rows_again(config: Path, store
         assert files_of(store) == before
         names = {name for (name,) in connection.execute("select name from runs")}
         (num_points,) = connection.execute(
-            "select count(*) from metrics where key = 'memory/kv_bytes'"
+            "select count(*) from metrics where key like 'memory/kv_bytes/%'"
         ).fetchone()
     assert {"full", "no_context", "full_aa", "knorm@0.5"} <= names
     assert num_points == NUM_REFERENCES + 1
+
+
+def test_no_room_for_copies_costs_only_the_mirror_and_says_how_to_send_it_later(
+    config: Path,
+    store: ResultStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    uri = f"tracking={{uri: 'sqlite:///{tmp_path / 'tracking.db'}'}}"
+    assert main([str(config), "--limit", "1", "--set", uri]) == 0
+    assert store.read_table().num_rows == NUM_REFERENCES + 1
+    assert "sweep.py mirror" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert main(["mirror", str(store.root)]) == 0
 
 
 def test_changed_code_of_a_users_policy_is_computed_again(

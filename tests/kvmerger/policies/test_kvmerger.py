@@ -12,6 +12,7 @@ from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.composition import build
 from kvmerger.policies.kvmerger import KVMerger
 from kvmerger.policies.kvmerger_paper import KVMergerPaper
+from kvmerger.policies.kvmerger_plus import KVMergerPlus
 from kvmerger.policies.pivots_only import PivotsOnly
 from kvmerger.policies.protected_mass import ProtectedMass
 from kvmerger.policies.zeromerge import ZeroMerge
@@ -85,6 +86,17 @@ def test_equals_loops_over_tokens(options: dict, dtype: torch.dtype, seed: int) 
     assert any(len(slots) < NUM_TOKENS for slots in expected), "nothing was merged"
     slots = [slot for head in expected for slot in head]
     assert_slots(merged, slots, dtype, has_log_mass=policy.log_mass != "none")
+
+
+def test_kvmerger_plus_leaves_keys_alone_and_answers_for_its_members(seed: int) -> None:
+    states, budget = planted_states(seed, torch.float32), Budget.uniform(44, NUM_HEADS, 0.5)
+    plus, pivots = (compress(policy, states, budget) for policy in (KVMergerPlus(), PivotsOnly()))
+    assert torch.equal(plus.k_SD, pivots.k_SD) and torch.equal(plus.position_S, pivots.position_S)
+    expected = slow_kvmerger(KVMergerPlus(), states, evidence_of(KVMergerPlus(), states), budget)
+    slots = [slot for head in expected for slot in head]
+    assert_slots(plus, slots, torch.float32, has_log_mass=True)
+    assert plus.log_mass_S is not None
+    assert 0 < plus.log_mass_S.max() <= 3.0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,105 @@
+"""What the server should show and does not yet: nothing is in it twice, and nothing is sent twice.
+
+Pure. A run's numbers are sent where they differ from what the server holds, at a step never used before; a batch that
+was not confirmed is the next one again, point for point, which MLflow stores once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from jobs.metric_points import MetricPoint, Readings
+
+MAX_POINTS_PER_BATCH = 1000
+"""MLflow refuses more."""
+
+PARENT = ""
+"""The sweep's own run; its children go by their variants' labels."""
+
+_SAME = 1e-12  # the order of a sum may change its last bits
+
+
+class Batch(NamedTuple):
+    """One call: points of one run, and the last step its numbers have used after it (None: as before)."""
+
+    run: str
+    points: tuple[MetricPoint, ...]
+    last_step: int | None
+
+
+@dataclass(slots=True)
+class RunState:
+    """What a run holds on the server: the latest value of each key, and the last step of its numbers (-1: none)."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    last_step: int = -1
+
+
+class Backlog:
+    """Holds one wish a run, the newest, and the batches it is being turned into. Not for two threads at once."""
+
+    def __init__(self, known: Mapping[str, RunState]) -> None:
+        self._known = {run: RunState(dict(state.values), state.last_step) for run, state in known.items()}
+        self._wanted: dict[str, Readings] = {}
+        self._batches: deque[Batch] = deque()
+
+    def want(self, run: str, readings: Readings) -> None:
+        """The run should show these numbers; an older wish that has not begun to be sent is forgotten."""
+        self._wanted[run] = readings
+
+    def want_trace(self, run: str, points: Sequence[MetricPoint]) -> None:
+        """The run should chart these points of one key, at most a batch.
+
+        A key whose chart ends in another value belongs to a row since replaced; as points cannot be taken back, the
+        new trace gets a key with a number.
+        """
+        if not points:
+            return
+        assert len(points) <= MAX_POINTS_PER_BATCH
+        values = self._state(run).values
+        last, key, number = points[-1].value, points[0].key, 1
+        while key in values and not _is_same(values[key], last):
+            number += 1
+            key = f"{points[0].key}/{number}"
+        if key not in values:
+            values[key] = last
+            renamed = tuple(point._replace(key=key) for point in points)
+            self._batches.append(Batch(run, renamed, None))
+
+    def next_batch(self) -> Batch | None:
+        """What to send now; the same again until `confirm`. None: the server shows all that is wanted."""
+        while not self._batches and self._wanted:
+            run = next(iter(self._wanted))
+            self._batches.extend(self._batches_of(run, self._wanted.pop(run)))
+        return self._batches[0] if self._batches else None
+
+    def confirm(self) -> None:
+        """The batch of `next_batch` has arrived."""
+        batch = self._batches.popleft()
+        state = self._state(batch.run)
+        if batch.last_step is not None:
+            state.last_step = batch.last_step
+        state.values.update({point.key: point.value for point in batch.points})
+
+    def _batches_of(self, run: str, readings: Readings) -> list[Batch]:
+        state = self._state(run)
+        changed = [
+            (key, value)
+            for key, value in sorted(readings.values.items())
+            if key not in state.values or not _is_same(state.values[key], value)
+        ]
+        step = max(readings.num_rows, state.last_step + 1)
+        points = [MetricPoint(key, value, readings.time_ms, step) for key, value in changed]
+        starts = range(0, len(points), MAX_POINTS_PER_BATCH)
+        return [Batch(run, tuple(points[at : at + MAX_POINTS_PER_BATCH]), step) for at in starts]
+
+    def _state(self, run: str) -> RunState:
+        return self._known.setdefault(run, RunState())
+
+
+def _is_same(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=_SAME, abs_tol=_SAME)

@@ -1,0 +1,93 @@
+"""A thread that brings the backlog to the server: the sweep never waits for it, and an outage is told once.
+
+Knows neither MLflow nor rows. What was not confirmed is sent again, after pauses that grow.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from jobs.backlog import Backlog, Batch
+
+logger = logging.getLogger(__name__)
+
+Send = Callable[[Batch], None]
+
+_MIN_PAUSE_S = 2.0  # between deliveries: rows of units that end together go together
+_MAX_PAUSE_S = 60.0
+
+
+class Courier:
+    """Delivers a backlog while the sweep runs. `lock` guards the backlog; whoever changes it holds it."""
+
+    def __init__(self, backlog: Backlog, send: Send, where: str, min_pause_s: float = _MIN_PAUSE_S) -> None:
+        self.lock = threading.Lock()
+        self._backlog = backlog
+        self._send = send
+        self._where = where
+        self._min_pause_s = min_pause_s
+        self._woken = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
+
+    def start(self) -> None:
+        """Begin to deliver whenever woken."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is something to deliver."""
+        self._woken.set()
+
+    def stop(self, limit_s: float) -> bool:
+        """No more deliveries by the thread; whether it has ended within `limit_s`."""
+        self._stopping.set()
+        self._woken.set()
+        if self._thread.ident is not None:
+            self._thread.join(limit_s)
+        return not self._thread.is_alive()
+
+    def deliver(self, may_go_on: Callable[[], bool]) -> bool:
+        """Send batches in this thread until none is left, which is returned, or `may_go_on` says no.
+
+        Raises whatever `send` raises; the batch is then still the next.
+        """
+        while may_go_on():
+            with self.lock:
+                batch = self._backlog.next_batch()
+            if batch is None:
+                return True
+            self._send(batch)
+            with self.lock:
+                self._backlog.confirm()
+        return False
+
+    def _run(self) -> None:
+        num_failures = 0
+        while not self._stopping.is_set():
+            self._woken.wait()
+            self._woken.clear()
+            try:
+                self.deliver(lambda: not self._stopping.is_set())
+            except Exception as error:  # noqa: BLE001 - rows are on disk; a tracker stops no run
+                num_failures += 1
+                self._woken.set()
+                if num_failures == 1:
+                    logger.warning(
+                        "tracking at %s failed (%s: %s); the run goes on, and what is missing is sent later",
+                        self._where,
+                        type(error).__name__,
+                        error,
+                    )
+            else:
+                if num_failures and not self._stopping.is_set():
+                    logger.warning("tracking at %s works again; nothing is missing there", self._where)
+                    num_failures = 0
+            self._stopping.wait(pause_s(num_failures, self._min_pause_s))
+
+
+def pause_s(num_failures: int, min_pause_s: float = _MIN_PAUSE_S) -> float:
+    """Twice as long after every failure in a row, up to a minute."""
+    doubled: float = min_pause_s * 2 ** min(num_failures, 16)
+    return min(doubled, _MAX_PAUSE_S)

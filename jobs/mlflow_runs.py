@@ -1,0 +1,190 @@
+"""A sweep's runs on an MLflow server: found again by tags, made where missing, filled in batches.
+
+Every call may raise whatever MLflow, requests or SQLAlchemy raise. Nothing lives in MLflow's thread-local active run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.backlog import PARENT, Batch, RunState
+from jobs.tracker import EXPERIMENT_ID, RUN_ID, VIEW, RunStatus, SweepReport, TrackedSweep, TrackingError
+from jobs.tracking_uri import is_http
+
+_MAX_TAGS_PER_BATCH = 100  # MLflow refuses more
+_MAX_PARAMS_PER_BATCH = 100  # likewise
+_MAX_PARAM_CHARS = 6000  # likewise
+_MAX_TAG_CHARS = 5000  # likewise, servers older than 3.0
+_ROLE, _SWEEP, _VARIANT, _STEP = "kvmerger.role", "kvmerger.sweep_id", "kvmerger.variant", "kvmerger.step"
+_PARENT_RUN, _NOTE = "mlflow.parentRunId", "mlflow.note.content"
+# Opens the experiment on its list of runs; an unknown kind is taken for an application that calls models.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+# Where MLflow's page keeps a view that somebody shares; a page that does not know it shows its own columns.
+_VIEW = f"mlflow.sharedViewState.{VIEW}"
+_ONLY_AT_FIRST = ("baseline",)  # promotion may have changed it
+
+
+class MlflowRuns:
+    """The parent run of a sweep and its children, by label; `PARENT` is the parent's. Make it with `open_runs`."""
+
+    def __init__(self, client: Any, experiment_id: str) -> None:
+        self._client = client
+        self.experiment_id = experiment_id
+        self._ids: dict[str, str] = {}
+        self.known: dict[str, RunState] = {}
+
+    @property
+    def parent_id(self) -> str:
+        """The id of the sweep's own run."""
+        return self._ids[PARENT]
+
+    def find_or_create(self, sweep: TrackedSweep) -> None:
+        """Take up the runs of an earlier start, and make those that are missing."""
+        found = self._find(sweep.sweep_id)
+        source = {"mlflow.source.name": "jobs/sweep.py", "mlflow.source.git.commit": sweep.git_commit or ""}
+        shared = {_SWEEP: sweep.sweep_id, **source}
+        tags = {_ROLE: "sweep", **shared, **sweep.tags}
+        self._take(PARENT, found.get(PARENT), sweep.name, tags, sweep.params, sweep.started_at_ms)
+        for place, (label, variant) in enumerate(sweep.variants.items()):
+            # MLflow lists the latest first, and the list should be in the order of the table.
+            started_at_ms = (
+                None if sweep.started_at_ms is None else sweep.started_at_ms + len(sweep.variants) - place
+            )
+            own = {_ROLE: "variant", _VARIANT: label, _PARENT_RUN: self.parent_id, **shared, **variant.tags}
+            self._take(label, found.get(label), label, own, variant.params, started_at_ms)
+        self._client.update_run(self.parent_id, status="RUNNING")
+
+    def send(self, batch: Batch) -> None:
+        """Log a batch; the same one again adds nothing, since every point has its time and step."""
+        from mlflow.entities import Metric, RunTag
+
+        tags = [] if batch.last_step is None else [RunTag(_STEP, str(batch.last_step))]
+        metrics = [Metric(*point) for point in batch.points]
+        self._client.log_batch(self._ids[batch.run], metrics=metrics, tags=tags, synchronous=True)
+
+    def close(self, report: SweepReport) -> None:
+        """Put files and descriptions in their places and end the runs."""
+        if report.folder is not None:
+            self._client.log_artifacts(self.parent_id, str(report.folder))
+        if report.columns:
+            self._client.set_experiment_tag(self.experiment_id, _VIEW, _view(report.columns))
+        ids = {RUN_ID: self.parent_id, EXPERIMENT_ID: self.experiment_id}
+        description = report.description
+        for place, value in ids.items():
+            description = description.replace(place, value)
+        self._set_tags(PARENT, {_NOTE: description})
+        for label, variant in report.variants.items():
+            if label in self._ids:
+                self._set_tags(label, {_NOTE: variant.description})
+                self._end(label, report.status, variant.readings.time_ms)
+        self._end(PARENT, report.status, report.readings.time_ms)
+
+    def _end(self, label: str, status: RunStatus, time_ms: int) -> None:
+        self._client.set_terminated(self._ids[label], status=status, end_time=time_ms or None)
+
+    def _find(self, sweep_id: str) -> dict[str, Any]:
+        """The sweep's runs by label. Of two (a creation whose answer got lost) the fuller one counts."""
+        found: dict[str, Any] = {}
+        for run in self._search(sweep_id):
+            label = PARENT if run.data.tags[_ROLE] == "sweep" else run.data.tags[_VARIANT]
+            other = found.get(label)
+            if other is None or len(run.data.metrics) > len(other.data.metrics):
+                found[label] = run
+            loser = run if other is not None and found[label] is other else other
+            if loser is not None and not loser.data.metrics:
+                self._client.delete_run(loser.info.run_id)
+        return found
+
+    def _search(self, sweep_id: str) -> Iterator[Any]:
+        token: str | None = None
+        while token != "":
+            page = self._client.search_runs(
+                [self.experiment_id], f"tags.`{_SWEEP}` = '{sweep_id}'", page_token=token
+            )
+            yield from page
+            token = page.token or ""
+
+    def _take(
+        self,
+        label: str,
+        found: Any,
+        name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, str],
+        started_at_ms: int | None,
+    ) -> None:
+        told = {key: value[:_MAX_TAG_CHARS] for key, value in tags.items() if value}
+        if found is None:
+            run = self._client.create_run(
+                self.experiment_id, tags=told, run_name=name, start_time=started_at_ms
+            )
+            self._ids[label], self.known[label] = run.info.run_id, RunState()
+            self._log_params(label, params)
+            return
+        self._ids[label] = found.info.run_id
+        self.known[label] = RunState(dict(found.data.metrics), int(found.data.tags.get(_STEP, -1)))
+        changed = {key: value for key, value in told.items() if found.data.tags.get(key) != value}
+        self._set_tags(label, {key: value for key, value in changed.items() if key not in _ONLY_AT_FIRST})
+
+    def _set_tags(self, label: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(key, value[:_MAX_TAG_CHARS]) for key, value in tags.items()]
+        for begin in range(0, len(entries), _MAX_TAGS_PER_BATCH):
+            part = entries[begin : begin + _MAX_TAGS_PER_BATCH]
+            self._client.log_batch(self._ids[label], tags=part, synchronous=True)
+
+    def _log_params(self, label: str, params: Mapping[str, str]) -> None:
+        from mlflow.entities import Param
+
+        entries = [Param(key, value[:_MAX_PARAM_CHARS]) for key, value in params.items()]
+        for begin in range(0, len(entries), _MAX_PARAMS_PER_BATCH):
+            part = entries[begin : begin + _MAX_PARAMS_PER_BATCH]
+            self._client.log_batch(self._ids[label], params=part, synchronous=True)
+
+
+def _view(columns: Sequence[str]) -> str:
+    """The list of runs with policy, budget and these metrics as its columns, newest first."""
+    shown = ["tags.`policy`", "tags.`budget`", *(f"metrics.`{key}`" for key in columns)]
+    state = {
+        "selectedColumns": shown,
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "searchFilter": "",
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+    }
+    return json.dumps(state)
+
+
+def open_runs(uri: str, artifact_dir: Path, sweep: TrackedSweep) -> MlflowRuns:
+    """Reach the server, find or make the experiment and the sweep's runs.
+
+    Raises:
+        TrackingError: the experiment is in MLflow's bin.
+    """
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):  # they tell every step of making a database
+        logging.getLogger(name).setLevel(logging.WARNING)
+    client = MlflowClient(tracking_uri=uri)
+    runs = MlflowRuns(client, _experiment_id(client, uri, artifact_dir, sweep.experiment))
+    runs.find_or_create(sweep)
+    return runs
+
+
+def _experiment_id(client: Any, uri: str, artifact_dir: Path, name: str) -> str:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        location = None if is_http(uri) else artifact_dir.absolute().as_uri()
+        return str(client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
+    if experiment.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"the experiment {name!r} is in MLflow's bin; set another `tracking.experiment`, or run "
+            f"`mlflow experiments restore -x {experiment.experiment_id}`"
+        )
+    return str(experiment.experiment_id)

@@ -1,0 +1,222 @@
+"""The answer a run opens with: what ran, the verdict, a table, and where the rest is. Markdown for MLflow's page.
+
+A block that no longer fits is left out whole, and the text says where it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from urllib.parse import quote
+
+from jobs.differences import Difference
+from jobs.metric_keys import file_name
+from jobs.pairing import SCORE
+from jobs.report_headline import headline, settings_in_words
+from jobs.report_numbers import Shown, plain, shown_interval, shown_score
+from jobs.report_table import human_bytes, mean_name, shown_name
+from jobs.summary import MacroMean, ResultSummary, Setting, TaskSummary
+from jobs.tracker import EXPERIMENT_ID, RUN_ID, VIEW
+from jobs.variant_summary import VariantSummary
+
+MAX_CHARS = 5000
+"""Of one description: servers older than 3.0 refuse more."""
+
+_ID_CHARS = 32  # of a run's id, and the most of an experiment's
+# MLflow's tables leave no room between columns, and blanks alone are trimmed away.
+_GAP = "\u200b\u2003"
+_NO_BREAK = "\u00a0"
+_NONE = "-"
+_SIGNS = {"better": "▲", "worse": "▼"}
+_VERDICT = "verdict"
+_HEADS = ("score", "- full cache", _VERDICT, "NLL", "recovered", "kept", "KV bytes")
+_LEGEND = (
+    "In brackets 95 % intervals. *- full cache*: the score minus the full cache's on the same items, in points of 100; "
+    "*verdict*: ▲ measurably better, ▼ worse; *NLL*: nats per token of the gold answer; *recovered*: share left of what "
+    "the context is worth to it; *kept*: measured slots."
+)
+_ELSEWHERE = (
+    "**More** under *Artifacts*: `report.html` (figures, worst items), `summary.md` (all tables), `settings.yaml`, "
+    "`environment.json`, `figures/`, `predictions/`, `traces/`, and `rows/rows.parquet` (every item). The variants are the "
+    "runs below this one."
+)
+_LINKS = (
+    f"[Variants side by side](#/experiments/{EXPERIMENT_ID}/runs?viewStateShareKey={VIEW}), "
+    f"[report](#/experiments/{EXPERIMENT_ID}/runs/{RUN_ID}/artifacts/report.html)"
+)
+
+
+def sweep_description(
+    name: str,
+    facts: str,
+    summary: ResultSummary,
+    differences: Sequence[Difference],
+    figures: Sequence[str],
+) -> str:
+    """The parent's description. `facts` is a sentence on model and data, `figures` are names in `figures/`, best first."""
+    # MLflow folds a long description: what is above the fold must be enough for a glance.
+    blocks = [
+        f"**{name}**: {facts}. {_LINKS}",
+        *(f"**{it}**" for it in headline(summary, differences)),
+        _sums(summary),
+    ]
+    last = [_ELSEWHERE]
+    pictures = [_picture(figure) for figure in figures]
+    tables = [table for setting in summary.settings() for table in _tables(summary, setting, differences)]
+    room = (
+        MAX_CHARS
+        - sum(len(it) + 2 for it in (*blocks, *last, *pictures, _LEGEND))
+        - _ID_CHARS * (len(pictures) + 3)
+    )
+    for table in tables:
+        part = _fitting(table, room)
+        blocks += [part] if part else []
+        room -= len(part) + 2
+        if part != table:
+            break
+    return "\n\n".join([*blocks, *([_LEGEND] if tables else []), *pictures, *last])
+
+
+def variant_description(label: str, summary: ResultSummary, differences: Sequence[Difference]) -> str:
+    """A child's description: its row of every task's table."""
+    lines = [
+        (task.task, _cells(variant, task.task, differences))
+        for task in summary.tasks
+        for variant in task.variants
+        if variant.label == label
+    ]
+    return "\n\n".join([_fitting(_table("task", lines), MAX_CHARS - len(_LEGEND) - 2), _LEGEND])
+
+
+def summary_text(
+    name: str, facts: str, summary: ResultSummary, differences: Sequence[Difference], table: str
+) -> str:
+    """`summary.md`: the same beginning, then every table as the terminal shows it."""
+    lines = [f"# {name}", facts, *headline(summary, differences), f"```\n{table.rstrip()}\n```"]
+    return "\n\n".join(lines) + "\n"
+
+
+def _tables(summary: ResultSummary, setting: Setting, differences: Sequence[Difference]) -> list[str]:
+    """The mean over tasks first, then the tasks."""
+    tasks = [task for task in summary.tasks if task.setting == setting]
+    of_setting = [it for it in differences if it.setting == setting]
+    tables = [
+        f"**{task.task}**, {settings_in_words(setting)}\n\n{_task_table(task, of_setting)}" for task in tasks
+    ]
+    if len(tasks) > 1:
+        means = _mean_table(summary.macro_means(setting), of_setting)
+        tables.insert(0, f"**Mean of {len(tasks)} tasks**, {settings_in_words(setting)}\n\n{means}")
+    return tables
+
+
+def _task_table(task: TaskSummary, differences: Sequence[Difference]) -> str:
+    lines = [(shown_name(it), _cells(it, task.task, differences)) for it in task.variants]
+    return _table("variant", lines)
+
+
+def _cells(variant: VariantSummary, task: str, differences: Sequence[Difference]) -> list[str]:
+    return [
+        _shown(shown_score(variant)),
+        *_difference(variant.label, task, differences),
+        _shown(shown_interval(variant.answer_nll)),
+        plain(variant.nll_recovered),
+        plain(variant.kept_ratio, "{:.1%}"),
+        human_bytes(variant.kv_bytes),
+    ]
+
+
+def _mean_table(means: Iterable[MacroMean], differences: Sequence[Difference]) -> str:
+    lines = [
+        (
+            mean_name(it),
+            [
+                plain(None if it.score is None else 100 * it.score, "{:.1f}"),
+                *_difference(it.label, None, differences),
+                plain(it.answer_nll, "{:.3f}"),
+                plain(it.nll_recovered),
+                plain(it.kept_ratio, "{:.1%}"),
+                human_bytes(it.kv_bytes),
+            ],
+        )
+        for it in means
+    ]
+    return _table("variant", lines)
+
+
+def _difference(label: str, task: str | None, differences: Sequence[Difference]) -> tuple[str, str]:
+    """The difference of the scores, and the verdicts there are."""
+    here = [it for it in differences if it.label == label and it.task == task]
+    verdict = ", ".join(
+        f"{it.metric.name} {_SIGNS[it.verdict]}" for it in here if it.verdict != "inconclusive"
+    )
+    of_score = next((it for it in here if it.metric is SCORE and it.paired is not None), None)
+    if of_score is None or of_score.paired is None:
+        return _NONE, verdict
+    interval, factor = of_score.paired.interval, of_score.metric.unit_factor
+    mean = f"{factor * interval.mean:+.1f}"
+    if interval.low is None or interval.high is None:
+        return mean, verdict
+    low, high = (min(max(factor * end, -factor), factor) for end in (interval.low, interval.high))
+    return _shown(Shown(mean, f"{low:+.1f} to {high:+.1f}")), verdict
+
+
+def _shown(shown: Shown) -> str:
+    return f"{shown.mean} [{shown.ends.replace(' to ', ', ')}]" if shown.ends else shown.mean
+
+
+def _table(first_head: str, lines: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Lines of (name, cells under _HEADS); the column of verdicts only where there is one."""
+    place = _HEADS.index(_VERDICT)
+    has_verdict = any(cells[place] for _, cells in lines)
+    shown = [index for index in range(len(_HEADS)) if has_verdict or index != place]
+    rows = [(first_head, _HEADS), *lines]
+    head, *body = (_line(name, [cells[index] for index in shown]) for name, cells in rows)
+    return "\n".join([head, f"|---|{'---|' * len(shown)}", *body])
+
+
+def _line(name: str, cells: Sequence[str]) -> str:
+    return f"|{_escaped(name)}|" + "".join(f"{_GAP}{_kept_together(_escaped(cell))}|" for cell in cells)
+
+
+def _kept_together(cell: str) -> str:
+    """A cell breaks before its interval, and nowhere else."""
+    return cell.replace(" ", _NO_BREAK).replace(f"{_NO_BREAK}[", " [")
+
+
+def _escaped(cell: str) -> str:
+    """What markdown would read as a column, as emphasis or as markup."""
+    for sign, instead in {
+        "&": "&amp;",
+        "<": "&lt;",
+        "|": "&#124;",
+        "_": "\\_",
+        "*": "\\*",
+        "`": "\\`",
+    }.items():
+        cell = cell.replace(sign, instead)
+    return cell.replace("\n", " ")
+
+
+def _fitting(table: str, room: int) -> str:
+    """The table, or as many of its lines as there is room for with a word on the others; "" for none."""
+    if len(table) <= room:
+        return table
+    lines = table.split("\n")
+    num_head = next(index for index, line in enumerate(lines) if line.startswith("|---")) + 1
+    for num_kept in range(len(lines) - 1, num_head, -1):
+        shown = "\n".join(lines[:num_kept]) + f"\n\n… and {len(lines) - num_kept} more rows in `summary.md`"
+        if len(shown) <= room:
+            return shown
+    return ""
+
+
+def _sums(summary: ResultSummary) -> str:
+    missing = f" + {summary.num_missing} missing" if summary.num_missing else ""
+    return (
+        f"planned {summary.num_planned} = {summary.num_ok} ok + {summary.num_truncated} truncated + "
+        f"{summary.num_failed} failed{missing}"
+    )
+
+
+def _picture(name: str) -> str:
+    path = quote(f"figures/{name}", safe="")
+    return f"![{file_name(name)}](get-artifact?path={path}&run_uuid={RUN_ID})"

@@ -1,0 +1,125 @@
+"""The sweep never waits for a server: slow or dead, it costs one warning, and everything arrives once it is back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from jobs.backlog import Backlog, Batch
+from jobs.courier import Courier, pause_s
+from jobs.metric_points import Readings
+
+QUICK_S = 0.01
+LIMIT_S = 10.0
+
+
+def eventually(is_so: Callable[[], bool]) -> bool:
+    deadline_s = time.monotonic() + LIMIT_S
+    while not is_so() and time.monotonic() < deadline_s:
+        time.sleep(QUICK_S)
+    return is_so()
+
+
+class Server:
+    """Takes batches, after `is_open` is set, unless it is down."""
+
+    def __init__(self) -> None:
+        self.taken: list[Batch] = []
+        self.num_calls = 0
+        self.is_down = False
+        self.is_open = threading.Event()
+        self.is_open.set()
+
+    def take(self, batch: Batch) -> None:
+        self.num_calls += 1
+        self.is_open.wait(LIMIT_S)
+        if self.is_down:
+            raise ConnectionError("nobody listens")
+        self.taken.append(batch)
+
+
+def readings(value: float) -> Readings:
+    return Readings({"x": value}, int(value), 0)
+
+
+def started(server: Server) -> tuple[Backlog, Courier]:
+    backlog = Backlog({})
+    courier = Courier(backlog, server.take, "http://here", min_pause_s=QUICK_S)
+    courier.start()
+    return backlog, courier
+
+
+def want(backlog: Backlog, courier: Courier, value: float) -> None:
+    with courier.lock:
+        backlog.want("a", readings(value))
+    courier.wake()
+
+
+def test_a_server_that_hangs_holds_nobody_up_and_gets_the_newest_numbers_when_it_goes_on() -> None:
+    server = Server()
+    server.is_open.clear()
+    backlog, courier = started(server)
+    want(backlog, courier, 1.0)
+    assert eventually(lambda: server.num_calls == 1)
+    for value in range(2, 100):
+        want(backlog, courier, float(value))  # returns while the first call still hangs
+    assert server.num_calls == 1
+    server.is_open.set()
+    assert eventually(lambda: [it.points[0].value for it in server.taken] == [1.0, 99.0])
+    assert courier.stop(LIMIT_S)
+
+
+def test_an_outage_is_told_once_with_its_end_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server()
+    server.is_down = True
+    backlog, courier = started(server)
+    with caplog.at_level(logging.WARNING, logger="jobs.courier"):
+        want(backlog, courier, 1.0)
+        assert eventually(lambda: server.num_calls >= 3)  # it tries again by itself
+        want(backlog, courier, 2.0)
+        server.is_down = False
+        assert eventually(lambda: len(caplog.messages) == 2)
+    assert [it.points[0].value for it in server.taken] == [1.0, 2.0]
+    assert "nobody listens" in caplog.messages[0] and "works again" in caplog.messages[1]
+    assert courier.stop(LIMIT_S)
+
+
+def test_stopping_leaves_what_a_dead_server_did_not_take_to_whoever_delivers_next() -> None:
+    server = Server()
+    server.is_down = True
+    backlog, courier = started(server)
+    want(backlog, courier, 1.0)
+    assert eventually(lambda: server.num_calls >= 1)
+    assert courier.stop(LIMIT_S)
+    server.is_down = False
+    assert courier.deliver(lambda: True)
+    assert [it.points[0].value for it in server.taken] == [1.0]
+
+
+def test_a_hanging_call_outlasts_the_limit_of_stopping() -> None:
+    server = Server()
+    server.is_open.clear()
+    backlog, courier = started(server)
+    want(backlog, courier, 1.0)
+    assert eventually(lambda: server.num_calls == 1)
+    assert not courier.stop(QUICK_S)
+    server.is_open.set()
+    assert courier.stop(LIMIT_S)
+
+
+def test_delivering_ends_where_there_is_no_time_left() -> None:
+    server = Server()
+    backlog = Backlog({})
+    courier = Courier(backlog, server.take, "http://here")
+    backlog.want("a", readings(1.0))
+    assert not courier.deliver(lambda: False)
+    assert server.taken == []
+
+
+def test_pauses_grow_to_a_minute() -> None:
+    pauses = [pause_s(num_failures) for num_failures in range(100)]
+    assert pauses == sorted(pauses) and pauses[0] < pauses[1] and pauses[-1] == 60.0
