@@ -13,7 +13,7 @@ from jobs.metric_keys import file_name
 from jobs.pairing import SCORE
 from jobs.report_headline import headline, settings_in_words
 from jobs.report_numbers import Shown, plain, shown_interval, shown_score
-from jobs.report_table import human_bytes, mean_name, shown_name
+from jobs.report_table import human_bytes, shown_name
 from jobs.summary import MacroMean, ResultSummary, Setting, TaskSummary
 from jobs.tracker import EXPERIMENT_ID, RUN_ID, VIEW
 from jobs.variant_summary import VariantSummary
@@ -127,7 +127,7 @@ def _cells(variant: VariantSummary, task: str, differences: Sequence[Difference]
 def _mean_table(means: Iterable[MacroMean], differences: Sequence[Difference]) -> str:
     lines = [
         (
-            mean_name(it),
+            shown_name(it),
             [
                 plain(None if it.score is None else 100 * it.score, "{:.1f}"),
                 *_difference(it.label, None, differences),
