@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=_COLUMNS, highlight=False)
     if not recorded:
         console.print(
-            f"there are no recorded scores in {options.recorded}; name their folder with --recorded"
+            f"there are no recorded scores in {options.recorded}; name their folder with --recorded",
+            soft_wrap=True,
         )
         return 2
     for it in recorded:

@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kvmerger.evidence import ATTENTION_MASS, Evidence, LayerStates, window_attention
-from kvmerger.kernels import dispatch, prompt_attention, prompt_reference, triton_prompt
+from kvmerger.kernels import dispatch, prompt_attention, prompt_reference
 from kvmerger.prefill import PrefillSession
 from tests.kvmerger.kernels.mass_cases import (
     FEW,
@@ -23,6 +23,8 @@ from tests.kvmerger.kernels.mass_cases import (
     random_prompt,
 )
 from tests.kvmerger.kernels.poison import poisoned_memory
+
+triton_prompt = pytest.importorskip("kvmerger.kernels.triton_prompt", exc_type=ImportError)
 
 pytestmark = pytest.mark.gpu
 BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)

@@ -191,7 +191,7 @@ def test_the_page_has_it_for_this_model_alone() -> None:
     def page(rows: list[Row]) -> str:
         table = pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)
         heavy = {"trace", "prediction", "answers", "prompt_tail", "item_metadata", "versions"}
-        return render_page(planned_rows(table, None, heavy=heavy), summarize(table), {}, "")
+        return render_page(planned_rows(table, None, heavy=heavy), summarize(table), {}, "").html
 
     own = page(
         [row for row in rows_of() if row["task"] == "passage_retrieval_en"]
