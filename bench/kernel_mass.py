@@ -105,7 +105,9 @@ def measure_fp32_mass(
     deadline_s: float,
     report: Callable[[Measured], None],
 ) -> None:
-    """Report mass in fp32, where our kernel has no tensor cores and the reference has cuBLAS: which to keep is open."""
+    """Report mass in fp32, where our kernel has no tensor cores and the reference has cuBLAS: `dispatch` keeps the latter."""
+    from kvmerger.kernels import triton_prompt
+
     q_1QND, k_1HND, v_1HND = (tensor.float() for tensor in make_prompt(heads, num_tokens))
     scaling = heads.head_dim**-0.5
     arguments = (q_1QND[0], k_1HND[0], scaling)
@@ -114,7 +116,9 @@ def measure_fp32_mass(
     floor_s = product_flop / ceilings.fp32_flop_per_s
     bench = Bench("attention mass, fp32", f"{num_tokens} tokens", floor_s, deadline_s, report)
     expected_HN = prompt_reference.attention_mass(*arguments)
-    bench.run("Triton", lambda: lambda: dispatch.attention_mass(*arguments, lse_QN), expected=expected_HN)
+    bench.run(
+        "Triton", lambda: lambda: triton_prompt.attention_mass(*arguments, lse_QN), expected=expected_HN
+    )
     bench.run("reference", lambda: lambda: prompt_reference.attention_mass(*arguments))
 
 

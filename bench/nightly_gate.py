@@ -26,7 +26,7 @@ from bench.simulated_nights import (
     Verdicts,
     lost_answers,
     null_night,
-    recorded_scores,
+    recorded_tasks,
     two_bits,
     verdicts,
 )
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--recorded", type=Path, default=RECORDED, help="folder of recorded scores")
     options = parser.parse_args(arguments)
     start_s = time.perf_counter()
-    recorded = recorded_scores(options.recorded)
+    recorded = recorded_tasks(options.recorded)
     console = Console(width=_COLUMNS, highlight=False)
     if not recorded:
         console.print(

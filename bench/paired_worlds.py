@@ -86,17 +86,23 @@ def synthetic_worlds(seed: int) -> list[World]:
     ]
 
 
-def recorded_worlds(folder: Path) -> list[World]:
-    """Per-item scores recorded by others (LLMkvsys/rethink-kv-compression); none when the folder is not there."""
+def recorded_scores(folder: Path) -> dict[tuple[str, str], FloatArray]:
+    """Per-item scores by task and configuration, recorded by others (LLMkvsys/rethink-kv-compression); none without them."""
     file = folder / "llmkvsys_llama3_8b_longbench.jsonl.gz"
     if not file.is_file():
-        return []
+        return {}
     with gzip.open(file, "rt") as lines:
         rows = map(json.loads, lines)
-        scores = {(row["task"], row["config"]): np.array(row["scores"], dtype=float) for row in rows}
+        return {(row["task"], row["config"]): np.array(row["scores"], dtype=float) for row in rows}
+
+
+def recorded_worlds(folder: Path) -> list[World]:
+    """Differences of recorded scores to the full cache's; none when there are none."""
+    scores = recorded_scores(folder)
     return [
         _uniform(name, scores[task, config] - scores[task, _FULL_CACHE])
         for name, (task, config) in _REAL.items()
+        if scores
     ]
 
 

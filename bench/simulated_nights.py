@@ -6,8 +6,6 @@ drawn with replacement. Shapes: D nights, I items, K checks.
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from bench.paired_worlds import Samples, World
+from bench.paired_worlds import Samples, World, recorded_scores
 from bench.statistics_coverage import Strata, bca_ends, t_ends, t_errors
 from evaluators.noninferiority import ONE_SIDED_ALPHA
 from evaluators.statistics import MIN_BOOTSTRAP_CLUSTERS, MIN_CLUSTERS, FloatArray
@@ -69,15 +67,10 @@ class Verdicts(NamedTuple):
 Draw = Callable[[Recorded, tuple[int, int], np.random.Generator], Scores]
 
 
-def recorded_scores(folder: Path) -> list[Recorded]:
-    """The tasks of a night; none when the folder is not there."""
-    file = folder / "llmkvsys_llama3_8b_longbench.jsonl.gz"
-    if not file.is_file():
-        return []
-    with gzip.open(file, "rt") as lines:
-        rows = map(json.loads, lines)
-        scores = {(row["task"], row["config"]): np.array(row["scores"], dtype=float) for row in rows}
-    return [Recorded(task, *(scores[task, config] for config in _CONFIGS)) for task in TASKS]
+def recorded_tasks(folder: Path) -> list[Recorded]:
+    """The tasks of a night; none when nothing is recorded there."""
+    scores = recorded_scores(folder)
+    return [Recorded(task, *(scores[task, config] for config in _CONFIGS)) for task in TASKS if scores]
 
 
 def null_night(recorded: Recorded, shape_DI: tuple[int, int], rng: np.random.Generator) -> Scores:

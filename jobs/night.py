@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from jobs.baseline import Baseline, BaselineError, Baselines, FolderBaseline, PromotedNight
+from jobs.command_line import EXIT_INTERRUPTED
 from jobs.comparability import ComparisonError
 from jobs.config import Settings
 from jobs.delivery import UnreachableTracker, mark_delivered, undelivered
@@ -36,7 +37,6 @@ from jobs.summary import planned_rows
 from jobs.tracker import TrackingError
 
 EXIT_PASS, EXIT_REGRESSION, EXIT_BAD_INPUT, EXIT_TOO_MANY_FAILED, EXIT_INCONCLUSIVE = range(5)
-EXIT_INTERRUPTED = 130
 _COMMIT_DIGITS = 7
 _MAX_UNRESOLVED_SHOWN = 6
 _PERCENT = 100

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from jobs.command_line import find_policies_beside, overrides_of, told_to_users
 
 if TYPE_CHECKING:
     from jobs.config import Settings
@@ -34,21 +35,7 @@ docs/nightly.md says what is decided, how surely, and how many items that takes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one night; returns the exit code. What a user can cause is told in a sentence, without a trace."""
     options = _parser().parse_args(arguments)
-    from jobs.interrupts import sigterm_interrupts
-    from jobs.night import EXIT_BAD_INPUT, EXIT_INTERRUPTED
-    from jobs.sweep import is_told_to_users
-
-    try:
-        with sigterm_interrupts():
-            return _night(options)
-    except KeyboardInterrupt:
-        print("interrupted; rows already stored are kept, and the same command goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except ValueError as error:
-        if not is_told_to_users(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    return told_to_users(lambda: _night(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,17 +80,11 @@ def _name(text: str) -> str:
 
 
 def _night(options: argparse.Namespace) -> int:
-    for folder in (Path.cwd(), options.config.absolute().parent):
-        if str(folder) not in sys.path:
-            sys.path.append(
-                str(folder)
-            )  # so that `module:Class` finds a policy beside the user or the settings
+    find_policies_beside(options.config)
     from jobs.config import load_settings
     from jobs.config_errors import SettingsError
 
-    named = {"output_dir": options.output_dir, "executor": options.executor}
-    flags = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
-    settings = load_settings(options.config, [*options.overrides, *flags])
+    settings = load_settings(options.config, overrides_of(options))
     if settings.gate is None:
         raise SettingsError(
             f"{options.config}: `gate` is missing: a nightly needs its margins, if only `gate: {{}}` for the defaults "

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from jobs.command_line import EXIT_INTERRUPTED, find_policies_beside, overrides_of, told_to_users
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     from jobs.results import ResultStore
     from jobs.session import SessionResult
 
-EXIT_OK, EXIT_BAD_INPUT, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 130
-_OUR_PACKAGES = ("kvmerger", "evaluators", "jobs")
+EXIT_OK, EXIT_SOME_FAILED = 0, 3
 _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 _EPILOG = """\
 exit codes: 0 all rows are there, 2 bad input, 3 some rows failed, 130 interrupted
@@ -44,28 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["run"]
     if command not in _COMMANDS:
         command, rest = "run", [command, *rest]
-    from jobs.interrupts import sigterm_interrupts
-
-    try:
-        with sigterm_interrupts():
-            return _COMMANDS[command](rest)
-    except KeyboardInterrupt:
-        print("interrupted; rows already stored are kept, and the same command goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except ValueError as error:
-        if not is_told_to_users(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    return told_to_users(lambda: _COMMANDS[command](rest))
 
 
 def _run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    for folder in (Path.cwd(), options.config.absolute().parent):
-        if str(folder) not in sys.path:
-            sys.path.append(
-                str(folder)
-            )  # so that `module:Class` finds a policy beside the user or the settings
+    find_policies_beside(options.config)
     return _check_policy(options.check_policy) if options.check_policy else _sweep(options)
 
 
@@ -126,9 +110,7 @@ def _positive(text: str) -> int:
 def _settings_of(options: argparse.Namespace) -> Settings:
     from jobs.config import load_settings
 
-    named = {"output_dir": options.output_dir, "executor": options.executor}
-    flags = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
-    return load_settings(options.config, [*options.overrides, *flags], options.limit)
+    return load_settings(options.config, overrides_of(options), options.limit)
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -228,14 +210,6 @@ def _check_policy(name: str) -> int:
     num_failed = sum(not it.is_ok for it in results)
     print(f"{name}: {len(results) - num_failed} of {len(results)} checks passed")
     return EXIT_SOME_FAILED if num_failed else EXIT_OK
-
-
-def is_told_to_users(error: ValueError) -> bool:
-    """Our own subclasses of ValueError are what a user can cause; any other ValueError is a bug and shows its trace."""
-    return any(
-        issubclass(kind, ValueError) and kind.__module__.partition(".")[0] in _OUR_PACKAGES
-        for kind in type(error).__mro__
-    )
 
 
 if __name__ == "__main__":

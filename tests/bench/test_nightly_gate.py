@@ -15,7 +15,7 @@ from bench.simulated_nights import (
     holm_adjusted,
     lost_answers,
     null_night,
-    recorded_scores,
+    recorded_tasks,
     two_bits,
     verdicts,
 )
@@ -120,7 +120,7 @@ def test_the_command_prints_its_tables_or_what_it_lacks(
 ) -> None:
     assert main(["--recorded", str(tmp_path)]) == 2
     assert "name their folder with" in capsys.readouterr().out
-    if not recorded_scores(RECORDED):
+    if not recorded_tasks(RECORDED):
         pytest.skip(f"no recorded scores at {RECORDED}")
     assert main(["--nights", "4"]) == 0
     out = capsys.readouterr().out

@@ -1,0 +1,53 @@
+"""What the commands that run sweeps share before anything heavy is imported: flags, where policies lie, how they end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+_OUR_PACKAGES = ("kvmerger", "evaluators", "jobs")
+
+
+def told_to_users(run: Callable[[], int]) -> int:
+    """The exit code of ``run``. What a user can cause is told in a sentence, without a trace; anything else is raised."""
+    from jobs.interrupts import sigterm_interrupts
+
+    try:
+        with sigterm_interrupts():
+            return run()
+    except KeyboardInterrupt:
+        print("interrupted; rows already stored are kept, and the same command goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except ValueError as error:
+        if not _is_ours(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def _is_ours(error: ValueError) -> bool:
+    """Our own subclasses of ValueError are what a user can cause; any other ValueError is a bug and shows its trace."""
+    return any(
+        issubclass(kind, ValueError) and kind.__module__.partition(".")[0] in _OUR_PACKAGES
+        for kind in type(error).__mro__
+    )
+
+
+def find_policies_beside(config: Path) -> None:
+    """So that `module:Class` finds a policy in the current folder or beside the settings."""
+    for folder in (Path.cwd(), config.absolute().parent):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+
+
+def overrides_of(options: argparse.Namespace) -> list[str]:
+    """`--set` and the flags that have a name of their own, as `key=value`; the latter win."""
+    named = {"output_dir": options.output_dir, "executor": options.executor}
+    return [
+        *options.overrides,
+        *(f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None),
+    ]
