@@ -1,5 +1,5 @@
-"""Which kernel computes attention over ragged caches, and a prompt's attention mass: Triton's on a GPU where it can, the
-references everywhere else."""
+"""Which kernel computes attention over ragged caches, a prompt's attention mass, and what compressing consists of: Triton's
+on a GPU where it can, the references everywhere else."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from kvmerger import ranking
 from kvmerger.kernels import prompt_reference, reference
 from kvmerger.kernels.reference import Attended
+from kvmerger.layer_cache import LayerCache
 from kvmerger.ragged_layer import RaggedLayer
 
 MOST_HEAD_DIM = 256
 SLOT_ALIGNMENT_BYTES = 16  # one vector load
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SCORE_DTYPES = (torch.float64, *DTYPES)
 
 
 def ragged_attention(
@@ -51,8 +54,39 @@ def window_attention(
     return triton_prompt.window_attention(q_QND, k_HND, scaling, window_tokens, lse_QN)
 
 
+def is_among_highest(scores_HN: Tensor, count_H: tuple[int, ...]) -> Tensor:
+    """`ranking.is_among_highest` likewise, mark for mark."""
+    if not _is_ranked_by_triton(scores_HN):
+        return ranking.is_among_highest(scores_HN, count_H)
+    from kvmerger.kernels import triton_ranking
+
+    return triton_ranking.is_among_highest(scores_HN, count_H)
+
+
+def highest_places(scores_HN: Tensor, count_H: tuple[int, ...]) -> Tensor:
+    """`ranking.highest_places` likewise, place for place; nothing waits for the device."""
+    if not _is_ranked_by_triton(scores_HN):
+        return ranking.highest_places(scores_HN, count_H)
+    from kvmerger.kernels import triton_ranking
+
+    return triton_ranking.highest_places(scores_HN, count_H)
+
+
+def take_slots(layer: LayerCache, slot_K: Tensor, num_slots_H: tuple[int, ...]) -> LayerCache:
+    """`LayerCache.take` likewise, bit for bit."""
+    if not is_for_triton(layer.k_SD) or layer.log_mass_S is not None or layer.score_S is not None:
+        return layer.take(slot_K, num_slots_H)
+    from kvmerger.kernels import triton_ranking
+
+    return triton_ranking.take_slots(layer, slot_K, num_slots_H)
+
+
+def _is_ranked_by_triton(scores: Tensor) -> bool:
+    return scores.is_cuda and has_triton() and scores.dtype in SCORE_DTYPES
+
+
 def is_for_triton(queries: Tensor) -> bool:
-    """Whether queries (…, D) are on a GPU, Triton is there, and its kernels take heads of this size and dtype."""
+    """Whether queries, or keys (…, D) are on a GPU, Triton is there, and its kernels take heads of this size and dtype."""
     return queries.is_cuda and has_triton() and is_supported(queries)
 
 
