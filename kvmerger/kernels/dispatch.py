@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvmerger import ranking
-from kvmerger.kernels import prompt_reference, reference
+from kvmerger.kernels import merging_reference, prompt_reference, reference
 from kvmerger.kernels.reference import Attended
 from kvmerger.layer_cache import LayerCache
 from kvmerger.ragged_layer import RaggedLayer
@@ -79,6 +79,78 @@ def take_slots(layer: LayerCache, slot_K: Tensor, num_slots_H: tuple[int, ...]) 
     from kvmerger.kernels import triton_ranking
 
     return triton_ranking.take_slots(layer, slot_K, num_slots_H)
+
+
+def segment_sums(values_FX: Tensor, length_R: Tensor) -> Tensor:
+    """`merging_reference.segment_sums` likewise."""
+    if values_FX.dim() > 1 or not _is_ranked_by_triton(values_FX):
+        return merging_reference.segment_sums(values_FX, length_R)
+    from kvmerger.kernels import triton_merging
+
+    return triton_merging.segment_sums(values_FX, length_R)
+
+
+def segment_maxima(values_F: Tensor, length_R: Tensor) -> Tensor:
+    """`merging_reference.segment_maxima` likewise."""
+    if not _is_ranked_by_triton(values_F):
+        return merging_reference.segment_maxima(values_F, length_R)
+    from kvmerger.kernels import triton_merging
+
+    return triton_merging.segment_maxima(values_F, length_R)
+
+
+def first_argmax(values_F: Tensor, length_R: Tensor, run_F: Tensor) -> Tensor:
+    """`merging_reference.first_argmax` likewise."""
+    if not _is_ranked_by_triton(values_F):
+        return merging_reference.first_argmax(values_F, length_R, run_F)
+    from kvmerger.kernels import triton_merging
+
+    return triton_merging.first_argmax(values_F, length_R)
+
+
+def row_norms(x_FD: Tensor) -> Tensor:
+    """`merging_reference.row_norms` likewise."""
+    if not is_for_triton(x_FD):
+        return merging_reference.row_norms(x_FD)
+    from kvmerger.kernels import triton_merging
+
+    return triton_merging.row_norms(x_FD)
+
+
+def pair_distances(x_FD: Tensor, first_M: Tensor, second_M: Tensor) -> Tensor:
+    """`merging_reference.pair_distances` likewise."""
+    if not is_for_triton(x_FD):
+        return merging_reference.pair_distances(x_FD, first_M, second_M)
+    from kvmerger.kernels import triton_merging
+
+    return triton_merging.pair_distances(x_FD, first_M, second_M)
+
+
+def pair_cosines(x_FD: Tensor, first_M: Tensor, second_M: Tensor) -> Tensor:
+    """`merging_reference.pair_cosines` likewise."""
+    if not is_for_triton(x_FD):
+        return merging_reference.pair_cosines(x_FD, first_M, second_M)
+    from kvmerger.kernels import triton_merging
+
+    return triton_merging.pair_cosines(x_FD, first_M, second_M)
+
+
+def merged_slots(
+    layer: LayerCache,
+    member_M: Tensor,
+    length_S: Tensor,
+    target_S: Tensor,
+    num_slots_H: tuple[int, ...],
+    key_weight_M: Tensor | None,
+    value_weight_M: Tensor | None,
+) -> LayerCache:
+    """`merging_reference.merged_slots` likewise."""
+    groups = (member_M, length_S, target_S, num_slots_H)
+    if not is_for_triton(layer.k_SD):
+        return merging_reference.merged_slots(layer, *groups, key_weight_M, value_weight_M)
+    from kvmerger.kernels import triton_merging
+
+    return triton_merging.merged_slots(layer, *groups, key_weight_M, value_weight_M)
 
 
 def _is_ranked_by_triton(scores: Tensor) -> bool:
