@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvmerger import ranking
-from kvmerger.kernels import merging_reference, prompt_reference, reference
+from kvmerger.kernels import merging_reference, nearest_reference, prompt_reference, reference
 from kvmerger.kernels.reference import Attended
 from kvmerger.layer_cache import LayerCache
 from kvmerger.ragged_layer import RaggedLayer
@@ -151,6 +151,15 @@ def merged_slots(
     from kvmerger.kernels import triton_merging
 
     return triton_merging.merged_slots(layer, *groups, key_weight_M, value_weight_M)
+
+
+def most_similar_kept(k_HND: Tensor, is_kept_HN: Tensor, num_layers: int = 1) -> tuple[Tensor, Tensor]:
+    """`nearest_reference.most_similar_kept` likewise, for dropped tokens."""
+    if not is_for_triton(k_HND):
+        return nearest_reference.most_similar_kept(k_HND, is_kept_HN, num_layers)
+    from kvmerger.kernels import triton_nearest
+
+    return triton_nearest.most_similar_kept(k_HND, is_kept_HN)
 
 
 def _is_ranked_by_triton(scores: Tensor) -> bool:
