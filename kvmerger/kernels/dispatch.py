@@ -126,13 +126,22 @@ def pair_distances(x_FD: Tensor, first_M: Tensor, second_M: Tensor) -> Tensor:
     return triton_merging.pair_distances(x_FD, first_M, second_M)
 
 
-def pair_cosines(x_FD: Tensor, first_M: Tensor, second_M: Tensor) -> Tensor:
+def pair_cosines(x_FD: Tensor, first_M: Tensor, second_M: Tensor, other_GD: Tensor | None = None) -> Tensor:
     """`merging_reference.pair_cosines` likewise."""
     if not is_for_triton(x_FD):
-        return merging_reference.pair_cosines(x_FD, first_M, second_M)
+        return merging_reference.pair_cosines(x_FD, first_M, second_M, other_GD)
     from kvmerger.kernels import triton_merging
 
-    return triton_merging.pair_cosines(x_FD, first_M, second_M)
+    return triton_merging.pair_cosines(x_FD, first_M, second_M, other_GD)
+
+
+def mean_units(x_HND: Tensor) -> Tensor:
+    """`merging_reference.mean_units` likewise."""
+    if not is_for_triton(x_HND):
+        return merging_reference.mean_units(x_HND)
+    from kvmerger.kernels import triton_merging
+
+    return triton_merging.mean_units(x_HND)
 
 
 def merged_slots(
