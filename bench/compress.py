@@ -5,8 +5,9 @@
 "together" is how the engine compresses, many layers in one call; "one by one" calls the policy for each layer and checks
 what it returns, as policies that do not take stacks of layers are called. Attention is torch's, causal, of the whole prompt
 on itself. Keys are planted so that KVMerger's threshold keeps about half. Launches are torch operations that are no views
-(a sort is several kernels), waits those that need the device's queue to run empty; where there is a CUDA device its
-profiler's own counts stand beside them. With $OUT set, all numbers also go to $OUT/compress.json.
+(a sort is several kernels; Triton's are not among them), waits those that need the device's queue to run empty; where there
+is a CUDA device its profiler's own counts stand beside them, of all layers. With $OUT set, all numbers also go to
+$OUT/compress.json.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ ON_CPU = {"demo": Shape(3, 9, 64, 30, 256), "8B": Shape(8, 32, 128, 4, 256)}
 
 @dataclass
 class PolicyCost:
-    """One policy at one shape; seconds, launches and waits are those of one layer. None: not measured."""
+    """One policy at one shape; seconds, launches and waits are those of one layer, but CUDA's of all. None: not measured."""
 
     shape: str
     policy: str
@@ -178,8 +179,7 @@ def measure(it: PolicyCost, policy: Policy, prefilled: Prefilled, device: torch.
         it.one_by_one_launches = one_by_one.num_launches / num_layers
         it.one_by_one_waits = one_by_one.num_waits / num_layers
         if device.type == "cuda":
-            counts = _cuda_counts(lambda: compress_all(prefilled, variants[:1]))
-            it.cuda_launches, it.cuda_waits = (count / num_layers for count in counts)
+            it.cuda_launches, it.cuda_waits = _cuda_counts(lambda: compress_all(prefilled, variants[:1]))
     # One policy that cannot be measured must not cost the others' numbers.
     except Exception as error:  # noqa: BLE001
         it.error = f"{type(error).__name__}: {error}"
@@ -244,12 +244,14 @@ def table_of(shape_name: str, shape: Shape, found: Sequence[PolicyCost]) -> Tabl
         title=f"{shape_name}: {shape.num_query_heads}/{shape.num_kv_heads} heads of {shape.head_dim}, "
         f"{shape.num_layers} layers, {shape.num_tokens} tokens; attention {1e6 * found[0].attention_s:.0f} µs a layer",
         title_justify="left",
-        caption="per layer: µs, launches and waits; in brackets: one by one. CUDA: launches / waits its profiler saw",
+        caption="a variant: ms of all layers; µs, launches and waits are a layer's; in brackets: one by one. "
+        "CUDA: launches / waits its profiler saw, of all layers",
         caption_justify="left",
     )
     heads = (
         "policy",
         "kept",
+        "ms a variant",
         "µs together",
         "one by one",
         "speed-up",
@@ -267,13 +269,14 @@ def table_of(shape_name: str, shape: Shape, found: Sequence[PolicyCost]) -> Tabl
         table.add_row(
             it.policy,
             f"{it.kept_ratio:.1%}",
+            f"{1e3 * it.together_s * shape.num_layers:.2f}",
             f"{1e6 * it.together_s:.0f}",
             f"{1e6 * it.one_by_one_s:.0f}",
             f"{it.one_by_one_s / it.together_s:.1f}x",
             f"{it.together_s / it.attention_s:.2f}",
             f"{_shown(it.launches, 1)} [{_shown(it.one_by_one_launches, 0)}]",
             f"{_shown(it.waits, 2)} [{_shown(it.one_by_one_waits, 1)}]",
-            it.error or f"{_shown(it.cuda_launches, 1)} / {_shown(it.cuda_waits, 2)}",
+            it.error or f"{_shown(it.cuda_launches, 0)} / {_shown(it.cuda_waits, 0)}",
         )
     return table
 

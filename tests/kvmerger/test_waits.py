@@ -42,6 +42,16 @@ def test_compressing_a_variant_waits_less_often_than_it_has_heads(name: str, see
     assert counter.num_waits <= MOST_WAITS_PER_VARIANT < NUM_LAYERS * NUM_KV_HEADS, counter.waits
 
 
+@pytest.mark.parametrize("name", ["knorm", "snapkv", "h2o", "streaming_llm", "keydiff", "tova", "lagkv"])
+def test_a_ranking_knows_its_counts_and_waits_for_nothing(name: str, seed: int) -> None:
+    policy = build(name, {})
+    prefilled = random_prefill(seed, torch.bfloat16, policy)
+    budget = Budget.uniform(NUM_TOKENS // 2, NUM_KV_HEADS, 0.5)
+    with OpCounter() as counter:
+        policy.compress(prefilled.layers[3], prefilled.evidence[3], budget)
+    assert not counter.num_waits, counter.waits
+
+
 def test_what_waits_is_counted() -> None:
     x_N, is_marked_N = torch.arange(6.0), torch.arange(6) % 2 == 0
     lengths_R = torch.tensor([2, 4])

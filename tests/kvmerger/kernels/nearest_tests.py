@@ -12,8 +12,8 @@ from kvmerger.kernels.nearest_reference import EVICTED, NO_COSINE
 from tests.kvmerger.kernels.poison import poisoned_memory
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-# Between two cosines closer than this, rounding decides. Inputs of every dtype are exact; sums are fp32.
-TOLERANCE = 2e-6
+# Between two cosines closer than this, rounding decides. Products are exact; tensor cores cut their fp32 sums off.
+TOLERANCE = 4e-6
 # Tokens, head size, dtype.
 FIELDS = ("num_tokens", "head_dim", "dtype")
 FEW = [(1, 16, F32), (70, 64, BF16), (150, 80, F16), (45, 12, F32)]

@@ -1,5 +1,7 @@
 """Evicting policies against what their descriptions say, computed token by token."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -41,6 +43,22 @@ def test_knorm_keeps_the_smallest_keys_of_each_head(seed: int) -> None:
         assert kept[head] == sorted(
             sorted(range(NUM_TOKENS), key=lambda token, norms=norms: norms[token])[:count]
         )
+
+
+def test_a_ranking_may_choose_in_its_own_way(seed: int) -> None:
+    @dataclass(frozen=True)
+    class EverySecond(Knorm):
+        """Selects by itself, and fewer than the budget holds."""
+
+        def select(self, evidence: Evidence, budget: Budget) -> torch.Tensor:
+            return (torch.arange(evidence.num_tokens) % 2 == 0).expand(evidence.num_heads, -1)
+
+    kept = kept_positions(EverySecond(), seed, Budget.uniform(100, 2, 0.8))
+    assert kept == [[*range(0, NUM_TOKENS, 2)]] * 2
+
+
+def test_a_budget_above_the_prompt_keeps_all_of_it(seed: int) -> None:
+    assert kept_positions(Knorm(), seed, Budget((NUM_TOKENS + 9, 3), 1.0))[0] == [*range(NUM_TOKENS)]
 
 
 @pytest.mark.parametrize("n_sink", [0, 4])
