@@ -1,12 +1,12 @@
-"""Each kernel of one layer's attention against its reference, torch's own kernels, and the time that no kernel beats.
+"""Each kernel of one layer's attention, and of compressing, against its reference, torch's own, and the time none beats.
 
-    python -m bench.kernels [--cache-tokens 4096,16384] [--prompt-tokens 4096,16384,65536] [--rows 16] [--seconds 100]
+    python -m bench.kernels [--only compress] [--cache-tokens 4096,16384] [--prompt-tokens 4096,16384,65536] [--rows 16]
     python -m bench.kernels --tune [--seconds 500]
 
-Needs CUDA; measures at the shape of an 8B model's layer, in bf16 and once in fp32. ``kernel_ragged`` and ``kernel_mass``
-say what is measured and what was predicted. "device" is between two CUDA events with a cold L2 cache; "a call" is wall clock
-per call of many in a row; "floor" uses the ceilings of the second line, which are measured first. With OUT set, all numbers
-also go to $OUT/kernels.json. Nothing new is begun after --seconds.
+Needs CUDA; measures at the shape of an 8B model's layer, in bf16 and once in fp32. ``kernel_ragged``, ``kernel_mass`` and
+``kernel_compress`` say what is measured and what was predicted. "device" is between two CUDA events with a cold L2 cache; "a
+call" is wall clock per call of many in a row; "floor" uses the ceilings of the second line, which are measured first. With
+OUT set, all numbers also go to $OUT/kernels.json. Nothing new is begun after --seconds.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.kernel_compress import measure_compress
 from bench.kernel_mass import measure_backends, measure_fp32_mass, measure_mass
 from bench.kernel_ragged import Heads, measure_ragged
 from bench.kernel_timing import Ceilings, Measured, measure_ceilings
@@ -31,6 +32,7 @@ from bench.kernel_tuning import tune_all
 
 EXTEND_TOKENS = (1, 64)
 TUNING_SECONDS = 500
+COMPRESSED_TOKENS = 16384
 COLUMNS = (
     "kernel",
     "case",
@@ -82,6 +84,10 @@ def _measure_all(
     def report(measured: Measured) -> None:
         keep(asdict(measured))
 
+    if options.only != "attention":
+        measure_compress(Heads(), COMPRESSED_TOKENS, ceilings, deadline_s, report)
+    if options.only == "compress":
+        return
     for num_tokens in options.prompt_tokens:
         measure_mass(Heads(), num_tokens, ceilings, deadline_s, report)
     for num_slots in sorted(options.cache_tokens, reverse=True):
@@ -133,6 +139,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cache-tokens", type=_whole_numbers, default=(4096, 16384), help="of a full row")
     parser.add_argument("--prompt-tokens", type=_whole_numbers, default=(4096, 16384, 65536))
     parser.add_argument("--rows", type=int, default=16, help="of the decode batch; two hold the whole cache")
+    parser.add_argument("--only", choices=("attention", "compress"), help="measure these kernels alone")
     parser.add_argument("--seconds", type=float, help="begin nothing new after this time")
     parser.add_argument("--tune", action="store_true", help="try other ways to cut the work instead")
     options = parser.parse_args()

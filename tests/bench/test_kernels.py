@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from bench import kernel_ragged, kernel_timing
+from bench import kernel_compress, kernel_ragged, kernel_timing
 from bench.kernel_ragged import Heads, floor_s, make_batch, padded_sdpa
 from bench.kernel_timing import Bench, Ceilings, Measured
 from bench.kernel_tuning import tune
@@ -22,6 +23,7 @@ HEADS = Heads(num_heads=2, num_groups=3, head_dim=16)
 @pytest.fixture(autouse=True)
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_timing, "DEVICE", "cpu")
+    monkeypatch.setattr(kernel_compress, "DEVICE", "cpu")
     monkeypatch.setattr(kernel_ragged, "TAIL_TOKENS", 5)
 
 
@@ -58,6 +60,16 @@ def test_what_cannot_be_measured_is_a_row_with_its_reason() -> None:
     console = Console(width=160, file=io.StringIO())
     console.print(table_of(rows))
     assert "no kernel here" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_groups_to_merge_are_a_partition_of_every_row() -> None:
+    num_rows, num_tokens = 3, 40
+    member_M, length_S, target_S, num_groups_H = kernel_compress._runs(num_rows, num_tokens)
+    assert member_M.tolist() == [*range(num_rows * num_tokens)]
+    for length_R in length_S.split(num_groups_H):
+        assert length_R.sum() == num_tokens and set(length_R.tolist()) == {1, 2, 3}
+    first_S = [0, *itertools.accumulate(length_S.tolist())][:-1]
+    assert target_S.tolist() == first_S
 
 
 @dataclass(frozen=True)
