@@ -1,8 +1,8 @@
 """The Triton kernels of ragged attention: what one program computes, with no idea of torch.
 
 A program's numbers come from its own row alone: how many slots a split has follows from the head's own length, splits are
-counted from its first slot, and they are put together in ascending order. Nothing is added atomically. Everything that a program is responsible
-for is written, zeros included, so outputs may start as any memory.
+counted from its first slot, and they are put together in ascending order. Nothing is added atomically. Everything that a
+program is responsible for is written, zeros included, so outputs may start as any memory.
 
 Shapes: R rows, H KV heads, G query heads of a KV head, T tokens, X = T·G queries of a KV head (x = t·G + g), D head size,
 S slots or tail tokens of a block, P parts: the splits of a prefix, then those of its tail.
