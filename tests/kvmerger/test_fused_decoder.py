@@ -15,13 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from kvmerger import fused_decoder
-from kvmerger.batch import Batch
 from kvmerger.extend import extend, pad_tokens
 from kvmerger.joined_weights import is_fusable
 from kvmerger.kernels import layer_reference
 from kvmerger.models import LoadedModel, probed
 from kvmerger.prefill import prefill
-from tests.kvmerger.test_engine import make_prompt, make_rows
+from kvmerger.ragged_cache import RaggedCache
 from tests.kvmerger.test_prefill import UNROTATED_QUERIES
 from tests.tiny_models import VOCAB_SIZE, TinyModel, tiny_model
 
@@ -61,14 +60,15 @@ def both(seed: int, dtype: torch.dtype, kind: str) -> tuple[LoadedModel, TinyMod
 @dtypes
 def test_hidden_states_are_transformers(dtype: torch.dtype, kind: str, seed: int) -> None:
     fused, model = both(seed, dtype, kind)
-    rows = make_rows(model, make_prompt(seed, 60, "query_aware", num_questions=1))[:3]
-    prompt = make_prompt(seed, 60, "query_aware", num_questions=1)
+    prefix = prefill(model.ours, range(NUM_TOKENS), frozenset()).layers
     num_new_R = [3, 1, 2, 0]
     tokens_RT = pad_tokens([[11] * num_new for num_new in num_new_R], 3, fused.device)
-    hidden = [
-        extend(loaded, Batch(loaded, prompt, dict(enumerate(rows)), 4).cache, tokens_RT, num_new_R).hidden_RTE
-        for loaded in (fused, model.ours)
-    ]
+    hidden = []
+    for loaded in (fused, model.ours):
+        cache = RaggedCache([prefix, prefix, prefix, None], [NUM_TOKENS, 90, NUM_TOKENS, 0], tail_capacity=6)
+        for _ in range(2):
+            hidden_RTE = extend(loaded, cache, tokens_RT, num_new_R).hidden_RTE
+        hidden.append(hidden_RTE)
     for row, num_new in enumerate(num_new_R):
         torch.testing.assert_close(hidden[0][row, :num_new], hidden[1][row, :num_new], **TOLERANCES[dtype])
 
