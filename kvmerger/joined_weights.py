@@ -23,6 +23,8 @@ _DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
+# Where the package `kernels` is installed, transformers hangs its function for RoPE there.
+_ROTARY_FUNCTIONS = {"rotary_fn", "apply_rotary_pos_emb"}
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
@@ -118,9 +120,10 @@ def _is_known_layer(layer: Any, index: int) -> bool:
         return False
     attention, mlp = layer.self_attn, layer.mlp
     norms = [layer.input_layernorm, layer.post_attention_layernorm]
-    if _children(attention) == _ATTENTION | _HEAD_NORMS:
+    parts = _children(attention) - _ROTARY_FUNCTIONS
+    if parts == _ATTENTION | _HEAD_NORMS:
         norms += [attention.q_norm, attention.k_norm]
-    elif _children(attention) != _ATTENTION:
+    elif parts != _ATTENTION:
         return False
     together = ((attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj))
     return (

@@ -192,9 +192,9 @@ def _eos_ids(configs: Iterable[Any]) -> frozenset[int]:
     return frozenset(ids)
 
 
-# Of a tensor's norm. Sums in another order flip last bits, which all layers below carry on; what is wrong by more is not a
-# matter of rounding.
-_MOST_DIFFERENCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
+# Of a tensor's norm. Sums in another order flip last bits, and all layers below carry them on: after the demo model's 30 layers
+# bf16 itself is 0.07 away from fp32. Other arithmetic ends further off: GELU in place of SiLU by 0.6, RoPE twice by 0.6.
+_MOST_DIFFERENCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 _PROBE_ROWS, _PROBE_TOKENS = 2, 6
 
 
@@ -218,7 +218,7 @@ class _ProbeSession:
 
 
 def _probe(model: LoadedModel) -> list[Tensor]:
-    """What each layer asked of attention, and the last hidden states, for tokens and positions of all sizes."""
+    """What each layer asked of attention, and last hidden states: tokens spread over the vocabulary, at rising positions."""
     session = _ProbeSession()
     index_BT = torch.arange(_PROBE_ROWS * _PROBE_TOKENS, device=model.device).view(_PROBE_ROWS, -1)
     hidden_BTE = model.hidden_states(

@@ -28,7 +28,7 @@ KINDS = {
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
 # Of a tensor's norm: bf16 rounds differently wherever a norm's sum does, and layers carry it on.
-MOST_DIFFERENCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+MOST_DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 1e-1}
 NUM_TOKENS = 150
 
 
