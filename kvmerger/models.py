@@ -192,8 +192,8 @@ def _eos_ids(configs: Iterable[Any]) -> frozenset[int]:
     return frozenset(ids)
 
 
-# Of a tensor's norm. Sums in another order flip last bits, and all layers below carry them on: after the demo model's 30 layers
-# bf16 itself is 0.07 away from fp32. Other arithmetic ends further off: GELU in place of SiLU by 0.6, RoPE twice by 0.6.
+# Of a tensor's norm. Sums in another order flip last bits, and all layers below carry them on: after 30 layers of the demo
+# model bf16 itself is 0.07 away from fp32. Other arithmetic ends further off: GELU in place of SiLU, or RoPE twice, by 0.6.
 _MOST_DIFFERENCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 _PROBE_ROWS, _PROBE_TOKENS = 2, 6
 
