@@ -17,7 +17,7 @@ from kvmerger.compress import compress_all
 from kvmerger.fused import needs_of
 from kvmerger.generation import Prompt, Question
 from kvmerger.model_source import ModelInfo
-from kvmerger.models import LoadedModel
+from kvmerger.models import LoadedModel, probed
 from kvmerger.prefill import prefill
 from kvmerger.variants import FULL, Variant, build_variant, parse_policies
 
@@ -59,7 +59,7 @@ def random_llama(shape: str, device: str, dtype: torch.dtype = torch.bfloat16, s
         module = LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation=ATTENTION_NAME)
     module = module.eval().requires_grad_(False)
     module.generation_config.eos_token_id = None
-    return LoadedModel(module, _info(shape, config, module, device), frozenset())
+    return probed(LoadedModel(module, _info(shape, config, module, device), frozenset()))
 
 
 def weight_bytes_per_step(model: LoadedModel) -> int:
