@@ -17,7 +17,7 @@ import torch
 from kvmerger.budget import Budget, BudgetError, LikeVariant, effective_ratio, num_slots_for
 from kvmerger.decode_rule import DecodeRule
 from kvmerger.device_time import now_s
-from kvmerger.layer_cache import LayerCache, storage_addresses, storage_bytes
+from kvmerger.layer_cache import LayerCache, storage_bytes
 from kvmerger.policies.base import CacheShape, Policy
 from kvmerger.prefill import Prefilled
 from kvmerger.ragged_cache import Prefix
@@ -130,7 +130,7 @@ def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression, stac
     variant.policy.needs()  # raises here, where it costs this variant alone
     asked_L = _asked(prefilled, variant, outcome)
     budget_L = _allocated(prefilled, variant, asked_L)
-    prefix = _kept_layers(prefilled, variant.policy, budget_L, stacks)
+    prefix = _kept_layers(variant.policy, budget_L, stacks)
     asked_slots = None if variant.budget is None else sum(budget.num_slots for budget in asked_L)
     return Compressed(
         variant.label,
@@ -142,23 +142,22 @@ def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression, stac
     )
 
 
-def _kept_layers(
-    prefilled: Prefilled, policy: Policy, budget_L: Sequence[Budget], stacks: Stacks
-) -> list[LayerCache]:
+def _kept_layers(policy: Policy, budget_L: Sequence[Budget], stacks: Stacks) -> list[LayerCache]:
     """What ``policy`` keeps of every layer, checked; in storages that the full row has no part in."""
-    forbidden = storage_addresses(tensor for layer in prefilled.layers for tensor in layer.tensors())
     kept_by: dict[range, LayerCache] = {}
     for stretch in stacks.stretches(policy, budget_L):
         layer, evidence = stacks.of(stretch)
         budget = stacked_budget(budget_L[stretch.start : stretch.stop])
-        kept_by[stretch] = policy.compress(layer, evidence, budget).owning(forbidden)
+        kept_by[stretch] = policy.compress(layer, evidence, budget).owning(stacks.storages)
         kept_by[stretch].check_shapes()
         kept_by[stretch].check_same_kind(layer)
-    # Only now, with all work handed over, is the device waited for.
-    if not bool(torch.stack([kept.is_ascending() for kept in kept_by.values()]).all()):
+    is_ascending = torch.stack([kept.is_ascending() for kept in kept_by.values()]).all()
+    kept_L = [layer for stretch, kept in kept_by.items() for layer in unstacked(kept, len(stretch))]
+    # Only now, with all work handed over and the host's done, is the device waited for.
+    if not bool(is_ascending):
         for kept in kept_by.values():
             kept.check_integrity()
-    return [layer for stretch, kept in kept_by.items() for layer in unstacked(kept, len(stretch))]
+    return kept_L
 
 
 def _asked(prefilled: Prefilled, variant: Variant, outcome: Compression) -> Sequence[Budget]:

@@ -183,11 +183,13 @@ def _window_attention(states: LayerStates, window_tokens: int) -> Tensor:
 @register_evidence("key_norms", reads_queries=False)
 def _key_norms(states: LayerStates) -> Tensor:
     """L2 norm of every key: fp32 (H, N)."""
-    return states.k_HND.float().norm(dim=-1)
+    return dispatch.row_norms(states.k_HND.flatten(0, 1)).view(states.k_HND.shape[:2])
 
 
 @register_evidence("neighbour_cosines", reads_queries=False)
 def _neighbour_cosines(states: LayerStates) -> Tensor:
     """Cosine of each key with the next one: fp32 (H, N-1)."""
-    k_HND = states.k_HND.float()
-    return torch.cosine_similarity(k_HND[:, :-1], k_HND[:, 1:], dim=-1)
+    num_heads, num_tokens, _ = states.k_HND.shape
+    index_HN = torch.arange(num_heads * num_tokens, device=states.k_HND.device).view(num_heads, num_tokens)
+    first_F, next_F = index_HN[:, :-1].flatten(), index_HN[:, 1:].flatten()
+    return dispatch.pair_cosines(states.k_HND.flatten(0, 1), first_F, next_F).view(num_heads, num_tokens - 1)

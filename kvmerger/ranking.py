@@ -1,5 +1,7 @@
 """Choosing the highest of each row, with ties decided: the same scores always give the same choice.
 
+Zeros of either sign are equal, and NaN is higher than everything. On a GPU `kernels.dispatch` has the same functions faster.
+
 Shapes: H rows (KV heads), N columns (tokens), F = H·N flat places, K places marked.
 """
 
@@ -21,6 +23,11 @@ def is_among_highest(scores_HN: Tensor, count_H: tuple[int, ...]) -> Tensor:
     column_N = torch.arange(scores_HN.shape[1], device=scores_HN.device)
     is_in_HN = column_N[None, :] < upload(count_H, scores_HN.device)[:, None]
     return is_marked_HN.scatter_(1, order_HN, is_in_HN)
+
+
+def highest_places(scores_HN: Tensor, count_H: tuple[int, ...]) -> Tensor:
+    """Flat places of the scores that `is_among_highest` marks, ascending: int64 (K,). Each count is at most N."""
+    return marked_places(is_among_highest(scores_HN, count_H).flatten(), sum(count_H))
 
 
 def marked_places(is_marked_F: Tensor, num_marked: int) -> Tensor:

@@ -18,13 +18,16 @@ from torch import Tensor
 from kvmerger.budget import Budget
 from kvmerger.evidence import Evidence, Need
 from kvmerger.head_counters import HeadCounters
-from kvmerger.layer_cache import LayerCache
+from kvmerger.kernels.dispatch import is_for_triton
+from kvmerger.layer_cache import LayerCache, storage_addresses
 from kvmerger.policies.base import Policy
 
-# Bytes of a stack's keys. Bounds what merging holds at a time in fp32, about 12 times as much; on a CPU that should fit
-# its cache. Longer layers come one by one.
+# Bytes of a stack's keys; longer layers come one by one. In plain torch this bounds what merging holds at a time in fp32,
+# about 12 times as much; on a CPU that should fit its cache.
 _MOST_KEY_BYTES = {"cpu": 2**20}
 _MOST_KEY_BYTES_ELSEWHERE = 2**27
+# Our own kernels hold nothing in fp32 but a few numbers a token. What is kept of a stack is one piece of memory, though.
+_MOST_KEY_BYTES_BY_TRITON = 2**30
 
 
 class StackedEvidence(Evidence):
@@ -51,6 +54,8 @@ class Stacks:
     def __init__(self, layers: Sequence[LayerCache], evidence_L: Sequence[Evidence]) -> None:
         self._layers, self._evidence_L = layers, evidence_L
         self._evidence_of: dict[range, StackedEvidence] = {}
+        self.storages = storage_addresses(tensor for layer in layers for tensor in layer.tensors())
+        """Addresses of what the layers are held in: no variant may keep a part of it."""
 
     def stretches(self, policy: Policy, budget_L: Sequence[Budget]) -> Iterator[range]:
         """The stretches of layers that ``policy`` may be given as one, in order; alone where it does not take stacks."""
@@ -59,7 +64,8 @@ class Stacks:
             for index, (evidence, budget) in enumerate(zip(self._evidence_L, budget_L, strict=True))
         ]
         keys_SD = self._layers[0].k_SD
-        most_bytes = _MOST_KEY_BYTES.get(keys_SD.device.type, _MOST_KEY_BYTES_ELSEWHERE)
+        elsewhere = _MOST_KEY_BYTES_BY_TRITON if is_for_triton(keys_SD) else _MOST_KEY_BYTES_ELSEWHERE
+        most_bytes = _MOST_KEY_BYTES.get(keys_SD.device.type, elsewhere)
         most = max(1, most_bytes // max(1, keys_SD.nbytes))
         for _, alike in groupby(range(len(keys)), keys.__getitem__):
             indices = list(alike)

@@ -1,5 +1,5 @@
-"""Which kernel computes attention over ragged caches, and a prompt's attention mass, and writes new tokens: Triton's on a
-GPU where it can, the references everywhere else."""
+"""Who computes attention over ragged caches, a prompt's attention mass, new tokens' places, and what compressing consists of:
+Triton on a GPU where it can, the references everywhere else."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from kvmerger.kernels import prompt_reference, reference
+from kvmerger import ranking
+from kvmerger.kernels import merging_reference, prompt_reference, reference
 from kvmerger.kernels.layer_reference import LayerKernels
 from kvmerger.kernels.reference import Attended
+from kvmerger.layer_cache import LayerCache
 from kvmerger.ragged_layer import RaggedLayer
 
 MOST_HEAD_DIM = 256
 SLOT_ALIGNMENT_BYTES = 16  # one vector load
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SCORE_DTYPES = (torch.float64, *DTYPES)
 
 
 def ragged_attention(
@@ -81,8 +84,111 @@ def layer_kernels(device: str, head_dim: int, dtype: torch.dtype) -> LayerKernel
     return triton_layer
 
 
+def is_among_highest(scores_HN: Tensor, count_H: tuple[int, ...]) -> Tensor:
+    """`ranking.is_among_highest` likewise, mark for mark."""
+    if not _is_ranked_by_triton(scores_HN):
+        return ranking.is_among_highest(scores_HN, count_H)
+    from kvmerger.kernels import triton_ranking
+
+    return triton_ranking.is_among_highest(scores_HN, count_H)
+
+
+def highest_places(scores_HN: Tensor, count_H: tuple[int, ...]) -> Tensor:
+    """`ranking.highest_places` likewise, place for place; nothing waits for the device."""
+    if not _is_ranked_by_triton(scores_HN):
+        return ranking.highest_places(scores_HN, count_H)
+    from kvmerger.kernels import triton_ranking
+
+    return triton_ranking.highest_places(scores_HN, count_H)
+
+
+def take_slots(layer: LayerCache, slot_K: Tensor, num_slots_H: tuple[int, ...]) -> LayerCache:
+    """`LayerCache.take` likewise, bit for bit."""
+    if not is_for_triton(layer.k_SD) or layer.log_mass_S is not None or layer.score_S is not None:
+        return layer.take(slot_K, num_slots_H)
+    from kvmerger.kernels import triton_ranking
+
+    return triton_ranking.take_slots(layer, slot_K, num_slots_H)
+
+
+def segment_sums(values_FX: Tensor, length_R: Tensor) -> Tensor:
+    """`merging_reference.segment_sums` likewise."""
+    if values_FX.dim() > 1 or not _is_ranked_by_triton(values_FX):
+        return merging_reference.segment_sums(values_FX, length_R)
+    from kvmerger.kernels import triton_merging
+
+    return triton_merging.segment_sums(values_FX, length_R)
+
+
+def segment_maxima(values_F: Tensor, length_R: Tensor) -> Tensor:
+    """`merging_reference.segment_maxima` likewise."""
+    if not _is_ranked_by_triton(values_F):
+        return merging_reference.segment_maxima(values_F, length_R)
+    from kvmerger.kernels import triton_merging
+
+    return triton_merging.segment_maxima(values_F, length_R)
+
+
+def first_argmax(values_F: Tensor, length_R: Tensor, run_F: Tensor) -> Tensor:
+    """`merging_reference.first_argmax` likewise."""
+    if not _is_ranked_by_triton(values_F):
+        return merging_reference.first_argmax(values_F, length_R, run_F)
+    from kvmerger.kernels import triton_merging
+
+    return triton_merging.first_argmax(values_F, length_R)
+
+
+def row_norms(x_FD: Tensor) -> Tensor:
+    """`merging_reference.row_norms` likewise."""
+    if not is_for_triton(x_FD):
+        return merging_reference.row_norms(x_FD)
+    from kvmerger.kernels import triton_merging
+
+    return triton_merging.row_norms(x_FD)
+
+
+def pair_distances(x_FD: Tensor, first_M: Tensor, second_M: Tensor) -> Tensor:
+    """`merging_reference.pair_distances` likewise."""
+    if not is_for_triton(x_FD):
+        return merging_reference.pair_distances(x_FD, first_M, second_M)
+    from kvmerger.kernels import triton_merging
+
+    return triton_merging.pair_distances(x_FD, first_M, second_M)
+
+
+def pair_cosines(x_FD: Tensor, first_M: Tensor, second_M: Tensor) -> Tensor:
+    """`merging_reference.pair_cosines` likewise."""
+    if not is_for_triton(x_FD):
+        return merging_reference.pair_cosines(x_FD, first_M, second_M)
+    from kvmerger.kernels import triton_merging
+
+    return triton_merging.pair_cosines(x_FD, first_M, second_M)
+
+
+def merged_slots(
+    layer: LayerCache,
+    member_M: Tensor,
+    length_S: Tensor,
+    target_S: Tensor,
+    num_slots_H: tuple[int, ...],
+    key_weight_M: Tensor | None,
+    value_weight_M: Tensor | None,
+) -> LayerCache:
+    """`merging_reference.merged_slots` likewise."""
+    groups = (member_M, length_S, target_S, num_slots_H)
+    if not is_for_triton(layer.k_SD):
+        return merging_reference.merged_slots(layer, *groups, key_weight_M, value_weight_M)
+    from kvmerger.kernels import triton_merging
+
+    return triton_merging.merged_slots(layer, *groups, key_weight_M, value_weight_M)
+
+
+def _is_ranked_by_triton(scores: Tensor) -> bool:
+    return scores.is_cuda and has_triton() and scores.dtype in SCORE_DTYPES
+
+
 def is_for_triton(queries: Tensor) -> bool:
-    """Whether queries (…, D) are on a GPU, Triton is there, and its kernels take heads of this size and dtype."""
+    """Whether queries, or keys (…, D) are on a GPU, Triton is there, and its kernels take heads of this size and dtype."""
     return queries.is_cuda and has_triton() and is_supported(queries)
 
 

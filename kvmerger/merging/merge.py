@@ -1,17 +1,19 @@
 """Write each group of tokens into its target's slot. Groups of one token pass through bit for bit.
 
-Shapes: M members of all groups, S groups (slots), F flat tokens of all heads, D head size.
+Shapes: M members of all groups, S groups (slots), F flat tokens of all heads.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kvmerger.head_counters import HeadCounters, PerHead
+from kvmerger.kernels.dispatch import merged_slots, pair_cosines
 from kvmerger.layer_cache import LayerCache
 from kvmerger.merging.groups import Groups
 from kvmerger.merging.segments import run_sums
@@ -40,16 +42,12 @@ def merge_groups(
     Returns:
         One slot per group, at its target's position, with counters. Sums are taken in fp32 and rounded once.
     """
-    targets = layer.take(groups.target_S, groups.runs.num_runs_H)
-    is_merging = any(given is not None for given in (key_weight_M, value_weight_M, log_mass_S))
-    return LayerCache(
-        _sums(layer.k_SD, targets.k_SD, groups, key_weight_M),
-        _sums(layer.v_SD, targets.v_SD, groups, value_weight_M),
-        targets.position_S,
-        groups.runs.num_runs_H,
-        log_mass_S,
-        _counters(layer, groups, is_merging),
+    length_S, num_slots_H = groups.runs.length_R, groups.runs.num_runs_H
+    merged = merged_slots(
+        layer, groups.member_M, length_S, groups.target_S, num_slots_H, key_weight_M, value_weight_M
     )
+    is_merging = any(given is not None for given in (key_weight_M, value_weight_M, log_mass_S))
+    return replace(merged, log_mass_S=log_mass_S, counters=_counters(layer, groups, is_merging))
 
 
 def slot_log_mass(kind: LogMass, groups: Groups, mass_F: Tensor, max_log_mass: float | None) -> Tensor | None:
@@ -70,13 +68,6 @@ def slot_log_mass(kind: LogMass, groups: Groups, mass_F: Tensor, max_log_mass: f
     return log_mass_S.clamp(0.0, math.inf if max_log_mass is None else max_log_mass)
 
 
-def _sums(x_FD: Tensor, target_SD: Tensor, groups: Groups, weight_M: Tensor | None) -> Tensor:
-    if weight_M is None:
-        return target_SD
-    x_SD = run_sums(weight_M[:, None] * x_FD[groups.member_M].float(), groups.runs)
-    return torch.where((groups.runs.length_R > 1)[:, None], x_SD.to(target_SD.dtype), target_SD)
-
-
 def _counters(layer: LayerCache, groups: Groups, is_merging: bool) -> HeadCounters:
     # Every slot's and member's number at its place among all tokens, 0 elsewhere: sums over a row are a head's.
     nothing_F = torch.zeros(layer.num_slots, dtype=torch.float64, device=layer.k_SD.device)
@@ -91,8 +82,8 @@ def _counters(layer: LayerCache, groups: Groups, is_merging: bool) -> HeadCounte
         "is_pure_eviction": PerHead(num_merged_H == 0),
     }
     if is_merging:
-        k_MD, target_MD = (layer.k_SD[index_M].float() for index_M in (groups.member_M, groups.target_M))
-        cosine_M = torch.cosine_similarity(k_MD, target_MD, dim=1).masked_fill(groups.is_target_M, 0.0)
+        cosine_M = pair_cosines(layer.k_SD, groups.member_M, groups.target_M)
+        cosine_M = cosine_M.masked_fill(groups.is_target_M, 0.0)
         sum_H = nothing_F.scatter(0, groups.member_M, cosine_M.double()).view(layer.num_heads, -1).sum(dim=1)
         counters["mean_merge_cosine"] = PerHead(sum_H / num_merged_H.clamp_min(1), num_merged_H)
     return HeadCounters(counters)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvmerger.ranking import is_among_highest, marked_places
+from kvmerger.kernels.dispatch import is_among_highest
+from kvmerger.ranking import marked_places
 
 
 class Runs(NamedTuple):

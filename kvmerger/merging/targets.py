@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kvmerger.kernels.dispatch import pair_cosines
 from kvmerger.merging.groups import EVICTED
 from kvmerger.merging.segments import first_argmax
 from kvmerger.merging.sets import Runs
@@ -116,8 +117,11 @@ def heaviest_kept_of_run(k_HND: Tensor, is_kept_HN: Tensor, runs: Runs, mass_HN:
 
 def _cosine_with(k_HND: Tensor, index_HN: Tensor) -> Tensor:
     """Cosine of every key with the one at ``index_HN``; `_NO_COSINE` where that is `EVICTED`."""
-    other_HND = k_HND.gather(1, index_HN.clamp_min(0)[:, :, None].expand_as(k_HND))
-    cosine_HN = torch.cosine_similarity(k_HND.float(), other_HND.float(), dim=2)
+    num_heads, num_tokens = index_HN.shape
+    own_F = torch.arange(index_HN.numel(), device=index_HN.device)
+    head_start_H1 = own_F.view_as(index_HN)[:, :1]
+    other_F = (index_HN.clamp_min(0) + head_start_H1).flatten()
+    cosine_HN = pair_cosines(k_HND.flatten(0, 1), own_F, other_F).view(num_heads, num_tokens)
     return cosine_HN.masked_fill(index_HN == EVICTED, _NO_COSINE)
 
 

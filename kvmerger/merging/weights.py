@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kvmerger.kernels.dispatch import pair_distances
 from kvmerger.merging.groups import Groups
 from kvmerger.merging.segments import run_sums
 
@@ -56,7 +57,7 @@ def gaussian_kernel(k_FD: Tensor, groups: Groups, sigma: float | None) -> Tensor
     to compute g; with distances in place of g it gives widths near the 5 the paper reports, so that is what we take it
     to mean.
     """
-    distance_M = (k_FD[groups.member_M].float() - k_FD[groups.target_M].float()).norm(dim=1)
+    distance_M = pair_distances(k_FD, groups.member_M, groups.target_M)
     if sigma is None:
         sigma_S = run_sums(distance_M, groups.runs) / groups.runs.length_R / math.sqrt(2)
         # A group of one token, or of equal keys, has distance 0 throughout: any width gives equal weights.

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, share_of
 from kvmerger.evidence import Evidence, Need
+from kvmerger.kernels.dispatch import is_among_highest
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.parameters import require_share
 from kvmerger.policies.registry import register_wrapper
 from kvmerger.policies.scoring import ScoringPolicy
-from kvmerger.ranking import is_among_highest
 
 
 @register_wrapper("adakv")

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
 from kvmerger.evidence import Evidence
+from kvmerger.kernels.dispatch import is_among_highest
+from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.base import CacheShape
-from kvmerger.policies.selection import SelectingPolicy
-from kvmerger.ranking import is_among_highest
+from kvmerger.policies.selection import SelectingPolicy, keep_highest
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,14 @@ class ScoringPolicy(SelectingPolicy):
         """
         self._require_room(min(budget.num_slots_H), evidence.num_tokens)
         return is_among_highest(self.scores_at(evidence, budget), budget.num_slots_H)
+
+    def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
+        """Keep the selected tokens, copied unchanged."""
+        # A subclass may choose in its own way. Where it does not, how many are kept is known, and the device not waited for.
+        if type(self).select is not ScoringPolicy.select:
+            return super().compress(layer, evidence, budget)
+        self._require_room(min(budget.num_slots_H), evidence.num_tokens)
+        return keep_highest(layer, self.scores_at(evidence, budget), budget)
 
     def _require_room(self, num_slots: int, num_tokens: int) -> None:
         if num_slots < self.num_protected:

@@ -14,9 +14,10 @@ from torch import Tensor
 from kvmerger.budget import Budget
 from kvmerger.evidence import Evidence
 from kvmerger.head_counters import HeadCounters, PerHead
+from kvmerger.kernels.dispatch import highest_places, take_slots
 from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.base import Policy
-from kvmerger.ranking import is_among_highest, marked_places
+from kvmerger.ranking import marked_places
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,18 @@ def keep_highest(layer: LayerCache, scores_HN: Tensor, budget: Budget) -> LayerC
         scores_HN: any float dtype; ``inf`` protects a token.
         budget: slots per head, each at most N.
     """
-    return take_selected(layer, is_among_highest(scores_HN, budget.num_slots_H))
+    num_slots_H = tuple(min(num_slots, scores_HN.shape[1]) for num_slots in budget.num_slots_H)
+    return _take(layer, highest_places(scores_HN, num_slots_H), num_slots_H)
 
 
 def take_selected(layer: LayerCache, is_kept_HN: Tensor) -> LayerCache:
     """The marked tokens (bool, (H, N)) of the uncompressed ``layer``, in storages of their own."""
     num_slots_H = tuple(is_kept_HN.sum(dim=1).tolist())
-    slot_K = marked_places(is_kept_HN.flatten(), sum(num_slots_H))
-    num_evicted_H = is_kept_HN.shape[1] - torch.tensor(num_slots_H)
-    return layer.take(slot_K, num_slots_H).with_counters(
+    return _take(layer, marked_places(is_kept_HN.flatten(), sum(num_slots_H)), num_slots_H)
+
+
+def _take(layer: LayerCache, slot_K: Tensor, num_slots_H: tuple[int, ...]) -> LayerCache:
+    num_evicted_H = torch.tensor(layer.num_slots_H) - torch.tensor(num_slots_H)
+    return take_slots(layer, slot_K, num_slots_H).with_counters(
         HeadCounters({"num_evicted": PerHead(num_evicted_H)})
     )

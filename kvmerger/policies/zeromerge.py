@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
 from kvmerger.evidence import ATTENTION_MASS, Evidence, Need
+from kvmerger.kernels.dispatch import is_among_highest
 from kvmerger.layer_cache import LayerCache
 from kvmerger.merging.groups import groups_of
 from kvmerger.merging.mass import attention_mass
@@ -22,7 +23,6 @@ from kvmerger.merging.weights import normalised
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.parameters import is_number, require_count, require_ratio
 from kvmerger.policies.registry import register
-from kvmerger.ranking import is_among_highest
 from kvmerger.uploads import upload
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvmerger.evidence import Evidence, Need
+from kvmerger.kernels.dispatch import row_norms
 from kvmerger.layer_cache import LayerCache
 from kvmerger.merging.groups import Groups, groups_of
 from kvmerger.merging.merge import merge_groups
@@ -67,7 +68,7 @@ class Nearest(AttentionReducer):
             return cosine_M.new_ones(cosine_M.shape)
         if self.weights == "attention":
             return self._mass(evidence).flatten()[groups.member_M]
-        norm_F = layer.v_SD.float().norm(dim=1)
+        norm_F = row_norms(layer.v_SD)
         norm_M, target_norm_M = norm_F[groups.member_M], norm_F[groups.target_M]
         # Two zero vectors: their average is the same whatever the weight.
         share_M = (norm_M / (norm_M + target_norm_M)).nan_to_num(0.0)

@@ -1,0 +1,107 @@
+"""The Triton kernel of a ranking: which scores of one row are among its highest, without putting any in order.
+
+One program has one row. Scores become whole numbers in the same order, the lowest number that still counts is found bit by
+bit by counting, and of equal ones the earliest are taken: what torch's stable sort keeps. Whole numbers throughout, so that
+there is no rounding and every call gives the same bits.
+
+Shapes: H rows, N columns, B columns of a block, K places of all rows together.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Counts of a block that holds fewer than 2²⁰ columns, three of them side by side in one number of 64 bits.
+COUNT_BITS = tl.constexpr(20)
+COUNT_MASK = tl.constexpr(2**20 - 1)
+
+
+# fmt: off
+@triton.jit(do_not_specialize=["num_columns"])
+def highest_kernel(
+    score_HN, count_H, start_H, place_K, is_marked_HN, num_columns, score_stride_H, score_stride_N,
+    BLOCK_B: tl.constexpr, KEY_BITS: tl.constexpr, GIVES_PLACES: tl.constexpr,
+):
+    # fmt: on
+    """The flat places of a row's ``count`` highest scores, from ``start`` on; or marks, where no places are wanted."""
+    row = tl.program_id(0).to(tl.int64)
+    score_N = score_HN + row * score_stride_H
+    count = tl.load(count_H + row)
+    first_key_B = _keys(score_N, 0, num_columns, score_stride_N, BLOCK_B, KEY_BITS)
+    # Bits as of a number without sign, two more in every round: `lowest` makes keys of them, which have one.
+    lowest = tl.full([], 1, first_key_B.dtype) << (KEY_BITS - 1)
+    bits = tl.zeros([], first_key_B.dtype)
+    for step in range(1, KEY_BITS // 2 + 1):
+        one = tl.full([], 1, first_key_B.dtype) << (KEY_BITS - 2 * step)
+        two = one << 1
+        bits_1, bits_2, bits_3 = bits | one, bits | two, bits | one | two
+        at_least_1, at_least_2, at_least_3 = _numbers_at_least(
+            first_key_B, score_N, num_columns, score_stride_N, bits_1 ^ lowest, bits_2 ^ lowest, bits_3 ^ lowest,
+            BLOCK_B, KEY_BITS,
+        )
+        bits = tl.where(at_least_3 >= count, bits_3, tl.where(
+            at_least_2 >= count, bits_2, tl.where(at_least_1 >= count, bits_1, bits)
+        ))
+    threshold = bits ^ lowest
+    num_above = tl.sum((first_key_B > threshold).to(tl.int64))
+    for first in range(BLOCK_B, num_columns, BLOCK_B):
+        key_B = _keys(score_N, first, num_columns, score_stride_N, BLOCK_B, KEY_BITS)
+        num_above += tl.sum((key_B > threshold).to(tl.int64))
+    num_ties, place = count - num_above, tl.load(start_H + row)
+    for first in range(0, num_columns, BLOCK_B):
+        key_B = _keys(score_N, first, num_columns, score_stride_N, BLOCK_B, KEY_BITS)
+        is_tie_B = key_B == threshold
+        is_taken_B = (key_B > threshold) | (is_tie_B & (tl.cumsum(is_tie_B.to(tl.int32), 0) <= num_ties))
+        column_B = first + tl.arange(0, BLOCK_B)
+        if GIVES_PLACES:
+            number_B = tl.cumsum(is_taken_B.to(tl.int32), 0)
+            tl.store(place_K + place + number_B - 1, row * num_columns + column_B, mask=is_taken_B)
+            place += tl.sum(is_taken_B.to(tl.int64))
+        else:
+            tl.store(is_marked_HN + row * num_columns + column_B, is_taken_B, mask=column_B < num_columns)
+        num_ties -= tl.sum(is_tie_B.to(tl.int64))
+
+
+@triton.jit
+def _numbers_at_least(
+    first_key_B, score_N, num_columns, stride_N, key_1, key_2, key_3,
+    BLOCK_B: tl.constexpr, KEY_BITS: tl.constexpr,
+):  # fmt: skip
+    """How many keys of a row are at least each of three. The first block is not read again: short rows have no other."""
+    counts = tl.sum(_passed(first_key_B, key_1, key_2, key_3))
+    num_1, num_2, num_3 = counts & COUNT_MASK, (counts >> COUNT_BITS) & COUNT_MASK, counts >> (2 * COUNT_BITS)
+    for first in range(BLOCK_B, num_columns, BLOCK_B):
+        counts = tl.sum(_passed(
+            _keys(score_N, first, num_columns, stride_N, BLOCK_B, KEY_BITS), key_1, key_2, key_3
+        ))
+        num_1 += counts & COUNT_MASK
+        num_2 += (counts >> COUNT_BITS) & COUNT_MASK
+        num_3 += counts >> (2 * COUNT_BITS)
+    return num_1, num_2, num_3
+
+
+@triton.jit
+def _passed(key_B, key_1, key_2, key_3):
+    """A one in each of three counts whose key is reached."""
+    passed_B = (key_B >= key_1).to(tl.int64) | ((key_B >= key_2).to(tl.int64) << COUNT_BITS)
+    return passed_B | ((key_B >= key_3).to(tl.int64) << (2 * COUNT_BITS))
+
+
+@triton.jit
+def _keys(score_N, first, num_columns, stride_N, BLOCK_B: tl.constexpr, KEY_BITS: tl.constexpr):
+    """Whole numbers in the order of a block's scores: zeros are equal, NaN is highest, and behind the row's end is lowest."""
+    column_B = first + tl.arange(0, BLOCK_B)
+    is_in_B = column_B < num_columns
+    score_B = tl.load(score_N + column_B.to(tl.int64) * stride_N, mask=is_in_B, other=0.0)
+    if KEY_BITS == 64:
+        key_B = score_B.to(tl.int64, bitcast=True)
+    else:
+        score_B = score_B.to(tl.float32)
+        key_B = score_B.to(tl.int32, bitcast=True)
+    # Of two negative numbers the one with larger magnitude has the larger bits. Shifting brings the sign to every bit.
+    sign_B = key_B >> (KEY_BITS - 1)
+    most = ~(tl.full([], 1, key_B.dtype) << (KEY_BITS - 1))
+    key_B = tl.where(score_B == 0.0, 0, key_B ^ (sign_B & most))
+    key_B = tl.where(score_B != score_B, most, key_B)
+    return tl.where(is_in_B, key_B, ~most)

@@ -1,0 +1,116 @@
+"""Merging on a GPU: `merging_reference` with the same arguments and the same results, up to rounding.
+
+No fp32 copy of keys or values is ever in memory, and sums are taken member after member, as the reference takes them.
+
+Shapes: as in `merging_reference`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from kvmerger.kernels.triton_pairs import pairs_kernel
+from kvmerger.kernels.triton_segments import merge_kernel, reduce_kernel
+from kvmerger.layer_cache import LayerCache
+
+RUNS_OF_A_BLOCK = 128
+SLOTS_OF_A_BLOCK = 16
+PAIRS_OF_A_BLOCK = 32
+
+
+def segment_sums(values_F: Tensor, length_R: Tensor) -> Tensor:
+    """As `merging_reference.segment_sums`, of one number a token."""
+    return _reduced(values_F, length_R, "sum", values_F.dtype)
+
+
+def segment_maxima(values_F: Tensor, length_R: Tensor) -> Tensor:
+    """As `merging_reference.segment_maxima`."""
+    return _reduced(values_F, length_R, "max", values_F.dtype)
+
+
+def first_argmax(values_F: Tensor, length_R: Tensor) -> Tensor:
+    """As `merging_reference.first_argmax`."""
+    return _reduced(values_F, length_R, "argmax", torch.int64)
+
+
+def row_norms(x_FD: Tensor) -> Tensor:
+    """As `merging_reference.row_norms`."""
+    return _of_pairs(x_FD, None, None, "norm")
+
+
+def pair_distances(x_FD: Tensor, first_M: Tensor, second_M: Tensor) -> Tensor:
+    """As `merging_reference.pair_distances`."""
+    return _of_pairs(x_FD, first_M, second_M, "distance")
+
+
+def pair_cosines(x_FD: Tensor, first_M: Tensor, second_M: Tensor) -> Tensor:
+    """As `merging_reference.pair_cosines`."""
+    return _of_pairs(x_FD, first_M, second_M, "cosine")
+
+
+def merged_slots(
+    layer: LayerCache,
+    member_M: Tensor,
+    length_S: Tensor,
+    target_S: Tensor,
+    num_slots_H: tuple[int, ...],
+    key_weight_M: Tensor | None,
+    value_weight_M: Tensor | None,
+) -> LayerCache:
+    """As `merging_reference.merged_slots`."""
+    num_slots, head_dim = sum(num_slots_H), layer.k_SD.shape[1]
+    k_SD, v_SD = (tensor_FD.new_empty(num_slots, head_dim) for tensor_FD in (layer.k_SD, layer.v_SD))
+    position_S = layer.position_S.new_empty(num_slots)
+    if num_slots:
+        merge_kernel[(triton.cdiv(num_slots, SLOTS_OF_A_BLOCK),)](
+            layer.k_SD,
+            layer.v_SD,
+            layer.position_S,
+            member_M,
+            length_S.cumsum(0),
+            length_S,
+            target_S,
+            None if key_weight_M is None else key_weight_M.contiguous(),
+            None if value_weight_M is None else value_weight_M.contiguous(),
+            k_SD,
+            v_SD,
+            position_S,
+            num_slots,
+            HEAD_DIM=head_dim,
+            BLOCK_D=triton.next_power_of_2(head_dim),
+            BLOCK_S=SLOTS_OF_A_BLOCK,
+            MERGES_KEYS=key_weight_M is not None,
+            MERGES_VALUES=value_weight_M is not None,
+        )
+    return LayerCache(k_SD, v_SD, position_S, num_slots_H)
+
+
+def _reduced(values_F: Tensor, length_R: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
+    values_F, num_runs = values_F.contiguous(), length_R.numel()
+    out_R = torch.empty(num_runs, dtype=dtype, device=values_F.device)
+    if num_runs:
+        reduce_kernel[(triton.cdiv(num_runs, RUNS_OF_A_BLOCK),)](
+            values_F, length_R.cumsum(0), length_R, out_R, num_runs, KIND=kind, BLOCK_S=RUNS_OF_A_BLOCK
+        )
+    return out_R
+
+
+def _of_pairs(x_FD: Tensor, first_M: Tensor | None, second_M: Tensor | None, kind: str) -> Tensor:
+    x_FD, head_dim = x_FD.contiguous(), x_FD.shape[1]
+    num_pairs = x_FD.shape[0] if first_M is None else first_M.numel()
+    out_M = torch.empty(num_pairs, dtype=torch.float32, device=x_FD.device)
+    if num_pairs:
+        pairs_kernel[(triton.cdiv(num_pairs, PAIRS_OF_A_BLOCK),)](
+            x_FD,
+            first_M,
+            second_M,
+            out_M,
+            num_pairs,
+            KIND=kind,
+            HEAD_DIM=head_dim,
+            BLOCK_D=triton.next_power_of_2(head_dim),
+            BLOCK_P=PAIRS_OF_A_BLOCK,
+        )
+    return out_M

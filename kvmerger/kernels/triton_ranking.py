@@ -1,0 +1,86 @@
+"""A ranking on a GPU, and copying what it chose: `ranking` and `LayerCache.take` with the same arguments and results.
+
+A ranking is one launch for all heads of all layers, and so is a copy. Neither waits for the device.
+
+Shapes: as in `ranking` and `triton_highest`.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import torch
+import triton
+from torch import Tensor
+
+from kvmerger.kernels.triton_highest import highest_kernel
+from kvmerger.kernels.triton_slots import take_kernel
+from kvmerger.layer_cache import LayerCache
+from kvmerger.uploads import upload
+
+# Longer rows are read again for every two bits. A thread has 16 columns of a full block in its registers.
+MOST_BLOCK_COLUMNS = 16384
+COLUMNS_OF_A_WARP = 512
+SLOTS_OF_A_BLOCK = 32
+
+
+def is_among_highest(scores_HN: Tensor, count_H: tuple[int, ...], block: int | None = None) -> Tensor:
+    """As `ranking.is_among_highest`; ``block``: columns of a block, a power of two, by the row's length when None."""
+    is_marked_HN = torch.empty(scores_HN.shape, dtype=torch.bool, device=scores_HN.device)
+    _launch(scores_HN, count_H, None, is_marked_HN, block)
+    return is_marked_HN
+
+
+def highest_places(scores_HN: Tensor, count_H: tuple[int, ...], block: int | None = None) -> Tensor:
+    """As `ranking.highest_places`; ``block`` as above."""
+    place_K = torch.empty(sum(count_H), dtype=torch.int64, device=scores_HN.device)
+    _launch(scores_HN, count_H, place_K, None, block)
+    return place_K
+
+
+def take_slots(layer: LayerCache, slot_K: Tensor, num_slots_H: tuple[int, ...]) -> LayerCache:
+    """As `LayerCache.take`, of a layer without log masses and scores."""
+    num_chosen, head_dim = slot_K.numel(), layer.k_SD.shape[1]
+    k_KD, v_KD = (tensor_SD.new_empty(num_chosen, head_dim) for tensor_SD in (layer.k_SD, layer.v_SD))
+    position_K = layer.position_S.new_empty(num_chosen)
+    if num_chosen:
+        take_kernel[(triton.cdiv(num_chosen, SLOTS_OF_A_BLOCK),)](
+            layer.k_SD,
+            layer.v_SD,
+            layer.position_S,
+            slot_K,
+            k_KD,
+            v_KD,
+            position_K,
+            num_chosen,
+            HEAD_DIM=head_dim,
+            BLOCK_D=triton.next_power_of_2(head_dim),
+            BLOCK_S=SLOTS_OF_A_BLOCK,
+        )
+    return LayerCache(k_KD, v_KD, position_K, num_slots_H)
+
+
+def _launch(
+    scores_HN: Tensor,
+    count_H: tuple[int, ...],
+    place_K: Tensor | None,
+    is_marked_HN: Tensor | None,
+    block: int | None,
+) -> None:
+    num_rows, num_columns = scores_HN.shape
+    if not scores_HN.numel():
+        return
+    block = block or min(MOST_BLOCK_COLUMNS, triton.next_power_of_2(num_columns))
+    numbers_2H = upload([*count_H, 0, *accumulate(count_H[:-1])], scores_HN.device).view(2, num_rows)
+    highest_kernel[(num_rows,)](
+        scores_HN,
+        *numbers_2H,
+        place_K,
+        is_marked_HN,
+        num_columns,
+        *scores_HN.stride(),
+        BLOCK_B=block,
+        KEY_BITS=64 if scores_HN.dtype == torch.float64 else 32,
+        GIVES_PLACES=place_K is not None,
+        num_warps=min(32, max(1, block // COLUMNS_OF_A_WARP)),
+    )

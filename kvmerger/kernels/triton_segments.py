@@ -1,0 +1,78 @@
+"""The Triton kernels of groups that lie one behind the other: a number for each, and keys and values merged into one slot.
+
+Groups have lanes of their own, and each lane takes its members in their order: no atomics, and a group's bits depend on its
+own members alone.
+
+Shapes: F flat tokens, D head size, M members of all groups, S groups of a block.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+# fmt: off
+@triton.jit(do_not_specialize=["num_groups"])
+def reduce_kernel(
+    value_M, end_G, length_G, out_G, num_groups, KIND: tl.constexpr, BLOCK_S: tl.constexpr,
+):
+    # fmt: on
+    """A block of groups' sums, largest values, or the first place of those ("sum", "max", "argmax")."""
+    s_S = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
+    is_group_S = s_S < num_groups
+    length_S = tl.load(length_G + s_S, mask=is_group_S, other=0)
+    first_S = tl.load(end_G + s_S, mask=is_group_S, other=0) - length_S
+    start = 0.0 if KIND == "sum" else float("-inf")
+    value_S = tl.full([BLOCK_S], start, value_M.dtype.element_ty)
+    place_S = first_S
+    for index in range(tl.max(length_S)):
+        is_member_S = index < length_S
+        member_S = tl.load(value_M + first_S + index, mask=is_member_S, other=start)
+        if KIND == "sum":
+            value_S += member_S
+        else:
+            place_S = tl.where(member_S > value_S, first_S + index, place_S)
+            value_S = tl.where((member_S > value_S) | (member_S != member_S), member_S, value_S)
+    tl.store(out_G + s_S, place_S if KIND == "argmax" else value_S, mask=is_group_S)
+
+
+# fmt: off
+@triton.jit(do_not_specialize=["num_groups"])
+def merge_kernel(
+    k_FD, v_FD, position_F, member_M, end_G, length_G, target_G, key_weight_M, value_weight_M,
+    k_GD, v_GD, position_G, num_groups,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
+    MERGES_KEYS: tl.constexpr, MERGES_VALUES: tl.constexpr,
+):
+    # fmt: on
+    """A block of groups as slots. What is not merged, and groups of one, are their target's own bits."""
+    s_S, d_D = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
+    is_group_S = s_S < num_groups
+    is_in_SD = is_group_S[:, None] & (d_D < HEAD_DIM)[None, :]
+    length_S = tl.load(length_G + s_S, mask=is_group_S, other=0)
+    first_S = tl.load(end_G + s_S, mask=is_group_S, other=0) - length_S
+    target_S = tl.load(target_G + s_S, mask=is_group_S, other=0)
+    tl.store(position_G + s_S, tl.load(position_F + target_S, mask=is_group_S), mask=is_group_S)
+    own_SD = target_S[:, None] * HEAD_DIM + d_D[None, :]
+    k_SD, v_SD = tl.zeros([BLOCK_S, BLOCK_D], tl.float32), tl.zeros([BLOCK_S, BLOCK_D], tl.float32)
+    is_many_S = length_S > 1
+    for index in range(tl.max(tl.where(is_many_S, length_S, 0))):
+        is_member_S = is_many_S & (index < length_S)
+        is_member_SD = is_member_S[:, None] & (d_D < HEAD_DIM)[None, :]
+        member_S = tl.load(member_M + first_S + index, mask=is_member_S, other=0)
+        from_SD = member_S[:, None] * HEAD_DIM + d_D[None, :]
+        if MERGES_KEYS:
+            weight_S = tl.load(key_weight_M + first_S + index, mask=is_member_S, other=0.0)
+            k_SD += weight_S[:, None] * tl.load(k_FD + from_SD, mask=is_member_SD, other=0.0).to(tl.float32)
+        if MERGES_VALUES:
+            weight_S = tl.load(value_weight_M + first_S + index, mask=is_member_S, other=0.0)
+            v_SD += weight_S[:, None] * tl.load(v_FD + from_SD, mask=is_member_SD, other=0.0).to(tl.float32)
+    to_SD = s_S[:, None] * HEAD_DIM + d_D[None, :]
+    own_k_SD, own_v_SD = tl.load(k_FD + own_SD, mask=is_in_SD), tl.load(v_FD + own_SD, mask=is_in_SD)
+    if MERGES_KEYS:
+        own_k_SD = tl.where(is_many_S[:, None], k_SD.to(own_k_SD.dtype), own_k_SD)
+    if MERGES_VALUES:
+        own_v_SD = tl.where(is_many_S[:, None], v_SD.to(own_v_SD.dtype), own_v_SD)
+    tl.store(k_GD + to_SD, own_k_SD, mask=is_in_SD)
+    tl.store(v_GD + to_SD, own_v_SD, mask=is_in_SD)

@@ -1,0 +1,70 @@
+"""Merging on CUDA: the loops' numbers, groups as long as a prompt, and whole policies against the references."""
+
+import pytest
+import torch
+
+from kvmerger.budget import Budget
+from kvmerger.evidence import Evidence, LayerStates
+from kvmerger.kernels import dispatch, merging_reference
+from kvmerger.layer_cache import LayerCache
+from kvmerger.policies.composition import build
+from tests.kvmerger.kernels.merging_tests import (  # noqa: F401  (collected here)
+    test_groups_become_the_loops_slots,
+    test_rows_and_pairs_have_float64s_numbers,
+    test_runs_give_the_loops_numbers,
+)
+from tests.planted_layers import NUM_HEADS, planted_states
+
+pytest.importorskip("triton")
+
+pytestmark = pytest.mark.gpu
+POLICIES = (
+    "kvmerger",
+    "kvmerger_paper",
+    "kvmerger_plus",
+    "snapkv+compensated",
+    "knorm+kvmerger",
+    "zeromerge",
+)
+
+
+@pytest.fixture
+def device() -> str:
+    return "cuda"
+
+
+def test_one_group_may_have_all_tokens_of_a_long_prompt(seed: int) -> None:
+    num_tokens = 40_000
+    generator = torch.Generator().manual_seed(seed)
+    k_HND = torch.randn(2, num_tokens, 64, generator=generator).bfloat16().cuda()
+    layer = LayerCache.from_dense(k_HND, -k_HND)
+    member_M = torch.arange(2 * num_tokens, device="cuda")
+    length_S = torch.tensor([num_tokens, 1, num_tokens - 1], device="cuda")
+    target_S = torch.tensor([17, num_tokens, num_tokens + 9], device="cuda")
+    weight_M = torch.rand(2 * num_tokens, generator=generator).cuda()
+    arguments = (layer, member_M, length_S, target_S, (1, 2), weight_M, weight_M)
+    ours, theirs = dispatch.merged_slots(*arguments), merging_reference.merged_slots(*arguments)
+    for mine, reference in zip(ours.tensors(), theirs.tensors(), strict=True):
+        torch.testing.assert_close(mine, reference, atol=1e-1, rtol=1e-2)
+    sums_R = dispatch.segment_sums(weight_M, length_S)
+    torch.testing.assert_close(sums_R, merging_reference.segment_sums(weight_M, length_S), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_policies_merge_as_by_the_references(name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = build(name, {})
+    states = planted_states(seed, torch.float32)
+    moved = LayerStates(*(it.cuda() for it in (states.q_QND, states.k_HND, states.v_HND)), states.scaling)
+    kept = []
+    for has_triton in (True, False):
+        with monkeypatch.context() as patch:
+            if not has_triton:
+                patch.setattr(dispatch, "has_triton", lambda: False)
+            evidence = Evidence(moved, layer_index=3, num_layers=8, prompt_seed=7)
+            evidence.capture(policy.needs())
+            layer = LayerCache.from_dense(moved.k_HND, moved.v_HND)
+            kept.append(policy.compress(layer, evidence, Budget.uniform(66, NUM_HEADS, 0.7)))
+    assert kept[0].num_slots_H == kept[1].num_slots_H
+    for ours, theirs in zip(kept[0].tensors(), kept[1].tensors(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert dict(kept[0].counters) == pytest.approx(dict(kept[1].counters), abs=1e-4)

@@ -1,0 +1,18 @@
+"""Merging by Triton, under its CPU interpreter; run by test_triton_kernels.py in a process of its own.
+
+tests/gpu/test_merging_triton.py runs the same cases and longer ones on CUDA.
+"""
+
+import pytest
+
+import tests.kvmerger.kernels.triton_interpreter  # noqa: F401  (before any kernel)
+from tests.kvmerger.kernels.merging_tests import (  # noqa: F401  (collected here)
+    test_groups_become_the_loops_slots,
+    test_rows_and_pairs_have_float64s_numbers,
+    test_runs_give_the_loops_numbers,
+)
+
+
+@pytest.fixture
+def device() -> str:
+    return "cpu"
