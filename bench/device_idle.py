@@ -4,6 +4,9 @@
 
 All items run; in windows spread over them a profiler notes when kernels and copies begin and end on the device. A marker
 kernel stands before each item and after the last: what lies between the work of one and of the next is known. Needs CUDA.
+
+With $OUT set, $OUT/device_idle.jsonl gets a line after each window with what all windows so far say. Exits with 1 if the
+target is missed.
 """
 
 from __future__ import annotations
