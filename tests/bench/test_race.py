@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.device_idle import Busy, Idle, idle_of
+from bench.device_idle import Busy, Idle, Watched, idle_of
 from bench.equality import compare_one
 from bench.race import side_of
 from bench.race_kvpress import PressRace
@@ -234,6 +234,13 @@ def test_idle_time_is_what_no_stretch_covers() -> None:
         Busy(25, 26, is_marker=True),  # 5 idle before the marker: between items
     ]
     assert idle_of(reversed(stretches)) == Idle(span=26, idle=11, between=7)
+
+
+@pytest.mark.parametrize(("between", "verdict"), [(19, "met"), (20, "missed")])
+def test_idle_time_between_items_is_held_against_its_target(between: int, verdict: str) -> None:
+    record = Watched(Idle(span=600, idle=100, between=10) + Idle(400, 50, between - 10), 2, 1.5).record
+    assert (record["idle_share"], record["between_share"]) == (0.15, between / 1000)
+    assert record["verdict"] == verdict
 
 
 def scaled(actors: int, items_per_hour: float, **others: object) -> dict[str, object]:
