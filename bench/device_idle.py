@@ -106,11 +106,11 @@ def main() -> int:
         print(f"{watched.num_windows}: {watched.record}", flush=True)
 
     watched = watch(model, prompts, note)
-    share = watched.record["between_share"]
+    share, seconds = watched.record["between_share"], watched.idle.span / 1e9
     print(
         f"{common['device']}, torch {torch.__version__}: {options.items} items of {options.tokens} tokens in "
-        f"{watched.seconds:.1f} s; in {watched.num_windows} windows of {_WINDOW_ITEMS} items ({watched.idle.span / 1e9:.2f} s) the "
-        f"device was idle {watched.record['idle_share']:.2%}, of it between items {share:.2%}: asked < {_TARGET:.0%}, "
+        f"{watched.seconds:.1f} s; in {watched.num_windows} windows of {_WINDOW_ITEMS} items ({seconds:.2f} s) the device "
+        f"was idle {watched.record['idle_share']:.2%}, of it between items {share:.2%}: asked < {_TARGET:.0%}, "
         f"{watched.record['verdict']}"
     )
     return int(share >= _TARGET)
