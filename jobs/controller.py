@@ -131,7 +131,7 @@ class Controller:
         self._scheduler = scheduler
         self._on_rows = on_rows
         self._on_event = on_event
-        self._rows: list[Row] = []  # of the answer that is being entered
+        self._rows: dict[str, list[Row]] = {}  # by unit, of the answers that are being entered
         self._errors: dict[
             str | None, Exception
         ] = {}  # the latest of each unit, and under None the latest of all
@@ -149,23 +149,27 @@ class Controller:
             raise
 
     def _enter(self, answers: Sequence[Answer]) -> None:
+        decisions: list[Decision] = []
         for answer in answers:
             if answer.error is not None:
                 self._errors[answer.unit_id] = self._errors[None] = answer.error
-            elif answer.call is Call.RUN:
-                self._rows = answer.value
+            elif answer.unit_id is not None:
+                self._rows.setdefault(answer.unit_id, answer.value)  # the first answer is the one that counts
             event = event_of(answer, time.monotonic())
             if isinstance(event, ActorDied) and self._pool.stop(event.actor_id):
                 self._on_event(run_events.WorkerLost(_name(event.actor_id), event.kind))
             elif isinstance(event, ActorReady):
                 self._on_event(run_events.WorkerReady(_name(event.actor_id)))
-            self._tell(event)
+            decisions += self._scheduler.handle(event)
+        self._carry_out(decisions)
+        self._rows.clear()
 
     def _tell(self, event: Event) -> None:
         self._carry_out(self._scheduler.handle(event))
 
     def _carry_out(self, decisions: Sequence[Decision]) -> None:
-        for decision in decisions:
+        # Whoever is free gets work before anybody's rows are written: no device waits for this machine's disk.
+        for decision in sorted(decisions, key=_turn):
             match decision:
                 case StartActor(actor_id=actor_id):
                     self._pool.start(actor_id)
@@ -176,7 +180,7 @@ class Controller:
                     self._pool.run(actor_id, self._units[unit_id])
                     self._on_event(run_events.UnitStarted(_name(actor_id), unit_id, attempt))
                 case AcceptUnit(unit_id=unit_id):
-                    self._hand_over(unit_id, self._rows)
+                    self._hand_over(unit_id, self._rows[unit_id])
                 case FailUnit():
                     self._hand_over(decision.unit_id, self._rows_of_failure(decision))
                 case Abort(kind=kind):
@@ -201,6 +205,17 @@ class Controller:
         if kind is ErrorKind.NO_RESOURCES:
             raise _NoResources
         raise _cause_of(self._errors[None])
+
+
+def _turn(decision: Decision) -> int:
+    """Work goes out first; whatever ends the run comes when all rows have been handed over."""
+    match decision:
+        case AcceptUnit() | FailUnit() | DropResult():
+            return 1
+        case Abort() | Done():
+            return 2
+        case _:
+            return 0
 
 
 def event_of(answer: Answer, now_s: float) -> Event:

@@ -34,8 +34,8 @@ class Tiling:
     Attributes:
         queries: most queries of a block; a block has at least `FEWEST_DOT_ROWS`.
         slots: slots of a block.
-        split_slots: slots of one part, where a row's slots are split: enough parts to fill a GPU at 1k slots a row, few
-            enough to put together.
+        split_slots: least slots of one part, where a row's slots are split: enough parts to fill a GPU at 1k slots a row.
+        most_parts: of a head's prefix. Longer ones have larger parts, or putting them together would cost as much again.
         most_split_queries: with more queries of a KV head their blocks fill the GPU, and partial outputs would grow.
         num_warps, num_stages: Triton's two knobs.
     """
@@ -43,7 +43,8 @@ class Tiling:
     queries: int
     slots: int
     split_slots: int = 256
-    most_split_queries: int = 16
+    most_parts: int = 16
+    most_split_queries: int = 64
     num_warps: int = 4
     num_stages: int = 2
 
@@ -100,8 +101,9 @@ def _attend_in_parts(
     out_RTQD, lse_RHX = _empty_outputs(q_RQTD, layer)
     num_rows, num_heads, num_queries = lse_RHX.shape
     longest_tail = max(map(sum, zip(layer.tail_start_R, layer.num_new_R, strict=True)))
-    split_slots = shape.tiling.split_slots
-    num_parts = max(1, triton.cdiv(rows.most_slots, split_slots) + triton.cdiv(longest_tail, split_slots))
+    split_slots, most_parts = shape.tiling.split_slots, shape.tiling.most_parts
+    most_prefix_parts = min(triton.cdiv(rows.most_slots, split_slots), most_parts)
+    num_parts = max(1, most_prefix_parts + triton.cdiv(longest_tail, split_slots))
     part_lse_RHPX = lse_RHX.new_empty(num_rows, num_heads, num_parts, num_queries)
     part_out_RHPXD = lse_RHX.new_empty(*part_lse_RHPX.shape, q_RQTD.shape[3])
     parts = (part_out_RHPXD, part_lse_RHPX)
@@ -119,6 +121,7 @@ def _attend_in_parts(
         BLOCK_D=shape.blocks["BLOCK_D"],
         BLOCK_P=PARTS_AT_ONCE,
         SPLIT_SLOTS=split_slots,
+        MOST_PARTS=most_parts,
         num_warps=2,
     )
     return out_RTQD, lse_RHX
@@ -151,6 +154,7 @@ def _launch_attend(
         **shape.strides,
         **shape.blocks,
         SPLIT_SLOTS=shape.tiling.split_slots,
+        MOST_PARTS=shape.tiling.most_parts,
         IS_SPLIT=is_split,
         num_warps=shape.tiling.num_warps,
         num_stages=shape.tiling.num_stages,
