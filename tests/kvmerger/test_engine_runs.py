@@ -1,5 +1,6 @@
 """Whole runs: every variant comes back once, fused or isolated, and a failing one takes nobody with it."""
 
+import gc
 from dataclasses import dataclass, replace
 
 import pytest
@@ -231,3 +232,22 @@ def test_padding_of_a_short_question_is_no_position_of_its_own(seed: int) -> Non
 def test_limits_that_leave_nothing_are_refused(limits: dict) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Limits(**limits)
+
+
+def test_a_run_leaves_no_tensor_to_the_garbage_collector(seed: int) -> None:
+    """What only the collector frees may stay for many prompts, K/V of all layers among it."""
+    engine, prompt = Engine(tiny_model(seed).ours), make_prompt(seed, 120, "query_agnostic")
+    engine.run(prompt, variants())  # what is made once
+    gc.collect()
+    gc.disable()
+    try:
+        before = _num_tensors()
+        results = engine.run(prompt, variants())
+        assert _num_tensors() == before
+    finally:
+        gc.enable()
+    assert len(results) > len(variants())
+
+
+def _num_tensors() -> int:
+    return sum(isinstance(held, Tensor) for held in gc.get_objects())
