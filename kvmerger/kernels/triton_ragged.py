@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ FEWEST_DOT_ROWS = 16
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How a call's work is cut. The last bits of results depend on it, so a dtype has one.
+    """How a call's work is cut. The last bits of results depend on it, but for Triton's two knobs, so a dtype has one.
 
     Attributes:
         queries: most queries of a block; a block has at least `FEWEST_DOT_ROWS`.
@@ -50,6 +50,13 @@ class Tiling:
 
 
 HALF = Tiling(queries=64, slots=64)
+HALF_AHEAD = replace(
+    HALF, num_stages=3
+)  # 1.13 times as fast on an H200, for half as much shared memory again
+AHEAD_SHARED_BYTES = (
+    112 * 1024
+)  # its three stages of keys and values of 128 numbers, and some room for the rest
+MOST_AHEAD_DIM = 128
 FULL = Tiling(queries=16, slots=32)  # fp32 dots are unrolled, and compile for minutes when large
 
 
@@ -220,7 +227,18 @@ def _rows_of(layer: RaggedLayer, device: torch.device) -> DeviceRows:
 
 def tiling_for(q_RQTD: Tensor) -> Tiling:
     """The tiling that is used for queries like these."""
-    return FULL if q_RQTD.element_size() == torch.float32.itemsize else HALF
+    if q_RQTD.element_size() == torch.float32.itemsize:
+        return FULL
+    is_ahead = q_RQTD.shape[3] <= MOST_AHEAD_DIM and _shared_bytes(q_RQTD.device) >= AHEAD_SHARED_BYTES
+    return HALF_AHEAD if is_ahead else HALF
+
+
+@functools.cache
+def _shared_bytes(device: torch.device) -> int:
+    """Shared memory that a program may ask of ``device``; 0 where there is none, as under Triton's interpreter."""
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
 
 def _shape_of(q_RQTD: Tensor, layer: RaggedLayer, tiling: Tiling) -> _Shape:
