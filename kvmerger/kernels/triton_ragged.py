@@ -238,7 +238,7 @@ def _shared_bytes(device: torch.device) -> int:
     """Shared memory that a program may ask of ``device``; 0 where there is none, as under Triton's interpreter."""
     if device.type != "cuda":
         return 0
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    return int(triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
 
 
 def _shape_of(q_RQTD: Tensor, layer: RaggedLayer, tiling: Tiling) -> _Shape:
