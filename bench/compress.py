@@ -60,12 +60,12 @@ class Shape:
     num_tokens: int
 
 
-ON_CUDA = {"demo": Shape(3, 9, 64, 30, 2048), "8B": Shape(8, 32, 128, 8, 16384)}
+ON_CUDA = {"demo": Shape(3, 9, 64, 30, 2048), "8B": Shape(8, 32, 128, 32, 16384)}
 ON_CPU = {"demo": Shape(3, 9, 64, 30, 256), "8B": Shape(8, 32, 128, 4, 256)}
 
 
 @dataclass
-class Measured:
+class PolicyCost:
     """One policy at one shape; seconds, launches and waits are those of one layer. None: not measured."""
 
     shape: str
@@ -99,7 +99,7 @@ def main() -> None:
         torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     )
     console.print(f"{name}, torch {torch.__version__}, bfloat16", highlight=False)
-    found: list[Measured] = []
+    found: list[PolicyCost] = []
     start_s = time.perf_counter()
     for shape_name in options.shapes.split(","):
         shape = shapes[shape_name]
@@ -116,7 +116,7 @@ def main() -> None:
 
 def measure_shape(
     shape_name: str, shape: Shape, policies: Sequence[str], device: torch.device
-) -> list[Measured]:
+) -> list[PolicyCost]:
     """Every policy on one prompt, whose evidence all share."""
     built = {name: _built(name) for name in policies}
     needs = frozenset(need for policy in built.values() for need in policy.needs())
@@ -124,7 +124,7 @@ def measure_shape(
         prefilled, states = planted_prefill(shape, needs, device)
         attention_s = seconds_per_call(lambda: _attention(states), device)
         return [
-            measure(Measured(shape_name, name, attention_s), policy, prefilled, device)
+            measure(PolicyCost(shape_name, name, attention_s), policy, prefilled, device)
             for name, policy in built.items()
         ]
 
@@ -133,7 +133,7 @@ def planted_prefill(
     shape: Shape, needs: frozenset[Need], device: torch.device
 ) -> tuple[Prefilled, LayerStates]:
     """What a prefill leaves behind, of drawn queries and values and planted keys; and the last layer's states."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     layers: tuple[LayerCache, ...] = ()
     evidence_L = []
     for index in range(shape.num_layers):
@@ -141,7 +141,7 @@ def planted_prefill(
             shape.num_kv_heads, shape.num_tokens, shape.head_dim, 0.5, index, torch.bfloat16, device
         )
         q_QND, v_HND = (
-            torch.randn(heads, shape.num_tokens, shape.head_dim, generator=generator).to(k_HND)
+            torch.randn(heads, shape.num_tokens, shape.head_dim, generator=generator, device=device).to(k_HND)
             for heads in (shape.num_query_heads, shape.num_kv_heads)
         )
         states = LayerStates(q_QND, k_HND, v_HND, shape.head_dim**-0.5)
@@ -155,7 +155,7 @@ def planted_prefill(
     return Prefilled(layers, tuple(evidence_L)), states
 
 
-def measure(it: Measured, policy: Policy, prefilled: Prefilled, device: torch.device) -> Measured:
+def measure(it: PolicyCost, policy: Policy, prefilled: Prefilled, device: torch.device) -> PolicyCost:
     """Time one policy both ways; what it raises is written down."""
     num_layers = len(prefilled.layers)
     variants = [Variant(str(index), policy, BUDGET) for index in range(NUM_CALLS + 1)]
@@ -237,7 +237,7 @@ def _cuda_counts(call: Callable[[], object]) -> tuple[int, int]:
     return launches, waits
 
 
-def table_of(shape_name: str, shape: Shape, found: Sequence[Measured]) -> Table:
+def table_of(shape_name: str, shape: Shape, found: Sequence[PolicyCost]) -> Table:
     """One row per policy; per layer."""
     table = Table(
         box=None,

@@ -186,7 +186,8 @@ class LayerCache:
     def is_ascending(self) -> Tensor:
         """Whether positions ascend within each head: a bool on the device, which nothing has waited for."""
         is_after_S = self.position_S[1:] > self.position_S[:-1]
-        last_of_heads = [start - 1 for start in self.head_starts if 0 < start < self.num_slots]
+        num_slots = self.num_slots
+        last_of_heads = [start - 1 for start in self.head_starts if 0 < start < num_slots]
         place_H = upload(torch.tensor(last_of_heads, dtype=torch.int64), is_after_S.device)
         return is_after_S.index_fill_(0, place_H, True).all()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvmerger import ranking
-from kvmerger.kernels import merging_reference, prompt_reference, reference
+from kvmerger.kernels import merging_reference, nearest_reference, prompt_reference, reference
 from kvmerger.kernels.layer_reference import LayerKernels
 from kvmerger.kernels.reference import Attended
 from kvmerger.layer_cache import LayerCache
@@ -156,13 +156,22 @@ def pair_distances(x_FD: Tensor, first_M: Tensor, second_M: Tensor) -> Tensor:
     return triton_merging.pair_distances(x_FD, first_M, second_M)
 
 
-def pair_cosines(x_FD: Tensor, first_M: Tensor, second_M: Tensor) -> Tensor:
+def pair_cosines(x_FD: Tensor, first_M: Tensor, second_M: Tensor, other_GD: Tensor | None = None) -> Tensor:
     """`merging_reference.pair_cosines` likewise."""
     if not is_for_triton(x_FD):
-        return merging_reference.pair_cosines(x_FD, first_M, second_M)
+        return merging_reference.pair_cosines(x_FD, first_M, second_M, other_GD)
     from kvmerger.kernels import triton_merging
 
-    return triton_merging.pair_cosines(x_FD, first_M, second_M)
+    return triton_merging.pair_cosines(x_FD, first_M, second_M, other_GD)
+
+
+def mean_units(x_HND: Tensor) -> Tensor:
+    """`merging_reference.mean_units` likewise."""
+    if not is_for_triton(x_HND):
+        return merging_reference.mean_units(x_HND)
+    from kvmerger.kernels import triton_merging
+
+    return triton_merging.mean_units(x_HND)
 
 
 def merged_slots(
@@ -181,6 +190,15 @@ def merged_slots(
     from kvmerger.kernels import triton_merging
 
     return triton_merging.merged_slots(layer, *groups, key_weight_M, value_weight_M)
+
+
+def most_similar_kept(k_HND: Tensor, is_kept_HN: Tensor, num_layers: int = 1) -> tuple[Tensor, Tensor]:
+    """`nearest_reference.most_similar_kept` likewise, for dropped tokens."""
+    if not is_for_triton(k_HND):
+        return nearest_reference.most_similar_kept(k_HND, is_kept_HN, num_layers)
+    from kvmerger.kernels import triton_nearest
+
+    return triton_nearest.most_similar_kept(k_HND, is_kept_HN)
 
 
 def _is_ranked_by_triton(scores: Tensor) -> bool:

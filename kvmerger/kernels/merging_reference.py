@@ -2,13 +2,15 @@
 
 Fixed order, no float atomics: the same input gives the same bits on every call.
 
-Shapes: F flat tokens of all heads, D head size, M members of all groups or pairs, S groups (slots), R runs, X anything.
+Shapes: H KV heads, N tokens, F = H·N flat tokens, G other rows, D head size, M members of all groups or pairs, S groups
+(slots), R runs, X anything.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kvmerger.layer_cache import LayerCache
 
@@ -43,9 +45,18 @@ def pair_distances(x_FD: Tensor, first_M: Tensor, second_M: Tensor) -> Tensor:
     return (x_FD[first_M].float() - x_FD[second_M].float()).norm(dim=1)
 
 
-def pair_cosines(x_FD: Tensor, first_M: Tensor, second_M: Tensor) -> Tensor:
-    """Cosine of the rows ``first_M`` with the rows ``second_M`` (int64): fp32 (M,), 0 with a row of zeros."""
-    return torch.cosine_similarity(x_FD[first_M].float(), x_FD[second_M].float(), dim=1)
+def pair_cosines(x_FD: Tensor, first_M: Tensor, second_M: Tensor, other_GD: Tensor | None = None) -> Tensor:
+    """Cosine of the rows ``first_M`` with the rows ``second_M`` (int64): fp32 (M,), 0 with a row of zeros.
+
+    The second are rows of ``other_GD``, or of ``x_FD`` where that is None.
+    """
+    second_MD = (x_FD if other_GD is None else other_GD)[second_M].float()
+    return torch.cosine_similarity(x_FD[first_M].float(), second_MD, dim=1)
+
+
+def mean_units(x_HND: Tensor) -> Tensor:
+    """Mean of each head's rows, each divided by its norm: fp32 (H, D)."""
+    return F.normalize(x_HND.float(), dim=-1).mean(dim=1)
 
 
 def merged_slots(

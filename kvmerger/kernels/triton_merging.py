@@ -11,13 +11,14 @@ import torch
 import triton
 from torch import Tensor
 
-from kvmerger.kernels.triton_pairs import pairs_kernel
+from kvmerger.kernels.triton_pairs import pairs_kernel, unit_sum_kernel
 from kvmerger.kernels.triton_segments import merge_kernel, reduce_kernel
 from kvmerger.layer_cache import LayerCache
 
 RUNS_OF_A_BLOCK = 128
 SLOTS_OF_A_BLOCK = 16
 PAIRS_OF_A_BLOCK = 32
+TOKENS_OF_A_CHUNK = 512
 
 
 def segment_sums(values_F: Tensor, length_R: Tensor) -> Tensor:
@@ -45,9 +46,26 @@ def pair_distances(x_FD: Tensor, first_M: Tensor, second_M: Tensor) -> Tensor:
     return _of_pairs(x_FD, first_M, second_M, "distance")
 
 
-def pair_cosines(x_FD: Tensor, first_M: Tensor, second_M: Tensor) -> Tensor:
+def pair_cosines(x_FD: Tensor, first_M: Tensor, second_M: Tensor, other_GD: Tensor | None = None) -> Tensor:
     """As `merging_reference.pair_cosines`."""
-    return _of_pairs(x_FD, first_M, second_M, "cosine")
+    return _of_pairs(x_FD, first_M, second_M, "cosine", other_GD)
+
+
+def mean_units(x_HND: Tensor) -> Tensor:
+    """As `merging_reference.mean_units`."""
+    num_heads, num_tokens, head_dim = x_HND.shape
+    num_chunks = triton.cdiv(num_tokens, TOKENS_OF_A_CHUNK)
+    sum_HCD = torch.empty(num_heads, num_chunks, head_dim, dtype=torch.float32, device=x_HND.device)
+    unit_sum_kernel[(num_chunks, num_heads)](
+        x_HND.contiguous(),
+        sum_HCD,
+        num_tokens,
+        TOKENS_OF_A_CHUNK,
+        HEAD_DIM=head_dim,
+        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_P=PAIRS_OF_A_BLOCK,
+    )
+    return sum_HCD.sum(dim=1) / num_tokens
 
 
 def merged_slots(
@@ -97,13 +115,20 @@ def _reduced(values_F: Tensor, length_R: Tensor, kind: str, dtype: torch.dtype) 
     return out_R
 
 
-def _of_pairs(x_FD: Tensor, first_M: Tensor | None, second_M: Tensor | None, kind: str) -> Tensor:
+def _of_pairs(
+    x_FD: Tensor,
+    first_M: Tensor | None,
+    second_M: Tensor | None,
+    kind: str,
+    other_GD: Tensor | None = None,
+) -> Tensor:
     x_FD, head_dim = x_FD.contiguous(), x_FD.shape[1]
     num_pairs = x_FD.shape[0] if first_M is None else first_M.numel()
     out_M = torch.empty(num_pairs, dtype=torch.float32, device=x_FD.device)
     if num_pairs:
         pairs_kernel[(triton.cdiv(num_pairs, PAIRS_OF_A_BLOCK),)](
             x_FD,
+            x_FD if other_GD is None else other_GD.contiguous(),
             first_M,
             second_M,
             out_M,

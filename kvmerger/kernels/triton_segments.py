@@ -1,7 +1,7 @@
 """The Triton kernels of groups that lie one behind the other: a number for each, and keys and values merged into one slot.
 
 Groups have lanes of their own, and each lane takes its members in their order: no atomics, and a group's bits depend on its
-own members alone.
+own members alone. They are added up one by one, but loaded a few at a time: one group may have thousands.
 
 Shapes: F flat tokens, D head size, M members of all groups, S groups of a block.
 """
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+AT_ONCE = tl.constexpr(4)
 
 
 # fmt: off
@@ -26,14 +28,15 @@ def reduce_kernel(
     start = 0.0 if KIND == "sum" else float("-inf")
     value_S = tl.full([BLOCK_S], start, value_M.dtype.element_ty)
     place_S = first_S
-    for index in range(tl.max(length_S)):
-        is_member_S = index < length_S
-        member_S = tl.load(value_M + first_S + index, mask=is_member_S, other=start)
-        if KIND == "sum":
-            value_S += member_S
-        else:
-            place_S = tl.where(member_S > value_S, first_S + index, place_S)
-            value_S = tl.where((member_S > value_S) | (member_S != member_S), member_S, value_S)
+    for first in range(0, tl.max(length_S), AT_ONCE):
+        for offset in tl.static_range(AT_ONCE):
+            index = first + offset
+            member_S = tl.load(value_M + first_S + index, mask=index < length_S, other=start)
+            if KIND == "sum":
+                value_S += member_S
+            else:
+                place_S = tl.where(member_S > value_S, first_S + index, place_S)
+                value_S = tl.where((member_S > value_S) | (member_S != member_S), member_S, value_S)
     tl.store(out_G + s_S, place_S if KIND == "argmax" else value_S, mask=is_group_S)
 
 
@@ -57,17 +60,21 @@ def merge_kernel(
     own_SD = target_S[:, None] * HEAD_DIM + d_D[None, :]
     k_SD, v_SD = tl.zeros([BLOCK_S, BLOCK_D], tl.float32), tl.zeros([BLOCK_S, BLOCK_D], tl.float32)
     is_many_S = length_S > 1
-    for index in range(tl.max(tl.where(is_many_S, length_S, 0))):
-        is_member_S = is_many_S & (index < length_S)
-        is_member_SD = is_member_S[:, None] & (d_D < HEAD_DIM)[None, :]
-        member_S = tl.load(member_M + first_S + index, mask=is_member_S, other=0)
-        from_SD = member_S[:, None] * HEAD_DIM + d_D[None, :]
-        if MERGES_KEYS:
-            weight_S = tl.load(key_weight_M + first_S + index, mask=is_member_S, other=0.0)
-            k_SD += weight_S[:, None] * tl.load(k_FD + from_SD, mask=is_member_SD, other=0.0).to(tl.float32)
-        if MERGES_VALUES:
-            weight_S = tl.load(value_weight_M + first_S + index, mask=is_member_S, other=0.0)
-            v_SD += weight_S[:, None] * tl.load(v_FD + from_SD, mask=is_member_SD, other=0.0).to(tl.float32)
+    for first in range(0, tl.max(tl.where(is_many_S, length_S, 0)), AT_ONCE):
+        for offset in tl.static_range(AT_ONCE):
+            m_S = first_S + first + offset
+            is_member_S = is_many_S & (first + offset < length_S)
+            member_S = tl.load(member_M + m_S, mask=is_member_S, other=0)
+            from_SD = member_S[:, None] * HEAD_DIM + d_D[None, :]
+            is_member_SD = is_member_S[:, None] & (d_D < HEAD_DIM)[None, :]
+            if MERGES_KEYS:
+                weight_S = tl.load(key_weight_M + m_S, mask=is_member_S, other=0.0)
+                key_SD = tl.load(k_FD + from_SD, mask=is_member_SD, other=0.0)
+                k_SD += weight_S[:, None] * key_SD.to(tl.float32)
+            if MERGES_VALUES:
+                weight_S = tl.load(value_weight_M + m_S, mask=is_member_S, other=0.0)
+                value_SD = tl.load(v_FD + from_SD, mask=is_member_SD, other=0.0)
+                v_SD += weight_S[:, None] * value_SD.to(tl.float32)
     to_SD = s_S[:, None] * HEAD_DIM + d_D[None, :]
     own_k_SD, own_v_SD = tl.load(k_FD + own_SD, mask=is_in_SD), tl.load(v_FD + own_SD, mask=is_in_SD)
     if MERGES_KEYS:

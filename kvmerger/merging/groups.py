@@ -13,11 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kvmerger.kernels.nearest_reference import EVICTED
 from kvmerger.merging.sets import Runs
 from kvmerger.ranking import marked_places
-
-EVICTED = -1
-"""The target of a token that no slot takes in."""
 
 
 class Groups(NamedTuple):

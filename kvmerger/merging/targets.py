@@ -3,7 +3,7 @@
 Targets are int64 (H, N): a kept token of the same head, itself for kept tokens, or `EVICTED`. Cosines are fp32 (H, N) and
 1 for kept tokens. Nothing of size N × N is ever held.
 
-Shapes: H KV heads, N tokens, D head size, B a block of tokens, K kept tokens of the head that keeps most.
+Shapes: H KV heads, N tokens, D head size.
 """
 
 from __future__ import annotations
@@ -12,17 +12,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from kvmerger.kernels.dispatch import pair_cosines
-from kvmerger.merging.groups import EVICTED
+from kvmerger.kernels import dispatch
+from kvmerger.kernels.nearest_reference import EVICTED, NO_COSINE
 from kvmerger.merging.segments import first_argmax
 from kvmerger.merging.sets import Runs
-
-# Bounds the fp32 cosines alive at a time (64 MiB).
-_MAX_BLOCK_COSINES = 2**24
-_NO_COSINE = -2.0
-"""Below every cosine: what a token without a kept one would have."""
 
 
 class Targets(NamedTuple):
@@ -49,36 +43,8 @@ def most_similar_kept(k_HND: Tensor, is_kept_HN: Tensor, num_layers: int = 1) ->
     The heads of each of ``num_layers`` layers are searched by themselves: matrix products of another shape would round
     differently.
     """
-    num_kept_LH = is_kept_HN.sum(dim=1).view(num_layers, -1).tolist()
-    unit_HND = F.normalize(k_HND.float(), dim=2)
-    # Kept tokens first, in the prompt's order: heads that keep fewer are filled up with dropped ones, never chosen.
-    kept_HN = (~is_kept_HN).sort(dim=1, stable=True).indices
-    is_filler_HN = ~is_kept_HN.gather(1, kept_HN)
-    of_layers = zip(
-        *(tensor.chunk(num_layers) for tensor in (unit_HND, kept_HN, is_filler_HN)), num_kept_LH, strict=True
-    )
-    found = [
-        _best_kept(units, kept, is_filler, max(num_kept_H))
-        for units, kept, is_filler, num_kept_H in of_layers
-    ]
-    cosine_HN, place_HN = (torch.cat(tensors) for tensors in zip(*found, strict=True))
-    target_HN = kept_HN.gather(1, place_HN).masked_fill(cosine_HN == _NO_COSINE, EVICTED)
+    target_HN, cosine_HN = dispatch.most_similar_kept(k_HND, is_kept_HN, num_layers)
     return _with_kept_at_home(target_HN, cosine_HN, is_kept_HN)
-
-
-def _best_kept(
-    unit_HND: Tensor, kept_HN: Tensor, is_filler_HN: Tensor, num_kept: int
-) -> tuple[Tensor, Tensor]:
-    """Highest cosine of each token with one of the first ``num_kept`` tokens of ``kept_HN``, and which: both (H, N)."""
-    kept_HK, is_filler_H1K = kept_HN[:, :num_kept], is_filler_HN[:, None, :num_kept]
-    kept_HDK = unit_HND.gather(1, kept_HK[:, :, None].expand(-1, -1, unit_HND.shape[2])).transpose(1, 2)
-    best = [
-        (unit_HBD @ kept_HDK).masked_fill_(is_filler_H1K, _NO_COSINE).max(dim=2)
-        for unit_HBD in unit_HND.split(
-            max(1, _MAX_BLOCK_COSINES // (max(1, num_kept) * unit_HND.shape[0])), dim=1
-        )
-    ]
-    return torch.cat([one.values for one in best], dim=1), torch.cat([one.indices for one in best], dim=1)
 
 
 def more_similar_neighbour(k_HND: Tensor, is_kept_HN: Tensor) -> Targets:
@@ -116,13 +82,13 @@ def heaviest_kept_of_run(k_HND: Tensor, is_kept_HN: Tensor, runs: Runs, mass_HN:
 
 
 def _cosine_with(k_HND: Tensor, index_HN: Tensor) -> Tensor:
-    """Cosine of every key with the one at ``index_HN``; `_NO_COSINE` where that is `EVICTED`."""
+    """Cosine of every key with the one at ``index_HN``; `NO_COSINE` where that is `EVICTED`."""
     num_heads, num_tokens = index_HN.shape
     own_F = torch.arange(index_HN.numel(), device=index_HN.device)
     head_start_H1 = own_F.view_as(index_HN)[:, :1]
     other_F = (index_HN.clamp_min(0) + head_start_H1).flatten()
-    cosine_HN = pair_cosines(k_HND.flatten(0, 1), own_F, other_F).view(num_heads, num_tokens)
-    return cosine_HN.masked_fill(index_HN == EVICTED, _NO_COSINE)
+    cosine_HN = dispatch.pair_cosines(k_HND.flatten(0, 1), own_F, other_F).view(num_heads, num_tokens)
+    return cosine_HN.masked_fill(index_HN == EVICTED, NO_COSINE)
 
 
 def _with_kept_at_home(target_HN: Tensor, cosine_HN: Tensor, is_kept_HN: Tensor) -> Targets:

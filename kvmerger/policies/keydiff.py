@@ -1,15 +1,15 @@
 """Keys that point where most others point are replaceable: keep the odd ones.
 
-Shapes: H KV heads, N tokens, D head size.
+Shapes: H KV heads, N tokens, F = H·N flat tokens, D head size.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kvmerger.evidence import Evidence, LayerStates, Need, register_evidence
+from kvmerger.kernels import dispatch
 from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy
 
@@ -19,9 +19,11 @@ ANCHOR_COSINES = Need("anchor_cosines")
 @register_evidence(ANCHOR_COSINES.name, reads_queries=False)
 def _anchor_cosines(states: LayerStates) -> Tensor:
     """Cosine of each key with its head's mean normalised key: fp32 (H, N)."""
-    k_HND = states.k_HND.float()
-    anchor_H1D = F.normalize(k_HND, dim=-1).mean(dim=1, keepdim=True)
-    return torch.cosine_similarity(k_HND, anchor_H1D, dim=-1)
+    anchor_HD = dispatch.mean_units(states.k_HND)
+    token_F = torch.arange(states.k_HND[..., 0].numel(), device=states.k_HND.device)
+    head_F = token_F // states.k_HND.shape[1]
+    cosine_F = dispatch.pair_cosines(states.k_HND.flatten(0, 1), token_F, head_F, anchor_HD)
+    return cosine_F.view(states.k_HND.shape[:2])
 
 
 @register("keydiff")

@@ -45,7 +45,8 @@ def keep_highest(layer: LayerCache, scores_HN: Tensor, budget: Budget) -> LayerC
         scores_HN: any float dtype; ``inf`` protects a token.
         budget: slots per head, each at most N.
     """
-    num_slots_H = tuple(min(num_slots, scores_HN.shape[1]) for num_slots in budget.num_slots_H)
+    num_tokens = scores_HN.shape[1]
+    num_slots_H = tuple(min(num_slots, num_tokens) for num_slots in budget.num_slots_H)
     return _take(layer, highest_places(scores_HN, num_slots_H), num_slots_H)
 
 

@@ -8,6 +8,7 @@ import pytest
 import tests.kvmerger.kernels.triton_interpreter  # noqa: F401  (before any kernel)
 from tests.kvmerger.kernels.merging_tests import (  # noqa: F401  (collected here)
     test_groups_become_the_loops_slots,
+    test_mean_units_and_cosines_with_them_are_float64s,
     test_rows_and_pairs_have_float64s_numbers,
     test_runs_give_the_loops_numbers,
 )

@@ -129,3 +129,23 @@ def test_rows_and_pairs_have_float64s_numbers(
     assert not distance_M[:9].any()
     torch.testing.assert_close(cosine_M, merging_reference.pair_cosines(*pairs), atol=2e-6, rtol=2e-6)
     torch.testing.assert_close(distance_M, merging_reference.pair_distances(*pairs), atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize(("num_tokens", "head_dim", "dtype"), [*FEW, (1100, 16, BF16)], ids=str)
+def test_mean_units_and_cosines_with_them_are_float64s(
+    num_tokens: int, head_dim: int, dtype: torch.dtype, seed: int, device: str
+) -> None:
+    from kvmerger.kernels import triton_merging
+
+    generator = torch.Generator().manual_seed(seed)
+    x_HND = (torch.randn(3, num_tokens, head_dim, generator=generator) + 0.5).to(dtype).to(device)
+    x_HND[1, 2] = 0.0
+    with poisoned_memory():
+        mean_HD = triton_merging.mean_units(x_HND)
+    expected_HD = torch.nn.functional.normalize(x_HND.double(), dim=2).mean(dim=1)
+    torch.testing.assert_close(mean_HD.double(), expected_HD, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(mean_HD, merging_reference.mean_units(x_HND), atol=1e-6, rtol=1e-6)
+    pairs = (x_HND.flatten(0, 1), torch.arange(7, device=device), torch.arange(7, device=device) % 3, mean_HD)
+    expected_M = torch.cosine_similarity(pairs[0][:7].double(), mean_HD.double()[pairs[2]])
+    for cosine_M in (triton_merging.pair_cosines(*pairs), merging_reference.pair_cosines(*pairs)):
+        torch.testing.assert_close(cosine_M.double(), expected_M, atol=2e-6, rtol=2e-6)
