@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
 _OUR_PACKAGES = ("kvmerger", "evaluators", "jobs")
 
 

@@ -68,6 +68,9 @@ class RaggedCache:
         shape = (len(self._prefixes), template[0].num_heads, tail_capacity, template[0].k_SD.shape[1])
         self._tail_k = [layer.k_SD.new_zeros(shape) for layer in template] if room is None else room.tail_k_L
         self._tail_v = [layer.v_SD.new_zeros(shape) for layer in template] if room is None else room.tail_v_L
+        self._tail_token_bytes = sum(
+            2 * tail.shape[1] * tail.shape[3] * tail.element_size() for tail in self._tail_k
+        )
         self._tail_length_R = (0,) * len(self._prefixes)
         self._num_read_R = self._tail_length_R
         self._lent_rows: set[int] = set()
@@ -259,9 +262,7 @@ class RaggedCache:
 
     def tail_bytes_of(self, num_tokens: int) -> int:
         """Bytes that ``num_tokens`` of one row's tail take, over all layers."""
-        return sum(
-            2 * num_tokens * tail.shape[1] * tail.shape[3] * tail.element_size() for tail in self._tail_k
-        )
+        return num_tokens * self._tail_token_bytes
 
     def check_integrity(self) -> None:
         """Raise ValueError unless every prefix is sound and every tail fits its room."""
