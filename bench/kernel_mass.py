@@ -40,7 +40,7 @@ def measure_mass(
     """Report plain attention, attention with mass, and the parts."""
     q_1QND, k_1HND, v_1HND = make_prompt(heads, num_tokens)
     q_QND, k_HND, scaling = q_1QND[0], k_1HND[0], heads.head_dim**-0.5
-    product_flop = heads.num_heads * heads.num_groups * num_tokens * (num_tokens + 1) * heads.head_dim
+    product_flop = _product_flop(heads, num_tokens)
     product_s = ceilings.floor_s(0, product_flop)
     case = f"{num_tokens} tokens"
     attention = Bench("prompt attention", case, 2 * product_s, deadline_s, report)
@@ -112,7 +112,7 @@ def measure_fp32_mass(
     scaling = heads.head_dim**-0.5
     arguments = (q_1QND[0], k_1HND[0], scaling)
     _, lse_QN = causal_attention(q_1QND, k_1HND, v_1HND, scaling)
-    product_flop = heads.num_heads * heads.num_groups * num_tokens * (num_tokens + 1) * heads.head_dim
+    product_flop = _product_flop(heads, num_tokens)
     floor_s = product_flop / ceilings.fp32_flop_per_s
     bench = Bench("attention mass, fp32", f"{num_tokens} tokens", floor_s, deadline_s, report)
     expected_HN = prompt_reference.attention_mass(*arguments)
@@ -131,7 +131,7 @@ def measure_backends(
 ) -> None:
     """Report each of torch's kernels for a prompt's attention, and what a length it has not seen costs the first time."""
     q_1QND, k_1HND, v_1HND = make_prompt(heads, num_tokens)
-    product_flop = heads.num_heads * heads.num_groups * num_tokens * (num_tokens + 1) * heads.head_dim
+    product_flop = _product_flop(heads, num_tokens)
     bench = Bench(
         "prompt attention", f"{num_tokens} tokens", ceilings.floor_s(0, 2 * product_flop), deadline_s, report
     )
@@ -166,6 +166,11 @@ def make_prompt(heads: Heads, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         torch.randn(1, num_tokens, size, heads.head_dim, **options).transpose(1, 2) for size in sizes
     )
     return q_1QND, k_1HND, v_1HND
+
+
+def _product_flop(heads: Heads, num_tokens: int) -> int:
+    """Of one product that causal attention takes: queries by keys, or weights by values."""
+    return heads.num_heads * heads.num_groups * num_tokens * (num_tokens + 1) * heads.head_dim
 
 
 def _chosen(q_1QND: Tensor, k_1HND: Tensor, scaling: float) -> str:

@@ -21,8 +21,9 @@ NUM_ROUNDS = 2
 WORTHWHILE = 0.98  # of the best time so far; less is noise
 DIFFERENCE = 0.02  # of the largest number: more than rounding to bf16 means that a kernel is wrong
 WARPS, STAGES = (2, 4, 8), (1, 2, 3, 4)
+SPLITS = {"most_parts": (8, 16, 32, 64), "split_slots": (128, 256, 512)}
 RAGGED_CHOICES = {
-    1: {"split_slots": (128, 256, 512, 1024, 2048), "slots": (32, 64, 128), "num_warps": WARPS, "num_stages": STAGES},
+    1: {**SPLITS, "slots": (32, 64, 128), "num_warps": WARPS, "num_stages": STAGES},
     64: {"queries": (32, 64, 128), "slots": (32, 64, 128), "num_warps": (4, 8), "num_stages": STAGES},
 }  # fmt: skip
 MASS_CHOICES = {

@@ -2,7 +2,7 @@
 
     python -m bench.long_context [--tokens 130944] [--history $OUT/memory.pickle]
 
-A row for each phase, and for prefill one for the layers it passes: bytes allocated when it ends and the most since the row
+A row for each phase, and for prefill one for each layer's attention: bytes allocated when it ends and the most since the row
 before. The trace behind it is written as JSON lines with --output (or $OUT); ``--history`` also writes the allocator's own
 record, for https://pytorch.org/memory_viz.
 """
@@ -17,14 +17,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from bench.race import tokens_of
 from bench.random_llama import NUM_NEW_TOKENS, SHAPES, make_prompt, random_llama
 from kvmerger.engine import Engine
+from kvmerger.extend import _ExtendSession
 from kvmerger.generation import Generation
 from kvmerger.models import LoadedModel
+from kvmerger.prefill import PrefillSession
 from kvmerger.variants import build_variant, parse_policies
 
 _GIB = 2**30
@@ -104,15 +107,12 @@ def run_watched(model: LoadedModel, num_tokens: int, num_new_tokens: int, watch:
     """`Engine.run`, with a moment noted after each layer of prefill and each step after it."""
     prompt = make_prompt(model, num_tokens, 2.0, num_new_tokens)
     variants = [build_variant(spec) for spec in parse_policies(POLICIES)]
-    layers = list(model.module.get_decoder().layers)  # type: ignore[operator]
-    hooks = [
-        layer.register_forward_hook(_noting(watch, index, num_tokens)) for index, layer in enumerate(layers)
-    ]
-    try:
+    # Whoever computes the layers, fused or not, asks a session once in each.
+    with (
+        patch.object(PrefillSession, "attend", _noting(watch, PrefillSession.attend, "prefill")),
+        patch.object(_ExtendSession, "attend", _noting(watch, _ExtendSession.attend, None)),
+    ):
         return list(Engine(model).run(prompt, variants))
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def table(moments: list[Moment]) -> str:
@@ -128,16 +128,20 @@ def table(moments: list[Moment]) -> str:
     return "\n".join(lines)
 
 
-def _noting(watch: MemoryWatch, index: int, num_tokens: int) -> Callable[..., None]:
-    def note(module: Any, args: tuple[Any, ...], output: Any) -> None:
-        num_new = args[0].shape[1] if args else 0
-        if num_new == num_tokens:
-            watch.note(f"prefill, layer {index}")
-        elif index == 0 and num_new > 1:
-            # The first layer of a batch's first pass: all before it was compressing and building the batch.
-            watch.note(f"before {num_new} tokens a row")
+def _noting(watch: MemoryWatch, attend: Callable[..., Any], phase: str | None) -> Callable[..., Any]:
+    """``attend``, with a moment after each layer's where there is a ``phase``; otherwise one before each pass's first."""
 
-    return note
+    def noted(session: Any, layer_index: int, q_BQTD: torch.Tensor, *others: Any) -> Any:
+        num_new = q_BQTD.shape[2]
+        if phase is None and layer_index == 0 and num_new > 1:
+            # All before a batch's first pass was compressing and building the batch.
+            watch.note(f"before {num_new} tokens a row")
+        out_BTQD = attend(session, layer_index, q_BQTD, *others)
+        if phase is not None:
+            watch.note(f"{phase}, attention of layer {layer_index}")
+        return out_BTQD
+
+    return noted
 
 
 def _line(outcome: Any) -> str:

@@ -1,102 +1,133 @@
 """The race: 15 variants of one prompt, ours against kvpress, on one model in one process.
 
-    python -m bench.race --lengths 8k 16k 32k --sides floor fused service isolated kvpress kvpress-best
+    python -m bench.race --lengths 8k 16k 32k --sides floor fused service isolated kvpress kvpress-best@16k --seconds 540
     python -m bench.race --table results.jsonl
 
-Every side of every length is a line of JSON as soon as it is measured (in $OUT/race.jsonl, or --output). A side or a variant
-that fails is reported, and the rest goes on. Sides run in the order of the first line above, whatever order they are asked
-in: importing kvpress patches every attention function of transformers, ours included.
+A side runs at every length, or at those after its ``@``. What is measured is a line of JSON at once (in $OUT/race.jsonl, or
+--output), kvpress's sides after each press they try: a run that is cut off has lost nothing but its last press. A side or a
+variant that fails is reported, and the rest goes on. Sides run in the order of the first line above, whatever order they are
+asked in: importing kvpress patches every attention function of transformers, ours included.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import time
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from bench import race_kvpress, race_ours
-from bench.race_clock import free_memory
+from bench.race_clock import Deadline, free_memory
 from bench.race_table import markdown
 from bench.random_llama import (
     NUM_NEW_TOKENS,
     SHAPES,
     choose_run_length,
+    kept_share,
     make_prompt,
     race_variants,
     random_llama,
 )
+from bench.records import append, default_path, provenance, read
 from kvmerger.generation import Prompt
 from kvmerger.models import LoadedModel
 from kvmerger.variants import Variant
 
-_PACKAGES = ("torch", "transformers", "kvpress", "triton")
 _KIBI = 1024
-Side = Callable[[LoadedModel, Prompt, list[Variant]], dict[str, Any]]
+_SECONDS = 540.0
+"""Of a command, as long as nothing else is asked for: machines that are lent allow ten minutes."""
+Keep = Callable[[Mapping[str, Any]], None]
+"""Told what a side has measured so far."""
+Side = Callable[[LoadedModel, Prompt, list[Variant], Deadline, Keep], dict[str, Any]]
 
 
 def main() -> None:
     """Measure what is asked, or print what was measured."""
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args()
     if options.table:
-        lines = [line for path in options.table for line in path.read_text().splitlines()]
-        print(markdown([json.loads(line) for line in lines if line.strip()]))
+        print(markdown(read(*options.table)))
         return
-    start_s = time.monotonic()
+    deadline = Deadline(options.seconds)
     model = random_llama(options.shape, options.device)
-    lengths = sorted(options.lengths)
-    with torch.inference_mode():
-        run_length, share = choose_run_length(model, lengths[0])
-    setup = {"device": _device_name(options.device), "versions": _versions(), "model": model.info.name}
-    print(f"{setup}\neach token {run_length} times on average: threshold mode keeps {share:.1%}", flush=True)
+    common = {
+        **provenance(options.device),
+        "model": model.info.name,
+        "new_tokens": options.new_tokens,
+        "started_at_s": time.time(),
+    }
+    print(common, flush=True)
+    asked = [(side, length) for side in options.sides for length in side.lengths or options.lengths]
+    planted = _plant(model, sorted({length for _, length in asked}), options.run_length)
     variants, records = race_variants(), []
-    for side in [side for side in SIDES if side in options.sides]:
-        for length in lengths:
-            if time.monotonic() - start_s > options.budget_s:
-                record: dict[str, Any] = {"error": f"not run: the {options.budget_s} s were over"}
-            else:
-                prompt = make_prompt(model, length, run_length, options.new_tokens)
-                record = _measure(side, model, prompt, variants)
-            at = {"side": side, "length": length, "new_tokens": options.new_tokens, "run_length": run_length}
-            records.append({**at, **setup, **record})
-            _keep(options.output, records[-1])
+    for name in SIDES:
+        for length in sorted({length for side, length in asked if side.name == name}):
+            at = {"side": name, "length": length, **planted[length], **common}
+            prompt = make_prompt(model, length, planted[length]["run_length"], options.new_tokens)
+
+            def keep(measured: Mapping[str, Any], at: dict[str, Any] = at) -> None:
+                append(options.output, {**at, **measured})
+
+            records.append({**at, **_measure(name, model, prompt, variants, deadline, keep)})
+            _say_side(records[-1])
+            append(options.output, records[-1])
     print(markdown(records))
 
 
 SIDES: dict[str, Side] = {
-    "floor": lambda model, prompt, _: race_ours.floor(model, prompt),
-    "fused": race_ours.fused,
-    "service": lambda model, prompt, variants: race_ours.fused(model, prompt, variants, is_service=True),
-    "isolated": race_ours.isolated,
-    "kvpress": lambda model, prompt, _: race_kvpress.stock(model, prompt, _say),
-    "kvpress-best": lambda model, prompt, _: race_kvpress.best(model, prompt, _say),
+    "floor": lambda model, prompt, *_: race_ours.floor(model, prompt),
+    "fused": lambda model, prompt, variants, *_: race_ours.fused(model, prompt, variants),
+    "service": lambda model, prompt, variants, *_: race_ours.fused(model, prompt, variants, is_service=True),
+    "isolated": lambda model, prompt, variants, *_: race_ours.isolated(model, prompt, variants),
+    "kvpress": lambda model, prompt, _, deadline, keep: race_kvpress.stock(
+        model, prompt, deadline, _say, keep
+    ),
+    "kvpress-best": lambda model, prompt, _, deadline, keep: race_kvpress.best(
+        model, prompt, deadline, _say, keep
+    ),
 }
 
 
-def _measure(side: str, model: LoadedModel, prompt: Prompt, variants: list[Variant]) -> dict[str, Any]:
+@torch.inference_mode()
+def _plant(model: LoadedModel, lengths: list[int], run_length: float | None) -> dict[int, dict[str, float]]:
+    """For each length how often a prompt repeats a token, and what threshold mode then keeps of it."""
+    planted = {}
+    for length in lengths:
+        if run_length is None:
+            chosen, share = choose_run_length(model, length)
+        else:
+            chosen, share = run_length, kept_share(model, make_prompt(model, length, run_length, 1))
+        planted[length] = {"run_length": chosen, "planted_share": share}
+        print(
+            f"{length} tokens, each {chosen:.2f} times on average: threshold mode keeps {share:.1%}",
+            flush=True,
+        )
+        free_memory(model.device)
+    return planted
+
+
+def _measure(
+    side: str, model: LoadedModel, prompt: Prompt, variants: list[Variant], deadline: Deadline, keep: Keep
+) -> dict[str, Any]:
+    if deadline.left_s() <= 0:
+        return {"error": f"not run: the {deadline.seconds:g} s were over"}
     free_memory(model.device)
     start_s = time.monotonic()
     try:
-        record = SIDES[side](model, prompt, variants)
+        record = SIDES[side](model, prompt, variants, deadline, keep)
     except Exception as error:  # noqa: BLE001 - what one side cannot do must not cost the others' numbers
         record = {"error": f"{type(error).__name__}: {error}"}
     free_memory(model.device)
     return {**record, "spent_s": time.monotonic() - start_s}
 
 
-def _keep(path: Path | None, record: dict[str, Any]) -> None:
+def _say_side(record: Mapping[str, Any]) -> None:
     shown = record.get("error") or f"{record['seconds']:.3f} s for {record['num_variants']} variants"
-    print(f"{record['side']} at {record['length']}: {shown}", flush=True)
-    if path is not None:
-        with path.open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
+    cut = " (the time was over before the others)" if record.get("is_partial") else ""
+    print(f"{record['side']} at {record['length']}: {shown}{cut}", flush=True)
 
 
 def _say(what: str, outcome: float | str) -> None:
@@ -113,18 +144,19 @@ def tokens_of(text: str) -> int:
     return int(number) * factor
 
 
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or "cpu"
+class AskedSide(NamedTuple):
+    """A side, and the lengths it runs at; none: at all of ``--lengths``."""
+
+    name: str
+    lengths: tuple[int, ...] = ()
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "absent"
-    return found
+def side_of(text: str) -> AskedSide:
+    """``fused`` at all lengths, ``kvpress@8k,16k`` at these."""
+    name, at, lengths = text.partition("@")
+    if name not in SIDES:
+        raise argparse.ArgumentTypeError(f"{name!r} is no side; there are {', '.join(SIDES)}")
+    return AskedSide(name, tuple(tokens_of(length) for length in lengths.split(",")) if at else ())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -132,15 +164,27 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--lengths", nargs="+", type=tokens_of, default=[8 * _KIBI, 16 * _KIBI, 32 * _KIBI])
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument(
+        "--sides",
+        nargs="+",
+        type=side_of,
+        default=[AskedSide(name) for name in SIDES],
+        metavar="SIDE[@LENGTH,...]",
+        help=f"of {', '.join(SIDES)}; with lengths, at these alone",
+    )
     parser.add_argument("--shape", choices=SHAPES, default="8b", help="tiny: to try it out")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--new-tokens", type=int, default=NUM_NEW_TOKENS)
     parser.add_argument(
-        "--budget-s", type=float, default=330.0, help="after so many seconds no further side starts"
+        "--run-length", type=float, help="how often each token is repeated on average; default: searched for"
     )
-    out = os.environ.get("OUT")
-    parser.add_argument("--output", type=Path, default=Path(out) / "race.jsonl" if out else None)
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=_SECONDS,
+        help="since the start: no side begins later, and kvpress's begin no press that would end later",
+    )
+    parser.add_argument("--output", type=Path, default=default_path("race"))
     parser.add_argument(
         "--table", nargs="+", type=Path, metavar="JSONL", help="print these results and do nothing else"
     )

@@ -1,8 +1,9 @@
-"""One run of something: seconds until the device has finished, and the most memory it held meanwhile."""
+"""One run of something: seconds until the device has finished, and the most memory it held. And how long is left."""
 
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -31,6 +32,18 @@ def timed(call: Callable[[], T], device: torch.device) -> Timed[T]:
     result = call()
     seconds = now_s(device) - start_s
     return Timed(result, seconds, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None)
+
+
+class Deadline:
+    """Seconds that a command may take, from here on."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end_s = time.monotonic() + seconds
+
+    def left_s(self) -> float:
+        """Seconds that are left; below 0 when they are over."""
+        return self._end_s - time.monotonic()
 
 
 def free_memory(device: torch.device) -> None:

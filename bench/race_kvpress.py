@@ -9,7 +9,8 @@ press: eagerly or by a captured CUDA graph over a static cache, one prompt or fo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.race_clock import free_memory, timed
+from bench.race_clock import Deadline, free_memory, timed
 from bench.random_llama import BUDGETS, EVICTING
 from bench.static_decoding import StaticDecoder
+from kvmerger.device_time import now_s
 from kvmerger.generation import Prompt
 from kvmerger.models import LoadedModel
 
@@ -32,9 +34,17 @@ PRESSES = {
     "h2o": "ObservedAttentionPress",
 }
 _NEEDS_EAGER = ("h2o",)
+_FULL = ("full", 1.0)
 _PROBE = ("knorm", 0.5)
+_PRESSED = (_FULL, *((name, budget) for name in EVICTING for budget in BUDGETS))
+_WARM_UP_TOKENS = 4
+"""Of an eager answer: the first token loads what all later ones run."""
+_MARGIN = 1.2
+"""Times the slowest press so far: the time that must be left for another."""
 Report = Callable[[str, float | str], None]
 """Told each variant's label with its seconds, or with why it failed."""
+Keep = Callable[[Mapping[str, Any]], None]
+"""Told all that is known so far, after each press and each way that was tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,9 @@ class Way:
 WAYS = tuple(Way(batch, is_static) for batch in (1, 4) for is_static in (False, True))
 
 
-def stock(model: LoadedModel, prompt: Prompt, report: Report) -> dict[str, Any]:
+def stock(
+    model: LoadedModel, prompt: Prompt, deadline: Deadline, report: Report, keep: Keep
+) -> dict[str, Any]:
     """kvpress's pipeline for every variant in turn."""
     from kvpress import KVPressTextGenerationPipeline  # registers the pipeline, and patches transformers
     from transformers import pipeline
@@ -68,78 +80,130 @@ def stock(model: LoadedModel, prompt: Prompt, report: Report) -> dict[str, Any]:
     assert tuple(seen["context_ids"][0].tolist()) == prompt.context_ids, "both sides must read the same ids"
     assert tuple(seen["questions_ids"][0][0].tolist()) == question.tail_ids
 
-    def answer(name: str, budget: float) -> object:
-        return pipe(
-            context, question=tail, press=_press(name, budget), max_new_tokens=question.max_new_tokens
-        )
+    def answer(name: str, budget: float, num_new: int = question.max_new_tokens) -> object:
+        return pipe(context, question=tail, press=_press(name, budget), max_new_tokens=num_new)
 
-    for name, budget in (("full", 1.0), _PROBE, (_PROBE[0], BUDGETS[1])):
-        with _attention_for(model, name):
-            answer(name, budget)
-    return _race(model, answer, report)
+    race = PressRace(model, deadline, report, keep)
+    race.warm_up(lambda name, budget: answer(name, budget, _WARM_UP_TOKENS))
+    return race.run(answer)
 
 
-def best(model: LoadedModel, prompt: Prompt, report: Report) -> dict[str, Any]:
-    """The fastest way on one press, then all variants that way; seconds are per item."""
+def best(
+    model: LoadedModel, prompt: Prompt, deadline: Deadline, report: Report, keep: Keep
+) -> dict[str, Any]:
+    """The same presses around a prefill of ids, decoded in the way that one of them is fastest with."""
     decoders: dict[tuple[Way, int], StaticDecoder] = {}
-    tried: dict[str, float | str] = {}
-    fastest: tuple[float, Way] | None = None
-    for way in WAYS:
-        try:
-            _answer(model, prompt, way, *_PROBE, decoders)  # warms up, and captures
-            seconds = timed(partial(_answer, model, prompt, way, *_PROBE, decoders), model.device).seconds
-            tried[str(way)] = seconds / way.batch
-            fastest = min(
-                fastest or (float("inf"), way), (seconds / way.batch, way), key=lambda pair: pair[0]
-            )
-        except Exception as error:  # noqa: BLE001 - a way that does not fit or does not work is reported, others are tried
-            tried[str(way)] = _why(error)
-        decoders.clear()
-        free_memory(model.device)
-        report(f"way: {way}", tried[str(way)])
-    if fastest is None:
-        return {"error": "no way of decoding worked", "tried": tried}
-    way = fastest[1]
-    for name, budget in (("full", 1.0), _PROBE, (_PROBE[0], BUDGETS[1])):
-        with contextlib.suppress(torch.OutOfMemoryError):
-            _answer(model, prompt, _way_for(name, way), name, budget, decoders)
+    race = PressRace(model, deadline, report, keep)
+    way = _fastest(model, prompt, decoders, race)
+    if way is None:
+        return {"error": "no way of decoding worked", **race.found}
+    race.found["way"] = str(way)
 
     def answer(name: str, budget: float) -> object:
         return _answer(model, prompt, _way_for(name, way), name, budget, decoders)
 
-    raced = _race(model, answer, report, lambda name: _way_for(name, way).batch)
-    return {**raced, "way": str(way), "tried": tried}
+    # A graph is captured for its number of slots and of new tokens, so it warms up with all of them.
+    num_new = None if way.is_static else _WARM_UP_TOKENS
+    race.warm_up(
+        lambda name, budget: _answer(model, prompt, _way_for(name, way), name, budget, decoders, num_new)
+    )
+    return race.run(answer, lambda name: _way_for(name, way).batch)
 
 
-def _race(
-    model: LoadedModel,
-    answer: Callable[[str, float], object],
-    report: Report,
-    batch_of: Callable[[str], int] = lambda _: 1,
-) -> dict[str, Any]:
-    each: dict[str, float] = {}
-    failures: dict[str, str] = {}
-    peaks: dict[str, int] = {}
-    for name, budget in (("full", 1.0), *((name, budget) for name in EVICTING for budget in BUDGETS)):
-        label = name if name == "full" else f"{name}@{budget}"
+def _fastest(
+    model: LoadedModel, prompt: Prompt, decoders: dict[tuple[Way, int], StaticDecoder], race: PressRace
+) -> Way | None:
+    """The way with the fewest seconds per prompt; what each took, or why it did not work, goes into the race's record."""
+    tried: dict[str, float | str] = {}
+    seconds_of: dict[Way, float] = {}
+    race.found["tried"] = tried
+    for way in WAYS:
+        if seconds_of and race.is_over:
+            tried[str(way)] = "not tried: the time was over"
+            continue
+        num_new = None if way.is_static else _WARM_UP_TOKENS
         try:
-            with _attention_for(model, name):
-                run = timed(partial(answer, name, budget), model.device)
-            each[label] = run.seconds / batch_of(name)
-            peaks[label] = run.peak_bytes or 0
-            report(label, each[label])
-        except Exception as error:  # noqa: BLE001 - one press that fails must not cost the others' numbers
-            failures[label] = _why(error)
-            report(label, failures[label])
+            with race.warming(f"way: {way}"):
+                _answer(model, prompt, way, *_PROBE, decoders, num_new)
+            run = timed(partial(_answer, model, prompt, way, *_PROBE, decoders), model.device)
+            tried[str(way)] = seconds_of[way] = run.seconds / way.batch
+        except Exception as error:  # noqa: BLE001 - a way that does not fit or does not work is reported, others are tried
+            tried[str(way)] = _why(error)
+        decoders.clear()
         free_memory(model.device)
-    return {
-        "seconds": sum(each.values()),
-        "seconds_each": each,
-        "num_variants": len(each),
-        "peak_bytes": max(peaks.values(), default=0) or None,
-        "peak_bytes_each": peaks,
-        "failures": failures,
-    }
+        race.report(f"way: {way}", tried[str(way)])
+        race.keep_so_far()
+    return min(seconds_of, key=seconds_of.__getitem__) if seconds_of else None
+
+
+class PressRace:
+    """One side's record while it grows: every press, one after the other, as long as there is time."""
+
+    def __init__(self, model: LoadedModel, deadline: Deadline, report: Report, keep: Keep) -> None:
+        self.report = report
+        self.found: dict[str, Any] = {
+            "seconds_each": {}, "peak_bytes_each": {}, "failures": {}, "warm_up_s_each": {},
+            "num_planned": len(_PRESSED),
+        }  # fmt: skip
+        self._model, self._deadline, self._keep = model, deadline, keep
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no time is left."""
+        return self._deadline.left_s() <= 0
+
+    def keep_so_far(self) -> None:
+        """Hand over what is known, marked as not all of it."""
+        self._keep({**self._record(), "is_partial": True})
+
+    @contextlib.contextmanager
+    def warming(self, what: str) -> Iterator[None]:
+        """Note how long what is inside takes."""
+        start_s = now_s(self._model.device)
+        yield
+        self.found["warm_up_s_each"][what] = now_s(self._model.device) - start_s
+
+    def warm_up(self, answer: Callable[[str, float], object]) -> None:
+        """Run the full cache and a press at each budget, so that no timed run is the first of its shapes."""
+        for name, budget in (_FULL, _PROBE, (_PROBE[0], BUDGETS[1])):
+            with (
+                contextlib.suppress(torch.OutOfMemoryError),
+                self.warming(f"{name}@{budget}"),
+                _attention_for(self._model, name),
+            ):
+                answer(name, budget)
+
+    def run(
+        self, answer: Callable[[str, float], object], batch_of: Callable[[str], int] = lambda _: 1
+    ) -> dict[str, Any]:
+        """Time every press; ends, marked as partial, where the slowest so far would no longer fit into the time."""
+        each, failures, slowest_s = self.found["seconds_each"], self.found["failures"], 0.0
+        for name, budget in _PRESSED:
+            if self._deadline.left_s() < slowest_s * _MARGIN:
+                return {**self._record(), "is_partial": True}
+            label = name if name == "full" else f"{name}@{budget}"
+            start_s = time.monotonic()
+            try:
+                with _attention_for(self._model, name):
+                    run = timed(partial(answer, name, budget), self._model.device)
+                each[label] = run.seconds / batch_of(name)
+                self.found["peak_bytes_each"][label] = run.peak_bytes or 0
+            except Exception as error:  # noqa: BLE001 - one press that fails must not cost the others' numbers
+                failures[label] = _why(error)
+            free_memory(self._model.device)
+            slowest_s = max(slowest_s, time.monotonic() - start_s)
+            self.report(label, each.get(label, failures.get(label, "")))
+            self.keep_so_far()
+        return self._record()
+
+    def _record(self) -> dict[str, Any]:
+        each, peaks = self.found["seconds_each"], self.found["peak_bytes_each"]
+        return {
+            **self.found,
+            "seconds": sum(each.values()),
+            "num_variants": len(each),
+            "peak_bytes": max(peaks.values(), default=0) or None,
+        }
 
 
 @torch.inference_mode()
@@ -150,12 +214,14 @@ def _answer(
     name: str,
     budget: float,
     decoders: dict[tuple[Way, int], StaticDecoder],
+    num_new: int | None = None,
 ) -> Tensor:
-    """Tokens (B, T) of ``way.batch`` equal prompts under one press."""
+    """Tokens (B, T) of ``way.batch`` equal prompts under one press; ``num_new`` of them, or as many as asked for."""
     from transformers import DynamicCache
 
     module: Any = model.module
     question = prompt.questions[0]
+    num_new = question.max_new_tokens if num_new is None else num_new
     context_BN = torch.tensor([prompt.context_ids] * way.batch, device=model.device)
     tail_BT = torch.tensor([question.tail_ids] * way.batch, device=model.device)
     cache, press = DynamicCache(), _press(name, budget)
@@ -174,13 +240,11 @@ def _answer(
     next_position = first + tail_BT.shape[1]
     if way.is_static:
         num_slots = cache.layers[0].keys.shape[2]
-        decoder = decoders.get((way, num_slots)) or StaticDecoder(
-            module, way.batch, num_slots, question.max_new_tokens
-        )
+        decoder = decoders.get((way, num_slots)) or StaticDecoder(module, way.batch, num_slots, num_new)
         decoders[way, num_slots] = decoder
         return decoder.decode(cache, token_B1, next_position)
     tokens = [token_B1]
-    for step in range(question.max_new_tokens - 1):
+    for step in range(num_new - 1):
         position_B1 = torch.full_like(token_B1, next_position + step)
         output = module(input_ids=tokens[-1], past_key_values=cache, position_ids=position_B1)
         tokens.append(output.logits[:, -1].argmax(dim=-1, keepdim=True))

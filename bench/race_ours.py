@@ -22,6 +22,9 @@ from kvmerger.models import LoadedModel
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, Variant
 
 NUM_REPEATS = 3
+_OF_A_BATCH = (
+    "batch_shared_s", "tails_shared_s", "decode_shared_s", "fidelity_shared_s", "results_shared_s",
+)  # fmt: skip
 _COPY_BYTES = 2**30
 _COMPARE_ONE_TOKEN = Limits(max_fidelity_tokens=1)
 
@@ -64,7 +67,7 @@ def fused(
     runs = [timed(lambda: engine.run(prompt, variants), model.device) for _ in range(NUM_REPEATS + 1)][1:]
     middle = sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
     rows = _by_label(middle.result)
-    aa_s = _phases(rows[FULL_AA], "decode_shared_s", "fidelity_shared_s")
+    aa_s = _phases(rows[FULL_AA], *_OF_A_BATCH)
     return {
         "seconds": middle.seconds if is_service else middle.seconds - aa_s,
         "wall_s": middle.seconds,
@@ -96,8 +99,7 @@ def isolated(model: LoadedModel, prompt: Prompt, variants: Sequence[Variant]) ->
     run = timed(lambda: engine.run(prompt, variants, execution="isolated"), model.device)
     rows = {label: row for label, row in _by_label(run.result).items() if label not in (FULL_AA, NO_CONTEXT)}
     each = {
-        label: _phases(row, "prefill_s", "compress_s", "decode_shared_s", "fidelity_shared_s")
-        - _phases(row, "record_graph_shared_s")
+        label: _phases(row, "prefill_s", "compress_s", *_OF_A_BATCH) - _phases(row, "record_graph_shared_s")
         for label, row in rows.items()
     }
     return {

@@ -1,10 +1,14 @@
 """Items per hour through the real service with one actor, two, and so on: how near to linear?
 
     python -m bench.scaling [--actors 1 2] [--items 200] [--model demo] [--length 4096] [--output DIR]
+    python -m bench.scaling --table scaling.jsonl
 
 Each count is a whole `jobs/sweep.py` with Ray in a fresh folder, tracking off, on RULER items that need no download. The rate
 is that of a sweep under way: from the moment when each actor has finished two items on average to the last item, so that
 starting Ray and loading models, which a longer sweep pays once, is left out, and the last actor's tail is not.
+
+Each sweep is a line in $OUT/scaling.jsonl at once. Sweeps of separate commands belong together where settings, code, versions
+and device are the same: the table joins this command's with those in the file, and --table prints files alone.
 """
 
 from __future__ import annotations
@@ -16,10 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from bench.records import append, default_path, provenance, read
 
 ROOT = Path(__file__).parent.parent
 _TASKS = ("ruler/niah_single_2", "ruler/vt")
@@ -30,30 +35,38 @@ _TARGET = 0.95
 _EXIT_OK, _EXIT_SOME_FAILED = 0, 3
 
 
-@dataclass(frozen=True, slots=True)
-class Scaled:
-    """One sweep: wall seconds of the whole command, and items per hour while it was under way."""
-
-    actors: int
-    num_items: int
-    num_failed_rows: int
-    wall_s: float
-    items_per_hour: float
+Record = Mapping[str, Any]
+"""One sweep: ``actors``, ``num_items``, ``num_failed_rows``, ``wall_s`` of the whole command, ``items_per_hour`` while it was
+under way; what was asked for (`_ASKED`), and `provenance`."""
+_ASKED = ("model", "length", "asked_items", "num_cpus")
+_ALIKE = (*_ASKED, "device", "versions", "sources")
+"""What sweeps must have in common to be compared."""
 
 
 def main() -> None:
     """Run the sweeps and print a table."""
     options = _parser().parse_args()
+    if options.table:
+        print(markdown(read(*options.table)))
+        return
     folder = options.output or Path(tempfile.mkdtemp(prefix="scaling-"))
     folder.mkdir(parents=True, exist_ok=True)
-    measured: list[Scaled] = []
+    path = default_path("scaling")
+    measured = read(path) if path is not None and path.exists() else []
+    asked = {
+        "model": options.model,
+        "length": options.length,
+        "asked_items": options.items,
+        "num_cpus": options.num_cpus,
+        **provenance("cpu"),
+        "device": _device(),
+    }
     for actors in options.actors:
         settings = settings_for(options, actors, folder / f"actors-{actors}-{time.time_ns()}")
-        measured.append(run_sweep(settings, actors, folder / f"actors-{actors}.yaml"))
-        print(json.dumps(asdict(measured[-1])), flush=True)
-        if out := os.environ.get("OUT"):
-            with (Path(out) / "scaling.jsonl").open("a") as stream:
-                stream.write(json.dumps(asdict(measured[-1])) + "\n")
+        record = {**asked, **run_sweep(settings, actors, folder / f"actors-{actors}.yaml")}
+        append(path, record)
+        measured.append(record)
+        print(json.dumps(record), flush=True)
     print(markdown(measured))
 
 
@@ -73,7 +86,7 @@ def settings_for(options: argparse.Namespace, actors: int, output_dir: Path) -> 
     }
 
 
-def run_sweep(settings: Mapping[str, Any], actors: int, config: Path) -> Scaled:
+def run_sweep(settings: Mapping[str, Any], actors: int, config: Path) -> dict[str, Any]:
     """Run one sweep in a process of its own, with Ray; ends this program if it could not run."""
     config.write_text(json.dumps(settings))  # JSON is YAML
     start_s = time.monotonic()
@@ -88,13 +101,13 @@ def run_sweep(settings: Mapping[str, Any], actors: int, config: Path) -> Scaled:
 
     rows = ResultStore(Path(settings["output_dir"])).read_table().to_pylist()
     finished = {row["item_id"]: row["created_at_s"] for row in rows}
-    return Scaled(
-        actors,
-        len(finished),
-        sum(row["status"] == "failed" for row in rows),
-        wall_s,
-        items_per_hour(sorted(finished.values()), actors),
-    )
+    return {
+        "actors": actors,
+        "num_items": len(finished),
+        "num_failed_rows": sum(row["status"] == "failed" for row in rows),
+        "wall_s": wall_s,
+        "items_per_hour": items_per_hour(sorted(finished.values()), actors),
+    }
 
 
 def items_per_hour(finished_s: Sequence[float], actors: int) -> float:
@@ -111,19 +124,46 @@ def items_per_hour(finished_s: Sequence[float], actors: int) -> float:
     return 3600 * (len(finished_s) - num_skipped) / (finished_s[-1] - finished_s[num_skipped - 1])
 
 
-def markdown(measured: Sequence[Scaled]) -> str:
-    """A table with each rate as a share of the first one's, scaled by the number of actors."""
-    base = measured[0].items_per_hour / measured[0].actors
+def markdown(measured: Iterable[Record]) -> str:
+    """A table for each group of comparable sweeps: rates as shares of the one-actor rate, scaled by the number of actors.
+
+    Of sweeps with the same number of actors the last one counts; without one of one actor, the fewest there are is the base.
+    """
+    groups: dict[str, dict[int, Record]] = {}
+    for record in measured:
+        alike = json.dumps([record.get(name) for name in _ALIKE], sort_keys=True)
+        groups.setdefault(alike, {})[record["actors"]] = record
+    return "\n\n".join(
+        _table([by_actors[actors] for actors in sorted(by_actors)]) for by_actors in groups.values()
+    )
+
+
+def _table(group: Sequence[Record]) -> str:
+    first = group[0]
+    base = first["items_per_hour"] / first["actors"]
+    asked = ", ".join(f"{name} {first[name]}" for name in _ASKED if first.get(name) is not None)
     lines = [
+        f"{asked}; {first.get('device')}; code {first.get('commit')} {first.get('sources')}; {first.get('versions')}",
+        "",
         f"| actors | items | failed rows | wall s | items per hour | of linear (asked: ≥ {_TARGET:.0%}) |",
         "|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [
-        f"| {one.actors} | {one.num_items} | {one.num_failed_rows} | {one.wall_s:.0f} | {one.items_per_hour:,.0f} | "
-        f"{one.items_per_hour / one.actors / base:.1%} |"
-        for one in measured
+        f"| {one['actors']} | {one['num_items']} | {one['num_failed_rows']} | {one['wall_s']:.0f} | "
+        f"{one['items_per_hour']:,.0f} | {one['items_per_hour'] / one['actors'] / base:.1%} |"
+        for one in group
     ]
+    if first["actors"] != 1:
+        lines += ["", f"No sweep of one actor is among them: linear is from {first['actors']}."]
     return "\n".join(lines)
+
+
+def _device() -> str:
+    """The device's name, from a process of its own: this one holds no memory of a GPU that the actors shall have."""
+    code = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu')"
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,6 +175,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--length", type=int, default=4096, help="tokens of prompt and answer together")
     parser.add_argument("--model", default="demo", help="demo, a local folder or a hub id")
     parser.add_argument("--num-cpus", type=float, help="of each actor; default: as the service decides")
+    parser.add_argument(
+        "--table", nargs="+", type=Path, metavar="JSONL", help="print these results and do nothing else"
+    )
     parser.add_argument(
         "--output", type=Path, help="a folder for the sweeps; default: a new one under the system's"
     )

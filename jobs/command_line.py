@@ -8,16 +8,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
 _OUR_PACKAGES = ("kvmerger", "evaluators", "jobs")
 
 
 def told_to_users(run: Callable[[], int]) -> int:
     """The exit code of ``run``. What a user can cause is told in a sentence, without a trace; anything else is raised."""
-    from jobs.interrupts import sigterm_interrupts
+    from jobs.interrupts import signals_interrupt
 
     try:
-        with sigterm_interrupts():
+        with signals_interrupt():
             return run()
     except KeyboardInterrupt:
         print("interrupted; rows already stored are kept, and the same command goes on", file=sys.stderr)

@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from evaluators.hints import nearest_path_hint
+from jobs.command_line import EXIT_BAD_INPUT, EXIT_OK
 from jobs.comparability import HEAVY_COLUMNS, ComparisonError
 from jobs.comparison import Comparison, compare_folders, compare_variants
 from jobs.comparison_table import render_comparison
-from jobs.report import EXIT_BAD_INPUT, EXIT_OK, report_console
+from jobs.report import report_console
 from jobs.result_schema import ResultError, Row
 from jobs.results import ResultStore
 from jobs.summary import planned_rows

@@ -20,6 +20,7 @@ from jobs.actor_pool import ActorPool, Answer, Call
 from jobs.actor_resources import ActorResources, ResourcesError, resources_for
 from jobs.config import Settings
 from jobs.failure import ErrorKind, FailurePolicy
+from jobs.interrupts import signals_interrupt
 from jobs.ray_session import Cluster, job_env, ray_session
 from jobs.result_schema import Row
 from jobs.rows import Failure, RowMaker, RunContext, failed_rows
@@ -131,7 +132,7 @@ class Controller:
         self._scheduler = scheduler
         self._on_rows = on_rows
         self._on_event = on_event
-        self._rows: list[Row] = []  # of the answer that is being entered
+        self._rows: dict[str, list[Row]] = {}  # by unit, of the answers that are being entered
         self._errors: dict[
             str | None, Exception
         ] = {}  # the latest of each unit, and under None the latest of all
@@ -139,33 +140,39 @@ class Controller:
     def run(self) -> None:
         """Until every unit has ended. Raises what ends the run before that."""
         try:
-            self._carry_out(self._scheduler.start(time.monotonic()))
-            while not self._scheduler.is_closed:
-                self._enter(self._pool.wait(_POLL_S))
-                self._tell(Tick(time.monotonic()))
+            with signals_interrupt() as raise_if_interrupted:
+                self._carry_out(self._scheduler.start(time.monotonic()))
+                while not self._scheduler.is_closed:
+                    self._enter(self._pool.wait(_POLL_S))
+                    raise_if_interrupted()
+                    self._tell(Tick(time.monotonic()))
         except KeyboardInterrupt:
             self._tell(Interrupted(time.monotonic()))
             self._enter(self._pool.wait(0))  # what is finished is kept
             raise
 
     def _enter(self, answers: Sequence[Answer]) -> None:
+        decisions: list[Decision] = []
         for answer in answers:
             if answer.error is not None:
                 self._errors[answer.unit_id] = self._errors[None] = answer.error
-            elif answer.call is Call.RUN:
-                self._rows = answer.value
+            elif answer.unit_id is not None:
+                self._rows.setdefault(answer.unit_id, answer.value)  # the first answer is the one that counts
             event = event_of(answer, time.monotonic())
             if isinstance(event, ActorDied) and self._pool.stop(event.actor_id):
                 self._on_event(run_events.WorkerLost(_name(event.actor_id), event.kind))
             elif isinstance(event, ActorReady):
                 self._on_event(run_events.WorkerReady(_name(event.actor_id)))
-            self._tell(event)
+            decisions += self._scheduler.handle(event)
+        self._carry_out(decisions)
+        self._rows.clear()
 
     def _tell(self, event: Event) -> None:
         self._carry_out(self._scheduler.handle(event))
 
     def _carry_out(self, decisions: Sequence[Decision]) -> None:
-        for decision in decisions:
+        # Whoever is free gets work before anybody's rows are written: no device waits for this machine's disk.
+        for decision in sorted(decisions, key=_turn):
             match decision:
                 case StartActor(actor_id=actor_id):
                     self._pool.start(actor_id)
@@ -176,7 +183,7 @@ class Controller:
                     self._pool.run(actor_id, self._units[unit_id])
                     self._on_event(run_events.UnitStarted(_name(actor_id), unit_id, attempt))
                 case AcceptUnit(unit_id=unit_id):
-                    self._hand_over(unit_id, self._rows)
+                    self._hand_over(unit_id, self._rows[unit_id])
                 case FailUnit():
                     self._hand_over(decision.unit_id, self._rows_of_failure(decision))
                 case Abort(kind=kind):
@@ -201,6 +208,17 @@ class Controller:
         if kind is ErrorKind.NO_RESOURCES:
             raise _NoResources
         raise _cause_of(self._errors[None])
+
+
+def _turn(decision: Decision) -> int:
+    """Work goes out first; whatever ends the run comes when all rows have been handed over."""
+    match decision:
+        case AcceptUnit() | FailUnit() | DropResult():
+            return 1
+        case Abort() | Done():
+            return 2
+        case _:
+            return 0
 
 
 def event_of(answer: Answer, now_s: float) -> Event:

@@ -28,6 +28,12 @@ class Forecast:
     source: str
 
 
+_PROMPT_PHASES = ("prefill_shared_s", "plan_shared_s")
+_BATCH_PHASES = (
+    "batch_shared_s", "tails_shared_s", "decode_shared_s", "fidelity_shared_s", "results_shared_s",
+)  # fmt: skip
+
+
 def forecast(plan: Plan, num_parameters: int, device: str, rows: Sequence[Row]) -> Forecast:
     """Foresee the owed units of `plan`; `rows` are results of the same model on the same kind of device, if any."""
     owed_cost = sum(unit.cost_tokens for unit in plan.units)
@@ -56,9 +62,9 @@ def _unit_s(rows: Sequence[Row]) -> float:
     """Every phase once: shared ones are the same in all rows of a batch."""
     seconds = [json.loads(row["seconds"]) for row in rows]
     compress_s = {row["variant"]: it.get("compress_s", 0.0) for row, it in zip(rows, seconds, strict=True)}
-    batches = {(it.get("decode_shared_s", 0.0), it.get("fidelity_shared_s", 0.0)) for it in seconds}
-    prefill_s = max(it.get("prefill_shared_s", 0.0) for it in seconds)
-    return prefill_s + sum(compress_s.values()) + sum(map(sum, batches))
+    batches = {tuple(it.get(name, 0.0) for name in _BATCH_PHASES) for it in seconds}
+    once_s = sum(max(it.get(name, 0.0) for it in seconds) for name in _PROMPT_PHASES)
+    return once_s + sum(compress_s.values()) + sum(map(sum, batches))
 
 
 def _unit_cost(rows: Sequence[Row]) -> float:

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluators.benchmark import TaskInfo
-from jobs.report import EXIT_OK, report_console
+from jobs.command_line import EXIT_OK
+from jobs.report import report_console
 
 if TYPE_CHECKING:
     from kvmerger.policies.registry import Description

@@ -16,13 +16,12 @@ from typing import Any
 
 import yaml
 
+from jobs.command_line import EXIT_BAD_INPUT, EXIT_OK
 from jobs.mirror_content import MirrorContent, sweep_of_folder
 from jobs.result_schema import ResultError
 from jobs.results import ResultStore
 from jobs.tracker import RunStatus, TrackingError
 from jobs.tracking import make_tracker
-
-EXIT_OK, EXIT_BAD_INPUT = 0, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

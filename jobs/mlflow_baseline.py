@@ -21,7 +21,7 @@ from jobs.baseline import Baseline, BaselineError, rows_of
 from jobs.mirror_files import ROWS
 from jobs.results import ResultStore
 from jobs.tracker import TrackingError
-from jobs.tracking_uri import check_usable
+from jobs.tracking_uri import check_usable, is_absent_file
 
 TAG, SINCE_TAG, GATE_TAG = "baseline", "baseline_since_s", "gate"
 _ROLE, _SWEEP = "kvmerger.role", "kvmerger.sweep_id"
@@ -43,7 +43,9 @@ class MlflowBaseline:
     root: Path
 
     def find(self) -> Baseline | None:
-        """The tagged run's rows, from the cache when they were downloaded before."""
+        """The tagged run's rows, from the cache when they were downloaded before. Makes no database where there is none."""
+        if is_absent_file(self.uri):
+            return None
         return self._asked(self._find)
 
     def cached(self) -> Baseline | None:

@@ -16,6 +16,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from evaluators.statistics import MIN_CLUSTERS
+from jobs.command_line import EXIT_BAD_INPUT, EXIT_OK
 from jobs.published_beside import published_beside
 from jobs.published_table import render_published
 from jobs.report_table import overall_table, shown_name, task_table
@@ -34,7 +35,6 @@ _BESIDE_THE_RESULTS = Path()  # `--html` without a file
 _CORPUS_SCORE = (
     "the score above is a mean over items; the published number, from corpus means of its parts, is"
 )
-EXIT_OK, EXIT_BAD_INPUT = 0, 2
 
 
 def render(summary: ResultSummary, width: int) -> RenderableType:

@@ -42,7 +42,8 @@ def _sentence(
     fewest = min((task.num_clusters for task in tasks), default=0)
     facts = (_range_of_recovered(means) if len(tasks) > 1 else "") or _range_of_nll(tasks)
     if fewest < MIN_CLUSTERS:
-        where = f"{fewest} contexts" if len(tasks) == 1 else f"as few as {fewest} contexts in a task"
+        contexts = f"{fewest} context{'' if fewest == 1 else 's'}"
+        where = contexts if len(tasks) == 1 else f"as few as {contexts} in a task"
         return f"Too few to rank policies by ({where}; {MIN_CLUSTERS} are needed). {facts}".strip()
     return f"{_verdicts(differences, num_policies)} {facts}".strip()
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.command_line import EXIT_INTERRUPTED, find_policies_beside, overrides_of, told_to_users
+from jobs.command_line import EXIT_INTERRUPTED, EXIT_OK, find_policies_beside, overrides_of, told_to_users
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jobs.results import ResultStore
     from jobs.session import SessionResult
 
-EXIT_OK, EXIT_SOME_FAILED = 0, 3
+EXIT_SOME_FAILED = 3
 _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 _EPILOG = """\
 exit codes: 0 all rows are there, 2 bad input, 3 some rows failed, 130 interrupted

@@ -23,6 +23,11 @@ def is_http(uri: str) -> bool:
     return urlsplit(uri).scheme in ("http", "https")
 
 
+def is_absent_file(uri: str) -> bool:
+    """Whether the URI names a sqlite file that is yet to be made, so that there is nothing to be read; makes none."""
+    return uri.startswith(_SQLITE_PREFIX) and not Path(uri.removeprefix(_SQLITE_PREFIX)).exists()
+
+
 def check_usable(uri: str) -> None:
     """Refuse what cannot work; makes the folder of a sqlite file, and changes nothing else.
 

@@ -6,14 +6,14 @@ Shapes: T tokens, E hidden size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from kvmerger.batch import Answer, Batch
 from kvmerger.compress import DID_NOTHING, Compressed, merged_counters
 from kvmerger.device_time import now_s
-from kvmerger.fidelity import Fidelity, compare, continuation_nll
+from kvmerger.fidelity import compare, continuation_nll, fetched
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.models import LoadedModel
 from kvmerger.variants import FULL
@@ -27,6 +27,7 @@ class Reference:
     hidden_TE: Tensor
 
 
+_FIDELITY, _NLL = "fidelity", "nll"
 References = Mapping[int, Reference]
 """By question index."""
 
@@ -74,30 +75,28 @@ class Answering:
                 for index, row in batch.rows.items()
                 if row.label == FULL
             }
-        nlls = self._gold_nlls(batch)
-        measured = {
-            index: compare(self.model, references[row.question_index].hidden_TE, forced[index])
-            for index, row in batch.rows.items()
-            if index not in batch.failures
-        }
+        compared = self._compared(batch, forced, references)
+        numbers = fetched({**compared, **self._gold_nlls(batch)})
+        results_start_s = now_s(self.model.device)
         shared = {
             **seconds,
+            "batch_shared_s": batch.build_s,
+            "tails_shared_s": batch.tails_s,
             "decode_shared_s": batch.decode_s,
-            "fidelity_shared_s": now_s(self.model.device) - start_s,
+            "fidelity_shared_s": results_start_s - start_s,
         }
         if batch.record_s:
             shared["record_graph_shared_s"] = batch.record_s
         if batch.rules_s is not None:
             shared["decode_rules_shared_s"] = batch.rules_s
-        results = [
+        results: list[Generation | VariantFailure] = [
             _failure(batch, index)
             if index in batch.failures
-            else self._generation(
-                batch, index, answers[index], measured[index], nlls.get(index), shared, peak_bytes
-            )
+            else self._generation(batch, index, answers[index], numbers, len(forced[index]), peak_bytes)
             for index in sorted(batch.rows)
         ]
-        return Answered(results, references)
+        shared["results_shared_s"] = now_s(self.model.device) - results_start_s
+        return Answered([_with_seconds(result, shared) for result in results], references)
 
     def _fidelity_tokens(
         self, batch: Batch, answers: Mapping[int, Answer], references: References | None
@@ -116,44 +115,61 @@ class Answering:
     def _cut(self, full: Answer) -> tuple[int, ...]:
         return full.token_ids[: self.max_fidelity_tokens]
 
-    def _gold_nlls(self, batch: Batch) -> dict[int, float]:
+    def _compared(
+        self, batch: Batch, forced: Mapping[int, Tensor], references: References
+    ) -> dict[tuple[str, int], Tensor]:
+        """KL and agreement of every row that has not failed, on the device."""
+        compared: dict[tuple[str, int], Tensor] = {}
+        for question, reference in references.items():
+            of_question = {
+                (_FIDELITY, index): forced[index]
+                for index, row in batch.rows.items()
+                if row.question_index == question and index not in batch.failures
+            }
+            compared |= compare(self.model, reference.hidden_TE, of_question)
+        return compared
+
+    def _gold_nlls(self, batch: Batch) -> dict[tuple[str, int], Tensor]:
+        """Gold answers' NLL of every row that has one and has not failed, on the device."""
         gold = {
             index: self.prompt.questions[row.question_index].gold_ids for index, row in batch.rows.items()
         }
         longest = max(len(question.gold_ids) for question in self.prompt.questions)
-        return {
-            index: continuation_nll(self.model, hidden_TE, gold[index])
+        hidden = {
+            (_NLL, index): hidden_TE
             for index, hidden_TE in batch.force(gold, longest).items()
             if index not in batch.failures
         }
+        return continuation_nll(self.model, hidden, {key: gold[key[1]] for key in hidden})
 
     def _generation(
         self,
         batch: Batch,
         index: int,
         own: Answer,
-        fidelity: Fidelity,
-        answer_nll: float | None,
-        seconds: Mapping[str, float],
+        numbers: Mapping[tuple[str, int], tuple[float, ...]],
+        num_fidelity_tokens: int,
         peak_bytes: int | None,
     ) -> Generation:
         row = batch.rows[index]
         compressed = self.compressed[row.label]
-        trace = batch.trace_of(index, len(own.token_ids), self.full_kv_bytes)
+        kl_mean, top1_agreement = numbers[_FIDELITY, index]
+        kv_bytes = compressed.nbytes
+        trace = batch.trace_of(index, len(own.token_ids), self.full_kv_bytes, kv_bytes)
         return Generation(
             label=row.label,
             question_index=row.question_index,
             token_ids=own.token_ids,
             stop_reason="eos" if own.is_complete else "length",
-            kl_mean=fidelity.kl_mean,
-            top1_agreement=fidelity.top1_agreement,
-            num_fidelity_tokens=fidelity.num_tokens,
-            answer_nll=answer_nll,
+            kl_mean=kl_mean,
+            top1_agreement=top1_agreement,
+            num_fidelity_tokens=num_fidelity_tokens,
+            answer_nll=numbers.get((_NLL, index), (None,))[0],
             slots_LH=tuple(layer.num_slots_H for layer in row.prefix),
             asked_slots=compressed.asked_slots,
-            kv_bytes=compressed.nbytes,
+            kv_bytes=kv_bytes,
             full_kv_bytes=self.full_kv_bytes,
-            tail_bytes=max(point.live_bytes for point in trace[1:]) - compressed.nbytes,
+            tail_bytes=max(point.live_bytes for point in trace[1:]) - kv_bytes,
             peak_bytes=peak_bytes,
             degenerate_reason=_degenerate_reason(batch, index, compressed),
             counters={
@@ -161,9 +177,17 @@ class Answering:
                 **_budget_counter(compressed),
                 **batch.counters_by_row.get(index, {}),
             },
-            seconds={**seconds, "compress_s": compressed.compress_s},
+            seconds={"compress_s": compressed.compress_s},
             trace=trace,
         )
+
+
+def _with_seconds(
+    result: Generation | VariantFailure, shared: Mapping[str, float]
+) -> Generation | VariantFailure:
+    if isinstance(result, VariantFailure):
+        return result
+    return replace(result, seconds={**shared, **result.seconds})
 
 
 def _failure(batch: Batch, index: int) -> VariantFailure:

@@ -3,11 +3,15 @@
 The model is called with ``use_cache=False``, explicit ``position_ids`` and the session as a forward keyword. Nothing in
 transformers is patched or subclassed; without a session the call fails instead of computing something else.
 
-Shapes: B rows, T tokens, Q query heads, H KV heads, D head size.
+Where a decoder is one that `fused_decoder` computes in fewer kernels, that calls the session in transformers' place.
+
+Shapes: B rows, T tokens, E hidden size, Q query heads, H KV heads, D head size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -27,6 +31,25 @@ class Session(Protocol):
         self, layer_index: int, q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float
     ) -> Tensor:
         """Attention output (B, T, Q, D) of one layer; k and v are those of the new tokens only."""
+
+
+InputWatch = Callable[[Tensor, nn.Module], None]
+"""Gets what goes into a layer's attention (B, T, E), and the attention module, right before the session is asked."""
+
+
+@contextmanager
+def watching_inputs(attention_modules: Sequence[nn.Module], watch: InputWatch) -> Iterator[None]:
+    """Inside, ``watch`` is told by transformers' modules themselves; reads only, and leaves no hook behind."""
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        watch(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0], module)
+
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in attention_modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def register_attention() -> None:

@@ -22,7 +22,6 @@ from kvmerger.decoding_rows import DecodingRows, RuleFailure
 from kvmerger.device_time import now_s
 from kvmerger.extend import Extended, extend, pad_tokens
 from kvmerger.generation import Prompt, Question
-from kvmerger.layer_cache import storage_bytes
 from kvmerger.memory import MemoryPoint
 from kvmerger.models import LoadedModel
 from kvmerger.ragged_cache import Prefix, RaggedCache
@@ -78,6 +77,7 @@ class Batch:
 
         With ``graphs`` the batch answers by recorded steps, and lives in their memory: it ends where the next one begins.
         """
+        start_s = now_s(model.device)
         self.rows = dict(row_by_index)
         self.decode_s = 0.0
         self.rules_s: float | None = None
@@ -103,7 +103,11 @@ class Batch:
         rules = {index: row.rule for index, row in self.rows.items() if row.rule is not None}
         self._decoding = DecodingRows(rules, model.device)
         self._own_trace: dict[int, list[MemoryPoint]] = {}
+        self.build_s = now_s(model.device) - start_s
+        """Until tails could be read: tables and memory."""
         self._tail_hidden_RE = self._read_tails()
+        self.tails_s = now_s(model.device) - start_s - self.build_s
+        """What reading them took."""
 
     @property
     def failures(self) -> Mapping[int, RuleFailure]:
@@ -169,7 +173,9 @@ class Batch:
             for index, ids in feed.items()
         }
 
-    def trace_of(self, index: int, num_new_tokens: int, context_bytes: int) -> tuple[MemoryPoint, ...]:
+    def trace_of(
+        self, index: int, num_new_tokens: int, context_bytes: int, prefix_bytes: int
+    ) -> tuple[MemoryPoint, ...]:
         """A row's own memory: the uncompressed context, then its prefix, then one more tail token per step.
 
         Under a decode rule it is what was held at each step of the row's own answer.
@@ -177,7 +183,6 @@ class Batch:
         points = [MemoryPoint(0, "prefill", context_bytes, context_bytes)]
         if index in self._own_trace:
             return (*points, *self._own_trace[index])
-        prefix_bytes = storage_bytes(t for layer in self.rows[index].prefix for t in layer.tensors())
         reserved_bytes = prefix_bytes + self.cache.tail_bytes_of(self.cache.tail_capacity)
         for step in range(num_new_tokens):
             # The last token is never fed back, so a row of n new tokens ends with n - 1 of them in its tail.

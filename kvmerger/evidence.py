@@ -95,12 +95,16 @@ class Evidence:
         self.device = states.k_HND.device
         self.prompt_seed = prompt_seed
         """From the prompt's tokens and the sweep's seed: randomness that is the same wherever the item runs."""
-        self.layers: tuple[Evidence, ...] = (self,)
-        """Itself; of layers that are compressed as one, each layer's, with heads one layer after the other."""
         self._states: LayerStates = states
         self._is_in_prefill = True
         self._cache: dict[Need, Tensor] = {}
         self._errors: dict[Need, Exception] = {}
+
+    @property
+    def layers(self) -> tuple[Evidence, ...]:
+        """Itself; of layers that are compressed as one, each layer's, with heads one layer after the other."""
+        # Held by itself it would be garbage that counts no references, and a prompt's K/V with it.
+        return (self,)
 
     def get(self, need: Need) -> Tensor:
         """The evidence ``need`` names; computed on first use. Treat it as read-only: others get the same tensor.

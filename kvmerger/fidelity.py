@@ -1,57 +1,85 @@
-"""How far a variant's next-token distributions are from the full cache's, teacher-forced on the same tokens.
+"""How far variants' next-token distributions are from the full cache's, teacher-forced on the same tokens.
 
-Logits exist for a few tokens at a time only. Each row is compared on its own, so the result does not depend on which
-other rows ran.
+Logits exist for a few tokens of two rows at a time only. Each row is compared on its own, so the result does not depend on
+which other rows ran. Numbers stay on the device, where all rows' can be fetched at once.
 
 Shapes: T tokens, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import itertools
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from kvmerger.models import LoadedModel
+from kvmerger.uploads import upload
 
 # fp32 logits alive at a time, per model call: 64 MiB.
 _MAX_CHUNK_LOGITS = 2**24
+_Row = TypeVar("_Row", bound=Hashable)
 
 
-class Fidelity(NamedTuple):
-    """Means over `num_tokens` tokens of the full row's own answer.
+def compare(
+    model: LoadedModel, full_TE: Tensor, variant_TE_by_row: Mapping[_Row, Tensor]
+) -> dict[_Row, Tensor]:
+    """Compare rows' hidden states with the full row's (T ≥ 1) at the same teacher-forced positions.
 
-    kl_mean: KL(p_full ‖ p_variant), nats. top1_agreement: share (0–1) of tokens ranked first by both.
+    Returns:
+        fp64 (2) for every row, means over the T tokens: KL(p_full ‖ p_variant) in nats, and the share (0–1) of tokens that
+        both rank first. Nothing has waited for the device.
     """
-
-    kl_mean: float
-    top1_agreement: float
-    num_tokens: int
-
-
-def compare(model: LoadedModel, full_TE: Tensor, variant_TE: Tensor) -> Fidelity:
-    """Compare two rows' hidden states (T ≥ 1) at the same teacher-forced positions."""
-    kls, agreements = [], []
+    kls: dict[_Row, list[Tensor]] = {row: [] for row in variant_TE_by_row}
+    agreements: dict[_Row, list[Tensor]] = {row: [] for row in variant_TE_by_row}
     for chunk in _chunks(model, full_TE.shape[0]):
         full_TV = model.logits(full_TE[chunk]).log_softmax(dim=-1)
-        variant_TV = model.logits(variant_TE[chunk]).log_softmax(dim=-1)
-        kls.append((full_TV.exp() * (full_TV - variant_TV)).sum(dim=-1))
-        agreements.append(full_TV.argmax(dim=-1) == variant_TV.argmax(dim=-1))
-    # Rounding can take a KL of 0 slightly below it.
-    kl_mean = float(torch.cat(kls).double().mean().clamp_min(0))
-    return Fidelity(kl_mean, float(torch.cat(agreements).double().mean()), full_TE.shape[0])
+        best_T, p_full_TV = full_TV.argmax(dim=-1), full_TV.exp()
+        for row, variant_TE in variant_TE_by_row.items():
+            variant_TV = model.logits(variant_TE[chunk]).log_softmax(dim=-1)
+            kls[row].append((p_full_TV * (full_TV - variant_TV)).sum(dim=-1))
+            agreements[row].append(best_T == variant_TV.argmax(dim=-1))
+    return {
+        # Rounding can take a KL of 0 slightly below it.
+        row: torch.stack([_mean(kls[row]).clamp_min(0), _mean(agreements[row])])
+        for row in variant_TE_by_row
+    }
 
 
-def continuation_nll(model: LoadedModel, hidden_TE: Tensor, token_ids: Sequence[int]) -> float:
-    """Mean negative log-likelihood per token, nats, of ``token_ids`` (T ≥ 1) under the distributions before each."""
-    target_T = torch.tensor(token_ids, device=hidden_TE.device)
-    nlls = []
-    for chunk in _chunks(model, hidden_TE.shape[0]):
-        log_probs_TV = model.logits(hidden_TE[chunk]).log_softmax(dim=-1)
-        nlls.append(-log_probs_TV.gather(1, target_T[chunk, None]).squeeze(1))
-    return float(torch.cat(nlls).double().mean())
+def continuation_nll(
+    model: LoadedModel, hidden_TE_by_row: Mapping[_Row, Tensor], ids_by_row: Mapping[_Row, Sequence[int]]
+) -> dict[_Row, Tensor]:
+    """Mean negative log-likelihood per token, nats, of a row's ids (T ≥ 1) under the distributions before each.
+
+    Returns:
+        fp64 (1) for every row with hidden states. Nothing has waited for the device.
+    """
+    nlls = {}
+    for row, hidden_TE in hidden_TE_by_row.items():
+        target_T = upload(ids_by_row[row], hidden_TE.device)
+        parts = []
+        for chunk in _chunks(model, hidden_TE.shape[0]):
+            log_probs_TV = model.logits(hidden_TE[chunk]).log_softmax(dim=-1)
+            parts.append(-log_probs_TV.gather(1, target_T[chunk, None]).squeeze(1))
+        nlls[row] = _mean(parts)[None]
+    return nlls
+
+
+def fetched(numbers_by_row: Mapping[_Row, Tensor]) -> dict[_Row, tuple[float, ...]]:
+    """Every row's numbers (fp64, of one dimension) on the host; waits for the device once, for all of them."""
+    if not numbers_by_row:
+        return {}
+    sizes = [len(numbers) for numbers in numbers_by_row.values()]
+    values = iter(torch.cat(list(numbers_by_row.values())).tolist())
+    return {
+        row: tuple(itertools.islice(values, size)) for row, size in zip(numbers_by_row, sizes, strict=True)
+    }
+
+
+def _mean(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)).double().mean()
 
 
 def _chunks(model: LoadedModel, num_tokens: int) -> Iterator[slice]:

@@ -54,10 +54,13 @@ def run_fused(
     full_bytes = Compressed(FULL, prefilled.layers, None, 0.0).nbytes
     expected = expected_bytes(ordered, prompt, full_bytes, prefilled.evidence[0].prompt_seed)
     for group in groups:
+        plan_start_s = now_s(model.device)
         free_bytes = plannable_bytes(model.device)
         if free_bytes is not None:
             free_bytes -= tail_bytes(group.bucket, prompt, full_bytes)
-        for part in by_bytes(group, expected, free_bytes):
+        parts = list(by_bytes(group, expected, free_bytes))
+        seconds["plan_shared_s"] = seconds.get("plan_shared_s", 0.0) + now_s(model.device) - plan_start_s
+        for part in parts:
             run.answer(part, ordered)
     run.answer_references(groups[0].bucket)
     return [*run.results, *run.failures]

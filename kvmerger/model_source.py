@@ -92,7 +92,7 @@ def load_info(
         head_dim=head_dim,
         vocab_size=config.vocab_size,
         max_positions=min(
-            config.max_position_embeddings, _sliding_window(config) or config.max_position_embeddings
+            config.max_position_embeddings, sliding_window(config) or config.max_position_embeddings
         ),
         dtype=dtype_name,
         device=device_name,
@@ -123,10 +123,11 @@ def check_config(name: str, config: Any) -> None:
 
 def _is_uniform_sliding(config: Any, layer_types: set[str]) -> bool:
     """One window in every layer is full attention for prompts shorter than it; `max_positions` enforces that."""
-    return layer_types == {"sliding_attention"} and _sliding_window(config) is not None
+    return layer_types == {"sliding_attention"} and sliding_window(config) is not None
 
 
-def _sliding_window(config: Any) -> int | None:
+def sliding_window(config: Any) -> int | None:
+    """The window of ``config``, or None where none is in use."""
     if getattr(config, "use_sliding_window", True) is False:
         return None
     return getattr(config, "sliding_window", None)

@@ -8,10 +8,8 @@ Shapes: N tokens, Q query heads, H KV heads, D head size, T = N here, B = 1.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,20 +59,9 @@ class PrefillSession:
         self.evidence.append(evidence)
         return out_BTQD
 
-    @contextmanager
-    def watching_inputs(self, attention_modules: Sequence[nn.Module], rotary: nn.Module) -> Iterator[None]:
-        """Note what goes into each attention module while inside; reads only, and leaves no hook behind."""
-
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden_BTE = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-            self._attention_input = (hidden_BTE[0], module, rotary)
-
-        hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in attention_modules]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def see_input(self, hidden_NE: Tensor, attention: nn.Module, rotary: nn.Module) -> None:
+        """Note what goes into the attention module that asks next; see `LayerStates`."""
+        self._attention_input = (hidden_NE, attention, rotary)
 
 
 def prefill(
@@ -87,9 +74,11 @@ def prefill(
     ids_1T = torch.tensor([context_ids], device=model.device)
     position_1T = torch.arange(ids_1T.shape[1], device=model.device)[None]
     session = PrefillSession(model.info.num_layers, needs, prompt_seed(context_ids, seed))
-    is_watched = needs_hidden_states(needs)
-    with session.watching_inputs(model.attention_modules, model.rotary) if is_watched else nullcontext():
-        model.hidden_states(ids_1T, position_1T, session)
+
+    def watch(hidden_1NE: Tensor, attention: nn.Module) -> None:
+        session.see_input(hidden_1NE[0], attention, model.rotary)
+
+    model.visit_layers(ids_1T, position_1T, session, watch if needs_hidden_states(needs) else None)
     return Prefilled(tuple(session.layers), tuple(session.evidence))
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kvmerger.kernels.dispatch import write_tails
 from kvmerger.kernels.row_table import PrefixTable
 from kvmerger.layer_cache import LayerCache, storage_bytes
 from kvmerger.ragged_layer import OneEach, RaggedLayer, Room
@@ -67,6 +68,9 @@ class RaggedCache:
         shape = (len(self._prefixes), template[0].num_heads, tail_capacity, template[0].k_SD.shape[1])
         self._tail_k = [layer.k_SD.new_zeros(shape) for layer in template] if room is None else room.tail_k_L
         self._tail_v = [layer.v_SD.new_zeros(shape) for layer in template] if room is None else room.tail_v_L
+        self._tail_token_bytes = sum(
+            2 * tail.shape[1] * tail.shape[3] * tail.element_size() for tail in self._tail_k
+        )
         self._tail_length_R = (0,) * len(self._prefixes)
         self._num_read_R = self._tail_length_R
         self._lent_rows: set[int] = set()
@@ -104,9 +108,9 @@ class RaggedCache:
         """
         arrival = self._arrival_of(num_new_R, k_RHTD.shape[2], k_RHTD.device)
         tails = (self._tail_k[layer_index], self._tail_v[layer_index])
-        for tail_RHCD, new_RHTD in zip(tails, (k_RHTD, v_RHTD), strict=True):
-            new_NHD = new_RHTD.transpose(1, 2)[arrival.row_N, arrival.token_N]
-            tail_RHCD.transpose(1, 2)[arrival.row_N, arrival.place_N] = new_NHD
+        write_tails(
+            tails, (k_RHTD, v_RHTD), arrival.row_N, arrival.token_N, arrival.place_N, arrival.lengths_2R
+        )
         device_rows = None
         if self._table is not None:
             self._table.follow(self._prefixes)
@@ -120,12 +124,11 @@ class RaggedCache:
     ) -> RaggedLayer:
         """Write one new key and value of one layer behind every row's tail; nothing waits for the device.
 
-        A row that reads no token gets one all the same, behind its end, where nobody looks. With a prefix table, which must
-        be up to date (`follow`), the lengths of the layer that is returned are bounds: a device kernel has its own.
+        A row that reads no token may get one all the same, behind its end, where nobody looks. With a prefix table, which
+        must be up to date (`follow`), the lengths of the layer that is returned are bounds: a device kernel has its own.
         """
         tails = (self._tail_k[layer_index], self._tail_v[layer_index])
-        for tail_RHCD, new_RH1D in zip(tails, (k_RH1D, v_RH1D), strict=True):
-            tail_RHCD.transpose(1, 2)[arrival.row_R, arrival.place_R] = new_RH1D[:, :, 0]
+        write_tails(tails, (k_RH1D, v_RH1D), arrival.row_R, 0, arrival.place_R, arrival.lengths_2R)
         prefix_R = self._prefixes_of(layer_index)
         if self._table is None:
             tail_start_R, num_new_R = (tuple(counts) for counts in arrival.lengths_2R.tolist())
@@ -259,9 +262,7 @@ class RaggedCache:
 
     def tail_bytes_of(self, num_tokens: int) -> int:
         """Bytes that ``num_tokens`` of one row's tail take, over all layers."""
-        return sum(
-            2 * num_tokens * tail.shape[1] * tail.shape[3] * tail.element_size() for tail in self._tail_k
-        )
+        return num_tokens * self._tail_token_bytes
 
     def check_integrity(self) -> None:
         """Raise ValueError unless every prefix is sound and every tail fits its room."""

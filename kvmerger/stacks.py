@@ -38,13 +38,18 @@ class StackedEvidence(Evidence):
         self.layer_index, self.num_layers = first.layer_index, first.num_layers
         self.num_heads, self.num_tokens = first.num_heads * len(layers), first.num_tokens
         self.device, self.prompt_seed = first.device, first.prompt_seed
-        self.layers = tuple(layers)
+        self._layers = tuple(layers)
         self._stacked: dict[Need, Tensor] = {}
+
+    @property
+    def layers(self) -> tuple[Evidence, ...]:
+        """Each layer's."""
+        return self._layers
 
     def get(self, need: Need) -> Tensor:
         """Every layer's, one after the other."""
         if need not in self._stacked:
-            self._stacked[need] = torch.cat([layer.get(need) for layer in self.layers])
+            self._stacked[need] = torch.cat([layer.get(need) for layer in self._layers])
         return self._stacked[need]
 
 

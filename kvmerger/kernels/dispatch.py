@@ -1,5 +1,5 @@
-"""Which kernel computes attention over ragged caches, a prompt's attention mass, and what compressing consists of: Triton's
-on a GPU where it can, the references everywhere else."""
+"""Who computes attention over ragged caches, a prompt's attention mass, new tokens' places, and what compressing consists of:
+Triton on a GPU where it can, the references everywhere else."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kvmerger import ranking
 from kvmerger.kernels import merging_reference, nearest_reference, prompt_reference, reference
+from kvmerger.kernels.layer_reference import LayerKernels
 from kvmerger.kernels.reference import Attended
 from kvmerger.layer_cache import LayerCache
 from kvmerger.ragged_layer import RaggedLayer
@@ -52,6 +53,35 @@ def window_attention(
     from kvmerger.kernels import triton_prompt
 
     return triton_prompt.window_attention(q_QND, k_HND, scaling, window_tokens, lse_QN)
+
+
+def write_tails(
+    tails: tuple[Tensor, Tensor],
+    new: tuple[Tensor, Tensor],
+    row_N: Tensor,
+    token_N: Tensor | int,
+    place_N: Tensor,
+    lengths_2R: Tensor,
+) -> None:
+    """`reference.write_tails` for each row's first ``lengths_2R[1, r]`` tokens, from place ``lengths_2R[0, r]`` on (int32).
+
+    Of a row that has fewer new tokens than the indices say, the reference writes more.
+    """
+    if not is_for_triton(new[0]):
+        reference.write_tails(tails, new, row_N, token_N, place_N)
+        return
+    from kvmerger.kernels import triton_tails
+
+    triton_tails.write_tails(*tails, *new, *lengths_2R)
+
+
+def layer_kernels(device: str, head_dim: int, dtype: torch.dtype) -> LayerKernels | None:
+    """What a fused decoder computes with on ``device``; None where transformers' own layers are as good."""
+    if backend_name(device, head_dim, dtype) != "triton":
+        return None
+    from kvmerger.kernels import triton_layer
+
+    return triton_layer
 
 
 def is_among_highest(scores_HN: Tensor, count_H: tuple[int, ...]) -> Tensor:

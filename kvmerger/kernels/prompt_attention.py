@@ -81,9 +81,11 @@ def _flash(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> tu
 def _cudnn(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     attend = torch.ops.aten._scaled_dot_product_cudnn_attention
     num_tokens = q_BQTD.shape[2]
-    # No token sees what comes after it, so padding at the end changes nothing before it.
-    padding = (0, 0, 0, -num_tokens % PLAN_TOKENS)
-    q_BQTD, k_BHTD, v_BHTD = (F.pad(tensor, padding) for tensor in (q_BQTD, k_BHTD, v_BHTD))
+    if num_padding := -num_tokens % PLAN_TOKENS:
+        # No token sees what comes after it, so padding at the end changes nothing before it.
+        q_BQTD, k_BHTD, v_BHTD = (
+            F.pad(tensor, (0, 0, 0, num_padding)) for tensor in (q_BQTD, k_BHTD, v_BHTD)
+        )
     out_BQTD, lse_BQT1, *_ = attend(q_BQTD, k_BHTD, v_BHTD, None, True, 0.0, True, False, scale=scaling)
     return out_BQTD[:, :, :num_tokens], lse_BQT1.flatten(2)[:, :, :num_tokens]
 

@@ -113,3 +113,15 @@ def _is_future(num_groups: int, num_new: int, tail_start: int, device: torch.dev
     """Which tail tokens each query must not see: bool (X, C)."""
     query_X = torch.arange(num_new, device=device).repeat(num_groups) + tail_start
     return torch.arange(tail_start + num_new, device=device)[None, :] > query_X[:, None]
+
+
+def write_tails(
+    tails: tuple[Tensor, Tensor],
+    new: tuple[Tensor, Tensor],
+    row_N: Tensor,
+    token_N: Tensor | int,
+    place_N: Tensor,
+) -> None:
+    """Write new keys and values (R, H, T, D) into tails (R, H, C, D): of row ``row_N`` token ``token_N`` at ``place_N``."""
+    for tail_RHCD, new_RHTD in zip(tails, new, strict=True):
+        tail_RHCD.transpose(1, 2)[row_N, place_N] = new_RHTD.transpose(1, 2)[row_N, token_N]

@@ -1,8 +1,8 @@
 """The Triton kernels of ragged attention: what one program computes, with no idea of torch.
 
-A program's numbers come from its own row alone: splits are of a fixed number of slots, counted from the row's own first
-slot, and they are put together in ascending order. Nothing is added atomically. Everything that a program is responsible
-for is written, zeros included, so outputs may start as any memory.
+A program's numbers come from its own row alone: how many slots a split has follows from the head's own length, splits are
+counted from its first slot, and they are put together in ascending order. Nothing is added atomically. Everything that a
+program is responsible for is written, zeros included, so outputs may start as any memory.
 
 Shapes: R rows, H KV heads, G query heads of a KV head, T tokens, X = T·G queries of a KV head (x = t·G + g), D head size,
 S slots or tail tokens of a block, P parts: the splits of a prefix, then those of its tail.
@@ -22,7 +22,7 @@ def attend_kernel(
     scaling, num_heads, num_groups, num_tokens, num_parts,
     q_stride_R, q_stride_Q, q_stride_T, tail_stride_R, tail_stride_H,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_S: tl.constexpr,
-    SPLIT_SLOTS: tl.constexpr, IS_SPLIT: tl.constexpr,
+    SPLIT_SLOTS: tl.constexpr, MOST_PARTS: tl.constexpr, IS_SPLIT: tl.constexpr,
 ):
     # fmt: on
     """One row, KV head and block of queries, over one part of the slots (IS_SPLIT) or over all of them.
@@ -39,7 +39,7 @@ def attend_kernel(
     columns = prefix_RH5 + row_head * 5
     prefix_begin, prefix_end, tail_begin, tail_end, is_mine = _bounds(
         part, tl.load(columns + 4).to(tl.int32), tail_start, num_new, tl.program_id(2) * BLOCK_X,
-        num_groups, BLOCK_X, SPLIT_SLOTS, IS_SPLIT,
+        num_groups, BLOCK_X, SPLIT_SLOTS, MOST_PARTS, IS_SPLIT,
     )
     if is_mine:
         q_start_X = row * q_stride_R + query_head_X * q_stride_Q + token_X * q_stride_T
@@ -70,7 +70,7 @@ def attend_kernel(
 @triton.jit
 def _bounds(
     part, num_slots, tail_start, num_new, first_x, num_groups,
-    BLOCK_X: tl.constexpr, SPLIT_SLOTS: tl.constexpr, IS_SPLIT: tl.constexpr,
+    BLOCK_X: tl.constexpr, SPLIT_SLOTS: tl.constexpr, MOST_PARTS: tl.constexpr, IS_SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Where a program's slots and tail tokens begin and end, and whether there is anything for it to do."""
     # Nobody in this block looks behind its last query's own token.
@@ -80,14 +80,21 @@ def _bounds(
     tail_begin, tail_end = 0, tl.where(has_query, tail_start + last_token + 1, 0)
     is_mine = part == 0
     if IS_SPLIT:
-        num_prefix_parts = tl.cdiv(num_slots, SPLIT_SLOTS)
+        split_slots = _split_slots(num_slots, SPLIT_SLOTS, MOST_PARTS)
+        num_prefix_parts = tl.cdiv(num_slots, split_slots)
         num_own_parts = num_prefix_parts + tl.cdiv(tail_start + num_new, SPLIT_SLOTS)
         is_mine = has_query & (part < num_own_parts)
-        prefix_begin = part * SPLIT_SLOTS
-        prefix_end = tl.minimum(prefix_end, prefix_begin + SPLIT_SLOTS)
+        prefix_begin = part * split_slots
+        prefix_end = tl.minimum(prefix_end, prefix_begin + split_slots)
         tail_begin = tl.where(part < num_prefix_parts, tail_end, (part - num_prefix_parts) * SPLIT_SLOTS)
         tail_end = tl.minimum(tail_end, tail_begin + SPLIT_SLOTS)
     return prefix_begin, prefix_end, tail_begin, tail_end, is_mine
+
+
+@triton.jit
+def _split_slots(num_slots, SPLIT_SLOTS: tl.constexpr, MOST_PARTS: tl.constexpr):
+    """Slots of each part of a prefix: whole multiples of SPLIT_SLOTS, as many as make at most MOST_PARTS parts."""
+    return SPLIT_SLOTS * tl.maximum(tl.cdiv(num_slots, SPLIT_SLOTS * MOST_PARTS), 1)
 
 
 @triton.jit
@@ -163,7 +170,8 @@ def _take_in(
 def combine_kernel(
     part_out_RHPXD, part_lse_RHPX, prefix_RH5, tail_start_R, num_new_R, out_RTQD, lse_RHX,
     num_heads, num_groups, num_tokens, num_parts,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, SPLIT_SLOTS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
+    SPLIT_SLOTS: tl.constexpr, MOST_PARTS: tl.constexpr,
 ):
     # fmt: on
     """Put the parts of one query together, in their order; zeros for a query that the row does not have."""
@@ -175,7 +183,8 @@ def combine_kernel(
     token = x // num_groups
     num_new = tl.load(num_new_R + row)
     num_slots = tl.load(prefix_RH5 + row_head * 5 + 4).to(tl.int32)
-    own_parts = tl.cdiv(num_slots, SPLIT_SLOTS) + tl.cdiv(tl.load(tail_start_R + row) + num_new, SPLIT_SLOTS)
+    own_parts = tl.cdiv(num_slots, _split_slots(num_slots, SPLIT_SLOTS, MOST_PARTS))
+    own_parts += tl.cdiv(tl.load(tail_start_R + row) + num_new, SPLIT_SLOTS)
     own_parts = tl.where(token < num_new, own_parts, 0)
     d_D = tl.arange(0, BLOCK_D)
     acc_D = tl.zeros([BLOCK_D], dtype=tl.float32)

@@ -9,7 +9,7 @@ from kvmerger.batch import Batch, bucket_for
 from kvmerger.compress import compress_all
 from kvmerger.counted_draws import uniform
 from kvmerger.engine import Engine
-from kvmerger.models import LoadedModel
+from kvmerger.models import LoadedModel, probed
 from kvmerger.prefill import prefill
 from kvmerger.variants import FULL, build_variant, parse_policies
 from tests.kvmerger import test_decoding
@@ -23,7 +23,7 @@ ALLOCATOR_TOLERANCE = 0.02
 
 def on_cuda(seed: int, dtype: torch.dtype) -> TinyModel:
     model = tiny_model(seed, dtype)
-    ours = LoadedModel(model.ours.module.to("cuda"), model.ours.info, frozenset())
+    ours = probed(LoadedModel(model.ours.module.to("cuda"), model.ours.info, frozenset()))
     return TinyModel(ours, model.plain.to("cuda"))
 
 

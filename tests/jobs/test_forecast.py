@@ -16,7 +16,11 @@ ROW = {
     "context_tokens": 100,
     "new_tokens": 3,
 }
-SECONDS = {"prefill_shared_s": 2.0, "decode_shared_s": 3.0, "fidelity_shared_s": 1.0}
+SECONDS = {
+    "prefill_shared_s": 2.0, "plan_shared_s": 0.25, "batch_shared_s": 0.125, "tails_shared_s": 0.5,
+    "decode_shared_s": 3.0, "record_graph_shared_s": 0.75, "fidelity_shared_s": 1.0, "results_shared_s": 0.0625,
+}  # fmt: skip
+ONE_BATCH_S = 0.125 + 0.5 + 3 + 1 + 0.0625  # recording a graph lies within decoding
 
 
 def row(variant: str, compress_s: float, **values: object) -> dict:
@@ -28,7 +32,9 @@ def test_measured_units_set_the_pace_and_shared_phases_count_once() -> None:
     rows = [row("a", 0.5), row("b", 1.5), {**ROW, "status": "failed", "seconds": None, "unit_id": "v"}]
     owed = sum(unit.cost_tokens for unit in plan.units)
     foreseen = forecast(plan, 10, "cpu", rows)
-    assert foreseen.device_s == pytest.approx(owed * (2 + 0.5 + 1.5 + 3 + 1) / cost_tokens_of(100, [3]))
+    assert foreseen.device_s == pytest.approx(
+        owed * (2.25 + 0.5 + 1.5 + ONE_BATCH_S) / cost_tokens_of(100, [3])
+    )
     assert "1 finished units" in foreseen.source
 
 

@@ -77,6 +77,12 @@ def test_nothing_is_the_baseline_before_a_promotion(client: MlflowClient, baseli
     assert MlflowBaseline(baselines.uri, "no such experiment", baselines.root).find() is None
 
 
+def test_asking_for_a_baseline_makes_no_database(tmp_path: Path) -> None:
+    folder = tmp_path / "not yet"
+    assert MlflowBaseline(f"sqlite:///{folder / 'mlflow.db'}", EXPERIMENT, tmp_path).find() is None
+    assert not folder.exists()
+
+
 def test_the_promoted_nights_rows_come_back_under_the_plans_labels(
     client: MlflowClient, baselines: MlflowBaseline, tmp_path: Path
 ) -> None:

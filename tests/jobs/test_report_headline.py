@@ -25,6 +25,8 @@ def test_few_contexts_are_called_too_few_and_nobody_is_said_to_be_worse(num_task
     text = sentence_of(make_sweep_rows(random.Random(seed), {"a@0.5": 0.5}, tasks, 10))
     assert text.startswith("Too few to rank policies by (") and "10 contexts" in text
     assert "measurably" not in text
+    one = sentence_of(make_sweep_rows(random.Random(seed), {"a@0.5": 0.5}, tasks, 1))
+    assert "1 context" in one and "1 contexts" not in one
 
 
 def test_enough_contexts_give_a_verdict_with_the_range(seed: int) -> None:

@@ -1,5 +1,7 @@
 """Whole runs: every variant comes back once, fused or isolated, and a failing one takes nobody with it."""
 
+import gc
+import time
 from dataclasses import dataclass, replace
 
 import pytest
@@ -231,3 +233,44 @@ def test_padding_of_a_short_question_is_no_position_of_its_own(seed: int) -> Non
 def test_limits_that_leave_nothing_are_refused(limits: dict) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Limits(**limits)
+
+
+def test_a_run_leaves_no_tensor_to_the_garbage_collector(seed: int) -> None:
+    """What only the collector frees may stay for many prompts, K/V of all layers among it."""
+    engine, prompt = Engine(tiny_model(seed).ours), make_prompt(seed, 120, "query_agnostic")
+    engine.run(prompt, variants())  # what is made once
+    gc.collect()
+    gc.disable()
+    try:
+        before = _num_tensors()
+        results = engine.run(prompt, variants())
+        assert _num_tensors() == before
+    finally:
+        gc.enable()
+    assert len(results) > len(variants())
+
+
+PROMPT_PHASES = ("prefill_shared_s", "plan_shared_s")
+BATCH_PHASES = (
+    "batch_shared_s", "tails_shared_s", "decode_shared_s", "fidelity_shared_s", "results_shared_s",
+)  # fmt: skip
+
+
+def test_every_row_has_all_phases_and_they_do_not_overlap(seed: int) -> None:
+    engine, prompt = Engine(tiny_model(seed).ours), make_prompt(seed, 120, "query_agnostic")
+    start_s = time.perf_counter()
+    rows = engine.run(prompt, variants())
+    wall_s = time.perf_counter() - start_s
+    assert all(row.seconds.keys() == {*PROMPT_PHASES, *BATCH_PHASES, "compress_s"} for row in rows)
+    full, full_aa = (next(row.seconds for row in rows if row.label == label) for label in ("full", "full_aa"))
+    each = {row.label: row.seconds["compress_s"] for row in rows}
+    # The A/A row has a batch of its own, on the same prefill.
+    spent_s = [full[name] for name in PROMPT_PHASES] + [
+        it[name] for it in (full, full_aa) for name in BATCH_PHASES
+    ]
+    assert min(spent_s) >= 0
+    assert sum(spent_s) + sum(each.values()) <= wall_s
+
+
+def _num_tensors() -> int:
+    return sum(issubclass(type(held), Tensor) for held in gc.get_objects())

@@ -37,6 +37,8 @@ def test_append_writes_each_rows_new_tokens_behind_its_tail_and_nothing_else(
 
 
 def test_the_engine_imports_without_triton(repo_root: Path) -> None:
-    kernel = "kvmerger.kernels.triton_ragged"
-    code = f"import sys, kvmerger.engine, kvmerger.kernels.dispatch; assert {kernel!r} not in sys.modules"
+    code = (
+        "import sys, kvmerger.engine, kvmerger.kernels.dispatch\n"
+        "assert not [name for name in sys.modules if name.startswith('kvmerger.kernels.triton_')]"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=repo_root, check=True)

@@ -76,7 +76,7 @@ def make_rows(model: TinyModel, prompt: Prompt, policies: list[dict], seed: int 
 
 def state_of(batch: Batch) -> tuple:
     """What is left behind by a decode: lengths, what rules did, memory over time."""
-    traces = [batch.trace_of(index, 3, 0)[1:] for index, row in batch.rows.items() if row.rule is not None]
+    traces = [batch.trace_of(index, 3, 0, 0)[1:] for index, row in batch.rows.items() if row.rule is not None]
     acted = [batch.has_acted(index) for index in batch.rows]
     live = [[point.live_bytes for point in trace] for trace in traces]
     return batch.cache.tail_length_R, batch.cache.next_position_R, acted, live, batch.counters_by_row

@@ -203,8 +203,9 @@ def check_any_tiling(case: Case) -> None:
     from kvmerger.kernels import triton_ragged
 
     for tiling in (
-        triton_ragged.Tiling(16, 16, split_slots=48),
+        triton_ragged.Tiling(16, 16, split_slots=16, most_parts=3),
         triton_ragged.Tiling(32, 128, split_slots=128),
+        triton_ragged.Tiling(16, 16, most_split_queries=1),
     ):
         ours, theirs = attend_into_poison(case, tiling), attend_into_poison(case)
         tolerance = TOLERANCE[case.q_RQTD.dtype]
