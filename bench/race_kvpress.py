@@ -37,8 +37,6 @@ _NEEDS_EAGER = ("h2o",)
 _FULL = ("full", 1.0)
 _PROBE = ("knorm", 0.5)
 _PRESSED = (_FULL, *((name, budget) for name in EVICTING for budget in BUDGETS))
-_WARM_UP_TOKENS = 4
-"""Of an eager answer: the first token loads what all later ones run."""
 _MARGIN = 1.2
 """Times the slowest press so far: the time that must be left for another."""
 Report = Callable[[str, float | str], None]
@@ -80,11 +78,13 @@ def stock(
     assert tuple(seen["context_ids"][0].tolist()) == prompt.context_ids, "both sides must read the same ids"
     assert tuple(seen["questions_ids"][0][0].tolist()) == question.tail_ids
 
-    def answer(name: str, budget: float, num_new: int = question.max_new_tokens) -> object:
-        return pipe(context, question=tail, press=_press(name, budget), max_new_tokens=num_new)
+    def answer(name: str, budget: float) -> object:
+        return pipe(
+            context, question=tail, press=_press(name, budget), max_new_tokens=question.max_new_tokens
+        )
 
     race = PressRace(model, deadline, report, keep)
-    race.warm_up(lambda name, budget: answer(name, budget, _WARM_UP_TOKENS))
+    race.warm_up(answer)
     return race.run(answer)
 
 
@@ -102,11 +102,7 @@ def best(
     def answer(name: str, budget: float) -> object:
         return _answer(model, prompt, _way_for(name, way), name, budget, decoders)
 
-    # A graph is captured for its number of slots and of new tokens, so it warms up with all of them.
-    num_new = None if way.is_static else _WARM_UP_TOKENS
-    race.warm_up(
-        lambda name, budget: _answer(model, prompt, _way_for(name, way), name, budget, decoders, num_new)
-    )
+    race.warm_up(answer)
     return race.run(answer, lambda name: _way_for(name, way).batch)
 
 
@@ -121,10 +117,9 @@ def _fastest(
         if seconds_of and race.is_over:
             tried[str(way)] = "not tried: the time was over"
             continue
-        num_new = None if way.is_static else _WARM_UP_TOKENS
         try:
             with race.warming(f"way: {way}"):
-                _answer(model, prompt, way, *_PROBE, decoders, num_new)
+                _answer(model, prompt, way, *_PROBE, decoders)
             run = timed(partial(_answer, model, prompt, way, *_PROBE, decoders), model.device)
             tried[str(way)] = seconds_of[way] = run.seconds / way.batch
         except Exception as error:  # noqa: BLE001 - a way that does not fit or does not work is reported, others are tried
@@ -164,7 +159,10 @@ class PressRace:
         self.found["warm_up_s_each"][what] = now_s(self._model.device) - start_s
 
     def warm_up(self, answer: Callable[[str, float], object]) -> None:
-        """Run the full cache and a press at each budget, so that no timed run is the first of its shapes."""
+        """Run the full cache and a press at each budget, so that no timed run is the first of its shapes.
+
+        All new tokens, too: cuDNN plans attention anew for every length of a cache, and each step's is another.
+        """
         for name, budget in (_FULL, _PROBE, (_PROBE[0], BUDGETS[1])):
             with (
                 contextlib.suppress(torch.OutOfMemoryError),
@@ -214,14 +212,13 @@ def _answer(
     name: str,
     budget: float,
     decoders: dict[tuple[Way, int], StaticDecoder],
-    num_new: int | None = None,
 ) -> Tensor:
-    """Tokens (B, T) of ``way.batch`` equal prompts under one press; ``num_new`` of them, or as many as asked for."""
+    """Tokens (B, T) of ``way.batch`` equal prompts under one press."""
     from transformers import DynamicCache
 
     module: Any = model.module
     question = prompt.questions[0]
-    num_new = question.max_new_tokens if num_new is None else num_new
+    num_new = question.max_new_tokens
     context_BN = torch.tensor([prompt.context_ids] * way.batch, device=model.device)
     tail_BT = torch.tensor([question.tail_ids] * way.batch, device=model.device)
     cache, press = DynamicCache(), _press(name, budget)
