@@ -87,7 +87,7 @@ def _measure_search(
     num_flop = 2 * heads.num_heads * num_kept * (num_tokens - num_kept) * heads.head_dim
     search = Bench("search", f"1 x {num_tokens} tokens", ceilings.floor_s(0, num_flop), deadline_s, report)
     expected_HN = dispatch.most_similar_kept(k_HND, is_kept_HN)[1]
-    tilings = (HALF, Tiling(128, 32, 8, 3), Tiling(64, 64, 4, 3), Tiling(128, 128, 8, 3))
+    tilings = (HALF, Tiling(128, 64, 8, 3), Tiling(64, 64, 4, 3), Tiling(128, 128, 8, 3))
     for tiling in tilings:
         search.run(
             f"ours, {tiling.dropped} x {tiling.kept}, {tiling.num_warps} warps",
