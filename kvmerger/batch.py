@@ -29,8 +29,6 @@ from kvmerger.ragged_cache import Prefix, RaggedCache
 from kvmerger.ragged_layer import Room
 from kvmerger.step_graphs import StepGraphs
 
-ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -55,20 +53,6 @@ def answers_of(progress: Progress) -> dict[int, Answer]:
     return {
         index: Answer(tuple(ids), ids[-1] in progress.ends[index]) for index, ids in progress.tokens.items()
     }
-
-
-def bucket_for(num_rows: int) -> int:
-    """The smallest bucket that holds ``num_rows``; beyond the largest, the next multiple of it."""
-    for bucket in ROW_BUCKETS:
-        if bucket >= num_rows:
-            return bucket
-    return -(-num_rows // ROW_BUCKETS[-1]) * ROW_BUCKETS[-1]
-
-
-def another_bucket(num_rows: int, taken: int) -> int:
-    """The smallest bucket that holds ``num_rows`` and is not ``taken``."""
-    smallest = bucket_for(num_rows)
-    return smallest if smallest != taken else bucket_for(taken + 1)
 
 
 def tail_capacity(prompt: Prompt) -> int:

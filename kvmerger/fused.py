@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import torch
 
 from kvmerger.answering import Answered, Answering, References
-from kvmerger.batch import Answer, Batch, Row, another_bucket
+from kvmerger.batch import Answer, Batch, Row
+from kvmerger.buckets import another_bucket
 from kvmerger.compress import (
     Compressed,
     Compression,

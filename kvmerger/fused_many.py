@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from kvmerger.batch import another_bucket
+from kvmerger.buckets import another_bucket
 from kvmerger.compress import references_first
 from kvmerger.fused import FusedRun, make_room, run_fused
 from kvmerger.fused_members import Member, Trouble, answer_members

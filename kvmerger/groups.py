@@ -14,7 +14,7 @@ from itertools import accumulate
 
 import torch
 
-from kvmerger.batch import another_bucket, bucket_for
+from kvmerger.buckets import another_bucket, bucket_for
 from kvmerger.budget import LikeVariant, num_slots_for
 from kvmerger.generation import Prompt
 from kvmerger.variants import Variant

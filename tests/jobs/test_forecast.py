@@ -13,6 +13,8 @@ ROW = {
     "execution": "fused",
     "unit_id": "u",
     "item_id": "i",
+    "cluster_id": "c",
+    "query_mode": "query_agnostic",
     "context_tokens": 100,
     "new_tokens": 3,
 }
