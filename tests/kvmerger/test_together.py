@@ -29,6 +29,7 @@ from tests.tiny_models import TinyModel, tiny_model
 
 SEED, NUM_LAYERS = 5, 3
 LENGTHS = (48, 31, 70, 26)
+ALL_TOGETHER = Limits(max_rows=4 * 24)
 CHOSEN = [
     *OTHERS,
     {"name": "random", "budget": {"like": "ragged"}, "label": "like_ragged"},
@@ -58,7 +59,7 @@ def built(policies: Sequence[dict]) -> list:
 
 
 def engine_of(model: TinyModel, with_graphs: bool = False, limits: Limits | None = None) -> Engine:
-    engine = Engine(model.ours, limits)
+    engine = Engine(model.ours, limits or ALL_TOGETHER)
     if with_graphs:
         engine._graphs = StepGraphs(model.ours, Calls())
     return engine
@@ -118,7 +119,7 @@ def _tokens(results: Results, label: str, question: int) -> tuple[int, ...]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_prompts_together_say_what_each_says_alone(dtype: torch.dtype, with_graphs: bool, seed: int) -> None:
     model, prompts = tiny_model(seed, dtype, num_layers=NUM_LAYERS), prompts_of(seed)
-    policies = [*CHOSEN, *ACTING]
+    policies = [*CHOSEN[:3], *ACTING]
     engine = engine_of(model, with_graphs)
     found = engine.run_many(prompts, built(policies), seed=SEED)
     for prompt, results in zip(prompts, found, strict=True):
