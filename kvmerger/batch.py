@@ -190,6 +190,7 @@ class Batch:
         """Tokens that end each row's answer, by index."""
         return {index: self._model.eos_ids | set(self._question(index).stop_ids) for index in self.rows}
 
+    @torch.inference_mode()
     def first_tokens(self) -> list[int]:
         """Each row's first token; where the question has stop tokens of its own, none that would end the answer."""
         logits_RV = self._model.logits(self._tail_hidden_RE)

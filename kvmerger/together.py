@@ -72,10 +72,8 @@ class Together:
             self._by_row([batch.max_new_by_row for batch in self.batches]),
             self._by_row([batch.ends_by_row for batch in self.batches]),
         )
-        num_dummies = self._num_rows - self._starts[-1]
-        progress.take(
-            [*(token for batch in self.batches for token in batch.first_tokens()), *[0] * num_dummies]
-        )
+        first = self._by_row([dict(enumerate(batch.first_tokens())) for batch in self.batches])
+        progress.take([first.get(row, 0) for row in range(self._num_rows)])
         self._go_on_with_graphs(progress)
         decode_eagerly(progress, self)
         record_s = self._graphs.record_s - recorded_before_s if self._graphs else 0.0

@@ -24,12 +24,12 @@ from kvmerger.step_graphs import StepGraphs
 from kvmerger.together import Party, Together
 from kvmerger.variants import FULL, FULL_AA, REFERENCE_LABELS, build_variant, parse_policies
 from tests.kvmerger.test_decoding import OTHERS, POLICIES
-from tests.kvmerger.test_step_graphs import Calls, make_prompt, make_rows, with_ends
-from tests.tiny_models import TinyModel, tiny_model
+from tests.kvmerger.test_step_graphs import Calls, make_rows, with_ends
+from tests.tiny_models import VOCAB_SIZE, TinyModel, tiny_model
 
 SEED, NUM_LAYERS = 5, 3
-LENGTHS = (48, 31, 70, 26)
-ALL_TOGETHER = Limits(max_rows=4 * 24)
+LENGTHS = (48, 31, 60)
+ALL_TOGETHER = Limits(max_rows=3 * 12)
 CHOSEN = [
     *OTHERS,
     {"name": "random", "budget": {"like": "ragged"}, "label": "like_ragged"},
@@ -50,8 +50,22 @@ def _no_silent_parting():
 
 
 def prompts_of(seed: int, lengths: Sequence[int] = LENGTHS) -> list[Prompt]:
+    """Random tokens; two questions of unequal tails, limits and stop tokens."""
     rng = random.Random(seed)
-    return [make_prompt(rng, num_tokens) for num_tokens in lengths]
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(VOCAB_SIZE) for _ in range(count))
+
+    return [
+        Prompt(
+            tokens(num_tokens),
+            tuple(
+                Question(tokens(rng.randrange(1, 6)), tokens(4), max_new, tokens(num_stops))
+                for max_new, num_stops in ((7, 0), (4, 9))
+            ),
+        )
+        for num_tokens in lengths
+    ]
 
 
 def built(policies: Sequence[dict]) -> list:
@@ -145,8 +159,8 @@ def test_what_stands_beside_a_prompt_changes_no_bit(dtype: torch.dtype, with_gra
     others = prompts_of(seed + 1, LENGTHS[::-1])
     engine = engine_of(model, with_graphs)
     expected = run_many(engine, prompts, CHOSEN)
-    mixed = run_many(engine, [others[0], prompts[1], others[2], prompts[3]], CHOSEN)
-    assert (mixed[1], mixed[3]) == (expected[1], expected[3])
+    mixed = run_many(engine, [others[0], prompts[1], others[2]], CHOSEN)
+    assert mixed[1] == expected[1]
     assert mixed[0] != expected[0]
 
 
@@ -155,7 +169,7 @@ def test_what_stands_beside_a_prompt_changes_no_bit(dtype: torch.dtype, with_gra
 def test_rows_keep_their_bits_when_their_neighbours_are_dummies(
     dtype: torch.dtype, with_graphs: bool, seed: int
 ) -> None:
-    model, prompts = tiny_model(seed, dtype, num_layers=NUM_LAYERS), prompts_of(seed, (48, 31, 70))
+    model, prompts = tiny_model(seed, dtype, num_layers=NUM_LAYERS), prompts_of(seed)
     graphs = StepGraphs(model.ours, Calls()) if with_graphs else None
     rows = [make_rows(model, prompt, OTHERS) for prompt in prompts]
     model = with_ends(model, prompts[0], rows[0])
@@ -171,7 +185,7 @@ def test_rows_keep_their_bits_when_their_neighbours_are_dummies(
 
 @dtypes
 def test_forced_tokens_have_the_bits_of_the_prompts_own_batch(dtype: torch.dtype, seed: int) -> None:
-    model, prompts = tiny_model(seed, dtype, num_layers=NUM_LAYERS), prompts_of(seed, (48, 31, 70))
+    model, prompts = tiny_model(seed, dtype, num_layers=NUM_LAYERS), prompts_of(seed)
     rows = [make_rows(model, prompt, OTHERS) for prompt in prompts]
     parties = [Party(it, own, 12, start) for it, own, start in zip(prompts, rows, (0, 12, 24), strict=True)]
     joint = Together(model.ours, parties, 48)
@@ -213,10 +227,10 @@ def test_memory_that_runs_out_parts_prompts_and_changes_no_row(
     lack = torch.OutOfMemoryError("does not fit")
     for owner, name, at in (
         (compress, "_compress", (1,)),
-        (compress, "_compress", (9,)),
+        (compress, "_compress", (7,)),
         (together, "extend", (3,)),
         (fused_members, "Together", (1, 2)),
-        (fused_members, "Together", (1, 2, 3, 4)),
+        (fused_members, "Together", (1, 2, 3)),
         (fused_many.FusedRun, "finish", (2,)),
     ):
         with monkeypatch.context() as patch:
@@ -241,7 +255,7 @@ def test_what_fits_nowhere_costs_its_own_row(seed: int, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(compress, "_compress", does_not_fit)
     results = run_many(engine_of(model), prompts, CHOSEN)
-    assert (results[0], results[1], results[3]) == (expected[0], expected[1], expected[3])
+    assert results[:2] == expected[:2]
     changed = {
         label for label, question in results[2] if results[2][label, question] != expected[2][label, question]
     }
@@ -262,7 +276,7 @@ def test_a_prefill_that_does_not_fit_beside_others_waits_for_them(
     assert {(row.phase, row.error_type) for row in failed.values()} == {("engine", "OutOfMemoryError")}
 
 
-@pytest.mark.parametrize("free_shares", [0.0, 5.0])
+@pytest.mark.parametrize("free_shares", [0.0, 13.0])
 def test_planned_memory_parts_prompts_and_changes_no_row(
     free_shares: float, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,7 +296,6 @@ def test_planned_memory_parts_prompts_and_changes_no_row(
     assert max(sizes) < len(prompts) and (max(sizes) == 1) == (free_shares == 0.0)
 
 
-@pytest.mark.filterwarnings("ignore:.*prompts do not answer together:RuntimeWarning")
 def test_an_error_of_one_prompt_costs_its_own_rows(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts = tiny_model(seed, num_layers=NUM_LAYERS), prompts_of(seed)
     bad = prompts[1] = Prompt(prompts[1].context_ids, (Question((1,), (), 5000),))
@@ -299,8 +312,9 @@ def test_an_error_of_one_prompt_costs_its_own_rows(seed: int, monkeypatch: pytes
         return whole(run, *others)
 
     monkeypatch.setattr(fused.FusedRun, "finish", finish)
-    results = run_many(engine_of(model), prompts, CHOSEN)
-    assert [results[0], results[1], results[3]] == [expected[0], expected[1], expected[3]]
+    with pytest.warns(RuntimeWarning, match="2 prompts do not answer together: RuntimeError"):
+        results = run_many(engine_of(model), prompts, CHOSEN)
+    assert results[:2] == expected[:2]
     failures = {key: row for key, row in results[2].items() if isinstance(row, VariantFailure)}
     assert failures.keys() == results[2].keys()
     assert {row.message for row in failures.values()} == {"this prompt is cursed"}
@@ -310,7 +324,7 @@ def test_more_rows_than_one_batch_holds_answer_in_turn(seed: int) -> None:
     """Groups of a prompt's variants, companies of prompts, and one too large for any company."""
     model, prompts = tiny_model(seed, num_layers=NUM_LAYERS), prompts_of(seed)
     expected = run_many(engine_of(model), prompts, CHOSEN)
-    for max_rows in (3, 12, 24, 32):
+    for max_rows in (3, 12, 24):
         results = run_many(engine_of(model, limits=Limits(max_rows=max_rows)), prompts, CHOSEN)
         for mine, theirs in zip(results, expected, strict=True):
             for key, row in theirs.items():
