@@ -120,7 +120,7 @@ class Batch:
     def decode(self) -> dict[int, Answer]:
         """Greedy answers by row index. Rewinds every row to the end of its tail first; leaves what it decoded in place."""
         start_s, rules_start_s = now_s(self._model.device), self._decoding.seconds
-        self._rewind()
+        self.rewind()
         self._own_trace = {index: [] for index in self.rows if index in self._decoding}
         progress = Progress(self.cache.num_rows, self.max_new_by_row, self.ends_by_row)
         self.note(progress.left.keys())
@@ -149,7 +149,7 @@ class Batch:
         Rewinds every row to the end of its tail first, so the order of calls does not matter. ``longest`` is the most
         tokens any row of this prompt is given: it sets the matrices' width.
         """
-        self._rewind()
+        self.rewind()
         feed = {index: ids[:-1] for index, ids in token_ids_by_row.items() if ids}
         at_once = {index: ids for index, ids in feed.items() if index not in self._decoding}
         hidden_RTE = self._tail_hidden_RE[:, None]
@@ -213,7 +213,8 @@ class Batch:
         )
         return hidden_RTE[torch.arange(self.cache.num_rows, device=hidden_RTE.device), last_R]
 
-    def _rewind(self) -> None:
+    def rewind(self) -> None:
+        """Put every row back to the end of its tail."""
         self.cache.rewind(
             [None if index in self._decoding else length for index, length in enumerate(self._tail_length_R)]
         )

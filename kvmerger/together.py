@@ -111,6 +111,8 @@ class Together:
         return self._room.part(slice(party.start, party.start + party.bucket), capacity)
 
     def _joined(self) -> RaggedCache:
+        for batch in self.batches:
+            batch.rewind()
         caches = {start: batch.cache for start, batch in zip(self._starts, self.batches, strict=True)}
         return RaggedCache.joined(caches, self._num_rows, self._room)
 
