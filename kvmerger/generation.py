@@ -85,7 +85,8 @@ class Generation:
         kv_bytes, full_kv_bytes: distinct storages of this variant's prefix, and of the full one.
         tail_bytes: K/V of the tail at its longest; under a decode rule, all that is held beyond the prefix.
         peak_bytes: the device's peak while this variant ran alone; None unless isolated on CUDA.
-        seconds: by phase; names ending in ``_shared_s`` are the whole batch's, the same in every row of it.
+        seconds: by phase; names ending in ``_shared_s`` are the whole batch's, the same in every row of it; where several
+            prompts decoded together, each has an equal part of those steps (``num_prompts_together`` in `counters`).
         trace: this variant's own memory from prefill to its last token.
     """
 
