@@ -94,17 +94,21 @@ class FusedRun:
         return [*self.results, *self.failures]
 
     def answer_all(self, groups: Sequence[Group]) -> None:
-        """Answer every label of ``groups``, in parts that are expected to fit into memory."""
+        """Answer every label of ``groups`` in batches of this prompt alone."""
+        for group in groups:
+            for part in self.parts(group):
+                self._answer_in_parts(part)
+
+    def parts(self, group: Group) -> list[Group]:
+        """Parts of ``group`` that are expected to fit into the memory that is free now."""
         full_bytes = Compressed(FULL, self.prefilled.layers, None, 0.0).nbytes
         expected = expected_bytes(
             self.variants, self.prompt, full_bytes, self.prefilled.evidence[0].prompt_seed
         )
-        for group in groups:
-            free_bytes = plannable_bytes(self.model.device)
-            if free_bytes is not None:
-                free_bytes -= tail_bytes(group.bucket, self.prompt, full_bytes)
-            for part in by_bytes(group, expected, free_bytes):
-                self._answer_in_parts(part)
+        free_bytes = plannable_bytes(self.model.device)
+        if free_bytes is not None:
+            free_bytes -= tail_bytes(group.bucket, self.prompt, full_bytes)
+        return list(by_bytes(group, expected, free_bytes))
 
     def compress(self, group: Group) -> Compression:
         """Compress for the variants of ``group``."""

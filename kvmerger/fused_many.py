@@ -121,6 +121,7 @@ class _Many:
             waiting = [number for number in waiting if number not in runs and number not in self.troubles]
             self._answer_all(runs, company)
             self.outcomes |= {number: run.outcomes for number, run in runs.items()}
+            runs.clear()  # or their caches would stay while the next ones are made
 
     def _prefilled(self, numbers: Sequence[int]) -> dict[int, FusedRun]:
         """Runs of the first of these prompts whose prefills fit beside each other."""
@@ -184,7 +185,11 @@ class _Many:
         ]
 
     def _answer(self, members: Sequence[Member], num_rows: int) -> None:
-        self.troubles |= answer_members(self.model, members, num_rows, self.graphs)
+        parts = [list(members)]
+        if len(members) == 1:
+            parts = [[members[0]._replace(group=part)] for part in members[0].run.parts(members[0].group)]
+        for part in parts:
+            self.troubles |= answer_members(self.model, part, num_rows, self.graphs)
 
     def _acting(self, number: int) -> frozenset[str]:
         return labels_that_act(self.variants, prompt_seed(self.prompts[number].context_ids, self.seed))
