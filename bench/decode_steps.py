@@ -18,7 +18,8 @@ from rich.table import Table
 
 from bench.race_ours import copy_bandwidth
 from bench.random_llama import random_llama, weight_bytes_per_step
-from kvmerger.batch import Answer, Batch, bucket_for
+from kvmerger.batch import Answer, Batch
+from kvmerger.buckets import bucket_for
 from kvmerger.compress import compress_all
 from kvmerger.fused import needs_of, rows_of, with_references
 from kvmerger.generation import Prompt, Question

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from bench.race import tokens_of
 from bench.random_llama import SHAPES, make_prompt, race_variants, random_llama
-from kvmerger.batch import ROW_BUCKETS, Batch, Row, bucket_for
+from kvmerger.batch import Batch, Row
+from kvmerger.buckets import ROW_BUCKETS, bucket_for
 from kvmerger.compress import compress_all
 from kvmerger.fused import needs_of, rows_of, with_references
 from kvmerger.generation import Prompt

@@ -121,7 +121,9 @@ def items_per_hour(finished_s: Sequence[float], actors: int) -> float:
         raise ValueError(
             f"{len(finished_s)} items are too few for {actors} actors; ask for {2 * num_skipped} or more with --items"
         )
-    return 3600 * (len(finished_s) - num_skipped) / (finished_s[-1] - finished_s[num_skipped - 1])
+    start_s = finished_s[num_skipped - 1]
+    # Items of one unit finish at one moment: none of those that the warm-up ends with belongs to the time after it.
+    return 3600 * sum(moment_s > start_s for moment_s in finished_s) / (finished_s[-1] - start_s)
 
 
 def markdown(measured: Iterable[Record]) -> str:

@@ -141,6 +141,7 @@ class Settings(_Section):
     policies: tuple[str | dict[str, Any], ...] = Field(min_length=1)
     query_mode: QueryMode = QueryMode.AWARE
     execution: Literal["fused", "isolated"] = "fused"
+    items_at_once: Literal["auto"] | PositiveCount = "auto"  # whose rows decode in one batch
     executor: Literal["ray", "inline"] = "ray"
     actors: ActorSettings = ActorSettings()
     output_dir: Path = Field(default=Path("results/sweep"), validate_default=True)
@@ -178,6 +179,15 @@ class Settings(_Section):
         if (num_gpus and device == "cpu") or (num_gpus == 0 and device.startswith("cuda")):
             raise ValueError(
                 f"actors.num_gpus is {num_gpus:g}, but model.device is {device!r}; leave one of them at its default"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _isolated_items_share_nothing(self) -> Self:
+        if self.execution == "isolated" and self.items_at_once not in ("auto", 1):
+            raise ValueError(
+                f"items_at_once is {self.items_at_once}, but isolated rows share nothing; leave it at its default, or "
+                "set execution: fused"
             )
         return self
 

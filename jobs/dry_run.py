@@ -72,10 +72,11 @@ def _variant_table(plan: Plan) -> Table:
 
 
 def _unit_table(plan: Plan) -> Table:
-    table = _table("unit", "context tokens", "questions", "cells", "predicted K/V")
+    table = _table("unit", "contexts", "longest (tokens)", "questions", "cells", "predicted K/V")
     largest = sorted(plan.outlooks, key=lambda outlook: -outlook.kv_bytes)
     for it in largest[:_MAX_UNITS_SHOWN]:
         numbers = (
+            str(it.num_contexts),
             f"{it.context_tokens:,}",
             str(it.num_questions),
             str(it.num_cells),

@@ -12,7 +12,9 @@ from statistics import fmean
 
 from jobs.plan import Plan
 from jobs.prediction import cost_tokens_of
+from jobs.prefills import prefill_of
 from jobs.result_schema import DONE_STATUSES, Row
+from jobs.summary import grouped
 
 _FLOPS_PER_PARAMETER_AND_TOKEN = 2
 # What one device was seen to do: the demo model prefills 730 tokens/s on 2 CPU cores, 8B-shaped weights about
@@ -55,11 +57,12 @@ def _seconds_and_cost(rows: Sequence[Row]) -> list[tuple[float, float]]:
     for row in rows:
         if row["status"] in DONE_STATUSES and row["execution"] == "fused" and row["seconds"]:
             by_unit.setdefault(row["unit_id"], []).append(row)
-    return [(_unit_s(unit), _unit_cost(unit)) for unit in by_unit.values()]
+    contexts = [list(grouped(unit, prefill_of).values()) for unit in by_unit.values()]
+    return [(sum(map(_context_s, unit)), sum(map(_context_cost, unit))) for unit in contexts]
 
 
-def _unit_s(rows: Sequence[Row]) -> float:
-    """Every phase once: shared ones are the same in all rows of a batch."""
+def _context_s(rows: Sequence[Row]) -> float:
+    """Every phase once: shared ones are the same in all rows of a batch. Several contexts have equal parts of a decoding."""
     seconds = [json.loads(row["seconds"]) for row in rows]
     compress_s = {row["variant"]: it.get("compress_s", 0.0) for row, it in zip(rows, seconds, strict=True)}
     batches = {tuple(it.get(name, 0.0) for name in _BATCH_PHASES) for it in seconds}
@@ -67,7 +70,7 @@ def _unit_s(rows: Sequence[Row]) -> float:
     return once_s + sum(compress_s.values()) + sum(map(sum, batches))
 
 
-def _unit_cost(rows: Sequence[Row]) -> float:
+def _context_cost(rows: Sequence[Row]) -> float:
     steps_by_item: dict[str, int] = {}
     for row in rows:
         steps_by_item[row["item_id"]] = max(steps_by_item.get(row["item_id"], 0), row["new_tokens"])

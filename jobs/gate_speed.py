@@ -15,7 +15,7 @@ from jobs.gate_paired import PairedTask, Scale, paired_check
 from jobs.gate_settings import MarginSettings
 from jobs.gate_sides import BASELINE, TONIGHT, TaskSides
 from jobs.pairing import Pairs, pair
-from jobs.report_facts import ISOLATED
+from jobs.prefills import ISOLATED
 from jobs.result_schema import DONE_STATUSES, Row
 from kvmerger.variants import FULL, FULL_AA
 

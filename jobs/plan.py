@@ -112,7 +112,7 @@ def build_plan(
     cells = tuple(planned for item in items for planned in planner.cells_of(item))
     summaries = tuple(_summary(label, cells) for label in variants.specs)
     _check_possible(summaries, variants)
-    units = cut_units(settings, [planned for planned in cells if planned.is_owed], variants)
+    units = cut_units(settings, cells, variants, model.device)
     outcomes = frozenset(label for label, fact in facts.items() if fact.budget_is_outcome)
     acting = frozenset(label for label, fact in facts.items() if fact.acts_while_answering)
     outlooks = tuple(outlook_of(it, variants, outcomes, acting, model) for it in units)

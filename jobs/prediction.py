@@ -30,6 +30,8 @@ class ModelShape(Protocol):
     @property
     def dtype(self) -> str: ...
     @property
+    def device(self) -> str: ...
+    @property
     def num_layers(self) -> int: ...
     @property
     def num_kv_heads(self) -> int: ...
@@ -65,10 +67,10 @@ def most_slots(
     return num_slots_for(spec.budget, tokens)
 
 
-def unit_bytes(
+def context_bytes(
     items: Sequence[PlannedItem], slots: Sequence[int], model: ModelShape, own_slots: Sequence[int] = ()
 ) -> int:
-    """Bytes of K/V a unit holds: one full prefix, each variant's prefix of `slots`, every row's tail.
+    """Bytes of K/V that items on one context hold: one full prefix, each variant's prefix of `slots`, every row's tail.
 
     The A/A row shares the full prefix and `no_context` has none; both have tails. `own_slots` are those of the variants
     that act while they answer: each of their rows has a copy of the prefix with its question's tail, and keeps the tail.
@@ -82,7 +84,7 @@ def unit_bytes(
 
 
 def cost_tokens(items: Sequence[PlannedItem]) -> float:
-    """How long a unit takes, in tokens of prefill."""
+    """How long items on one context take, in tokens of prefill."""
     return cost_tokens_of(len(items[0].tokens.context_ids), [it.item.max_new_tokens for it in items])
 
 

@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.prefills import prefill_of
 from jobs.result_schema import DONE_STATUSES, Row
 from jobs.summary import ResultSummary, Setting, grouped, setting_of
-
-ISOLATED = "isolated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +63,11 @@ def run_facts(
 
 
 def num_prefills(rows: Sequence[Row]) -> int:
-    """How many prefills the rows tell of: one a unit when fused, one a unit and variant when isolated.
+    """How many prefills the rows tell of: one a unit's context when fused, one a variant on it when isolated.
 
     Only rows that finished prove one. Units whose rows were all replaced by newer ones left no trace and do not count.
     """
-    done = [row for row in rows if row["status"] in DONE_STATUSES]
-    return len({(row["unit_id"], row["variant"] if row["execution"] == ISOLATED else "") for row in done})
+    return len({prefill_of(row) for row in rows if row["status"] in DONE_STATUSES})
 
 
 def without_passwords(text: str) -> str:

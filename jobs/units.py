@@ -1,45 +1,59 @@
-"""Cells that one prefill serves, cut into units that take about equally long.
+"""Cells that are computed together: those that one prefill serves, cut or joined into units.
 
 Query-agnostic items with the same context share a unit; a unit that would take much longer than the usual one is
-cut, since the longest unit decides when the last device is free.
+cut, since the longest unit decides when the last device is free. Short contexts that owe the same variants share a
+unit too, as far as `jobs.companies` says.
 """
 
 from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from evaluators.prompting import QueryMode
 from jobs.cells import PlannedCell
+from jobs.companies import MOST_CONTEXT_TOKENS, companies, items_at_once
 from jobs.config import Settings
 from jobs.identity import unit_id
-from jobs.prediction import ModelShape, cost_tokens, most_slots, num_pieces, unit_bytes
+from jobs.prediction import ModelShape, context_bytes, cost_tokens, most_slots, num_pieces
 from jobs.variant_list import VariantList
 from jobs.work import PlannedItem, WorkUnit
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What a unit is expected to hold: at most so many bytes of K/V at once, weights not counted."""
+    """What a unit is expected to hold: at most so many bytes of K/V at once, weights not counted.
+
+    `context_tokens` are those of its longest context.
+    """
 
     unit_id: str
+    num_contexts: int
     context_tokens: int
     num_questions: int
     num_cells: int
     kv_bytes: int
 
 
-def cut_units(settings: Settings, owed: Sequence[PlannedCell], variants: VariantList) -> tuple[WorkUnit, ...]:
-    """Units that together hold exactly the cells in `owed`, in the order of their first cells."""
-    groups = _grouped(owed, settings.query_mode)
+def cut_units(
+    settings: Settings, cells: Sequence[PlannedCell], variants: VariantList, device: str
+) -> tuple[WorkUnit, ...]:
+    """Units that together hold exactly those of `cells` that are owed, in the order of their first cells."""
+    groups = _grouped((it for it in cells if it.is_owed), settings.query_mode)
     if not groups:
         return ()
-    usual = statistics.median(cost_tokens(_items(group)) for group in groups)
-    return tuple(
-        _unit(piece, settings.execution, variants) for group in groups for piece in _pieces(group, usual)
-    )
+    usual = statistics.median(cost_tokens(_items(group)) for group in groups.values())
+    company_of = _companies(settings, cells, len(variants.specs), device)
+    joined: dict[Hashable, list[list[_ItemCells]]] = {}
+    for context, group in groups.items():
+        pieces = _pieces(group, usual)
+        owed = frozenset(planned.cell.label for cells in group for planned in cells)
+        for number, piece in enumerate(pieces):
+            whose = (company_of[context], owed) if len(pieces) == 1 else (context, number)
+            joined.setdefault(whose, []).append(piece)
+    return tuple(_unit(pieces, settings.execution, variants) for pieces in joined.values())
 
 
 def outlook_of(
@@ -50,27 +64,42 @@ def outlook_of(
     model: ModelShape,
 ) -> Outlook:
     """Foresee one unit; `outcomes` are labels whose slots no budget binds, `acting` those that act while they answer."""
-    num_tokens = len(unit.items[0].tokens.context_ids)
-    slots = {spec.label: most_slots(spec, variants.specs, outcomes, num_tokens) for spec in unit.variants}
-    own_slots = [count for label, count in slots.items() if label in acting]
-    num_bytes = unit_bytes(unit.items, list(slots.values()), model, own_slots)
-    return Outlook(unit.unit_id, num_tokens, len(unit.items), len(unit.cells), num_bytes)
+    num_bytes = most_tokens = 0
+    for indices in unit.contexts:
+        items = [unit.items[index] for index in indices]
+        num_tokens = len(items[0].tokens.context_ids)
+        slots = {spec.label: most_slots(spec, variants.specs, outcomes, num_tokens) for spec in unit.variants}
+        own_slots = [count for label, count in slots.items() if label in acting]
+        num_bytes += context_bytes(items, list(slots.values()), model, own_slots)
+        most_tokens = max(most_tokens, num_tokens)
+    return Outlook(unit.unit_id, len(unit.contexts), most_tokens, len(unit.items), len(unit.cells), num_bytes)
 
 
 _ItemCells = list[PlannedCell]
 """The owed cells of one item, at least one."""
 
 
-def _grouped(owed: Iterable[PlannedCell], mode: QueryMode) -> list[list[_ItemCells]]:
+def _grouped(cells: Iterable[PlannedCell], mode: QueryMode) -> dict[Hashable, list[_ItemCells]]:
     """Items that one prefill can serve, each with its cells, in order of first appearance."""
     cells_by_item: dict[str, _ItemCells] = {}
-    for planned in owed:
+    for planned in cells:
         cells_by_item.setdefault(planned.item.item_id, []).append(planned)
-    groups: dict[object, list[_ItemCells]] = {}
-    for item_id, cells in cells_by_item.items():
-        key = _planned(cells).tokens.context_ids if mode is QueryMode.AGNOSTIC else item_id
-        groups.setdefault(key, []).append(cells)
-    return list(groups.values())
+    groups: dict[Hashable, list[_ItemCells]] = {}
+    for item_id, its_cells in cells_by_item.items():
+        key = _planned(its_cells).tokens.context_ids if mode is QueryMode.AGNOSTIC else item_id
+        groups.setdefault(key, []).append(its_cells)
+    return groups
+
+
+def _companies(
+    settings: Settings, cells: Sequence[PlannedCell], num_variants: int, device: str
+) -> dict[Hashable, int]:
+    groups = _grouped((it for it in cells if it.planned is not None), settings.query_mode)
+    sizes = {
+        context: (len(_planned(group[0]).tokens.context_ids), len(group)) for context, group in groups.items()
+    }
+    most_items = items_at_once(settings, num_variants, sum(map(len, groups.values())), device)
+    return companies(sizes, most_items, MOST_CONTEXT_TOKENS if settings.items_at_once == "auto" else None)
 
 
 def _pieces(group: list[_ItemCells], usual_cost: float) -> list[list[_ItemCells]]:
@@ -81,16 +110,16 @@ def _pieces(group: list[_ItemCells], usual_cost: float) -> list[list[_ItemCells]
     return [group[begin:end] for begin, end in itertools.pairwise(edges)]
 
 
-def _unit(piece: list[_ItemCells], execution: str, variants: VariantList) -> WorkUnit:
-    cells = tuple(planned.cell for cells in piece for planned in cells)
-    items = _items(piece)
+def _unit(pieces: Sequence[list[_ItemCells]], execution: str, variants: VariantList) -> WorkUnit:
+    """A unit of a piece per context."""
+    cells = tuple(planned.cell for piece in pieces for cells in piece for planned in cells)
     return WorkUnit(
         unit_id=unit_id(cell.identity for cell in cells),
-        items=items,
+        items=tuple(item for piece in pieces for item in _items(piece)),
         variants=variants.needed_for(cell.label for cell in cells),
         cells=cells,
         execution=execution,
-        cost_tokens=cost_tokens(items),
+        cost_tokens=sum(cost_tokens(_items(piece)) for piece in pieces),
     )
 
 

@@ -35,9 +35,9 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class WorkUnit:
-    """Cells that one prefill serves.
+    """Cells that are computed together: a prefill for each context, and one batch for the rows of all.
 
-    `items` share their context ids; query-agnostic mode can hold several questions, query-aware mode one.
+    Items that share their context ids share its prefill; query-agnostic mode can hold several questions on one.
     `variants` are those the cells name plus those a `like` budget refers to. `unit_id` is a digest of the cells'
     identities, so the same cells always land in the same result file. `cost_tokens` orders units, longest first.
     """
@@ -48,3 +48,11 @@ class WorkUnit:
     cells: tuple[Cell, ...]
     execution: str
     cost_tokens: float
+
+    @property
+    def contexts(self) -> tuple[tuple[int, ...], ...]:
+        """The items by context, as indices of `items`: one prefill each, in the order of their first items."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for index, planned in enumerate(self.items):
+            found.setdefault(planned.tokens.context_ids, []).append(index)
+        return tuple(map(tuple, found.values()))

@@ -5,6 +5,7 @@ The same runner works in this process and inside an actor. It imports the engine
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import sys
 import time
@@ -16,7 +17,7 @@ from evaluators.tokenizer import Tokenizer, decode
 from jobs.config import ModelSettings
 from jobs.result_schema import FAILED, Row
 from jobs.rows import Failure, ModelFacts, Outcome, RowMaker, RunContext, build_rows, failed_rows
-from jobs.work import WorkUnit
+from jobs.work import PlannedItem, WorkUnit
 from kvmerger.generation import Prompt, Question, VariantFailure
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 
@@ -30,6 +31,12 @@ class EngineLike(Protocol):
 
     def run(self, prompt: Prompt, variants: Sequence[Any], *, execution: Any, seed: int) -> Sequence[Outcome]:
         """One outcome per variant and question, the reference rows included."""
+        ...
+
+    def run_many(
+        self, prompts: Sequence[Prompt], variants: Sequence[Any], *, seed: int
+    ) -> Sequence[Sequence[Outcome]]:
+        """The same for each of several prompts, fused; what goes wrong with one is in its outcomes."""
         ...
 
 
@@ -98,9 +105,7 @@ class UnitRunner:
 
     def _run(self, loaded: LoadedEngine, unit: WorkUnit) -> list[Row]:
         variants, failures = _build_variants(loaded, unit)
-        outcomes = loaded.engine.run(
-            _prompt_of(unit), variants, execution=unit.execution, seed=self._context.seed
-        )
+        outcomes = _outcomes(loaded.engine, unit, variants, self._context.seed)
         return build_rows(
             unit,
             [*failures, *outcomes],
@@ -112,8 +117,24 @@ class UnitRunner:
         return RowMaker(self._context, unit.unit_id, unit.execution, time.time(), loaded.info)
 
 
-def _prompt_of(unit: WorkUnit) -> Prompt:
-    """All items of the unit on their shared context, in order: question i is item i."""
+def _outcomes(engine: EngineLike, unit: WorkUnit, variants: Sequence[Any], seed: int) -> list[Outcome]:
+    """What the engine says of all items; an outcome's question is the item's index in the unit."""
+    contexts = unit.contexts
+    prompts = [_prompt_of([unit.items[index] for index in indices]) for indices in contexts]
+    if len(prompts) == 1:
+        found = [engine.run(prompts[0], variants, execution=unit.execution, seed=seed)]
+    else:
+        assert unit.execution == "fused", "isolated rows share nothing"
+        found = list(engine.run_many(prompts, variants, seed=seed))
+    return [
+        dataclasses.replace(outcome, question_index=indices[outcome.question_index])
+        for indices, outcomes in zip(contexts, found, strict=True)
+        for outcome in outcomes
+    ]
+
+
+def _prompt_of(items: Sequence[PlannedItem]) -> Prompt:
+    """Items on their shared context, in order: question i is item i."""
     questions = tuple(
         Question(
             planned.tokens.tail_ids,
@@ -121,9 +142,9 @@ def _prompt_of(unit: WorkUnit) -> Prompt:
             planned.item.max_new_tokens,
             planned.tokens.stop_ids,
         )
-        for planned in unit.items
+        for planned in items
     )
-    return Prompt(unit.items[0].tokens.context_ids, questions)
+    return Prompt(items[0].tokens.context_ids, questions)
 
 
 def _build_variants(loaded: LoadedEngine, unit: WorkUnit) -> tuple[list[Any], list[VariantFailure]]:

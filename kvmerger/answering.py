@@ -176,6 +176,7 @@ class Answering:
                 **merged_counters(row.prefix),
                 **_budget_counter(compressed),
                 **batch.counters_by_row.get(index, {}),
+                **({"num_prompts_together": float(batch.num_prompts)} if batch.num_prompts > 1 else {}),
             },
             seconds={"compress_s": compressed.compress_s},
             trace=trace,

@@ -25,9 +25,8 @@ from kvmerger.generation import Prompt, Question
 from kvmerger.memory import MemoryPoint
 from kvmerger.models import LoadedModel
 from kvmerger.ragged_cache import Prefix, RaggedCache
+from kvmerger.ragged_layer import Room
 from kvmerger.step_graphs import StepGraphs
-
-ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +47,17 @@ class Answer:
     is_complete: bool
 
 
-def bucket_for(num_rows: int) -> int:
-    """The smallest bucket that holds ``num_rows``; beyond the largest, the next multiple of it."""
-    for bucket in ROW_BUCKETS:
-        if bucket >= num_rows:
-            return bucket
-    return -(-num_rows // ROW_BUCKETS[-1]) * ROW_BUCKETS[-1]
+def answers_of(progress: Progress) -> dict[int, Answer]:
+    """What rows have said that do not go on any more, by index."""
+    return {
+        index: Answer(tuple(ids), ids[-1] in progress.ends[index]) for index, ids in progress.tokens.items()
+    }
 
 
-def another_bucket(num_rows: int, taken: int) -> int:
-    """The smallest bucket that holds ``num_rows`` and is not ``taken``."""
-    smallest = bucket_for(num_rows)
-    return smallest if smallest != taken else bucket_for(taken + 1)
+def tail_capacity(prompt: Prompt) -> int:
+    """Tokens that the tails of a prompt's rows must have room for."""
+    answer_tokens = max(max(question.max_new_tokens, len(question.gold_ids)) for question in prompt.questions)
+    return max(len(question.tail_ids) for question in prompt.questions) + answer_tokens
 
 
 class Batch:
@@ -72,13 +70,17 @@ class Batch:
         row_by_index: Mapping[int, Row],
         bucket: int,
         graphs: StepGraphs | None = None,
+        room: Room | None = None,
     ) -> None:
         """Place each row at its index; the other indices below ``bucket`` are dummies.
 
         With ``graphs`` the batch answers by recorded steps, and lives in their memory: it ends where the next one begins.
+        With ``room`` its tails live there (`Together` then decodes for it).
         """
         start_s = now_s(model.device)
         self.rows = dict(row_by_index)
+        self.num_prompts = 1
+        """Whose rows decoded in the same steps; `decode_s` and `record_s` are this one's equal part."""
         self.decode_s = 0.0
         self.rules_s: float | None = None
         """Of `decode_s`, what decode rules took; None where no row has one, or a graph did not let it be timed."""
@@ -90,11 +92,11 @@ class Batch:
         self._prompt = prompt
         self._graphs = graphs
         questions = prompt.questions
-        answer_tokens = max(max(question.max_new_tokens, len(question.gold_ids)) for question in questions)
-        capacity = max(len(question.tail_ids) for question in questions) + answer_tokens
+        capacity = tail_capacity(prompt)
         prefixes = [self.rows[index].prefix if index in self.rows else None for index in range(bucket)]
         template = next(iter(self.rows.values())).prefix
-        room = None if graphs is None else graphs.room_for(bucket, capacity, template)
+        if room is None and graphs is not None:
+            room = graphs.room_for(bucket, capacity, template)
         self.cache = RaggedCache(prefixes, [len(prompt.context_ids)] * bucket, capacity, room)
         self._tail_length_R = tuple(
             len(questions[self.rows[index].question_index].tail_ids) if index in self.rows else 0
@@ -122,24 +124,17 @@ class Batch:
     def decode(self) -> dict[int, Answer]:
         """Greedy answers by row index. Rewinds every row to the end of its tail first; leaves what it decoded in place."""
         start_s, rules_start_s = now_s(self._model.device), self._decoding.seconds
-        self._rewind()
+        self.rewind()
         self._own_trace = {index: [] for index in self.rows if index in self._decoding}
-        progress = Progress(
-            self.cache.num_rows,
-            {index: self._question(index).max_new_tokens for index in self.rows},
-            {index: self._model.eos_ids | set(self._question(index).stop_ids) for index in self.rows},
-        )
+        progress = Progress(self.cache.num_rows, self.max_new_by_row, self.ends_by_row)
         self.note(progress.left.keys())
-        progress.take(self._first_tokens(self._tail_hidden_RE))
+        progress.take(self.first_tokens())
         is_timed = not self._go_on_with_graphs(progress)
         decode_eagerly(progress, self)
         self.decode_s = now_s(self._model.device) - start_s
         self.rules_s = self._decoding.seconds - rules_start_s if self._own_trace and is_timed else None
         self.counters_by_row = {index: self._decoding[index].counters for index in self._own_trace}
-        return {
-            index: Answer(tuple(ids), ids[-1] in progress.ends[index])
-            for index, ids in progress.tokens.items()
-        }
+        return answers_of(progress)
 
     def note(self, answering: Collection[int]) -> None:
         """Note what rows with decode rules hold, of those that still answer."""
@@ -158,7 +153,7 @@ class Batch:
         Rewinds every row to the end of its tail first, so the order of calls does not matter. ``longest`` is the most
         tokens any row of this prompt is given: it sets the matrices' width.
         """
-        self._rewind()
+        self.rewind()
         feed = {index: ids[:-1] for index, ids in token_ids_by_row.items() if ids}
         at_once = {index: ids for index, ids in feed.items() if index not in self._decoding}
         hidden_RTE = self._tail_hidden_RE[:, None]
@@ -190,9 +185,20 @@ class Batch:
             points.append(MemoryPoint(step + 1, "decode", prefix_bytes + tail_bytes, reserved_bytes))
         return tuple(points)
 
-    def _first_tokens(self, hidden_RE: Tensor) -> list[int]:
+    @property
+    def max_new_by_row(self) -> dict[int, int]:
+        """Tokens that each row says at most, by index."""
+        return {index: self._question(index).max_new_tokens for index in self.rows}
+
+    @property
+    def ends_by_row(self) -> dict[int, frozenset[int]]:
+        """Tokens that end each row's answer, by index."""
+        return {index: self._model.eos_ids | set(self._question(index).stop_ids) for index in self.rows}
+
+    @torch.inference_mode()
+    def first_tokens(self) -> list[int]:
         """Each row's first token; where the question has stop tokens of its own, none that would end the answer."""
-        logits_RV = self._model.logits(hidden_RE)
+        logits_RV = self._model.logits(self._tail_hidden_RE)
         for index in self.rows:
             if stop_ids := self._question(index).stop_ids:
                 logits_RV[index, sorted(self._model.eos_ids | set(stop_ids))] = -torch.inf
@@ -212,7 +218,8 @@ class Batch:
         )
         return hidden_RTE[torch.arange(self.cache.num_rows, device=hidden_RTE.device), last_R]
 
-    def _rewind(self) -> None:
+    def rewind(self) -> None:
+        """Put every row back to the end of its tail."""
         self.cache.rewind(
             [None if index in self._decoding else length for index, length in enumerate(self._tail_length_R)]
         )

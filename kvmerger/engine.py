@@ -13,6 +13,7 @@ import torch
 
 from kvmerger.compress import references_first
 from kvmerger.fused import run_fused
+from kvmerger.fused_many import run_fused_many
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.isolated import run_isolated
 from kvmerger.limits import Limits
@@ -57,13 +58,34 @@ class Engine:
         if execution not in _EXECUTIONS:
             raise ValueError(f"execution must be one of {list(_EXECUTIONS)}, got {execution!r}")
         prompt.check(self._model.info.max_positions, self._model.info.vocab_size)
-        labels = [variant.label for variant in variants]
-        clashes = sorted({label for label in labels if labels.count(label) > 1 or label in REFERENCE_LABELS})
-        if clashes:
-            raise VariantError(
-                f"labels must be unique and none of {REFERENCE_LABELS}; these are not: {clashes}"
-            )
-        references_first(variants)  # refuses a circle before any work
+        _check(variants)
         if execution == "isolated":
             return run_isolated(self._model, self._limits, prompt, variants, seed)
         return run_fused(self._model, self._limits, prompt, variants, seed, self._graphs)
+
+    @torch.inference_mode()
+    def run_many(
+        self, prompts: Sequence[Prompt], variants: Sequence[Variant], *, seed: int = 0
+    ) -> list[list[Generation | VariantFailure]]:
+        """Answer every prompt as `run` does (fused), the rows of several in one batch: worth it where contexts are short.
+
+        Each prompt is prefilled, compressed and compared by itself, so forced along the same tokens its rows have the bits
+        that `run` gives them. Greedy tokens after the first come from a batch of another shape, as in another bucket:
+        that depends on how many rows and questions the prompts before and beside it have, and not on what they hold.
+
+        Returns:
+            Each prompt's rows. What `run` would raise of one prompt becomes a failure of each of its rows.
+
+        Raises:
+            VariantError: labels clash, or `like` budgets go round in a circle.
+        """
+        _check(variants)
+        return run_fused_many(self._model, self._limits, prompts, variants, seed, self._graphs)
+
+
+def _check(variants: Sequence[Variant]) -> None:
+    labels = [variant.label for variant in variants]
+    clashes = sorted({label for label in labels if labels.count(label) > 1 or label in REFERENCE_LABELS})
+    if clashes:
+        raise VariantError(f"labels must be unique and none of {REFERENCE_LABELS}; these are not: {clashes}")
+    references_first(variants)  # refuses a circle before any work

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
 
 from kvmerger.answering import Answered, Answering, References
-from kvmerger.batch import Batch, Row, another_bucket
+from kvmerger.batch import Answer, Batch, Row
+from kvmerger.buckets import another_bucket
 from kvmerger.compress import (
     Compressed,
     Compression,
@@ -44,59 +45,111 @@ def run_fused(
     graphs: StepGraphs | None = None,
 ) -> list[Generation | VariantFailure]:
     """Prefill once, compress for every variant, answer together. See `Engine.run`."""
-    start_s = now_s(model.device)
-    prefilled = prefill(model, prompt.context_ids, needs_of(variants), seed)
-    seconds = {"prefill_shared_s": now_s(model.device) - start_s}
-    run = _FusedRun(model, limits, prompt, prefilled, graphs, seconds)
-    ordered = references_first(variants)
-    labels = [NO_CONTEXT, *(variant.label for variant in ordered)]
+    run = FusedRun.start(model, limits, prompt, variants, seed, graphs)
+    labels = [NO_CONTEXT, *(variant.label for variant in run.variants)]
     groups = by_rows(labels, len(prompt.questions), limits.max_rows)
-    full_bytes = Compressed(FULL, prefilled.layers, None, 0.0).nbytes
-    expected = expected_bytes(ordered, prompt, full_bytes, prefilled.evidence[0].prompt_seed)
-    for group in groups:
-        plan_start_s = now_s(model.device)
-        free_bytes = plannable_bytes(model.device)
-        if free_bytes is not None:
-            free_bytes -= tail_bytes(group.bucket, prompt, full_bytes)
-        parts = list(by_bytes(group, expected, free_bytes))
-        seconds["plan_shared_s"] = seconds.get("plan_shared_s", 0.0) + now_s(model.device) - plan_start_s
-        for part in parts:
-            run.answer(part, ordered)
+    run.answer_all(groups)
     run.answer_references(groups[0].bucket)
-    return [*run.results, *run.failures]
+    return run.outcomes
 
 
 @dataclass
-class _FusedRun:
-    """One prompt's results so far: every label of every group answered is in them once per question."""
+class FusedRun:
+    """One prompt's results so far: every label of every group answered is in them once per question.
+
+    variants: each after the one its budget is like. seconds: what prefill and planning took.
+    """
 
     model: LoadedModel
     limits: Limits
     prompt: Prompt
+    variants: Sequence[Variant]
     prefilled: Prefilled
     graphs: StepGraphs | None
     seconds: dict[str, float]
     results: list[Generation | VariantFailure] = field(default_factory=list)
     failures: list[VariantFailure] = field(default_factory=list)
-    _references: References | None = None
+    references: References | None = None
     _slots_LH: dict[str, SlotsLH] = field(default_factory=dict)
 
-    def answer(self, group: Group, variants: Sequence[Variant]) -> None:
-        """Answer all of ``group``, in as many batches as memory makes it."""
-        waiting = [group]
-        while waiting:
-            group = waiting.pop(0)
-            lack = self._try(
-                group, [variant for variant in variants if variant.label in group.place_by_label]
-            )
-            if lack is None:
-                continue
-            self._make_room()
-            if len(group.place_by_label) > 1:
-                waiting[:0] = group.halves()
-            else:
-                (label,) = group.place_by_label
-                self.failures += out_of_memory(label, self.prompt, *lack)
+    @classmethod
+    def start(
+        cls,
+        model: LoadedModel,
+        limits: Limits,
+        prompt: Prompt,
+        variants: Sequence[Variant],
+        seed: int,
+        graphs: StepGraphs | None,
+    ) -> FusedRun:
+        """Prefill ``prompt``."""
+        start_s = now_s(model.device)
+        prefilled = prefill(model, prompt.context_ids, needs_of(variants), seed)
+        seconds = {"prefill_shared_s": now_s(model.device) - start_s, "plan_shared_s": 0.0}
+        return cls(model, limits, prompt, references_first(variants), prefilled, graphs, seconds)
+
+    @property
+    def outcomes(self) -> list[Generation | VariantFailure]:
+        """All that is known by now."""
+        return [*self.results, *self.failures]
+
+    def answer_all(self, groups: Sequence[Group]) -> None:
+        """Answer every label of ``groups`` in batches of this prompt alone."""
+        for group in groups:
+            for part in self.parts(group):
+                self._answer_in_parts(part)
+
+    def parts(self, group: Group) -> list[Group]:
+        """Parts of ``group`` that are expected to fit into the memory that is free now."""
+        start_s = now_s(self.model.device)
+        full_bytes = Compressed(FULL, self.prefilled.layers, None, 0.0).nbytes
+        expected = expected_bytes(
+            self.variants, self.prompt, full_bytes, self.prefilled.evidence[0].prompt_seed
+        )
+        free_bytes = plannable_bytes(self.model.device)
+        if free_bytes is not None:
+            free_bytes -= tail_bytes(group.bucket, self.prompt, full_bytes)
+        parts = list(by_bytes(group, expected, free_bytes))
+        self.seconds["plan_shared_s"] += now_s(self.model.device) - start_s
+        return parts
+
+    def compress(self, group: Group) -> Compression:
+        """Compress for the variants of ``group``."""
+        variants = [variant for variant in self.variants if variant.label in group.place_by_label]
+        return compress_all(self.prefilled, variants, self._slots_LH)
+
+    def rows(self, group: Group, compression: Compression) -> dict[int, Row]:
+        """The rows of ``group``, the full ones first, as far as they could be compressed; the A/A row has none beside it."""
+        compressed = with_references(compression, self.prefilled)
+        places = (
+            group.place_by_label if FULL_AA in group.place_by_label else {FULL: 0, **group.place_by_label}
+        )
+        return {
+            place + question: row
+            for label, place in places.items()
+            if label in compressed
+            for question, row in enumerate(rows_of(compressed, [label], self.prompt))
+        }
+
+    def finish(
+        self, group: Group, batch: Batch, answers: Mapping[int, Answer], compression: Compression
+    ) -> Answered:
+        """Results of a group's decoded ``batch``, compared with its own full rows; the A/A row with earlier ones."""
+        compressed = with_references(compression, self.prefilled)
+        answering = Answering(
+            self.model, self.prompt, compressed, compressed[FULL].nbytes, self.limits.max_fidelity_tokens
+        )
+        references = self.references if FULL_AA in group.place_by_label else None
+        return answering.finish(batch, answers, references=references, seconds=self.seconds)
+
+    def take(self, answered: Answered, compression: Compression) -> None:
+        """Keep what a group has come to; nothing of it is lost from here on."""
+        self._slots_LH |= compression.slots_LH
+        self.failures += failures_of(compression, self.prompt)
+        # Every group has the full row, for KL in its own bucket; its generation is reported once.
+        is_first = self.references is None
+        self.results += [result for result in answered.results if is_first or result.label != FULL]
+        self.references = self.references or answered.references
 
     def answer_references(self, main_bucket: int) -> None:
         """The full row in another bucket, and in its own if it stood beside nothing that fitted.
@@ -104,69 +157,53 @@ class _FusedRun:
         Raises:
             torch.OutOfMemoryError: not even the full row fits.
         """
-        if self._references is None:
-            self._take(self._answer(Group({}, main_bucket), compress_all(self.prefilled, [])))
+        if self.references is None:
+            alone = Group({}, main_bucket)
+            compression = self.compress(alone)
+            self.take(self._answer(alone, compression), compression)
         bucket = another_bucket(len(self.prompt.questions), main_bucket)
-        try:
-            compression = compress_all(self.prefilled, [])
-            rows = dict(
-                enumerate(rows_of(with_references(compression, self.prefilled), [FULL_AA], self.prompt))
-            )
-            answered = self._finish(rows, bucket, compression, self._references)
-        except torch.OutOfMemoryError as error:
-            self.failures += out_of_memory(FULL_AA, self.prompt, "decode", str(error), traceback.format_exc())
-        else:
-            self._take(answered)
+        self._answer_in_parts(Group({FULL_AA: 0}, bucket))
 
-    def _try(self, group: Group, variants: Sequence[Variant]) -> tuple[str, str, str] | None:
+    def _answer_in_parts(self, group: Group) -> None:
+        """Answer all of ``group``, in as many batches as memory makes it."""
+        waiting = [group]
+        while waiting:
+            group = waiting.pop(0)
+            lack = self._try(group)
+            if lack is None:
+                continue
+            make_room(self.model, self.graphs)
+            if len(group.place_by_label) > 1:
+                waiting[:0] = group.halves()
+            else:
+                (label,) = group.place_by_label
+                self.failures += out_of_memory(label, self.prompt, *lack)
+
+    def _try(self, group: Group) -> tuple[str, str, str] | None:
         """Answer a group whole, or take nothing of it: phase, message and traceback where memory ran out."""
         phase = "compress"
         try:
-            compression = compress_all(self.prefilled, variants, self._slots_LH)
+            compression = self.compress(group)
             phase = "decode"
             answered = self._answer(group, compression)
         except torch.OutOfMemoryError as error:
             return phase, str(error), traceback.format_exc()
-        self._slots_LH = compression.slots_LH
-        self.failures += failures_of(compression, self.prompt)
-        self._take(answered)
+        self.take(answered, compression)
         return None
 
     def _answer(self, group: Group, compression: Compression) -> Answered:
-        compressed = with_references(compression, self.prefilled)
-        rows = dict(enumerate(rows_of(compressed, [FULL], self.prompt)))
-        for label, place in group.place_by_label.items():
-            if label in compressed:
-                rows |= dict(enumerate(rows_of(compressed, [label], self.prompt), start=place))
-        return self._finish(rows, group.bucket, compression)
+        rows = self.rows(group, compression)
+        batch = Batch(self.model, self.prompt, rows, group.bucket, self.graphs)
+        return self.finish(group, batch, batch.decode(), compression)
 
-    def _finish(
-        self,
-        rows: dict[int, Row],
-        bucket: int,
-        compression: Compression,
-        references: References | None = None,
-    ) -> Answered:
-        compressed = with_references(compression, self.prefilled)
-        answering = Answering(
-            self.model, self.prompt, compressed, compressed[FULL].nbytes, self.limits.max_fidelity_tokens
-        )
-        batch = Batch(self.model, self.prompt, rows, bucket, self.graphs)
-        return answering.finish(batch, batch.decode(), references=references, seconds=self.seconds)
 
-    def _take(self, answered: Answered) -> None:
-        # Every group has the full row, for KL in its own bucket; its generation is reported once.
-        is_first = self._references is None
-        self.results += [result for result in answered.results if is_first or result.label != FULL]
-        self._references = self._references or answered.references
-
-    def _make_room(self) -> None:
-        """Give back what a group that did not fit has left behind."""
-        if self.graphs is not None:
-            self.graphs.forget()
-        gc.collect()
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
+def make_room(model: LoadedModel, graphs: StepGraphs | None) -> None:
+    """Give back what a batch that did not fit has left behind."""
+    if graphs is not None:
+        graphs.forget()
+    gc.collect()
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def needs_of(variants: Sequence[Variant]) -> frozenset[Need]:

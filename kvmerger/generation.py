@@ -88,7 +88,8 @@ class Generation:
         seconds: by phase; names ending in ``_shared_s`` are the whole batch's, the same in every row of it. One after the
             other: ``prefill``, ``plan`` (which variants answer together), each variant's own ``compress_s``, ``batch`` (its
             tables and memory), ``tails``, ``decode``, ``fidelity``, ``results`` (these rows). Within ``decode``:
-            ``record_graph`` and ``decode_rules``.
+            ``record_graph`` and ``decode_rules``. Where several prompts decoded together, ``decode`` is each one's equal part
+            of those steps (``num_prompts_together`` in `counters`).
         trace: this variant's own memory from prefill to its last token.
     """
 

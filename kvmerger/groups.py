@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
-from kvmerger.batch import bucket_for
+from kvmerger.buckets import another_bucket, bucket_for
 from kvmerger.budget import LikeVariant, num_slots_for
 from kvmerger.generation import Prompt
 from kvmerger.variants import Variant
@@ -68,6 +69,37 @@ def by_bytes(group: Group, bytes_by_label: Mapping[str, int], free_bytes: int | 
     yield group.part(chosen)
 
 
+@dataclass(frozen=True, slots=True)
+class Seats:
+    """Where the rows of several prompts are in one batch: each prompt's first, by its number, and how many rows there are.
+
+    Settled by the sizes of their own batches alone, as a group's places are: a prompt that fails, or that memory makes
+    answer at another time, leaves dummies in its seat.
+    """
+
+    start_by_prompt: Mapping[int, int]
+    num_rows: int
+
+    @classmethod
+    def of(cls, bucket_by_prompt: Mapping[int, int], taken: int = 0) -> Seats:
+        """One prompt's bucket after the other, in a bucket that is not ``taken``."""
+        starts = [0, *accumulate(bucket_by_prompt.values())]
+        return cls(dict(zip(bucket_by_prompt, starts, strict=False)), another_bucket(starts[-1], taken))
+
+
+def companies(bucket_by_prompt: Mapping[int, int], max_rows: int) -> list[list[int]]:
+    """Prompts, by number, that decode together: in order, as many as have ``max_rows`` rows at most, one at least."""
+    found: list[list[int]] = []
+    num_rows = 0
+    for prompt, bucket in bucket_by_prompt.items():
+        if not found or num_rows + bucket > max_rows:
+            found.append([])
+            num_rows = 0
+        found[-1].append(prompt)
+        num_rows += bucket
+    return found
+
+
 def expected_bytes(
     variants: Sequence[Variant], prompt: Prompt, full_bytes: int, prompt_seed: int
 ) -> dict[str, int]:
@@ -120,6 +152,15 @@ def _most_slots(variant: Variant, by_label: Mapping[str, Variant], num_tokens: i
         ):
             return min(num_slots_for(budget, num_tokens), num_tokens)
     return num_tokens
+
+
+def labels_that_act(variants: Sequence[Variant], prompt_seed: int) -> frozenset[str]:
+    """Of variants that act while they answer, and of those whose budget is like such a one's, however far."""
+    acting = {variant.label for variant in variants if _acts(variant, prompt_seed)}
+    for variant in variants:  # each comes after the one it is like
+        if isinstance(variant.budget, LikeVariant) and variant.budget.label in acting:
+            acting.add(variant.label)
+    return frozenset(acting)
 
 
 def _acts(variant: Variant, prompt_seed: int) -> bool:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from kvmerger.answering import Answered, Answering, References
-from kvmerger.batch import Batch, another_bucket, bucket_for
+from kvmerger.batch import Batch
+from kvmerger.buckets import another_bucket, bucket_for
 from kvmerger.budget import LikeVariant
 from kvmerger.compress import compress_all
 from kvmerger.device_time import now_s

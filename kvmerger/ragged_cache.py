@@ -9,8 +9,7 @@ Shapes: R rows, L layers, H KV heads, T new tokens, C tail capacity, D head size
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,28 +17,10 @@ from torch import Tensor
 from kvmerger.kernels.dispatch import write_tails
 from kvmerger.kernels.row_table import PrefixTable
 from kvmerger.layer_cache import LayerCache, storage_bytes
-from kvmerger.ragged_layer import OneEach, RaggedLayer, Room
+from kvmerger.ragged_layer import Arrival, OneEach, RaggedLayer, Room
 
 Prefix = tuple[LayerCache, ...]
 """One variant's cache, layer by layer."""
-
-
-class _Arrival(NamedTuple):
-    """New tokens that every layer of one extend gets, as uploaded once for all of them.
-
-    Attributes:
-        tail_start_R, num_new_R, num_tokens: what this was made from.
-        row_N, token_N, place_N: int64, each new token's row, index among the new ones and place in the tail.
-        lengths_2R: tail starts and numbers of new tokens, int32.
-    """
-
-    tail_start_R: tuple[int, ...]
-    num_new_R: tuple[int, ...]
-    num_tokens: int
-    row_N: Tensor
-    token_N: Tensor
-    place_N: Tensor
-    lengths_2R: Tensor
 
 
 class RaggedCache:
@@ -55,11 +36,13 @@ class RaggedCache:
         context_tokens_R: Sequence[int],
         tail_capacity: int,
         room: Room | None = None,
+        table: PrefixTable | None = None,
     ) -> None:
         """Reserve tails of ``tail_capacity`` tokens for each of ``prefixes`` (at least one not None).
 
         ``context_tokens_R`` are the true lengths of the compressed parts, where each row's positions continue. With
         ``room`` nothing is reserved: tails live there, with as much capacity as it has, and whatever it holds is overwritten.
+        ``table`` describes the same prefixes already, in that room.
         """
         self._prefixes = list(prefixes)
         self._context_tokens_R = tuple(context_tokens_R)
@@ -74,13 +57,31 @@ class RaggedCache:
         self._tail_length_R = (0,) * len(self._prefixes)
         self._num_read_R = self._tail_length_R
         self._lent_rows: set[int] = set()
-        self._arrival: _Arrival | None = None
+        self._arrival: Arrival | None = None
+        self._table = table
         device = template[0].k_SD.device
-        self._table = (
-            PrefixTable(self._prefixes, device, None if room is None else room.columns_LRH5)
-            if device.type == "cuda"
-            else None
-        )
+        if table is None and device.type == "cuda":
+            self._table = PrefixTable(self._prefixes, device, None if room is None else room.columns_LRH5)
+
+    @classmethod
+    def joined(cls, cache_by_start: Mapping[int, RaggedCache], num_rows: int, room: Room) -> RaggedCache:
+        """The rows of several caches as one of ``num_rows``, each from its start on, dummies elsewhere; nothing is copied.
+
+        Their tails must lie in ``room`` likewise, and none may have lent slots. They are not told what the joined cache
+        reads: to them it is as good as rewound.
+        """
+        assert not any(cache._lent_rows for cache in cache_by_start.values()), "lent slots stay in one cache"
+        prefixes: list[Prefix | None] = [None] * num_rows
+        context_R, tail_R = [0] * num_rows, [0] * num_rows
+        for start, cache in cache_by_start.items():
+            rows = slice(start, start + cache.num_rows)
+            prefixes[rows], context_R[rows] = cache._prefixes, cache._context_tokens_R
+            tail_R[rows] = cache._tail_length_R
+        tables = {start: cache._table for start, cache in cache_by_start.items() if cache._table is not None}
+        table = PrefixTable.joined(tables, prefixes, room.columns_LRH5) if tables else None
+        joined = cls(prefixes, context_R, room.tail_k_L[0].shape[2], room, table)
+        joined.count_read(tail_R)
+        return joined
 
     @property
     def num_rows(self) -> int:
@@ -174,7 +175,7 @@ class RaggedCache:
     def _prefixes_of(self, layer_index: int) -> tuple[LayerCache | None, ...]:
         return tuple(None if prefix is None else prefix[layer_index] for prefix in self._prefixes)
 
-    def _arrival_of(self, num_new_R: tuple[int, ...], num_tokens: int, device: torch.device) -> _Arrival:
+    def _arrival_of(self, num_new_R: tuple[int, ...], num_tokens: int, device: torch.device) -> Arrival:
         asked = (self._tail_length_R, num_new_R, num_tokens)
         if self._arrival is None or self._arrival[:3] != asked:
             lengths_2R = torch.tensor([self._tail_length_R, num_new_R], dtype=torch.int32)
@@ -182,7 +183,7 @@ class RaggedCache:
             index_3N = torch.stack([row_N, token_N, lengths_2R[0][row_N] + token_N])
             row_N, token_N, place_N = index_3N.to(device, non_blocking=True)
             lengths_2R = lengths_2R.to(device, non_blocking=True)
-            self._arrival = _Arrival(*asked, row_N, token_N, place_N, lengths_2R)
+            self._arrival = Arrival(*asked, row_N, token_N, place_N, lengths_2R)
         return self._arrival
 
     def advance(self, num_new_R: tuple[int, ...]) -> None:

@@ -5,12 +5,14 @@ Shapes: R rows, L layers, H KV heads, T new tokens, C tail capacity, D head size
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from kvmerger.kernels.row_table import DeviceRows
+from kvmerger.kernels.row_table import NUM_COLUMNS, DeviceRows
 from kvmerger.layer_cache import LayerCache
 
 
@@ -34,6 +36,24 @@ class RaggedLayer:
     device_rows: DeviceRows | None = None
 
 
+class Arrival(NamedTuple):
+    """New tokens that every layer of one extend gets, as uploaded once for all of them.
+
+    Attributes:
+        tail_start_R, num_new_R, num_tokens: what this was made from.
+        row_N, token_N, place_N: int64, each new token's row, index among the new ones and place in the tail.
+        lengths_2R: tail starts and numbers of new tokens, int32.
+    """
+
+    tail_start_R: tuple[int, ...]
+    num_new_R: tuple[int, ...]
+    num_tokens: int
+    row_N: Tensor
+    token_N: Tensor
+    place_N: Tensor
+    lengths_2R: Tensor
+
+
 class OneEach(NamedTuple):
     """One new token for every row, where only the device knows how long the tails are and which rows really read one.
 
@@ -55,3 +75,17 @@ class Room(NamedTuple):
     tail_k_L: list[Tensor]
     tail_v_L: list[Tensor]
     columns_LRH5: Tensor
+
+    def part(self, rows: slice, tail_capacity: int) -> Room:
+        """Some of the rows, with shorter tails; the same memory."""
+        tail_k_L, tail_v_L = ([tail[rows, :, :tail_capacity] for tail in it] for it in self[:2])
+        return Room(tail_k_L, tail_v_L, self.columns_LRH5[:, rows])
+
+
+def new_room(num_rows: int, tail_capacity: int, template: Sequence[LayerCache]) -> Room:
+    """Memory for the tails of prefixes like ``template``, by layer."""
+    layer = template[0]
+    shape_RHCD = (num_rows, layer.num_heads, tail_capacity, layer.k_SD.shape[1])
+    tail_k_L, tail_v_L = ([layer.k_SD.new_zeros(shape_RHCD) for _ in template] for _ in range(2))
+    shape_LRH5 = (len(template), num_rows, layer.num_heads, NUM_COLUMNS)
+    return Room(tail_k_L, tail_v_L, layer.position_S.new_zeros(shape_LRH5, dtype=torch.int64))

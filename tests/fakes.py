@@ -79,6 +79,11 @@ class FakeEngine:
             for index, question in enumerate(prompt.questions)
         ]
 
+    def run_many(
+        self, prompts: Sequence[Prompt], variants: Sequence[VariantSpec], *, seed: int = 0
+    ) -> list[list[Generation | VariantFailure]]:
+        return [self.run(prompt, variants, execution="fused", seed=seed) for prompt in prompts]
+
     def _misbehave(self, token: int) -> None:
         if token == RAISE_ID:
             raise RuntimeError("the fake engine was asked to raise")

@@ -9,7 +9,7 @@ log mass (0 for none), its first slot's flat index, its number of slots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -56,6 +56,30 @@ class PrefixTable:
         self._most_slots_RL = columns_RLH5[..., -1].amax(dim=2).tolist()
         columns_LRH5 = columns_RLH5.transpose(0, 1).contiguous()
         self._columns_LRH5 = columns_LRH5.to(device) if out_LRH5 is None else out_LRH5.copy_(columns_LRH5)
+
+    @classmethod
+    def joined(
+        cls,
+        table_by_start: Mapping[int, PrefixTable],
+        prefixes: Sequence[Sequence[LayerCache] | None],
+        columns_LRH5: Tensor,
+    ) -> PrefixTable:
+        """One table over ``columns_LRH5``, where the tables' own columns lie already, each from its start on.
+
+        ``prefixes`` are those of all rows, None outside the tables; their columns are overwritten with zeros.
+        """
+        joined = cls.__new__(cls)
+        joined._template = next(iter(table_by_start.values()))._template
+        joined._prefixes = list(prefixes)
+        joined._most_slots_RL = [[0] * len(joined._template) for _ in prefixes]
+        is_dummy_R = torch.ones(len(prefixes), dtype=torch.bool)
+        for start, table in table_by_start.items():
+            rows = slice(start, start + len(table._prefixes))
+            joined._most_slots_RL[rows] = table._most_slots_RL
+            is_dummy_R[rows] = False
+        columns_LRH5.masked_fill_(is_dummy_R.to(columns_LRH5.device)[:, None, None], 0)
+        joined._columns_LRH5 = columns_LRH5
+        return joined
 
     def follow(self, prefixes: Sequence[Sequence[LayerCache] | None]) -> None:
         """Describe anew the rows whose prefix is no longer the same object."""

@@ -5,7 +5,8 @@ import gc
 import pytest
 import torch
 
-from kvmerger.batch import Batch, bucket_for
+from kvmerger.batch import Batch
+from kvmerger.buckets import bucket_for
 from kvmerger.compress import compress_all
 from kvmerger.counted_draws import uniform
 from kvmerger.engine import Engine

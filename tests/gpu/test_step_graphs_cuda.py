@@ -154,8 +154,8 @@ def test_a_device_that_is_too_small_halves_the_group_and_loses_no_row(
     gc.collect()
     torch.cuda.empty_cache()
     num_halved = []
-    make_room = fused._FusedRun._make_room
-    monkeypatch.setattr(fused._FusedRun, "_make_room", lambda run: (num_halved.append(1), make_room(run))[1])
+    make_room = fused.make_room
+    monkeypatch.setattr(fused, "make_room", lambda *others: (num_halved.append(1), make_room(*others))[1])
     torch.cuda.set_per_process_memory_fraction(limit_bytes / torch.cuda.get_device_properties(0).total_memory)
     try:
         results = without_seconds(engine.run(prompt, variants))

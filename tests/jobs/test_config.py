@@ -103,6 +103,15 @@ def test_a_wrong_value_is_named_with_what_would_be_right(
     assert complaint in refused(tmp_path, overrides=(override,))
 
 
+def test_company_of_isolated_items_is_refused(tmp_path: Path) -> None:
+    overrides = ("execution=isolated", "items_at_once=4")
+    assert "items_at_once is 4, but isolated rows share nothing" in refused(tmp_path, overrides=overrides)
+    for fine in (("execution=isolated",), ("execution=isolated", "items_at_once=1"), ("items_at_once=4",)):
+        load_settings(write(tmp_path), fine)
+    assert "items_at_once" in refused(tmp_path, overrides=("items_at_once=0",))
+    assert "items_at_once" in refused(tmp_path, overrides=("items_at_once=many",))
+
+
 @pytest.mark.parametrize(("device", "num_gpus"), [("cpu", "0.5"), ("cuda", "0")])
 def test_gpus_that_contradict_the_device_are_refused(tmp_path: Path, device: str, num_gpus: str) -> None:
     message = refused(tmp_path, overrides=(f"model.device={device}", f"actors.num_gpus={num_gpus}"))

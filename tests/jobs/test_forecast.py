@@ -13,6 +13,8 @@ ROW = {
     "execution": "fused",
     "unit_id": "u",
     "item_id": "i",
+    "cluster_id": "c",
+    "query_mode": "query_agnostic",
     "context_tokens": 100,
     "new_tokens": 3,
 }
@@ -36,6 +38,18 @@ def test_measured_units_set_the_pace_and_shared_phases_count_once() -> None:
         owed * (2.25 + 0.5 + 1.5 + ONE_BATCH_S) / cost_tokens_of(100, [3])
     )
     assert "1 finished units" in foreseen.source
+
+
+def test_a_unit_of_several_contexts_counts_every_prefill_and_equal_parts_of_the_decoding() -> None:
+    plan = plan_of(settings_of(), [item(1), item(2)])
+    rows = [
+        row(variant, 0.5, item_id=f"i{n}", cluster_id=f"c{n}", context_tokens=100 + n)
+        for n in range(3)
+        for variant in ("a", "b")
+    ]
+    pace = 3 * (2 + 2 * 0.5 + 3 + 1) / sum(cost_tokens_of(100 + n, [3]) for n in range(3))
+    foreseen = forecast(plan, 10, "cpu", rows)
+    assert foreseen.device_s == pytest.approx(sum(unit.cost_tokens for unit in plan.units) * pace)
 
 
 def test_without_rows_twice_the_parameters_take_twice_as_long() -> None:

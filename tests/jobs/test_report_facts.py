@@ -22,6 +22,13 @@ def test_an_isolated_unit_is_a_prefill_per_variant() -> None:
     assert num_prefills(rows_of("isolated")) == 6
 
 
+def test_contexts_that_share_a_unit_have_a_prefill_each() -> None:
+    agnostic = [row | {"cluster_id": row["item_id"]} for row in rows_of("fused")]
+    assert num_prefills(agnostic) == 4
+    aware = [row | {"query_mode": "query_aware"} for row in rows_of("fused")]
+    assert num_prefills(aware) == 4
+
+
 def test_a_unit_that_failed_proves_no_prefill() -> None:
     rows = rows_of("fused")
     for row in rows:

@@ -65,3 +65,20 @@ def test_model_is_loaded_once(tmp_path: Path) -> None:
     loaded.unlink()
     runner.load()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_items_on_several_contexts_come_back_as_their_own_rows() -> None:
+    planned = [
+        make_planned("a", 21),
+        make_planned("b", 22),
+        make_planned("c", 21, gold_ids=(6, 7)),  # a second question on the first one's context
+        make_planned("d", SKIP_ID),
+    ]
+    unit = make_unit("u", *planned)
+    assert unit.contexts == ((0, 2), (1,), (3,))
+    rows = make_runner().run(unit)
+    check_rows("u", rows)
+    assert [row["identity"] for row in rows] == [cell.identity for cell in unit.cells]
+    said = {row["item_id"]: row["prediction"] for row in rows if row["variant"] == "full"}
+    assert said == {"a": "w8 w9", "b": "w8 w9", "c": "w6 w7", "d": "w8 w9"}
+    assert [row["item_id"] for row in rows if row["status"] == "failed"] == ["d"]

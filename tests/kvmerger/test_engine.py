@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from kvmerger.batch import Batch, Row, bucket_for
+from kvmerger.batch import Batch, Row
+from kvmerger.buckets import bucket_for
 from kvmerger.compress import compress_all, empty_prefix
 from kvmerger.engine import Engine
 from kvmerger.extend import extend, pad_tokens

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from kvmerger.batch import Batch, bucket_for
+from kvmerger.batch import Batch
+from kvmerger.buckets import bucket_for
 from kvmerger.compress import compress_all
 from kvmerger.demo_model import demo_folder
 from kvmerger.engine import Engine

@@ -1,0 +1,223 @@
+"""Several prompts at once: each is prefilled and compressed by itself, and their rows decode in one batch.
+
+Which prompts decode together, and where their rows are, follows from numbers of rows alone. Memory that runs out parts
+prompts first and then one prompt's variants, and every row keeps its place: it costs time, no row, and no number. Any other
+error is sought by parting too, and costs the rows of the prompt it belongs to. No prompt is prefilled twice.
+
+Rows whose policies act while they answer have slots of their own: they, and rows with budgets like theirs, decode in batches
+of their own prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from kvmerger.buckets import another_bucket
+from kvmerger.compress import references_first
+from kvmerger.fused import FusedRun, make_room, run_fused
+from kvmerger.fused_members import Member, Trouble, answer_members
+from kvmerger.generation import Generation, Prompt, VariantFailure
+from kvmerger.groups import (
+    Group,
+    Seats,
+    by_rows,
+    companies,
+    expected_bytes,
+    labels_that_act,
+    plannable_bytes,
+    tail_bytes,
+)
+from kvmerger.limits import Limits
+from kvmerger.model_source import DTYPES
+from kvmerger.models import LoadedModel
+from kvmerger.prefill import prompt_seed
+from kvmerger.step_graphs import StepGraphs
+from kvmerger.variants import FULL_AA, NO_CONTEXT, REFERENCE_LABELS, Variant
+
+POSITION_BYTES = 4
+"""Of a slot, beside its key and value."""
+Outcomes = list[Generation | VariantFailure]
+
+
+def run_fused_many(
+    model: LoadedModel,
+    limits: Limits,
+    prompts: Sequence[Prompt],
+    variants: Sequence[Variant],
+    seed: int,
+    graphs: StepGraphs | None = None,
+) -> list[Outcomes]:
+    """Answer every prompt under all variants. See `Engine.run_many`."""
+    many = _Many(model, limits, prompts, references_first(variants), seed, graphs)
+    for number, prompt in enumerate(prompts):
+        many.guard(number, partial(prompt.check, model.info.max_positions, model.info.vocab_size))
+    sound = [number for number in range(len(prompts)) if number not in many.troubles]
+    bucket_by_prompt = {number: many.joining_groups(number)[0].bucket for number in sound}
+    for company in companies(bucket_by_prompt, limits.max_rows):
+        if len(company) > 1:
+            many.run_company(company)
+        else:
+            many.run_alone(*company)
+    return [many.all_outcomes(number) for number in range(len(prompts))]
+
+
+@dataclass
+class _Many:
+    """All prompts' outcomes so far, by their numbers, and what went wrong with a prompt as a whole."""
+
+    model: LoadedModel
+    limits: Limits
+    prompts: Sequence[Prompt]
+    variants: Sequence[Variant]
+    seed: int
+    graphs: StepGraphs | None
+    outcomes: dict[int, Outcomes] = field(default_factory=dict)
+    troubles: dict[int, Trouble] = field(default_factory=dict)
+
+    def guard(self, number: int, work: Callable[[], None]) -> None:
+        """Do something for one prompt; what it raises is that prompt's trouble."""
+        try:
+            work()
+        # Whatever it is, the other prompts' rows are owed all the same.
+        except Exception as error:  # noqa: BLE001
+            self.troubles[number] = Trouble.of("engine", error)
+
+    def all_outcomes(self, number: int) -> Outcomes:
+        """Every row of a prompt, once: those it has no outcome for have failed as it did."""
+        outcomes = self.outcomes.get(number, [])
+        if number not in self.troubles:
+            return outcomes
+        known = {(outcome.label, outcome.question_index) for outcome in outcomes}
+        trouble = self.troubles[number]
+        return outcomes + [
+            VariantFailure(label, question, *trouble[1:])
+            for label in (*REFERENCE_LABELS, *(variant.label for variant in self.variants))
+            for question in range(len(self.prompts[number].questions))
+            if (label, question) not in known
+        ]
+
+    def joining_groups(self, number: int) -> list[Group]:
+        """A prompt's groups that decode with those of other prompts; at least one."""
+        acting = self._acting(number)
+        return self._groups(number, [NO_CONTEXT, *(v.label for v in self.variants if v.label not in acting)])
+
+    def run_alone(self, number: int) -> None:
+        """Answer a prompt that has no company."""
+
+        def run() -> None:
+            self.outcomes[number] = run_fused(
+                self.model, self.limits, self.prompts[number], self.variants, self.seed, self.graphs
+            )
+
+        self.guard(number, run)
+
+    def run_company(self, company: Sequence[int]) -> None:
+        """Answer prompts that decode together: all at once, or as many at a time as memory allows."""
+        waiting = list(company)
+        while waiting:
+            runs = self._prefilled(self._first_that_fit(waiting))
+            waiting = [number for number in waiting if number not in runs and number not in self.troubles]
+            self._answer_all(runs, company)
+            self.outcomes |= {number: run.outcomes for number, run in runs.items()}
+            runs.clear()  # or their caches would stay while the next ones are made
+
+    def _prefilled(self, numbers: Sequence[int]) -> dict[int, FusedRun]:
+        """Runs of the first of these prompts whose prefills fit beside each other."""
+        runs: dict[int, FusedRun] = {}
+
+        def start(number: int) -> None:
+            runs[number] = FusedRun.start(
+                self.model, self.limits, self.prompts[number], self.variants, self.seed, self.graphs
+            )
+
+        for number in numbers:
+            self.guard(number, partial(start, number))
+            if number in self.troubles and self.troubles[number].is_memory and runs:
+                del self.troubles[number]  # its turn comes when these have answered
+                make_room(self.model, self.graphs)
+                break
+        return runs
+
+    def _answer_all(self, runs: Mapping[int, FusedRun], company: Sequence[int]) -> None:
+        """Answer all variants and references of prompts that are prefilled."""
+        groups = {number: self.joining_groups(number) for number in company}
+        num_rows = 0
+        for turn in range(max(map(len, groups.values()))):
+            of_turn = {number: its[turn] for number, its in groups.items() if turn < len(its)}
+            seats = Seats.of({number: group.bucket for number, group in of_turn.items()})
+            num_rows = num_rows or seats.num_rows
+            self._answer(self._members(runs, of_turn, seats), seats.num_rows)
+        for number, run in runs.items():
+            acting = self._acting(number)
+            labels = [variant.label for variant in self.variants if variant.label in acting]
+            if labels and number not in self.troubles:
+                self.guard(number, partial(run.answer_all, self._groups(number, labels)))
+        self._answer_references(runs, groups, num_rows)
+
+    def _answer_references(
+        self, runs: Mapping[int, FusedRun], groups: Mapping[int, Sequence[Group]], taken: int
+    ) -> None:
+        """The A/A rows, in another bucket than ``taken``; before, full rows that stood beside nothing that fitted."""
+        seats = Seats.of({number: its[0].bucket for number, its in groups.items()})
+        alone = {
+            number: Group({}, groups[number][0].bucket)
+            for number, run in runs.items()
+            if run.references is None
+        }
+        for member in self._members(runs, alone, seats):
+            self._answer([member], seats.num_rows)
+        again = {
+            number: Group({FULL_AA: 0}, another_bucket(len(self.prompts[number].questions), its[0].bucket))
+            for number, its in groups.items()
+        }
+        seats = Seats.of({number: group.bucket for number, group in again.items()}, taken)
+        self._answer(self._members(runs, again, seats), seats.num_rows)
+
+    def _members(
+        self, runs: Mapping[int, FusedRun], group_by_prompt: Mapping[int, Group], seats: Seats
+    ) -> list[Member]:
+        return [
+            Member(number, runs[number], group, seats.start_by_prompt[number])
+            for number, group in group_by_prompt.items()
+            if number in runs and number not in self.troubles
+        ]
+
+    def _answer(self, members: Sequence[Member], num_rows: int) -> None:
+        parts = [list(members)]
+        if len(members) == 1:
+            parts = [[members[0]._replace(group=part)] for part in members[0].run.parts(members[0].group)]
+        for part in parts:
+            self.troubles |= answer_members(self.model, part, num_rows, self.graphs)
+
+    def _acting(self, number: int) -> frozenset[str]:
+        return labels_that_act(self.variants, prompt_seed(self.prompts[number].context_ids, self.seed))
+
+    def _groups(self, number: int, labels: Sequence[str]) -> list[Group]:
+        return by_rows(labels, len(self.prompts[number].questions), self.limits.max_rows)
+
+    def _first_that_fit(self, numbers: Sequence[int]) -> list[int]:
+        """The first of ``numbers``, at least one, that are expected to fit into memory side by side."""
+        free_bytes = plannable_bytes(self.model.device)
+        if free_bytes is None:
+            return list(numbers)
+        chosen: list[int] = []
+        for number in numbers:
+            free_bytes -= self._expected_bytes(number)
+            if chosen and free_bytes < 0:
+                break
+            chosen.append(number)
+        return chosen
+
+    def _expected_bytes(self, number: int) -> int:
+        """Bytes that one prompt is expected to hold: its full row, all of a group's prefixes, and its tails."""
+        prompt, info = self.prompts[number], self.model.info
+        slot_bytes = 2 * info.head_dim * DTYPES[info.dtype].itemsize + POSITION_BYTES
+        full_bytes = len(prompt.context_ids) * info.num_layers * info.num_kv_heads * slot_bytes
+        expected = expected_bytes(
+            self.variants, prompt, full_bytes, prompt_seed(prompt.context_ids, self.seed)
+        )
+        groups = self.joining_groups(number)
+        held = max(sum(expected.get(label, 0) for label in group.place_by_label) for group in groups)
+        return full_bytes + held + tail_bytes(groups[0].bucket, prompt, full_bytes)

@@ -1,0 +1,111 @@
+"""Several prompts in one decoding batch on CUDA: graphs say what the eager loop says, and no neighbour changes a bit."""
+
+import gc
+import random
+import warnings
+
+import pytest
+import torch
+
+from kvmerger import fused_many, fused_members
+from kvmerger.batch import Batch
+from kvmerger.engine import Engine
+from kvmerger.generation import Generation
+from kvmerger.limits import Limits
+from kvmerger.together import Party, Together
+from tests.gpu.test_engine_cuda import on_cuda
+from tests.gpu.test_step_graphs_cuda import graphs_of
+from tests.kvmerger.test_decoding import OTHERS, POLICIES
+from tests.kvmerger.test_step_graphs import make_prompt, make_rows, with_ends
+from tests.kvmerger.test_together import SEED, _bare, built, by_key, check_as_alone, prompts_of
+
+pytestmark = pytest.mark.gpu
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+LENGTHS = (300, 48, 1000)
+
+
+@pytest.fixture(autouse=True)
+def _no_fallback():
+    """What falls back to the eager loop, or to prompts alone, would equal it, and test nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        yield
+
+
+@dtypes
+def test_graphs_neighbours_and_dummies_change_no_bit(dtype: torch.dtype, seed: int) -> None:
+    rng, model = random.Random(seed), on_cuda(seed, dtype)
+    prompts = [make_prompt(rng, num_tokens) for num_tokens in LENGTHS]
+    rows = [make_rows(model, prompt, OTHERS) for prompt in prompts]
+    model = with_ends(model, prompts[0], rows[0])
+    parties = [Party(it, own, 12, start) for it, own, start in zip(prompts, rows, (0, 12, 24), strict=True)]
+    expected = Together(model.ours, parties, 48).decode()
+    graphs = graphs_of(model)
+    for chosen in ((0, 1, 2), (2,), (0,), (1, 2)):
+        joint = Together(model.ours, [parties[number] for number in chosen], 48, graphs)
+        for _ in range(2):
+            assert joint.decode() == [expected[number] for number in chosen]
+        for number, batch in zip(chosen, joint.batches, strict=True):
+            alone = Batch(model.ours, prompts[number], rows[number], 12)
+            gold = {
+                index: prompts[number].questions[row.question_index].gold_ids
+                for index, row in rows[number].items()
+            }
+            own_TE, hidden_TE = alone.force(gold, 4), batch.force(gold, 4)
+            assert all(torch.equal(hidden_TE[index], own_TE[index]) for index in gold)
+    assert graphs.num_recorded == 1, "one graph for all of them"
+
+
+@dtypes
+def test_prompts_together_say_what_each_says_alone(dtype: torch.dtype, seed: int) -> None:
+    model, prompts = on_cuda(seed, dtype), prompts_of(seed, LENGTHS)
+    policies = [*OTHERS, POLICIES[2]]
+    engine = Engine(model.ours, Limits(max_rows=36))
+    for _ in range(2):
+        found = engine.run_many(prompts, built(policies), seed=SEED)
+        for prompt, results in zip(prompts, found, strict=True):
+            alone = by_key(engine.run(prompt, built(policies), seed=SEED), prompt, policies)
+            num_apart = 1 if dtype == torch.float32 else len(alone) // 2
+            check_as_alone(by_key(results, prompt, policies), alone, num_apart)
+            shared = {it.counters.get("num_prompts_together") for it in results if isinstance(it, Generation)}
+            assert shared == {3.0, None}
+
+
+def test_a_device_that_is_too_small_parts_prompts_and_loses_no_row(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The allocator is held to 70 % of what all together took; every row still comes, and says the same."""
+    model = on_cuda(seed, torch.float32)
+    prompts = prompts_of(seed, (3800,) * 6)
+    variants = built([{"name": "knorm", "budget": 0.5 + 0.02 * n, "label": f"v{n}"} for n in range(4)])
+    engine = Engine(model.ours, Limits(max_rows=72))
+
+    def run() -> list:
+        return [
+            sorted(map(_bare, results), key=lambda it: (it.label, it.question_index))
+            for results in engine.run_many(prompts, variants, seed=SEED)
+        ]
+
+    run()  # compiles kernels, records graphs
+    expected = run()
+    gc.collect()
+    torch.cuda.empty_cache()
+    before_bytes = torch.cuda.memory_reserved()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    limit_bytes = before_bytes + int(0.7 * (torch.cuda.max_memory_reserved() - before_bytes))
+    gc.collect()
+    torch.cuda.empty_cache()
+    num_parted = []
+    make_room = fused_members.make_room
+    for module in (fused_many, fused_members):
+        monkeypatch.setattr(
+            module, "make_room", lambda *others: (num_parted.append(1), make_room(*others))[1]
+        )
+    torch.cuda.set_per_process_memory_fraction(limit_bytes / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        results = run()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert num_parted
+    assert results == expected
