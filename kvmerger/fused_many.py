@@ -99,9 +99,8 @@ class _Many:
         ]
 
     def joining_groups(self, number: int) -> list[Group]:
-        """A prompt's groups that decode with those of other prompts; at least one."""
-        acting = self._acting(number)
-        return self._groups(number, [NO_CONTEXT, *(v.label for v in self.variants if v.label not in acting)])
+        """A prompt's groups that decode with those of other prompts; at least one, since no context acts."""
+        return self._groups(number, is_acting=False)
 
     def run_alone(self, number: int) -> None:
         """Answer a prompt that has no company."""
@@ -150,10 +149,8 @@ class _Many:
             num_rows = num_rows or seats.num_rows
             self._answer(self._members(runs, of_turn, seats), seats.num_rows)
         for number, run in runs.items():
-            acting = self._acting(number)
-            labels = [variant.label for variant in self.variants if variant.label in acting]
-            if labels and number not in self.troubles:
-                self.guard(number, partial(run.answer_all, self._groups(number, labels)))
+            if number not in self.troubles:
+                self.guard(number, partial(run.answer_all, self._groups(number, is_acting=True)))
         self._answer_references(runs, groups, num_rows)
 
     def _answer_references(
@@ -191,11 +188,17 @@ class _Many:
         for part in parts:
             self.troubles |= answer_members(self.model, part, num_rows, self.graphs)
 
-    def _acting(self, number: int) -> frozenset[str]:
-        return labels_that_act(self.variants, prompt_seed(self.prompts[number].context_ids, self.seed))
-
-    def _groups(self, number: int, labels: Sequence[str]) -> list[Group]:
-        return by_rows(labels, len(self.prompts[number].questions), self.limits.max_rows)
+    def _groups(self, number: int, *, is_acting: bool) -> list[Group]:
+        """The prompt's groups as they are when it is alone, buckets and places too, but of these variants only."""
+        prompt = self.prompts[number]
+        acting = labels_that_act(self.variants, prompt_seed(prompt.context_ids, self.seed))
+        labels = [NO_CONTEXT, *(variant.label for variant in self.variants)]
+        groups = by_rows(labels, len(prompt.questions), self.limits.max_rows)
+        parts = [
+            group.part([label for label in group.place_by_label if (label in acting) == is_acting])
+            for group in groups
+        ]
+        return [part for part in parts if part.place_by_label]
 
     def _first_that_fit(self, numbers: Sequence[int]) -> list[int]:
         """The first of ``numbers``, at least one, that are expected to fit into memory side by side."""

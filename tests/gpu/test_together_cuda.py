@@ -60,7 +60,7 @@ def test_graphs_neighbours_and_dummies_change_no_bit(dtype: torch.dtype, seed: i
 def test_prompts_together_say_what_each_says_alone(dtype: torch.dtype, seed: int) -> None:
     model, prompts = on_cuda(seed, dtype), prompts_of(seed, LENGTHS)
     policies = [*OTHERS, POLICIES[2]]
-    engine = Engine(model.ours, Limits(max_rows=36))
+    engine = Engine(model.ours, Limits(max_rows=len(prompts) * 16))
     for _ in range(2):
         found = engine.run_many(prompts, built(policies), seed=SEED)
         for prompt, results in zip(prompts, found, strict=True):

@@ -134,7 +134,7 @@ def _tokens(results: Results, label: str, question: int) -> tuple[int, ...]:
 def test_prompts_together_say_what_each_says_alone(dtype: torch.dtype, with_graphs: bool, seed: int) -> None:
     model, prompts = tiny_model(seed, dtype, num_layers=NUM_LAYERS), prompts_of(seed)
     policies = [*CHOSEN[:3], *ACTING]
-    engine = engine_of(model, with_graphs)
+    engine = engine_of(model, with_graphs, Limits(max_rows=len(prompts) * 16))
     found = engine.run_many(prompts, built(policies), seed=SEED)
     for prompt, results in zip(prompts, found, strict=True):
         together = by_key(results, prompt, policies)
@@ -149,6 +149,32 @@ def test_prompts_together_say_what_each_says_alone(dtype: torch.dtype, with_grap
         acting = {policy["label"] for policy in ACTING}
         assert all(shared[label] == (None if label in acting else len(prompts)) for label in shared), shared
         assert shared[FULL_AA] == len(prompts)
+
+
+def test_every_row_has_the_bucket_and_the_place_that_it_has_alone(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a product's bits depend on both; rows whose policies act decode in a batch of their own, and keep them."""
+    model, prompts, policies = tiny_model(seed, num_layers=NUM_LAYERS), prompts_of(seed), [*OTHERS, *ACTING]
+    engine = engine_of(model, limits=Limits(max_rows=len(prompts) * 16))
+    places: dict[Prompt, set] = {}
+    place_rows = Batch.__init__
+
+    def note(
+        batch: Batch, model: Any, prompt: Prompt, rows: dict, bucket: int, *others: Any, **more: Any
+    ) -> None:
+        # Every batch has full rows to be compared with.
+        places.setdefault(prompt, set()).update(
+            (row.label, row.question_index, index, bucket) for index, row in rows.items() if row.label != FULL
+        )
+        place_rows(batch, model, prompt, rows, bucket, *others, **more)
+
+    monkeypatch.setattr(Batch, "__init__", note)
+    engine.run_many(prompts, built(policies), seed=SEED)
+    together, places = places, {}
+    for prompt in prompts:
+        engine.run(prompt, built(policies), seed=SEED)
+    assert together == places
 
 
 @loops
