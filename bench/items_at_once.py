@@ -3,8 +3,8 @@
     python -m bench.items_at_once [--shape 8b] [--tokens 512 1k 2k 4k] [--at-once 1 2 4 8] [--items 16]
 
 Random weights; the 14 variants of the race and their references; 64 new tokens that no end token can shorten. Prompts differ
-in length by up to a tenth, as a benchmark's do. Each number of prompts runs once to warm up (compilations, recorded steps)
-and is then timed on all items, between two synchronisations. Seconds by phase are means of a prompt; what is left of its time
+in length by up to a tenth, as a benchmark's do. All items run once to warm up (compilations, recorded steps) and are then
+timed, between two synchronisations. Seconds by phase are means of a prompt; what is left of its time
 is the host's. The last column says how many of its greedy tokens are those that it says alone: the rest are flips of another
 batch shape.
 """
@@ -104,7 +104,9 @@ def measure(model: LoadedModel, num_tokens: int, options: argparse.Namespace) ->
             starts = range(0, len(prompts), at_once)
             return [rows for at in starts for rows in engine.run_many(prompts[at : at + at_once], variants)]
 
-        run(prompts[:at_once])
+        run(
+            prompts
+        )  # each length: some kernels are compiled anew for numbers of tokens that 16 does not divide
         free_memory(model.device)
         one = timed(lambda run=run: run(prompts), model.device)  # type: ignore[misc]
         alone = alone or one.result
