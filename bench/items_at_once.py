@@ -4,9 +4,8 @@
 
 Random weights; the 14 variants of the race and their references; 64 new tokens that no end token can shorten. Prompts differ
 in length by up to a tenth, as a benchmark's do. All items run once to warm up (compilations, recorded steps) and are then
-timed, between two synchronisations. Seconds by phase are means of a prompt; what is left of its time
-is the host's. The last column says how many of its greedy tokens are those that it says alone: the rest are flips of another
-batch shape.
+timed, between two synchronisations. Seconds by phase are means of a prompt; what is left of its time is the host's. The last
+column says how many of its greedy tokens are those that it says alone: the rest are flips of another batch shape.
 """
 
 from __future__ import annotations
