@@ -10,7 +10,6 @@ H KV heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,7 +43,7 @@ class Product(NamedTuple):
         return F.linear(x, self.weight, self.bias)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class FusedLayer:
     """One layer's weights, those of the same input joined. attention: the module they come from, for those who watch."""
 
@@ -59,13 +58,13 @@ class FusedLayer:
     down: Product
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class FusedDecoder:
     """All layers between the embedding and the last norm. Read-only: forward passes never change it."""
 
     embed_tokens: nn.Module
     rotary: nn.Module
-    layers: Sequence[FusedLayer]
+    layers: tuple[FusedLayer, ...]
     last_norm: Norm
     num_query_heads: int
     num_heads: int

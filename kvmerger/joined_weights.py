@@ -1,7 +1,8 @@
 """Which decoders `fused_decoder` can compute, and their weights joined: one matrix for products of the same input.
 
 The parameters become slices of the joined matrices, so that transformers computes the same numbers with them as before, and
-nothing is held twice. Only structure is looked at here; whether the numbers are right is for `models.probed` to see.
+nothing is held twice. Only the model's type and structure are looked at here; whether the numbers are right is for
+`models.probed` to see.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from kvmerger.fused_decoder import FusedDecoder, FusedLayer, Norm, Product
 from kvmerger.kernels.layer_reference import HeadNorms, LayerKernels
-from kvmerger.model_source import DTYPES, sliding_window
+from kvmerger.model_source import DTYPES, SUPPORTED_MODEL_TYPES, sliding_window
 
 _DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -31,8 +32,12 @@ _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 def is_fusable(module: nn.Module) -> bool:
     """Whether ``module`` (a transformers causal model) is a plain Llama-like decoder with plain weights of its own.
 
-    Anything unknown says no: another child, a subclass of `nn.Linear` (quantised weights), a hook, a tied weight, a window.
+    Anything unknown says no: another model type, which may have the same children and scale what is between them (Granite); a
+    child, a subclass of `nn.Linear` (quantised weights), a hook, a tied weight, a window.
     """
+    config: Any = module.config
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        return False
     decoder: Any = module.get_decoder()  # type: ignore[operator]
     if _children(decoder) != _DECODER or sliding_window(decoder.config) is not None:
         return False
@@ -56,7 +61,7 @@ def join(module: nn.Module, kernels: LayerKernels) -> FusedDecoder:
     decoder: Any = module.get_decoder()  # type: ignore[operator]
     config = decoder.config
     with torch.inference_mode(False), torch.no_grad():
-        layers = [_joined_layer(layer) for layer in decoder.layers]
+        layers = tuple(_joined_layer(layer) for layer in decoder.layers)
     return FusedDecoder(
         decoder.embed_tokens,
         decoder.rotary_emb,

@@ -30,14 +30,29 @@ from kvmerger.fused_decoder import FusedDecoder
 from kvmerger.joined_weights import is_fusable, join
 from kvmerger.kernels.dispatch import layer_kernels
 from kvmerger.kernels.layer_reference import LayerKernels
-from kvmerger.model_source import DTYPES, ModelError, ModelInfo, load_info, model_source, readable_errors
+from kvmerger.model_source import (
+    DTYPES,
+    ModelError,
+    ModelInfo,
+    load_info,
+    model_source,
+    readable_errors,
+    sliding_window,
+)
+
+# Of a tensor's norm, between two runs in the same dtype. Sums in another order flip last bits, and all layers above carry it
+# on: in bf16 that alone gives 0.02 after the demo model's 30 layers, and more with depth. Wrong arithmetic ends further off:
+# GELU in place of SiLU, or RoPE twice, by about 0.6. Small scalings such as Granite's may not: `is_fusable` refuses its type.
+_MOST_DIFFERENCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+_PROBE_ROWS, _PROBE_TOKENS = 2, 6
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model behind the seam. Read-only: forward passes never change it.
 
-    ``fused`` computes the decoder of ``module``, with the same weights, in its place; `probed` sets it.
+    ``fused`` computes the decoder of ``module``, with the same weights, in its place; `probed` sets it. Such a model is not
+    to be copied or pickled, and it does not see what is done to ``module`` afterwards: hooks, ``.to()``, other parameters.
     """
 
     module: nn.Module
@@ -131,7 +146,13 @@ def probed(model: LoadedModel, kernels: LayerKernels | None = None) -> LoadedMod
     expected = _probe(model)
     if kernels is None:
         kernels = layer_kernels(str(model.device), model.info.head_dim, DTYPES[model.info.dtype])
-    if kernels is None or not is_fusable(model.module):
+    if kernels is None:
+        return model
+    if not is_fusable(model.module):
+        has_window = sliding_window(model.module.config) is not None
+        _warn_of_own_layers(
+            model, f"it has {'a sliding window' if has_window else 'a structure we do not know'}"
+        )
         return model
     fused = replace(model, fused=join(model.module, kernels))
     try:
@@ -144,11 +165,7 @@ def probed(model: LoadedModel, kernels: LayerKernels | None = None) -> LoadedMod
     # Whatever a compiler or a GPU that we have not seen makes of our kernels, transformers' modules do without them.
     except Exception as error:  # noqa: BLE001
         problem = f"{type(error).__name__}: {error}"
-    warnings.warn(
-        f"model {model.info.name!r} runs through transformers' own layers, not through fused ones: {problem}",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+    _warn_of_own_layers(model, problem)
     return model
 
 
@@ -184,18 +201,20 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> Any:
     return tokenizer
 
 
+def _warn_of_own_layers(model: LoadedModel, problem: str) -> None:
+    warnings.warn(
+        f"model {model.info.name!r} runs through transformers' own layers, not through fused ones: {problem}",
+        RuntimeWarning,
+        stacklevel=3,  # who called `probed`
+    )
+
+
 def _eos_ids(configs: Iterable[Any]) -> frozenset[int]:
     ids: set[int] = set()
     for config in configs:
         eos = getattr(config, "eos_token_id", None)
         ids.update(eos if isinstance(eos, list | tuple) else [] if eos is None else [eos])
     return frozenset(ids)
-
-
-# Of a tensor's norm. Sums in another order flip last bits, and all layers below carry them on: after 30 layers of the demo
-# model bf16 itself is 0.07 away from fp32. Other arithmetic ends further off: GELU in place of SiLU, or RoPE twice, by 0.6.
-_MOST_DIFFERENCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
-_PROBE_ROWS, _PROBE_TOKENS = 2, 6
 
 
 class _ProbeSession:

@@ -25,6 +25,7 @@ ALLOCATOR_TOLERANCE = 0.02
 def on_cuda(seed: int, dtype: torch.dtype) -> TinyModel:
     model = tiny_model(seed, dtype)
     ours = probed(LoadedModel(model.ours.module.to("cuda"), model.ours.info, frozenset()))
+    assert ours.fused is not None
     return TinyModel(ours, model.plain.to("cuda"))
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
-from kvmerger import fused_decoder
+from kvmerger import fused_decoder, joined_weights
 from kvmerger.extend import extend, pad_tokens
 from kvmerger.joined_weights import is_fusable
 from kvmerger.kernels import layer_reference
@@ -189,6 +191,24 @@ def test_a_decoder_with_other_numbers_is_not_used(wrong: dict, dtype: torch.dtyp
     assert loaded.fused is None
 
 
+def test_a_decoder_we_do_not_know_is_not_used_and_said_so(seed: int) -> None:
+    unknown = tiny_model(seed)
+    _hook(unknown.ours.module.get_decoder().layers[0])
+    windowed = tiny_model(seed, model_type="mistral")
+    windowed.ours.module.config.sliding_window = 100
+    for model, why in ((unknown, "a structure we do not know"), (windowed, "a sliding window")):
+        sentence = f"'tiny' runs through transformers' own layers, not through fused ones: it has {why}"
+        with pytest.warns(RuntimeWarning, match=sentence):
+            loaded = probed(model.ours, layer_reference)
+        assert loaded.fused is None
+
+
+def test_a_model_is_a_key_fused_or_not(seed: int) -> None:
+    fused, model = both(seed, torch.float32, "llama")
+    assert {fused: 1, model.ours: 2}[fused] == 1
+    assert replace(fused) == fused != replace(fused, fused=None)
+
+
 def test_without_kernels_transformers_layers_are_used(seed: int) -> None:
     assert probed(tiny_model(seed).ours).fused is None
 
@@ -205,7 +225,7 @@ def _tie(layer: nn.Module) -> None:
     layer.self_attn.k_proj.weight = layer.self_attn.v_proj.weight
 
 
-def _unbias(layer: nn.Module) -> None:
+def _give_one_a_bias(layer: nn.Module) -> None:
     layer.self_attn.k_proj.bias = nn.Parameter(torch.zeros(32))
 
 
@@ -235,7 +255,17 @@ def _mix_dtypes(layer: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [_quantise, _tie, _unbias, _hook, _patch, _add_a_part, _gate_otherwise, _norm_otherwise, _mix_dtypes],
+    [
+        _quantise,
+        _tie,
+        _give_one_a_bias,
+        _hook,
+        _patch,
+        _add_a_part,
+        _gate_otherwise,
+        _norm_otherwise,
+        _mix_dtypes,
+    ],
     ids=lambda change: change.__name__,
 )
 def test_what_is_not_known_stays_as_it_is(change, seed: int) -> None:
@@ -243,6 +273,29 @@ def test_what_is_not_known_stays_as_it_is(change, seed: int) -> None:
     assert is_fusable(module)
     change(module.get_decoder().layers[3])
     assert not is_fusable(module)
+
+
+def _scaled_between(model_type: str, **scaling: Any) -> nn.Module:
+    """A decoder of Llama's children, by name and by kind, that computes something else between them."""
+    config = AutoConfig.for_model(
+        model_type, vocab_size=VOCAB_SIZE, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, eos_token_id=None, bos_token_id=None, pad_token_id=None, **scaling,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "scaling"), [("granite", {"residual_multiplier": 0.9}), ("ministral3", {"head_dim": 16})]
+)
+def test_other_model_types_stay_as_they_are(
+    model_type: str, scaling: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if model_type not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {model_type}")
+    module = _scaled_between(model_type, **scaling)
+    assert not is_fusable(module)
+    monkeypatch.setattr(joined_weights, "SUPPORTED_MODEL_TYPES", (model_type,))
+    assert is_fusable(module)  # so nothing but the type tells
 
 
 def test_a_window_stays_transformers_affair(seed: int) -> None:
