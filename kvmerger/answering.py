@@ -18,6 +18,8 @@ from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.models import LoadedModel
 from kvmerger.variants import FULL
 
+_FIDELITY, _NLL = "fidelity", "nll"
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -27,7 +29,6 @@ class Reference:
     hidden_TE: Tensor
 
 
-_FIDELITY, _NLL = "fidelity", "nll"
 References = Mapping[int, Reference]
 """By question index."""
 

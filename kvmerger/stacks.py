@@ -2,7 +2,7 @@
 
 At short prompts compressing costs launches, not arithmetic, and thirty layers take as many as one. A stack's heads lie one
 layer after the other. Which layers form a stack depends on shapes and budgets alone, never on what a device has free: the
-same prompt is compressed by the same calls everywhere.
+same prompt is compressed by the same calls on every device of a kind.
 
 Shapes: L layers, H KV heads of all layers of a stack, N tokens, S slots, D head size, X anything.
 """

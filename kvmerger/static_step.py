@@ -55,7 +55,7 @@ class StaticStep:
         self._cache, self._acting = cache, acting
         if cache is not None:
             cache.follow()
-            # Even an idle row's token is written, so it must be known where its tail ends.
+            # The reference writes an idle row's token all the same: behind its tail, where nobody looks.
             self._lengths_2R.copy_(torch.tensor([cache.tail_length_R, [0] * cache.num_rows]))
 
     def start(self, progress: Progress) -> None:

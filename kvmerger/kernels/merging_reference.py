@@ -26,7 +26,10 @@ def segment_maxima(values_F: Tensor, length_R: Tensor) -> Tensor:
 
 
 def first_argmax(values_F: Tensor, length_R: Tensor, run_F: Tensor) -> Tensor:
-    """Index of each stretch's largest value, the first one on ties: (F,) → int64 (R,). run_F: each value's stretch."""
+    """Index of each stretch's largest value, the first one on ties: (F,) → int64 (R,). run_F: each value's stretch.
+
+    Values are finite or infinite; what NaN gives is not defined.
+    """
     largest_R = segment_maxima(values_F, length_R)
     index_F = torch.arange(values_F.numel(), device=values_F.device)
     not_largest = values_F.numel()

@@ -21,7 +21,7 @@ _MAX_BLOCK_COSINES = 2**24
 
 
 def most_similar_kept(k_HND: Tensor, is_kept_HN: Tensor, num_layers: int = 1) -> tuple[Tensor, Tensor]:
-    """Each token's most similar kept one of its head, and their cosine: int64 and fp32, both (H, N).
+    """Each token's most similar kept one of its head, and their cosine: int64 and fp32, both (H, N). Keys must be finite.
 
     Similar is what has the highest cosine; of equal ones the earlier. Kept tokens' own numbers mean nothing. Without a kept
     token in the head: `EVICTED` and `NO_COSINE`. The heads of each of ``num_layers`` layers are searched by themselves:

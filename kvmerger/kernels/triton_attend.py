@@ -42,7 +42,7 @@ def attend_kernel(
         num_groups, BLOCK_X, SPLIT_SLOTS, MOST_PARTS, IS_SPLIT,
     )
     if is_mine:
-        q_start_X = row * q_stride_R + query_head_X * q_stride_Q + token_X * q_stride_T
+        q_start_X = row * q_stride_R + query_head_X * q_stride_Q + token_X.to(tl.int64) * q_stride_T
         is_query_XD = (token_X < num_new)[:, None] & (d_D < HEAD_DIM)[None, :]
         q_XD = tl.load(q_RQTD + q_start_X[:, None] + d_D[None, :], mask=is_query_XD, other=0.0)
         acc_XD, max_X, sum_X = _over_prefix(

@@ -42,7 +42,7 @@ def mass_kernel(
     for first_x in range(0, num_new * num_groups, BLOCK_X):
         x_X = first_x + tl.arange(0, BLOCK_X)
         token_X, query_head_X = x_X // num_groups, head * num_groups + x_X % num_groups
-        q_start_X = row * q_stride_R + query_head_X * q_stride_Q + token_X * q_stride_T
+        q_start_X = row * q_stride_R + query_head_X * q_stride_Q + token_X.to(tl.int64) * q_stride_T
         is_query_XD = (token_X < num_new)[:, None] & (d_D < HEAD_DIM)[None, :]
         q_XD = tl.load(q_RQTD + q_start_X[:, None] + d_D[None, :], mask=is_query_XD, other=0.0)
         place_X = (row * num_heads + head) * num_tokens * num_groups + x_X

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from kvmerger.kernels.nearest_reference import EVICTED, NO_COSINE
 from kvmerger.kernels.triton_merging import row_norms
-from kvmerger.kernels.triton_search import LEAST_NORM, nearest_kernel
+from kvmerger.kernels.triton_pairs import LEAST_UNIT_NORM
+from kvmerger.kernels.triton_search import nearest_kernel
 from kvmerger.ranking import marked_places
 from kvmerger.uploads import upload
 
@@ -58,7 +59,7 @@ def most_similar_kept(
     kept_K = marked_places(is_kept_F, sum(num_kept_H))
     dropped_M = marked_places(~is_kept_F, sum(num_dropped_H))
     kept_KD = k_FD[kept_K]
-    inverse_norm_K = row_norms(kept_KD).clamp_min_(LEAST_NORM.value).reciprocal_()
+    inverse_norm_K = row_norms(kept_KD).clamp_min_(LEAST_UNIT_NORM.value).reciprocal_()
     tiling = tiling or _tiling_for(k_FD)
     kept_start_H, kept_H, dropped_start_H, dropped_H = upload(
         [*_starts(num_kept_H), *num_kept_H, *_starts(num_dropped_H), *num_dropped_H], k_FD.device

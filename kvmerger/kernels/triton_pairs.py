@@ -8,8 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LEAST_NORM = tl.constexpr(1e-8)  # as in torch.cosine_similarity
-LEAST_DIVISOR = tl.constexpr(1e-12)  # as in torch's normalize
+LEAST_COSINE_NORM = tl.constexpr(1e-8)  # as in torch.cosine_similarity
+LEAST_UNIT_NORM = tl.constexpr(1e-12)  # as in torch's normalize
 
 
 # fmt: off
@@ -32,8 +32,8 @@ def pairs_kernel(
         x_PD = tl.load(x_FD + first_P[:, None] * HEAD_DIM + d_D[None, :], mask=is_in_PD, other=0.0).to(tl.float32)
         y_PD = tl.load(y_GD + second_P[:, None] * HEAD_DIM + d_D[None, :], mask=is_in_PD, other=0.0).to(tl.float32)
         if KIND == "cosine":
-            x_norm_P = tl.maximum(tl.sqrt_rn(tl.sum(x_PD * x_PD, axis=1)), LEAST_NORM)
-            y_norm_P = tl.maximum(tl.sqrt_rn(tl.sum(y_PD * y_PD, axis=1)), LEAST_NORM)
+            x_norm_P = tl.maximum(tl.sqrt_rn(tl.sum(x_PD * x_PD, axis=1)), LEAST_COSINE_NORM)
+            y_norm_P = tl.maximum(tl.sqrt_rn(tl.sum(y_PD * y_PD, axis=1)), LEAST_COSINE_NORM)
             out_P = tl.sum((x_PD / x_norm_P[:, None]) * (y_PD / y_norm_P[:, None]), axis=1)
         else:
             out_P = tl.sqrt_rn(tl.sum((x_PD - y_PD) * (x_PD - y_PD), axis=1))
@@ -56,7 +56,7 @@ def unit_sum_kernel(
         is_in_PD = (n_P < end)[:, None] & (d_D < HEAD_DIM)[None, :]
         from_PD = (head * num_tokens + n_P)[:, None] * HEAD_DIM + d_D[None, :]
         x_PD = tl.load(x_FD + from_PD, mask=is_in_PD, other=0.0).to(tl.float32)
-        norm_P = tl.maximum(tl.sqrt_rn(tl.sum(x_PD * x_PD, axis=1)), LEAST_DIVISOR)
+        norm_P = tl.maximum(tl.sqrt_rn(tl.sum(x_PD * x_PD, axis=1)), LEAST_UNIT_NORM)
         sum_PD += x_PD / norm_P[:, None]
     to_D = (head * tl.num_programs(0) + chunk) * HEAD_DIM + d_D
     tl.store(sum_HCD + to_D, tl.sum(sum_PD, axis=0), mask=d_D < HEAD_DIM)

@@ -50,14 +50,13 @@ class Tiling:
 
 
 HALF = Tiling(queries=64, slots=64)
-HALF_AHEAD = replace(
-    HALF, num_stages=3
-)  # 1.13 times as fast on an H200, for half as much shared memory again
-AHEAD_SHARED_BYTES = (
-    112 * 1024
-)  # its three stages of keys and values of 128 numbers, and some room for the rest
+# 1.13 times as fast on an H200, for half as much shared memory again.
+HALF_AHEAD = replace(HALF, num_stages=3)
+# Its three stages of keys and values of 128 numbers, and some room for the rest.
+AHEAD_SHARED_BYTES = 112 * 1024
 MOST_AHEAD_DIM = 128
-FULL = Tiling(queries=16, slots=32)  # fp32 dots are unrolled, and compile for minutes when large
+# fp32 dots are unrolled, and compile for minutes when large.
+FULL = Tiling(queries=16, slots=32)
 
 
 class _Shape(NamedTuple):

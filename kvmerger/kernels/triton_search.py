@@ -11,7 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LEAST_NORM = tl.constexpr(1e-12)  # as in torch's normalize
+from kvmerger.kernels.triton_pairs import LEAST_UNIT_NORM
+
 NO_COSINE = tl.constexpr(-2.0)
 EVICTED = tl.constexpr(-1)
 
@@ -53,7 +54,7 @@ def nearest_kernel(
     is_found_X = (x_X < num_dropped) & (num_kept > 0)
     kept_X = tl.load(kept_K + kept_start + column_X, mask=is_found_X, other=0)
     square_X = tl.sum(key_XD.to(tl.float32) * key_XD.to(tl.float32), axis=1)
-    cosine_X = best_X / tl.maximum(tl.sqrt_rn(square_X), LEAST_NORM)
+    cosine_X = best_X / tl.maximum(tl.sqrt_rn(square_X), LEAST_UNIT_NORM)
     target_X = tl.where(is_found_X, kept_X - head * num_tokens, EVICTED)
     tl.store(target_F + place_X, target_X, mask=x_X < num_dropped)
     tl.store(cosine_F + place_X, tl.where(is_found_X, cosine_X, NO_COSINE), mask=x_X < num_dropped)
