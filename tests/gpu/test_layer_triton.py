@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kvmerger.kernels import layer_reference
+from kvmerger.kernels import dispatch, layer_reference, reference
 from tests.kvmerger.kernels.layer_tests import (  # noqa: F401  (collected here)
     assert_near,
     test_gated_is_the_references,
@@ -22,6 +22,23 @@ NUM_LAST = 3
 @pytest.fixture
 def device() -> str:
     return "cuda"
+
+
+def test_dispatch_takes_the_triton_path_to_tails(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    new = torch.randn(2, 3, 2, 4, 16, generator=generator).cuda().unbind()
+    lengths_2R = torch.tensor([[0, 5, 2], [4, 1, 0]], dtype=torch.int32, device="cuda")
+    row_N, token_N, place_N = torch.tensor([[0, 0, 0, 0, 1], [0, 1, 2, 3, 0], [0, 1, 2, 3, 5]], device="cuda")
+    found, expected = (tuple(torch.zeros(3, 2, 7, 16, device="cuda") for _ in "kv") for _ in range(2))
+    reference.write_tails(expected, new, row_N, token_N, place_N)
+    monkeypatch.setattr(reference, "write_tails", _forbidden)
+    dispatch.write_tails(found, new, row_N, token_N, place_N, lengths_2R)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert theirs.any() and torch.equal(ours, theirs)
+
+
+def _forbidden(*_: object, **__: object) -> None:
+    raise AssertionError("the reference was called on a GPU")
 
 
 def large(width: int) -> torch.Tensor:

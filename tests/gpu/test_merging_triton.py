@@ -51,6 +51,40 @@ def test_one_group_may_have_all_tokens_of_a_long_prompt(seed: int) -> None:
     torch.testing.assert_close(sums_R, merging_reference.segment_sums(weight_M, length_S), rtol=1e-4, atol=0)
 
 
+def test_dispatch_takes_the_triton_path(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x_HND = torch.randn(2, 33, 16, generator=generator).cuda()
+    x_FD, layer = x_HND.flatten(0, 1), LayerCache.from_dense(x_HND, -x_HND)
+    member_F = torch.randperm(66, generator=generator).cuda()
+    value_F = torch.randn(66, generator=generator).cuda()
+    length_R = torch.tensor([1, 40, 25], device="cuda")
+    run_F = torch.arange(3, device="cuda").repeat_interleave(length_R)
+    calls = {
+        "segment_sums": (value_F, length_R),
+        "segment_maxima": (value_F, length_R),
+        "first_argmax": (value_F, length_R, run_F),
+        "row_norms": (x_FD,),
+        "pair_distances": (x_FD, member_F[:7], member_F[7:14]),
+        "pair_cosines": (x_FD, member_F[:7], member_F[7:14]),
+        "mean_units": (x_HND,),
+        "merged_slots": (layer, member_F, length_R, member_F[[0, 20, 65]], (2, 1), value_F, value_F),
+    }
+    expected = {name: _tensors(getattr(merging_reference, name)(*given)) for name, given in calls.items()}
+    for name in calls:
+        monkeypatch.setattr(merging_reference, name, _forbidden)
+    for name, given in calls.items():
+        found = _tensors(getattr(dispatch, name)(*given))
+        torch.testing.assert_close(found, expected[name], atol=1e-4, rtol=1e-4)
+
+
+def _tensors(result: torch.Tensor | LayerCache) -> list[torch.Tensor]:
+    return list(result.tensors()) if isinstance(result, LayerCache) else [result]
+
+
+def _forbidden(*_: object, **__: object) -> torch.Tensor:
+    raise AssertionError("the reference was called on a GPU")
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_policies_merge_as_by_the_references(name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = build(name, {})
