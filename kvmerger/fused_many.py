@@ -133,10 +133,13 @@ class _Many:
 
         for number in numbers:
             self.guard(number, partial(start, number))
-            if number in self.troubles and self.troubles[number].is_memory and runs:
-                del self.troubles[number]  # its turn comes when these have answered
-                make_room(self.model, self.graphs)
-                break
+            if number not in self.troubles or not self.troubles[number].is_memory:
+                continue
+            del self.troubles[number]
+            make_room(self.model, self.graphs)
+            if runs:
+                break  # its turn comes when these have answered
+            self.guard(number, partial(start, number))
         return runs
 
     def _answer_all(self, runs: Mapping[int, FusedRun], company: Sequence[int]) -> None:
