@@ -1,8 +1,9 @@
 """A run's page opens with the answer, whole lines of it, and never with more than a tag may hold."""
 
-from __future__ import re
+from __future__ import annotations
 
 import random
+import re
 
 import pyarrow as pa
 import pytest
