@@ -207,6 +207,8 @@ class Controller:
         unit = self._units[decision.unit_id]
         error = _cause_of(self._errors.get(decision.unit_id, self._errors[None]))
         message = f"{decision.kind.value} after {decision.attempts} attempts: {error}"
+        if len(unit.contexts) > 1:
+            message += f"; {len(unit.contexts)} prompts were computed together: items_at_once=1 costs a bad one only itself"
         failure = Failure("actor", type(error).__name__, message, Failure.of("actor", error).traceback)
         maker = RowMaker(self._context, unit.unit_id, unit.execution, time.time())
         return failed_rows(unit, failure, maker)

@@ -2,7 +2,8 @@
 
 Which prompts decode together, and where their rows are, follows from numbers of rows alone. Memory that runs out parts
 prompts first and then one prompt's variants, and every row keeps its place: it costs time, no row, and no number. Any other
-error is sought by parting too, and costs the rows of the prompt it belongs to. No prompt is prefilled twice.
+error is sought by parting too, and costs the rows of the prompt it belongs to, but for one that costs the device. A prefill
+is repeated only if it did not fit.
 
 Rows whose policies act while they answer have slots of their own: they, and rows with budgets like theirs, decode in batches
 of their own prompt.
