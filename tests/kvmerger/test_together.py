@@ -293,9 +293,13 @@ def test_a_prefill_that_does_not_fit_beside_others_waits_for_them(
 ) -> None:
     model, prompts = tiny_model(seed, num_layers=NUM_LAYERS), prompts_of(seed)
     expected = run_many(engine_of(model), prompts, CHOSEN)
-    Failing(monkeypatch, fused, "prefill", torch.OutOfMemoryError("full"), 3, 4)
+    for at in ((3,), (3, 4)):  # beside two others, and once more alone, before room was made
+        with monkeypatch.context() as patch:
+            Failing(patch, fused, "prefill", torch.OutOfMemoryError("full"), *at)
+            assert run_many(engine_of(model), prompts, CHOSEN) == expected
+    Failing(monkeypatch, fused, "prefill", torch.OutOfMemoryError("full"), 3, 4, 5)
     results = run_many(engine_of(model), prompts, CHOSEN)
-    failed = results.pop(2)  # it failed beside two others, and then alone
+    failed = results.pop(2)
     expected.pop(2)
     assert results == expected
     assert {(row.phase, row.error_type) for row in failed.values()} == {("engine", "OutOfMemoryError")}
