@@ -163,7 +163,8 @@ def measure(it: PolicyCost, policy: Policy, prefilled: Prefilled, device: torch.
     try:
         compression = compress_all(prefilled, variants)
         if compression.failed:
-            raise next(iter(compression.failed.values())).error
+            failure = next(iter(compression.failed.values()))
+            raise RuntimeError(f"{failure.error_type.__name__}: {failure.message}")
         done = [compression.done[variant.label] for variant in variants]
         # The first call of all computes evidence and puts stacks together, for every policy.
         it.together_s = median(one.compress_s for one in done[1:]) / num_layers

@@ -1,7 +1,7 @@
 """Which contexts are computed in one unit, so that their rows decode in one batch and weights are read once for all of them.
 
-Settled by all that a sweep plans, done or not: one that goes on after an interruption has the units it would have had, so
-no item's numbers depend on when it was computed.
+Settled by all that a sweep plans, done or not: one that goes on after an interruption has the units it would have had. Only
+an item of which some cells are done goes on without its company.
 """
 
 from __future__ import annotations

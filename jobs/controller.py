@@ -66,6 +66,7 @@ _ERROR_KINDS: tuple[tuple[type[Exception], ErrorKind], ...] = (
     (DeviceLostError, ErrorKind.DEVICE_LOST),
 )
 _RAISED_IN = {Call.LOAD: ErrorKind.LOAD_RAISED, Call.RUN: ErrorKind.UNIT_RAISED}
+_HAND_OVER = 1
 _LEAVES_ACTOR_ALIVE = frozenset({ErrorKind.RESULT_LOST, ErrorKind.UNIT_RAISED})
 
 
@@ -132,7 +133,8 @@ class Controller:
         self._scheduler = scheduler
         self._on_rows = on_rows
         self._on_event = on_event
-        self._rows: dict[str, list[Row]] = {}  # by unit, of the answers that are being entered
+        self._rows: dict[str, list[Row]] = {}  # by unit, of answers whose decisions are not all carried out
+        self._decisions: list[Decision] = []  # in the order in which they are to be carried out
         self._errors: dict[
             str | None, Exception
         ] = {}  # the latest of each unit, and under None the latest of all
@@ -147,15 +149,18 @@ class Controller:
                     raise_if_interrupted()
                     self._tell(Tick(time.monotonic()))
         except KeyboardInterrupt:
+            # What is finished is kept: what was being handed over, and what has been answered since.
+            self._decisions = [it for it in self._decisions if _turn(it) == _HAND_OVER]
             self._tell(Interrupted(time.monotonic()))
-            self._enter(self._pool.wait(0))  # what is finished is kept
+            self._enter(self._pool.wait(0))
             raise
 
     def _enter(self, answers: Sequence[Answer]) -> None:
         decisions: list[Decision] = []
         for answer in answers:
             if answer.error is not None:
-                self._errors[answer.unit_id] = self._errors[None] = answer.error
+                if not self._scheduler.is_closed:  # what comes after the run's end did not end it
+                    self._errors[answer.unit_id] = self._errors[None] = answer.error
             elif answer.unit_id is not None:
                 self._rows.setdefault(answer.unit_id, answer.value)  # the first answer is the one that counts
             event = event_of(answer, time.monotonic())
@@ -165,15 +170,16 @@ class Controller:
                 self._on_event(run_events.WorkerReady(_name(event.actor_id)))
             decisions += self._scheduler.handle(event)
         self._carry_out(decisions)
-        self._rows.clear()
 
     def _tell(self, event: Event) -> None:
         self._carry_out(self._scheduler.handle(event))
 
     def _carry_out(self, decisions: Sequence[Decision]) -> None:
+        """Carry these out, and before them those that an interrupt has left."""
         # Whoever is free gets work before anybody's rows are written: no device waits for this machine's disk.
-        for decision in sorted(decisions, key=_turn):
-            match decision:
+        self._decisions += sorted(decisions, key=_turn)
+        while self._decisions:
+            match decision := self._decisions.pop(0):
                 case StartActor(actor_id=actor_id):
                     self._pool.start(actor_id)
                     self._on_event(run_events.WorkerStarting(_name(actor_id)))
@@ -190,6 +196,7 @@ class Controller:
                     self._abort(kind)
                 case DropResult() | Done():
                     pass
+        self._rows.clear()
 
     def _hand_over(self, unit_id: str, rows: list[Row]) -> None:
         unit = self._units[unit_id]
@@ -200,6 +207,8 @@ class Controller:
         unit = self._units[decision.unit_id]
         error = _cause_of(self._errors.get(decision.unit_id, self._errors[None]))
         message = f"{decision.kind.value} after {decision.attempts} attempts: {error}"
+        if len(unit.contexts) > 1:
+            message += f"; {len(unit.contexts)} prompts were computed together: items_at_once=1 costs a bad one only itself"
         failure = Failure("actor", type(error).__name__, message, Failure.of("actor", error).traceback)
         maker = RowMaker(self._context, unit.unit_id, unit.execution, time.time())
         return failed_rows(unit, failure, maker)
@@ -213,12 +222,12 @@ class Controller:
 def _turn(decision: Decision) -> int:
     """Work goes out first; whatever ends the run comes when all rows have been handed over."""
     match decision:
-        case AcceptUnit() | FailUnit() | DropResult():
-            return 1
+        case AcceptUnit() | FailUnit():
+            return _HAND_OVER
         case Abort() | Done():
-            return 2
+            return _HAND_OVER + 1
         case _:
-            return 0
+            return _HAND_OVER - 1
 
 
 def event_of(answer: Answer, now_s: float) -> Event:

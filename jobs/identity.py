@@ -1,7 +1,8 @@
 """The key of a result: equal exactly when the same computation was asked for.
 
-Everything that can change a row's numbers goes in; labels, the number of workers, output folders and what else is in
-the sweep do not. That alone is what makes the same command again compute only what is missing.
+Everything that is asked for goes in; labels, the number of workers, output folders and what else is in the sweep do not.
+That alone is what makes the same command again compute only what is missing. Left out on purpose is what only turns last
+bits, and with them a close greedy token here and there: the device, and how many rows share a batch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """All units in this process, one after the other, without Ray: for breakpoints and for small machines.
 
-Same rows, events and order as the Ray executor with one actor; an interrupt keeps what was handed over.
+Same rows and order of units as the Ray executor with one actor, and the same events, but that a unit starts when the one
+before it has ended; an interrupt keeps what was handed over.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from jobs.config import Settings
+from jobs.interrupts import signals_interrupt
 from jobs.result_schema import Row
 from jobs.rows import Failure, RowMaker, RunContext, failed_rows
 from jobs.run_events import OnEvent, OnRows, UnitEnded, UnitStarted, WorkerReady, WorkerStarting
@@ -38,11 +40,13 @@ def run_units(
     on_event(WorkerStarting(_WORKER))
     runner.load()
     on_event(WorkerReady(_WORKER))
-    for unit in sorted(units, key=lambda unit: -unit.cost_tokens):
-        on_event(UnitStarted(_WORKER, unit.unit_id, attempt=1))
-        rows = _run_or_fail(runner, unit, context)
-        on_rows(unit, rows)
-        on_event(UnitEnded.of(unit, rows))
+    with signals_interrupt() as raise_if_interrupted:
+        for unit in sorted(units, key=lambda unit: -unit.cost_tokens):
+            on_event(UnitStarted(_WORKER, unit.unit_id, attempt=1))
+            rows = _run_or_fail(runner, unit, context)
+            on_rows(unit, rows)
+            on_event(UnitEnded.of(unit, rows))
+            raise_if_interrupted()
 
 
 def _run_or_fail(runner: UnitRunner, unit: WorkUnit, context: RunContext) -> list[Row]:

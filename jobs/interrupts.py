@@ -30,7 +30,9 @@ def signals_interrupt() -> Iterator[Callable[[], None]]:
         if has_come.is_set():
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    # A shell's background jobs ignore Ctrl-C, and are meant to.
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield raise_if_it_has_come
     finally:

@@ -66,12 +66,16 @@ def sweep_description(
         MAX_CHARS
         - sum(len(it) + 2 for it in (*blocks, *last, *pictures, _LEGEND))
         - _ID_CHARS * (len(pictures) + 3)
+        - len(_more_tables(len(tables)))
+        - 2
     )
-    for table in tables:
+    for index, table in enumerate(tables):
         part = _fitting(table, room)
         blocks += [part] if part else []
         room -= len(part) + 2
         if part != table:
+            num_left = len(tables) - index - bool(part)
+            blocks += [_more_tables(num_left)] if num_left else []
             break
     return "\n\n".join([*blocks, *([_LEGEND] if tables else []), *pictures, *last])
 
@@ -207,6 +211,10 @@ def _fitting(table: str, room: int) -> str:
         if len(shown) <= room:
             return shown
     return ""
+
+
+def _more_tables(count: int) -> str:
+    return f"… and {count} more tables in `summary.md`"
 
 
 def _sums(summary: ResultSummary) -> str:

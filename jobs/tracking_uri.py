@@ -24,8 +24,14 @@ def is_http(uri: str) -> bool:
 
 
 def is_absent_file(uri: str) -> bool:
-    """Whether the URI names a sqlite file that is yet to be made, so that there is nothing to be read; makes none."""
-    return uri.startswith(_SQLITE_PREFIX) and not Path(uri.removeprefix(_SQLITE_PREFIX)).exists()
+    """Whether the URI names a sqlite file that is yet to be made, so that there is nothing to be read; makes none.
+
+    Where it could not be made, something else is wrong.
+    """
+    if not uri.startswith(_SQLITE_PREFIX):
+        return False
+    path = Path(uri.removeprefix(_SQLITE_PREFIX)).absolute()
+    return not path.exists() and next(folder for folder in path.parents if folder.exists()).is_dir()
 
 
 def check_usable(uri: str) -> None:

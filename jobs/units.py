@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluators.prompting import QueryMode
@@ -41,18 +41,20 @@ def cut_units(
     settings: Settings, cells: Sequence[PlannedCell], variants: VariantList, device: str
 ) -> tuple[WorkUnit, ...]:
     """Units that together hold exactly those of `cells` that are owed, in the order of their first cells."""
-    groups = _grouped((it for it in cells if it.is_owed), settings.query_mode)
+    # Whatever is done already, cuts and company are those of the whole plan.
+    groups = _grouped((it for it in cells if it.planned is not None), settings.query_mode)
     if not groups:
         return ()
     usual = statistics.median(cost_tokens(_items(group)) for group in groups.values())
-    company_of = _companies(settings, cells, len(variants.specs), device)
+    company_of = _companies(settings, groups, len(variants.specs), device)
     joined: dict[Hashable, list[list[_ItemCells]]] = {}
     for context, group in groups.items():
         pieces = _pieces(group, usual)
-        owed = frozenset(planned.cell.label for cells in group for planned in cells)
-        for number, piece in enumerate(pieces):
-            whose = (company_of[context], owed) if len(pieces) == 1 else (context, number)
-            joined.setdefault(whose, []).append(piece)
+        for number, piece in enumerate(map(_owed, pieces)):
+            labels = frozenset(planned.cell.label for its_cells in piece for planned in its_cells)
+            whose = (company_of[context], labels) if len(pieces) == 1 else (context, number)
+            if piece:
+                joined.setdefault(whose, []).append(piece)
     return tuple(_unit(pieces, settings.execution, variants) for pieces in joined.values())
 
 
@@ -76,7 +78,7 @@ def outlook_of(
 
 
 _ItemCells = list[PlannedCell]
-"""The owed cells of one item, at least one."""
+"""Cells of one item, at least one."""
 
 
 def _grouped(cells: Iterable[PlannedCell], mode: QueryMode) -> dict[Hashable, list[_ItemCells]]:
@@ -91,10 +93,15 @@ def _grouped(cells: Iterable[PlannedCell], mode: QueryMode) -> dict[Hashable, li
     return groups
 
 
+def _owed(piece: Iterable[_ItemCells]) -> list[_ItemCells]:
+    """What of a piece is owed; nothing of items that are done."""
+    owed = ([planned for planned in cells if planned.is_owed] for cells in piece)
+    return [cells for cells in owed if cells]
+
+
 def _companies(
-    settings: Settings, cells: Sequence[PlannedCell], num_variants: int, device: str
+    settings: Settings, groups: Mapping[Hashable, list[_ItemCells]], num_variants: int, device: str
 ) -> dict[Hashable, int]:
-    groups = _grouped((it for it in cells if it.planned is not None), settings.query_mode)
     sizes = {
         context: (len(_planned(group[0]).tokens.context_ids), len(group)) for context, group in groups.items()
     }
@@ -113,9 +120,11 @@ def _pieces(group: list[_ItemCells], usual_cost: float) -> list[list[_ItemCells]
 def _unit(pieces: Sequence[list[_ItemCells]], execution: str, variants: VariantList) -> WorkUnit:
     """A unit of a piece per context."""
     cells = tuple(planned.cell for piece in pieces for cells in piece for planned in cells)
+    ends = list(itertools.accumulate(map(len, pieces)))
     return WorkUnit(
         unit_id=unit_id(cell.identity for cell in cells),
         items=tuple(item for piece in pieces for item in _items(piece)),
+        contexts=tuple(tuple(range(begin, end)) for begin, end in itertools.pairwise([0, *ends])),
         variants=variants.needed_for(cell.label for cell in cells),
         cells=cells,
         execution=execution,

@@ -37,22 +37,15 @@ class Cell:
 class WorkUnit:
     """Cells that are computed together: a prefill for each context, and one batch for the rows of all.
 
-    Items that share their context ids share its prefill; query-agnostic mode can hold several questions on one.
+    `contexts` are indices of `items`, each in one of them: those of a context share its ids, and its prefill.
     `variants` are those the cells name plus those a `like` budget refers to. `unit_id` is a digest of the cells'
     identities, so the same cells always land in the same result file. `cost_tokens` orders units, longest first.
     """
 
     unit_id: str
     items: tuple[PlannedItem, ...]
+    contexts: tuple[tuple[int, ...], ...]
     variants: tuple[VariantSpec, ...]
     cells: tuple[Cell, ...]
     execution: str
     cost_tokens: float
-
-    @property
-    def contexts(self) -> tuple[tuple[int, ...], ...]:
-        """The items by context, as indices of `items`: one prefill each, in the order of their first items."""
-        found: dict[tuple[int, ...], list[int]] = {}
-        for index, planned in enumerate(self.items):
-            found.setdefault(planned.tokens.context_ids, []).append(index)
-        return tuple(map(tuple, found.values()))

@@ -54,12 +54,6 @@ def answers_of(progress: Progress) -> dict[int, Answer]:
     }
 
 
-def tail_capacity(prompt: Prompt) -> int:
-    """Tokens that the tails of a prompt's rows must have room for."""
-    answer_tokens = max(max(question.max_new_tokens, len(question.gold_ids)) for question in prompt.questions)
-    return max(len(question.tail_ids) for question in prompt.questions) + answer_tokens
-
-
 class Batch:
     """Rows on one prompt, their caches, and the hidden state each answer starts from."""
 
@@ -92,7 +86,7 @@ class Batch:
         self._prompt = prompt
         self._graphs = graphs
         questions = prompt.questions
-        capacity = tail_capacity(prompt)
+        capacity = prompt.most_tail_tokens
         prefixes = [self.rows[index].prefix if index in self.rows else None for index in range(bucket)]
         template = next(iter(self.rows.values())).prefix
         if room is None and graphs is not None:

@@ -59,10 +59,11 @@ class Compressed:
 
 @dataclass(frozen=True, slots=True)
 class CompressFailure:
-    """Why a variant has no prefix."""
+    """Why a variant has no prefix. No exception, whose frames would hold the prompt's K/V."""
 
     label: str
-    error: Exception
+    error_type: type[Exception]
+    message: str
     traceback: str
 
 
@@ -98,8 +99,18 @@ def compress_all(
             raise  # no fault of this variant's: it may fit in smaller company
         # A user's policy may raise anything; it becomes that variant's failed row.
         except Exception as error:  # noqa: BLE001
-            outcome.failed[variant.label] = CompressFailure(variant.label, error, traceback.format_exc())
+            outcome.failed[variant.label] = CompressFailure(
+                variant.label, type(error), str(error), traceback.format_exc()
+            )
+            _forget_frames(error)
     return outcome
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Whoever keeps ``error``, as evidence does, keeps nothing that was alive when it was raised."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def empty_prefix(prefilled: Prefilled) -> Prefix:

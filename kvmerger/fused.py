@@ -239,7 +239,7 @@ def failures_of(compression: Compression, prompt: Prompt) -> list[VariantFailure
     """A failure per question of every variant that could not be compressed."""
     return [
         VariantFailure(
-            label, question, "compress", type(failed.error).__name__, str(failed.error), failed.traceback
+            label, question, "compress", failed.error_type.__name__, failed.message, failed.traceback
         )
         for label, failed in compression.failed.items()
         for question in range(len(prompt.questions))

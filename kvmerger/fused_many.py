@@ -2,7 +2,8 @@
 
 Which prompts decode together, and where their rows are, follows from numbers of rows alone. Memory that runs out parts
 prompts first and then one prompt's variants, and every row keeps its place: it costs time, no row, and no number. Any other
-error is sought by parting too, and costs the rows of the prompt it belongs to. No prompt is prefilled twice.
+error is sought by parting too, and costs the rows of the prompt it belongs to, but for one that costs the device. A prefill
+is repeated only if it did not fit.
 
 Rows whose policies act while they answer have slots of their own: they, and rows with budgets like theirs, decode in batches
 of their own prompt.
@@ -133,10 +134,13 @@ class _Many:
 
         for number in numbers:
             self.guard(number, partial(start, number))
-            if number in self.troubles and self.troubles[number].is_memory and runs:
-                del self.troubles[number]  # its turn comes when these have answered
-                make_room(self.model, self.graphs)
-                break
+            if number not in self.troubles or not self.troubles[number].is_memory:
+                continue
+            del self.troubles[number]
+            make_room(self.model, self.graphs)
+            if runs:
+                break  # its turn comes when these have answered
+            self.guard(number, partial(start, number))
         return runs
 
     def _answer_all(self, runs: Mapping[int, FusedRun], company: Sequence[int]) -> None:

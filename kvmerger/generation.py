@@ -38,6 +38,12 @@ class Prompt:
     context_ids: tuple[int, ...]
     questions: tuple[Question, ...]
 
+    @property
+    def most_tail_tokens(self) -> int:
+        """Tokens of the longest tail and the longest answer, asked for or given: what any row needs room for."""
+        longest_tail = max(len(question.tail_ids) for question in self.questions)
+        return longest_tail + max(max(it.max_new_tokens, len(it.gold_ids)) for it in self.questions)
+
     def check(self, max_positions: int, vocab_size: int) -> None:
         """Raise `PromptError` for an empty part, unknown tokens, or more positions than the model has."""
         if not self.context_ids:

@@ -73,8 +73,8 @@ def by_bytes(group: Group, bytes_by_label: Mapping[str, int], free_bytes: int | 
 class Seats:
     """Where the rows of several prompts are in one batch: each prompt's first, by its number, and how many rows there are.
 
-    Settled by the sizes of their own batches alone, as a group's places are: a prompt that fails, or that memory makes
-    answer at another time, leaves dummies in its seat.
+    Settled by the sizes of their own batches alone, as a group's places are: a prompt that fails after it was found sound,
+    or that memory makes answer at another time, leaves dummies in its seat.
     """
 
     start_by_prompt: Mapping[int, int]
@@ -122,11 +122,7 @@ def expected_bytes(
 
 def tail_bytes(bucket: int, prompt: Prompt, full_bytes: int) -> int:
     """Bytes that a batch's tails are expected to take, those of its dummies too."""
-    longest_tail = max(len(question.tail_ids) for question in prompt.questions)
-    longest_answer = max(
-        max(question.max_new_tokens, len(question.gold_ids)) for question in prompt.questions
-    )
-    return bucket * (longest_tail + longest_answer) * full_bytes // len(prompt.context_ids)
+    return bucket * prompt.most_tail_tokens * full_bytes // len(prompt.context_ids)
 
 
 def plannable_bytes(device: torch.device) -> int | None:

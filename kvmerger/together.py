@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from kvmerger.batch import Answer, Batch, Row, answers_of, tail_capacity
+from kvmerger.batch import Answer, Batch, Row, answers_of
 from kvmerger.decode_loop import Progress, catch_up, decode_eagerly
 from kvmerger.decoding_rows import ActingRows
 from kvmerger.device_time import now_s
@@ -50,16 +50,19 @@ class Together:
 
         With ``graphs`` all batches live in their memory: they end where the next one begins.
         """
+        start_s = now_s(model.device)
         self._model = model
         self._num_rows = num_rows
         self._graphs = graphs
         self._starts = [party.start for party in parties]
         template = next(iter(parties[0].rows.values())).prefix
-        capacity = max(tail_capacity(party.prompt) for party in parties)
+        capacity = max(party.prompt.most_tail_tokens for party in parties)
         new = new_room if graphs is None else graphs.room_for
         self._room: Room = new(num_rows, capacity, template)
+        room_s = now_s(model.device) - start_s
         self.batches = [Batch(model, it.prompt, it.rows, it.bucket, room=self._part(it)) for it in parties]
-        self._cache = self._joined()
+        for batch in self.batches:
+            batch.build_s += room_s / len(parties)
 
     @torch.inference_mode()
     def decode(self) -> list[dict[int, Answer]]:
@@ -77,8 +80,9 @@ class Together:
         self._go_on_with_graphs(progress)
         decode_eagerly(progress, self)
         record_s = self._graphs.record_s - recorded_before_s if self._graphs else 0.0
+        decode_s = now_s(self._model.device) - start_s
         for batch in self.batches:
-            batch.decode_s = (now_s(self._model.device) - start_s) / len(self.batches)
+            batch.decode_s = decode_s / len(self.batches)
             batch.record_s = record_s / len(self.batches)
             batch.num_prompts = len(self.batches)
         answers = answers_of(progress)
@@ -105,7 +109,7 @@ class Together:
 
     def _part(self, party: Party) -> Room:
         """Tails as long as they would be alone: what a row reports as reserved does not depend on the others."""
-        capacity = tail_capacity(party.prompt)
+        capacity = party.prompt.most_tail_tokens
         if self._graphs is not None:
             capacity = rounded_up(capacity, LEAST_TAIL_TOKENS)
         return self._room.part(slice(party.start, party.start + party.bucket), capacity)

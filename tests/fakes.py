@@ -183,7 +183,11 @@ def make_unit(
         for it in items
         for label in (FULL, *(spec.label for spec in variants))
     )
-    return WorkUnit(unit_id, items, variants, cells, "fused", cost_tokens)
+    by_context: dict[tuple[int, ...], list[int]] = {}
+    for index, it in enumerate(items):
+        by_context.setdefault(it.tokens.context_ids, []).append(index)
+    contexts = tuple(map(tuple, by_context.values()))
+    return WorkUnit(unit_id, items, contexts, variants, cells, "fused", cost_tokens)
 
 
 def make_settings(**changes: Any) -> Settings:

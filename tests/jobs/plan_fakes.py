@@ -46,11 +46,11 @@ class Model(NamedTuple):
     name: str = "tiny"
     revision: str | None = "r1"
     dtype: str = "float32"
-    device: str = "cpu"
     num_layers: int = 2
     num_kv_heads: int = 3
     head_dim: int = 4
     max_positions: int = 64
+    device: str = "cpu"
 
 
 def item(index: int, **values: Any) -> BenchmarkItem:

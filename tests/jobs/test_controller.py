@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+from ray import exceptions as ray_errors
+
 from jobs.actor_pool import Answer, Call
 from jobs.controller import Controller
 from jobs.failure import FailurePolicy
@@ -52,3 +55,45 @@ def test_free_actors_have_work_before_anybodys_rows_are_handed_over() -> None:
     Controller(units, make_context(), pool, scheduler, on_rows, recorder.on_event).run()  # type: ignore[arg-type]
     assert pool.log == ["run a", "run b", "run c", "run d", "rows a", "rows b", "rows c", "rows d"]
     assert recorder.identities() == sorted(cell.identity for unit in units for cell in unit.cells)
+
+
+class Loading(LoggingPool):
+    """Two actors, of which the first cannot load the model and the second dies at the same moment."""
+
+    def start(self, actor_id: int) -> None:
+        error = ValueError("no such model") if actor_id == 0 else RuntimeError("gone")
+        self._answers.append(Answer(actor_id, Call.LOAD, None, None, as_ray_has_it(error)))
+
+
+def as_ray_has_it(error: Exception) -> Exception:
+    return (
+        ray_errors.RayTaskError("load", "", error)
+        if isinstance(error, ValueError)
+        else ray_errors.RayActorError()
+    )
+
+
+def test_what_ends_the_run_is_what_is_raised() -> None:
+    units, pool, recorder = [make_unit("a"), make_unit("b")], Loading(), Recorder()
+    scheduler = Scheduler({unit.unit_id: unit.cost_tokens for unit in units}, 2, FailurePolicy(), 60.0)
+    controller = Controller(units, make_context(), pool, scheduler, recorder.on_rows, recorder.on_event)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no such model"):
+        controller.run()
+
+
+def test_an_interrupt_while_rows_are_handed_over_keeps_the_others() -> None:
+    units = [
+        make_unit(name, cost_tokens=cost) for name, cost in (("a", 4.0), ("b", 3.0), ("c", 2.0), ("d", 1.0))
+    ]
+    pool, handed = LoggingPool(), []
+
+    def on_rows(unit: WorkUnit, rows: Sequence[Row]) -> None:
+        handed.append(unit.unit_id)
+        if len(handed) == 1:
+            raise KeyboardInterrupt
+
+    scheduler = Scheduler({unit.unit_id: unit.cost_tokens for unit in units}, 2, FailurePolicy(), 60.0)
+    controller = Controller(units, make_context(), pool, scheduler, on_rows, Recorder().on_event)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        controller.run()
+    assert handed == ["a", "b", "c", "d"], "c and d had been given out before, and were answered since"

@@ -47,7 +47,7 @@ def test_a_unit_of_several_contexts_counts_every_prefill_and_equal_parts_of_the_
         for n in range(3)
         for variant in ("a", "b")
     ]
-    pace = 3 * (2 + 2 * 0.5 + 3 + 1) / sum(cost_tokens_of(100 + n, [3]) for n in range(3))
+    pace = 3 * (2.25 + 2 * 0.5 + ONE_BATCH_S) / sum(cost_tokens_of(100 + n, [3]) for n in range(3))
     foreseen = forecast(plan, 10, "cpu", rows)
     assert foreseen.device_s == pytest.approx(sum(unit.cost_tokens for unit in plan.units) * pace)
 

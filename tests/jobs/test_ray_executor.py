@@ -178,7 +178,8 @@ def test_interrupt_hands_over_what_is_finished_and_frees_the_actors(local_ray: N
     units = [make_unit(f"u{index}", cost_tokens=float(index)) for index in range(3)]
     with pytest.raises(KeyboardInterrupt):
         run(units, recorder, FakeLoad(tmp_path))
-    assert recorder.units == ["u2"]
+    # u1 was given out before u2's rows were handed over, and may be finished by now.
+    assert recorder.units in (["u2"], ["u2", "u1"])
     recorder = Recorder()
     run(units[:2], recorder, FakeLoad(tmp_path), placement_timeout_s=60.0)
     assert recorder.identities() == identities_of(units[:2])

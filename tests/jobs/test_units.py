@@ -88,11 +88,15 @@ def test_foreseen_bytes_of_company_are_those_of_all_its_contexts() -> None:
 def test_company_does_not_depend_on_what_is_done() -> None:
     """An interrupted sweep goes on with the units it would have had, whichever of them it has finished."""
     settings, items = settings_of(items_at_once=2), texts(6)
+    # The costliest are finished first; what they leave must not be cut as if it had been all.
+    long = [item(index, context=f"{CONTEXT} {CONTEXT} {CONTEXT} {index}") for index in range(10, 16)]
+    questions = [item(index, context="few words", max_new_tokens=20) for index in range(20, 23)]
+    for planned in (items, [*long, *questions, *items]):
+        whole = plan_of(settings, planned)
+        for finished in range(1, len(whole.units)):
+            done = [cell.identity for unit in whole.units[:finished] for cell in unit.cells]
+            assert plan_of(settings, planned, done).units == whole.units[finished:]
     whole = plan_of(settings, items)
-    for finished in (0, 1, 2):
-        done = [cell.identity for cell in whole.units[finished].cells]
-        rest = plan_of(settings, items, done)
-        assert rest.units == tuple(unit for unit in whole.units if unit is not whole.units[finished])
     one_cell = [whole.units[1].cells[0].identity]
     rest = plan_of(settings, items, one_cell)
     rest.check_integrity()
@@ -104,6 +108,13 @@ def test_questions_on_one_context_stay_together_in_company() -> None:
     (unit,) = plan_of(settings_of(items_at_once=4), items).units
     assert [planned.item.item_id for planned in unit.items] == [f"bench/task/{n}" for n in (0, 2, 1, 3)]
     assert unit.contexts == ((0, 1), (2,), (3,))
+
+
+def test_equal_prompts_that_are_compressed_with_their_questions_are_prefilled_each() -> None:
+    twice = [item(0), item(1, after_context=item(0).after_context)]
+    (unit,) = plan_of(settings_of(items_at_once=2, query_mode="query_aware"), twice).units
+    assert unit.items[0].tokens.context_ids == unit.items[1].tokens.context_ids
+    assert unit.contexts == ((0,), (1,))
 
 
 def test_only_short_contexts_on_cuda_have_company_of_themselves() -> None:

@@ -238,16 +238,19 @@ def test_limits_that_leave_nothing_are_refused(limits: dict) -> None:
 def test_a_run_leaves_no_tensor_to_the_garbage_collector(seed: int) -> None:
     """What only the collector frees may stay for many prompts, K/V of all layers among it."""
     engine, prompt = Engine(tiny_model(seed).ours), make_prompt(seed, 120, "query_agnostic")
-    engine.run(prompt, variants())  # what is made once
+    # An error's frames hold whatever was alive where it was raised.
+    chosen = [*variants(), *built({"name": "snapkv", "budget": 10, "label": "impossible"})]
+    engine.run(prompt, chosen)  # what is made once
     gc.collect()
     gc.disable()
     try:
         before = _num_tensors()
-        results = engine.run(prompt, variants())
+        results = engine.run(prompt, chosen)
         assert _num_tensors() == before
     finally:
         gc.enable()
-    assert len(results) > len(variants())
+    assert len(results) > len(chosen)
+    assert any(isinstance(result, VariantFailure) and result.label == "impossible" for result in results)
 
 
 PROMPT_PHASES = ("prefill_shared_s", "plan_shared_s")

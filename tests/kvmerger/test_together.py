@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmerger import compress, fused, fused_many, fused_members, together
-from kvmerger.batch import Batch, tail_capacity
+from kvmerger.batch import Batch
 from kvmerger.buckets import bucket_for
 from kvmerger.engine import Engine
 from kvmerger.generation import Generation, Prompt, Question, VariantFailure
@@ -196,7 +196,6 @@ def test_rows_keep_their_bits_when_their_neighbours_are_dummies(
     dtype: torch.dtype, with_graphs: bool, seed: int
 ) -> None:
     model, prompts = tiny_model(seed, dtype, num_layers=NUM_LAYERS), prompts_of(seed)
-    graphs = StepGraphs(model.ours, Calls()) if with_graphs else None
     rows = [make_rows(model, prompt, OTHERS) for prompt in prompts]
     model = with_ends(model, prompts[0], rows[0])
     graphs = StepGraphs(model.ours, Calls()) if with_graphs else None
@@ -222,7 +221,7 @@ def test_forced_tokens_have_the_bits_of_the_prompts_own_batch(dtype: torch.dtype
             gold = {index: prompt.questions[row.question_index].gold_ids for index, row in own.items()}
             expected, hidden = alone.force(gold, 4), batch.force(gold, 4)
             assert all(torch.equal(hidden[index], expected[index]) for index in own)
-            assert batch.cache.tail_capacity == tail_capacity(prompt)
+            assert batch.cache.tail_capacity == prompt.most_tail_tokens
         joint.decode()
         assert all(batch.num_prompts == 3 for batch in joint.batches)
 
@@ -294,9 +293,13 @@ def test_a_prefill_that_does_not_fit_beside_others_waits_for_them(
 ) -> None:
     model, prompts = tiny_model(seed, num_layers=NUM_LAYERS), prompts_of(seed)
     expected = run_many(engine_of(model), prompts, CHOSEN)
-    Failing(monkeypatch, fused, "prefill", torch.OutOfMemoryError("full"), 3, 4)
+    for at in ((3,), (3, 4)):  # beside two others, and once more alone, before room was made
+        with monkeypatch.context() as patch:
+            Failing(patch, fused, "prefill", torch.OutOfMemoryError("full"), *at)
+            assert run_many(engine_of(model), prompts, CHOSEN) == expected
+    Failing(monkeypatch, fused, "prefill", torch.OutOfMemoryError("full"), 3, 4, 5)
     results = run_many(engine_of(model), prompts, CHOSEN)
-    failed = results.pop(2)  # it failed beside two others, and then alone
+    failed = results.pop(2)
     expected.pop(2)
     assert results == expected
     assert {(row.phase, row.error_type) for row in failed.values()} == {("engine", "OutOfMemoryError")}
