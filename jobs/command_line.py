@@ -14,10 +14,10 @@ _OUR_PACKAGES = ("kvmerger", "evaluators", "jobs")
 
 def told_to_users(run: Callable[[], int]) -> int:
     """The exit code of ``run``. What a user can cause is told in a sentence, without a trace; anything else is raised."""
-    from jobs.interrupts import signals_interrupt
+    from jobs.interrupts import sigterm_interrupts
 
     try:
-        with signals_interrupt():
+        with sigterm_interrupts():
             return run()
     except KeyboardInterrupt:
         print("interrupted; rows already stored are kept, and the same command goes on", file=sys.stderr)

@@ -20,7 +20,6 @@ from jobs.actor_pool import ActorPool, Answer, Call
 from jobs.actor_resources import ActorResources, ResourcesError, resources_for
 from jobs.config import Settings
 from jobs.failure import ErrorKind, FailurePolicy
-from jobs.interrupts import signals_interrupt
 from jobs.ray_session import Cluster, job_env, ray_session
 from jobs.result_schema import Row
 from jobs.rows import Failure, RowMaker, RunContext, failed_rows
@@ -142,12 +141,10 @@ class Controller:
     def run(self) -> None:
         """Until every unit has ended. Raises what ends the run before that."""
         try:
-            with signals_interrupt() as raise_if_interrupted:
-                self._carry_out(self._scheduler.start(time.monotonic()))
-                while not self._scheduler.is_closed:
-                    self._enter(self._pool.wait(_POLL_S))
-                    raise_if_interrupted()
-                    self._tell(Tick(time.monotonic()))
+            self._carry_out(self._scheduler.start(time.monotonic()))
+            while not self._scheduler.is_closed:
+                self._enter(self._pool.wait(_POLL_S))
+                self._tell(Tick(time.monotonic()))
         except KeyboardInterrupt:
             # What is finished is kept: what was being handed over, and what has been answered since.
             self._decisions = [it for it in self._decisions if _turn(it) == _HAND_OVER]

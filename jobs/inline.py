@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 
 from jobs.config import Settings
-from jobs.interrupts import signals_interrupt
 from jobs.result_schema import Row
 from jobs.rows import Failure, RowMaker, RunContext, failed_rows
 from jobs.run_events import OnEvent, OnRows, UnitEnded, UnitStarted, WorkerReady, WorkerStarting
@@ -40,13 +39,11 @@ def run_units(
     on_event(WorkerStarting(_WORKER))
     runner.load()
     on_event(WorkerReady(_WORKER))
-    with signals_interrupt() as raise_if_interrupted:
-        for unit in sorted(units, key=lambda unit: -unit.cost_tokens):
-            on_event(UnitStarted(_WORKER, unit.unit_id, attempt=1))
-            rows = _run_or_fail(runner, unit, context)
-            on_rows(unit, rows)
-            on_event(UnitEnded.of(unit, rows))
-            raise_if_interrupted()
+    for unit in sorted(units, key=lambda unit: -unit.cost_tokens):
+        on_event(UnitStarted(_WORKER, unit.unit_id, attempt=1))
+        rows = _run_or_fail(runner, unit, context)
+        on_rows(unit, rows)
+        on_event(UnitEnded.of(unit, rows))
 
 
 def _run_or_fail(runner: UnitRunner, unit: WorkUnit, context: RunContext) -> list[Row]:

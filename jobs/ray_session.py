@@ -19,7 +19,7 @@ import ray
 from ray import exceptions as ray_errors
 from ray.experimental import internal_kv
 
-from jobs.interrupts import signals_interrupt
+from jobs.interrupts import sigterm_interrupts
 from jobs.shipped_code import runtime_env_to_join, runtime_env_to_start
 
 _CONNECT_TIMEOUT_S = 5.0
@@ -53,7 +53,7 @@ def ray_session(code: Sequence[Path]) -> Iterator[Cluster]:
     """An initialised Ray: the caller's own, the cluster RAY_ADDRESS names, or a local one that is ours to stop.
 
     `code` are the files and folders that workers import; a Ray that is the caller's own has them already.
-    SIGINT and SIGTERM raise KeyboardInterrupt inside, because `ray.init` takes SIGTERM for itself.
+    SIGTERM raises KeyboardInterrupt inside, because `ray.init` takes the signal for itself.
 
     Raises:
         RayStartError: in seconds, with the remedy.
@@ -62,7 +62,7 @@ def ray_session(code: Sequence[Path]) -> Iterator[Cluster]:
         yield _cluster()
         return
     address = os.environ.get("RAY_ADDRESS")
-    with signals_interrupt():
+    with sigterm_interrupts():
         try:
             _join(address, code) if address else _start(code)
         except (
@@ -77,7 +77,7 @@ def ray_session(code: Sequence[Path]) -> Iterator[Cluster]:
                 f"`executor: inline`"
             ) from error
         try:
-            with signals_interrupt():
+            with sigterm_interrupts():
                 yield _cluster() if address else Cluster(ray.nodes(), can_grow=False)
         finally:
             ray.shutdown()

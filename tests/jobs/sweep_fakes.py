@@ -1,6 +1,7 @@
 """A model and data small enough to sweep in seconds: real files, real weights, real code."""
 
 import json
+import signal
 from pathlib import Path
 
 import torch
@@ -91,3 +92,8 @@ def save_settings(folder: Path, model: Path, data: Path) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
+
+
+def hear_interrupts() -> None:
+    """For a subprocess, before its program: where a shell has put the tests in the background, Ctrl-C would be ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.results import ResultStore
-from tests.jobs.sweep_fakes import save_data, save_settings, save_tiny_model
+from tests.jobs.sweep_fakes import hear_interrupts, save_data, save_settings, save_tiny_model
 
 pytestmark = pytest.mark.ray
 NUM_ITEMS, NUM_ROWS_PER_ITEM = 200, 4
@@ -36,6 +36,7 @@ def test_a_signal_keeps_rows_and_prints_a_partial_table(tmp_path: Path, repo_roo
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
     deadline_s = time.monotonic() + TIMEOUT_S
     while not list(store.rows_folder.glob("*.parquet")) and time.monotonic() < deadline_s:

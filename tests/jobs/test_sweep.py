@@ -16,7 +16,7 @@ import pytest
 
 from jobs.results import ResultStore
 from jobs.sweep import main
-from tests.jobs.sweep_fakes import save_data, save_settings, save_tiny_model
+from tests.jobs.sweep_fakes import hear_interrupts, save_data, save_settings, save_tiny_model
 
 NUM_ITEMS = 3
 NUM_REFERENCES = 3
@@ -175,7 +175,9 @@ def test_an_interrupt_keeps_rows_and_prints_a_partial_table(
     command = [sys.executable, "jobs/sweep.py", str(config), "--set", "tasks.0.max_new_tokens=64"]
     # One thread: a tiny model gains nothing from more, and waits for them where the machine is busy.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(command, cwd=repo_root, stdout=subprocess.PIPE, text=True, env=environment)
+    running = subprocess.Popen(
+        command, cwd=repo_root, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=hear_interrupts
+    )
     deadline_s = time.monotonic() + TIMEOUT_S
     while not list(store.rows_folder.glob("*.parquet")) and time.monotonic() < deadline_s:
         time.sleep(0.05)
