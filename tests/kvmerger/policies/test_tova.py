@@ -29,7 +29,10 @@ def test_scores_are_the_last_querys_attention_averaged_over_all_heads(dtype: tor
 
 def test_heads_keep_the_same_tokens_and_the_last_one_is_not_protected(seed: int) -> None:
     states = random_states(seed)
-    states.k_HND[:, -1] = -10 * states.q_QND.view(2, 2, NUM_TOKENS, -1)[:, :, -1].sum(dim=1)
+    # Both query heads of a group ask the same, and the last key is the opposite of it.
+    last_2GD = states.q_QND.view(2, 2, NUM_TOKENS, -1)[:, :, -1]
+    last_2GD[:, 1] = last_2GD[:, 0]
+    states.k_HND[:, -1] = -10 * last_2GD[:, 0]
     first, second = kept_positions(TOVA(), states, Budget.uniform(40, 2, 1 / 3))
     assert first == second
     assert NUM_TOKENS - 1 not in first
