@@ -31,7 +31,6 @@ from kvmerger.groups import (
     tail_bytes,
 )
 from kvmerger.limits import Limits
-from kvmerger.model_source import DTYPES
 from kvmerger.models import LoadedModel
 from kvmerger.prefill import prompt_seed
 from kvmerger.step_graphs import StepGraphs
@@ -52,10 +51,9 @@ def run_fused_many(
 ) -> list[Outcomes]:
     """Answer every prompt under all variants. See `Engine.run_many`."""
     many = _Many(model, limits, prompts, references_first(variants), seed, graphs)
-    for number, prompt in enumerate(prompts):
-        many.guard(number, partial(prompt.check, model.info.max_positions, model.info.vocab_size))
-    sound = [number for number in range(len(prompts)) if number not in many.troubles]
-    bucket_by_prompt = {number: many.joining_groups(number)[0].bucket for number in sound}
+    for number in range(len(prompts)):
+        many.guard(number, partial(many.admit, number))
+    bucket_by_prompt = {number: groups[0].bucket for number, groups in many.joining.items()}
     for company in companies(bucket_by_prompt, limits.max_rows):
         if len(company) > 1:
             many.run_company(company)
@@ -74,6 +72,10 @@ class _Many:
     variants: Sequence[Variant]
     seed: int
     graphs: StepGraphs | None
+    joining: dict[int, list[Group]] = field(default_factory=dict)
+    """Of each sound prompt, the groups that decode with those of other prompts: at least one, since no context acts."""
+    acting: dict[int, list[Group]] = field(default_factory=dict)
+    """And those that decode by themselves."""
     outcomes: dict[int, Outcomes] = field(default_factory=dict)
     troubles: dict[int, Trouble] = field(default_factory=dict)
 
@@ -84,6 +86,24 @@ class _Many:
         # Whatever it is, the other prompts' rows are owed all the same.
         except Exception as error:  # noqa: BLE001
             self.troubles[number] = Trouble.of("engine", error)
+
+    def admit(self, number: int) -> None:
+        """Check a prompt, and part its groups by whether their variants act: those it has alone, with buckets and places.
+
+        Raises:
+            PromptError: the prompt cannot be run on this model.
+        """
+        prompt = self.prompts[number]
+        prompt.check(self.model.info.max_positions, self.model.info.vocab_size)
+        acting = labels_that_act(self.variants, prompt_seed(prompt.context_ids, self.seed))
+        labels = [NO_CONTEXT, *(variant.label for variant in self.variants)]
+        groups = by_rows(labels, len(prompt.questions), self.limits.max_rows)
+        for groups_by_prompt, is_acting in ((self.joining, False), (self.acting, True)):
+            parts = (
+                group.part([label for label in group.place_by_label if (label in acting) == is_acting])
+                for group in groups
+            )
+            groups_by_prompt[number] = [part for part in parts if part.place_by_label]
 
     def all_outcomes(self, number: int) -> Outcomes:
         """Every row of a prompt, once: those it has no outcome for have failed as it did."""
@@ -98,10 +118,6 @@ class _Many:
             for question in range(len(self.prompts[number].questions))
             if (label, question) not in known
         ]
-
-    def joining_groups(self, number: int) -> list[Group]:
-        """A prompt's groups that decode with those of other prompts; at least one, since no context acts."""
-        return self._groups(number, is_acting=False)
 
     def run_alone(self, number: int) -> None:
         """Answer a prompt that has no company."""
@@ -145,7 +161,7 @@ class _Many:
 
     def _answer_all(self, runs: Mapping[int, FusedRun], company: Sequence[int]) -> None:
         """Answer all variants and references of prompts that are prefilled."""
-        groups = {number: self.joining_groups(number) for number in company}
+        groups = {number: self.joining[number] for number in company}
         num_rows = 0
         for turn in range(max(map(len, groups.values()))):
             of_turn = {number: its[turn] for number, its in groups.items() if turn < len(its)}
@@ -154,7 +170,7 @@ class _Many:
             self._answer(self._members(runs, of_turn, seats), seats.num_rows)
         for number, run in runs.items():
             if number not in self.troubles:
-                self.guard(number, partial(run.answer_all, self._groups(number, is_acting=True)))
+                self.guard(number, partial(run.answer_all, self.acting[number]))
         self._answer_references(runs, groups, num_rows)
 
     def _answer_references(
@@ -192,18 +208,6 @@ class _Many:
         for part in parts:
             self.troubles |= answer_members(self.model, part, num_rows, self.graphs)
 
-    def _groups(self, number: int, *, is_acting: bool) -> list[Group]:
-        """The prompt's groups as they are when it is alone, buckets and places too, but of these variants only."""
-        prompt = self.prompts[number]
-        acting = labels_that_act(self.variants, prompt_seed(prompt.context_ids, self.seed))
-        labels = [NO_CONTEXT, *(variant.label for variant in self.variants)]
-        groups = by_rows(labels, len(prompt.questions), self.limits.max_rows)
-        parts = [
-            group.part([label for label in group.place_by_label if (label in acting) == is_acting])
-            for group in groups
-        ]
-        return [part for part in parts if part.place_by_label]
-
     def _first_that_fit(self, numbers: Sequence[int]) -> list[int]:
         """The first of ``numbers``, at least one, that are expected to fit into memory side by side."""
         free_bytes = plannable_bytes(self.model.device)
@@ -220,11 +224,11 @@ class _Many:
     def _expected_bytes(self, number: int) -> int:
         """Bytes that one prompt is expected to hold: its full row, all of a group's prefixes, and its tails."""
         prompt, info = self.prompts[number], self.model.info
-        slot_bytes = 2 * info.head_dim * DTYPES[info.dtype].itemsize + POSITION_BYTES
-        full_bytes = len(prompt.context_ids) * info.num_layers * info.num_kv_heads * slot_bytes
+        token_bytes = info.kv_bytes_per_token + info.num_layers * info.num_kv_heads * POSITION_BYTES
+        full_bytes = len(prompt.context_ids) * token_bytes
         expected = expected_bytes(
             self.variants, prompt, full_bytes, prompt_seed(prompt.context_ids, self.seed)
         )
-        groups = self.joining_groups(number)
+        groups = self.joining[number]
         held = max(sum(expected.get(label, 0) for label in group.place_by_label) for group in groups)
         return full_bytes + held + tail_bytes(groups[0].bucket, prompt, full_bytes)
