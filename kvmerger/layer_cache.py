@@ -59,8 +59,14 @@ class LayerCache:
     @classmethod
     def empty(cls, like: LayerCache) -> LayerCache:
         """A cache with the heads and dtype of ``like`` and not one slot."""
-        nothing_0D = like.k_SD.new_empty(0, like.k_SD.shape[1])
-        return cls(nothing_0D, nothing_0D.clone(), like.position_S.new_empty(0), (0,) * like.num_heads)
+        return cls.unwritten(like, (0,) * like.num_heads)
+
+    @classmethod
+    def unwritten(cls, like: LayerCache, num_slots_H: tuple[int, ...]) -> LayerCache:
+        """A cache with the dtype of ``like`` whose slots are yet to be written; without log masses and scores."""
+        num_slots, head_dim = sum(num_slots_H), like.k_SD.shape[1]
+        k_SD, v_SD = (tensor.new_empty(num_slots, head_dim) for tensor in (like.k_SD, like.v_SD))
+        return cls(k_SD, v_SD, like.position_S.new_empty(num_slots), num_slots_H)
 
     @property
     def num_heads(self) -> int:

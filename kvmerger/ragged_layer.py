@@ -87,5 +87,10 @@ def new_room(num_rows: int, tail_capacity: int, template: Sequence[LayerCache]) 
     layer = template[0]
     shape_RHCD = (num_rows, layer.num_heads, tail_capacity, layer.k_SD.shape[1])
     tail_k_L, tail_v_L = ([layer.k_SD.new_zeros(shape_RHCD) for _ in template] for _ in range(2))
-    shape_LRH5 = (len(template), num_rows, layer.num_heads, NUM_COLUMNS)
-    return Room(tail_k_L, tail_v_L, layer.position_S.new_zeros(shape_LRH5, dtype=torch.int64))
+    return Room(tail_k_L, tail_v_L, new_columns(num_rows, template))
+
+
+def new_columns(num_rows: int, template: Sequence[LayerCache]) -> Tensor:
+    """Where a `PrefixTable` of prefixes like ``template`` describes its rows: int64 (L, R, H, 5)."""
+    shape_LRH5 = (len(template), num_rows, template[0].num_heads, NUM_COLUMNS)
+    return template[0].position_S.new_zeros(shape_LRH5, dtype=torch.int64)

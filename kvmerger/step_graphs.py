@@ -22,11 +22,10 @@ from kvmerger.decode_loop import Progress
 from kvmerger.decoding_rows import ActingRows
 from kvmerger.device_time import now_s
 from kvmerger.kernels.dispatch import has_triton, is_supported
-from kvmerger.kernels.row_table import NUM_COLUMNS
 from kvmerger.model_source import DTYPES
 from kvmerger.models import LoadedModel
 from kvmerger.ragged_cache import Prefix, RaggedCache
-from kvmerger.ragged_layer import Room
+from kvmerger.ragged_layer import Room, new_columns
 from kvmerger.static_step import StaticStep
 
 MOST_GRAPHS = 8
@@ -92,8 +91,7 @@ class StepGraphs:
             self.forget()  # the old tails' addresses are in what was recorded
             self._arena = layer.k_SD.new_zeros(num_elements)
         if num_rows not in self._columns:
-            shape_LRH5 = (len(template), num_rows, layer.num_heads, NUM_COLUMNS)
-            self._columns[num_rows] = layer.position_S.new_zeros(shape_LRH5, dtype=torch.int64)
+            self._columns[num_rows] = new_columns(num_rows, template)
         tails = list(self._arena[:num_elements].view(shape_LRHCD))
         self._room = Room(tails[: len(template)], tails[len(template) :], self._columns[num_rows])
         return self._room

@@ -79,8 +79,7 @@ def merged_slots(
 ) -> LayerCache:
     """As `merging_reference.merged_slots`."""
     num_slots, head_dim = sum(num_slots_H), layer.k_SD.shape[1]
-    k_SD, v_SD = (tensor_FD.new_empty(num_slots, head_dim) for tensor_FD in (layer.k_SD, layer.v_SD))
-    position_S = layer.position_S.new_empty(num_slots)
+    merged = LayerCache.unwritten(layer, num_slots_H)
     if num_slots:
         merge_kernel[(triton.cdiv(num_slots, SLOTS_OF_A_BLOCK),)](
             layer.k_SD,
@@ -92,9 +91,9 @@ def merged_slots(
             target_S,
             None if key_weight_M is None else key_weight_M.contiguous(),
             None if value_weight_M is None else value_weight_M.contiguous(),
-            k_SD,
-            v_SD,
-            position_S,
+            merged.k_SD,
+            merged.v_SD,
+            merged.position_S,
             num_slots,
             HEAD_DIM=head_dim,
             BLOCK_D=triton.next_power_of_2(head_dim),
@@ -102,7 +101,7 @@ def merged_slots(
             MERGES_KEYS=key_weight_M is not None,
             MERGES_VALUES=value_weight_M is not None,
         )
-    return LayerCache(k_SD, v_SD, position_S, num_slots_H)
+    return merged
 
 
 def _reduced(values_F: Tensor, length_R: Tensor, kind: str, dtype: torch.dtype) -> Tensor:

@@ -41,23 +41,22 @@ def highest_places(scores_HN: Tensor, count_H: tuple[int, ...], block: int | Non
 def take_slots(layer: LayerCache, slot_K: Tensor, num_slots_H: tuple[int, ...]) -> LayerCache:
     """As `LayerCache.take`, of a layer without log masses and scores."""
     num_chosen, head_dim = slot_K.numel(), layer.k_SD.shape[1]
-    k_KD, v_KD = (tensor_SD.new_empty(num_chosen, head_dim) for tensor_SD in (layer.k_SD, layer.v_SD))
-    position_K = layer.position_S.new_empty(num_chosen)
+    taken = LayerCache.unwritten(layer, num_slots_H)
     if num_chosen:
         take_kernel[(triton.cdiv(num_chosen, SLOTS_OF_A_BLOCK),)](
             layer.k_SD,
             layer.v_SD,
             layer.position_S,
             slot_K,
-            k_KD,
-            v_KD,
-            position_K,
+            taken.k_SD,
+            taken.v_SD,
+            taken.position_S,
             num_chosen,
             HEAD_DIM=head_dim,
             BLOCK_D=triton.next_power_of_2(head_dim),
             BLOCK_S=SLOTS_OF_A_BLOCK,
         )
-    return LayerCache(k_KD, v_KD, position_K, num_slots_H)
+    return taken
 
 
 def _launch(
