@@ -11,17 +11,15 @@ column says how many of its greedy tokens are those that it says alone: the rest
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
 from bench.race import tokens_of
 from bench.race_clock import free_memory, timed
 from bench.random_llama import NUM_NEW_TOKENS, SHAPES, make_prompt, race_variants, random_llama
+from bench.records import append, default_path, provenance
 from kvmerger.buckets import bucket_for
 from kvmerger.engine import Engine
 from kvmerger.generation import Generation, Prompt, VariantFailure
@@ -73,12 +71,11 @@ def main() -> None:
         "| tokens | at once | s an item | items per hour | prefill, compress, decode, compare (s) | peak | same tokens |"
     )
     print("|--:|--:|--:|--:|:--|--:|--:|")
+    common = provenance(options.device)
     for num_tokens in options.tokens:
         for one in measure(model, num_tokens, options):
             print(line_of(one), flush=True)
-            if out := os.environ.get("OUT"):
-                with (Path(out) / "items_at_once.jsonl").open("a") as stream:
-                    stream.write(json.dumps(asdict(one)) + "\n")
+            append(default_path("items_at_once"), {**common, **asdict(one)})
 
 
 def measure(model: LoadedModel, num_tokens: int, options: argparse.Namespace) -> list[Measured]:

@@ -2,7 +2,6 @@
 
 import gc
 import random
-import warnings
 from dataclasses import dataclass, replace
 
 import pytest
@@ -18,7 +17,8 @@ from tests.gpu.test_engine_cuda import on_cuda
 from tests.kvmerger.test_decoding import OTHERS, POLICIES
 from tests.kvmerger.test_step_graphs import BUCKET, check_same, make_prompt, make_rows, with_ends
 
-pytestmark = pytest.mark.gpu
+# What falls back to the eager loop would equal it, and test nothing.
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("error::RuntimeWarning")]
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 MIB = 2**20
 NUM_ITEMS, NUM_WARM_UP_ITEMS = 100, 20
@@ -28,14 +28,6 @@ def graphs_of(model) -> StepGraphs:
     graphs = graphs_for(model.ours)
     assert graphs is not None, "there is a GPU, and Triton takes heads of this size"
     return graphs
-
-
-@pytest.fixture(autouse=True)
-def _no_fallback():
-    """What falls back to the eager loop would equal it, and test nothing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        yield
 
 
 @dtypes

@@ -2,7 +2,6 @@
 
 import gc
 import random
-import warnings
 
 import pytest
 import torch
@@ -19,17 +18,10 @@ from tests.kvmerger.test_decoding import OTHERS, POLICIES
 from tests.kvmerger.test_step_graphs import make_prompt, make_rows, with_ends
 from tests.kvmerger.test_together import SEED, _bare, built, by_key, check_as_alone, prompts_of
 
-pytestmark = pytest.mark.gpu
+# What falls back to the eager loop, or to prompts alone, would equal it, and test nothing.
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("error::RuntimeWarning")]
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 LENGTHS = (300, 48, 1000)
-
-
-@pytest.fixture(autouse=True)
-def _no_fallback():
-    """What falls back to the eager loop, or to prompts alone, would equal it, and test nothing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        yield
 
 
 @dtypes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,6 +26,8 @@ from tests.kvmerger.test_decoding import OTHERS, POLICIES
 from tests.kvmerger.test_step_graphs import Calls, make_rows, with_ends
 from tests.tiny_models import VOCAB_SIZE, TinyModel, tiny_model
 
+# Prompts that answered apart because something is broken would pass every test of equality.
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 SEED, NUM_LAYERS = 5, 3
 LENGTHS = (48, 31, 60)
 ALL_TOGETHER = Limits(max_rows=3 * 12)
@@ -39,14 +40,6 @@ ACTING = [POLICIES[2], {"name": "random", "budget": {"like": "h2o"}, "label": "l
 Results = dict[tuple[str, int], Generation | VariantFailure]
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 loops = pytest.mark.parametrize("with_graphs", [False, True], ids=["eager", "recorded"])
-
-
-@pytest.fixture(autouse=True)
-def _no_silent_parting():
-    """Prompts that answered apart because something is broken would pass every test of equality."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        yield
 
 
 def prompts_of(seed: int, lengths: Sequence[int] = LENGTHS) -> list[Prompt]:
