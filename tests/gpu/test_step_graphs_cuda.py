@@ -13,6 +13,7 @@ from kvmerger.decode_rule import DecodeRule
 from kvmerger.engine import Engine
 from kvmerger.step_graphs import StepGraphs, graphs_for
 from kvmerger.variants import build_variant, parse_policies
+from tests.gpu.little_memory import with_share_of_memory
 from tests.gpu.test_engine_cuda import on_cuda
 from tests.kvmerger.test_decoding import OTHERS, POLICIES
 from tests.kvmerger.test_step_graphs import BUCKET, check_same, make_prompt, make_rows, with_ends
@@ -137,22 +138,10 @@ def test_a_device_that_is_too_small_halves_the_group_and_loses_no_row(
     engine = Engine(model.ours)
     engine.run(prompt, variants)  # compiles kernels, records graphs
     expected = without_seconds(engine.run(prompt, variants))
-    gc.collect()
-    torch.cuda.empty_cache()
-    before_bytes = torch.cuda.memory_reserved()
-    torch.cuda.reset_peak_memory_stats()
-    engine.run(prompt, variants)
-    limit_bytes = before_bytes + int(0.6 * (torch.cuda.max_memory_reserved() - before_bytes))
-    gc.collect()
-    torch.cuda.empty_cache()
     num_halved = []
     make_room = fused.make_room
     monkeypatch.setattr(fused, "make_room", lambda *others: (num_halved.append(1), make_room(*others))[1])
-    torch.cuda.set_per_process_memory_fraction(limit_bytes / torch.cuda.get_device_properties(0).total_memory)
-    try:
-        results = without_seconds(engine.run(prompt, variants))
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+    results = without_seconds(with_share_of_memory(0.6, lambda: engine.run(prompt, variants)))
     assert num_halved
     assert results == expected
 

@@ -1,6 +1,5 @@
 """Several prompts in one decoding batch on CUDA: graphs say what the eager loop says, and no neighbour changes a bit."""
 
-import gc
 import random
 
 import pytest
@@ -12,6 +11,7 @@ from kvmerger.engine import Engine
 from kvmerger.generation import Generation
 from kvmerger.limits import Limits
 from kvmerger.together import Party, Together
+from tests.gpu.little_memory import with_share_of_memory
 from tests.gpu.test_engine_cuda import on_cuda
 from tests.gpu.test_step_graphs_cuda import graphs_of
 from tests.kvmerger.test_decoding import OTHERS, POLICIES
@@ -80,24 +80,12 @@ def test_a_device_that_is_too_small_parts_prompts_and_loses_no_row(
 
     run()  # compiles kernels, records graphs
     expected = run()
-    gc.collect()
-    torch.cuda.empty_cache()
-    before_bytes = torch.cuda.memory_reserved()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    limit_bytes = before_bytes + int(0.7 * (torch.cuda.max_memory_reserved() - before_bytes))
-    gc.collect()
-    torch.cuda.empty_cache()
     num_parted = []
     make_room = fused_members.make_room
     for module in (fused_many, fused_members):
         monkeypatch.setattr(
             module, "make_room", lambda *others: (num_parted.append(1), make_room(*others))[1]
         )
-    torch.cuda.set_per_process_memory_fraction(limit_bytes / torch.cuda.get_device_properties(0).total_memory)
-    try:
-        results = run()
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+    results = with_share_of_memory(0.7, run)
     assert num_parted
     assert results == expected
