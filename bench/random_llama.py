@@ -8,13 +8,19 @@ More repeats keep less, for two reasons. Fewer neighbours are of different token
 from layer to layer a token's repeats part, because each looks at the prompt from a place of its own, but less so the fewer
 different tokens there are to look at (8B's width, layer 5: cosine 0.78 at 2 repeats, 0.92 at 6, 0.97 at 16). So deep layers
 need longer runs than the paper's 0.75 would, and how long depends on the prompt's length too.
+
+    python -m bench.random_llama 8b FOLDER
+
+saves such a model as a sweep can load it, with the demo model's tokenizer.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +30,7 @@ from kvmerger.compress import compress_all
 from kvmerger.fused import needs_of
 from kvmerger.generation import Prompt, Question
 from kvmerger.model_source import ModelInfo
-from kvmerger.models import LoadedModel, probed
+from kvmerger.models import LoadedModel, load_tokenizer, probed
 from kvmerger.prefill import prefill
 from kvmerger.variants import FULL, Variant, build_variant, parse_policies
 
@@ -60,18 +66,32 @@ _TAIL_TOKENS = 8
 
 def random_llama(shape: str, device: str, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> LoadedModel:
     """A model made on ``device``, behind the seam, without an end token: every answer has its full length."""
+    register_attention()
+    module = _random_module(SHAPES[shape], device, dtype, seed, attn_implementation=ATTENTION_NAME)
+    return probed(LoadedModel(module, _info(shape, module.config, module, device), frozenset()))
+
+
+def save_random_llama(shape: str, folder: Path, device: str, dtype: torch.dtype, seed: int = 0) -> None:
+    """Write the model of `random_llama` to ``folder``, with the demo model's tokenizer, to be loaded by name."""
+    tokenizer = load_tokenizer("demo")
+    sizes = SHAPES[shape]
+    sizes = {**sizes, "vocab_size": max(sizes["vocab_size"], len(tokenizer))}
+    _random_module(sizes, device, dtype, seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _random_module(sizes: dict[str, Any], device: str, dtype: torch.dtype, seed: int, **options: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        **SHAPES[shape], rope_parameters=_LLAMA_31_ROPE, bos_token_id=0, eos_token_id=None, pad_token_id=None
+        **sizes, rope_parameters=_LLAMA_31_ROPE, bos_token_id=0, eos_token_id=None, pad_token_id=None
     )
-    register_attention()
     torch.manual_seed(seed)
     with torch.device(device):
-        module = LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation=ATTENTION_NAME)
+        module = LlamaForCausalLM._from_config(config, dtype=dtype, **options)
     module = module.eval().requires_grad_(False)
     module.generation_config.eos_token_id = None
-    return probed(LoadedModel(module, _info(shape, config, module, device), frozenset()))
+    return module
 
 
 def weight_bytes_per_step(model: LoadedModel) -> int:
@@ -169,3 +189,20 @@ def _info(shape: str, config: Any, module: Any, device: str) -> ModelInfo:
         device=device,
         weight_bytes=sum(parameter.nbytes for parameter in module.parameters()),
     )
+
+
+def main() -> None:
+    """Save a model."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    dtype = torch.bfloat16 if options.device.startswith("cuda") else torch.float32
+    save_random_llama(options.shape, options.folder, options.device, dtype)
+
+
+if __name__ == "__main__":
+    main()

@@ -78,6 +78,7 @@ def append(path: Path | None, record: Mapping[str, Any]) -> None:
     """Add a line to ``path``, if there is one; it is on the disk when this returns."""
     if path is None:
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
         stream.write(json.dumps(record) + "\n")
         stream.flush()

@@ -1,11 +1,12 @@
 """Items per hour through the real service with one actor, two, and so on: how near to linear?
 
-    python -m bench.scaling [--actors 1 2] [--items 200] [--model demo] [--length 4096] [--output DIR]
+    python -m bench.scaling [--actors 1 2] [--items 200] [--model demo|random-8b] [--length 4096] [--output DIR]
     python -m bench.scaling --table scaling.jsonl
 
 Each count is a whole `jobs/sweep.py` with Ray in a fresh folder, tracking off, on RULER items that need no download. The rate
 is that of a sweep under way: from the moment when each actor has finished two items on average to the last item, so that
-starting Ray and loading models, which a longer sweep pays once, is left out, and the last actor's tail is not.
+starting Ray and loading models, which a longer sweep pays once, is left out, and the last actor's tail is not. Kernels that a
+machine has never compiled are not left out either: run the first count twice on a fresh one, and the last line counts.
 
 Each sweep is a line in $OUT/scaling.jsonl at once. Sweeps of separate commands belong together where settings, code, versions
 and device are the same: the table joins this command's with those in the file, and --table prints files alone.
@@ -32,6 +33,7 @@ _POLICIES = ("kvmerger", "snapkv", "streaming_llm", "knorm", "tova", "keydiff", 
 _WARM_UP_ITEMS = 2
 """Of each actor."""
 _TARGET = 0.95
+_RANDOM = "random-"
 _EXIT_OK, _EXIT_SOME_FAILED = 0, 3
 
 
@@ -61,8 +63,9 @@ def main() -> None:
         **provenance("cpu"),
         "device": _device(),
     }
+    model = _saved(options.model, folder)
     for actors in options.actors:
-        settings = settings_for(options, actors, folder / f"actors-{actors}-{time.time_ns()}")
+        settings = settings_for(options, model, actors, folder / f"actors-{actors}-{time.time_ns()}")
         record = {**asked, **run_sweep(settings, actors, folder / f"actors-{actors}.yaml")}
         append(path, record)
         measured.append(record)
@@ -70,12 +73,12 @@ def main() -> None:
     print(markdown(measured))
 
 
-def settings_for(options: argparse.Namespace, actors: int, output_dir: Path) -> dict[str, Any]:
+def settings_for(options: argparse.Namespace, model: str, actors: int, output_dir: Path) -> dict[str, Any]:
     """The sweep: the same items for every number of actors."""
     per_task = -(-options.items // len(_TASKS))
     return {
         "name": f"scaling-{actors}",
-        "model": {"name": options.model},
+        "model": {"name": model},
         "tasks": [{"name": task, "length": options.length, "limit": per_task, "seed": 7} for task in _TASKS],
         "policies": ["full", *({"name": name, "budget": 0.5} for name in _POLICIES)],
         "query_mode": "query_agnostic",
@@ -160,6 +163,16 @@ def _table(group: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
+def _saved(model: str, folder: Path) -> str:
+    """The model's name; one with random weights is made and saved first, by a process that then leaves the device."""
+    if not model.startswith(_RANDOM):
+        return model
+    path = folder.absolute() / model
+    shape = model.removeprefix(_RANDOM)
+    subprocess.run([sys.executable, "-m", "bench.random_llama", shape, str(path)], cwd=ROOT, check=True)
+    return str(path)
+
+
 def _device() -> str:
     """The device's name, from a process of its own: this one holds no memory of a GPU that the actors shall have."""
     code = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu')"
@@ -175,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--actors", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--items", type=int, default=200)
     parser.add_argument("--length", type=int, default=4096, help="tokens of prompt and answer together")
-    parser.add_argument("--model", default="demo", help="demo, a local folder or a hub id")
+    parser.add_argument("--model", default="demo", help="demo, random-8b (its shape), a folder or a hub id")
     parser.add_argument("--num-cpus", type=float, help="of each actor; default: as the service decides")
     parser.add_argument(
         "--table", nargs="+", type=Path, metavar="JSONL", help="print these results and do nothing else"

@@ -32,12 +32,14 @@ from jobs.scheduler_events import (
     ActorPlaced,
     ActorReady,
     Assign,
+    Begin,
     Decision,
     Done,
     DropResult,
     Event,
     FailUnit,
     Interrupted,
+    Queue,
     StartActor,
     StopActor,
     Tick,
@@ -184,6 +186,10 @@ class Controller:
                     self._pool.stop(actor_id)
                 case Assign(actor_id=actor_id, unit_id=unit_id, attempt=attempt):
                     self._pool.run(actor_id, self._units[unit_id])
+                    self._on_event(run_events.UnitStarted(_name(actor_id), unit_id, attempt))
+                case Queue(actor_id=actor_id, unit_id=unit_id):
+                    self._pool.run(actor_id, self._units[unit_id])  # Ray keeps an actor's calls in order
+                case Begin(actor_id=actor_id, unit_id=unit_id, attempt=attempt):
                     self._on_event(run_events.UnitStarted(_name(actor_id), unit_id, attempt))
                 case AcceptUnit(unit_id=unit_id):
                     self._hand_over(unit_id, self._rows[unit_id])

@@ -92,9 +92,18 @@ class RowMaker:
         }
 
     def finished(
-        self, cell: Cell, planned: PlannedItem, spec: VariantSpec, outcome: Generation, decode: Decode
+        self,
+        cell: Cell,
+        planned: PlannedItem,
+        spec: VariantSpec,
+        outcome: Generation,
+        decode: Decode,
+        digest: str,
     ) -> Row:
-        """The row of a generation, scored; if its metric raises, a failed row that keeps its numbers."""
+        """The row of a generation, scored; if its metric raises, a failed row that keeps its numbers.
+
+        `digest` is the item's `prompt_digest`.
+        """
         is_eos = outcome.stop_reason == "eos"
         prediction = decode(outcome.token_ids[:-1] if is_eos else outcome.token_ids)
         return {
@@ -104,6 +113,7 @@ class RowMaker:
             "status": TRUNCATED if planned.tokens.is_truncated else OK,
             "prediction": prediction,
             **_measured(outcome, planned),
+            "prompt_digest": digest,
             **_scored(prediction, planned.item),
         }
 
@@ -151,13 +161,15 @@ def build_rows(unit: WorkUnit, outcomes: Sequence[Outcome], maker: RowMaker, dec
     """
     by_key = {(outcome.label, outcome.question_index): outcome for outcome in outcomes}
     index_of = {planned.item.item_id: index for index, planned in enumerate(unit.items)}
+    # Once per item: of a long prompt it costs more than the rest of a row.
+    digests = [prompt_digest(planned.tokens, planned.item.max_new_tokens) for planned in unit.items]
     rows = []
     for cell in unit.cells:
         index = index_of[cell.item_id]
         planned, spec = unit.items[index], spec_of(unit, cell.label)
         match by_key.get((cell.label, index)):
             case Generation() as outcome:
-                rows.append(maker.finished(cell, planned, spec, outcome, decode))
+                rows.append(maker.finished(cell, planned, spec, outcome, decode, digests[index]))
             case VariantFailure(phase=phase, error_type=error_type, message=message, traceback=trace):
                 failure = Failure(phase, error_type, message, trace)
                 rows.append(maker.failed(cell, planned.item, spec, failure))
@@ -214,7 +226,6 @@ def _measured(outcome: Generation, planned: PlannedItem) -> Row:
         **_or_reason("answer_nll", outcome.answer_nll, "answer_nll_reason", no_gold),
         **_or_reason("kl_mean", outcome.kl_mean, "fidelity_reason", "the engine gave no value"),
         "top1_agreement": _finite(outcome.top1_agreement),
-        "prompt_digest": prompt_digest(tokens, planned.item.max_new_tokens),
         "num_fidelity_tokens": outcome.num_fidelity_tokens,
         "context_tokens": len(tokens.context_ids),
         "tail_tokens": len(tokens.tail_ids),

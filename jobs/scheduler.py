@@ -19,18 +19,23 @@ from jobs.scheduler_events import (
     ActorPlaced,
     ActorReady,
     Assign,
+    Begin,
     Decision,
     Done,
     DropResult,
     Event,
     FailUnit,
     Interrupted,
+    Queue,
     StartActor,
     StopActor,
     Tick,
     UnitFailed,
     UnitFinished,
 )
+
+FEWEST_WAITING = 2
+"""Units per actor that lie ready at nobody: the last ones go to whoever is free first, or actors would end far apart."""
 
 
 class SchedulerError(RuntimeError):
@@ -39,6 +44,7 @@ class SchedulerError(RuntimeError):
 
 class _UnitState(StrEnum):
     WAITING = "waiting"
+    QUEUED = "queued"
     RUNNING = "running"
     ENDED = "ended"
 
@@ -57,7 +63,7 @@ class _Unit:
     rank: int  # 0 is the costliest
     state: _UnitState = _UnitState.WAITING
     attempts: int = 0
-    actor_id: int | None = None  # the actor whose report counts, while running
+    actor_id: int | None = None  # the actor whose report counts, while running or queued
 
 
 @dataclass(slots=True)
@@ -66,13 +72,15 @@ class _Actor:
     started_at_s: float
     state: _ActorState = _ActorState.STARTING
     unit_id: str | None = None
+    next_id: str | None = None  # lies ready there while `unit_id` runs
 
 
 @dataclass(slots=True)
 class Scheduler:
     """Books on units and actors, and the rules by which they move.
 
-    `cost_tokens` maps each unit id to its cost; the costliest waiting unit goes first, ties as they came.
+    `cost_tokens` maps each unit id to its cost; the costliest waiting unit goes first, ties as they came. A busy actor has
+    the next unit lying ready, so that its device waits for nobody, while `FEWEST_WAITING` more wait for each actor.
     At most `max_actors` are alive at once, and none is started without work. An actor that is not placed
     within `placement_timeout_s` is withdrawn; when no other is left, the run aborts with NO_RESOURCES. After
     `failure.max_attempts` actors in a row died before they were ready no more are started; when none is left,
@@ -121,15 +129,17 @@ class Scheduler:
         """Raise `SchedulerError` if units and actors contradict each other; changes nothing."""
         for unit in self._units.values():
             holder = None if unit.actor_id is None else self._actors[unit.actor_id]
-            if (unit.state is _UnitState.RUNNING) != (holder is not None):
+            if (unit.state in (_UnitState.RUNNING, _UnitState.QUEUED)) != (holder is not None):
                 raise SchedulerError(f"{unit} is held by {holder}")
-            if holder is not None and (
-                holder.state is not _ActorState.BUSY or holder.unit_id != unit.unit_id
-            ):
-                raise SchedulerError(f"{unit} is held by {holder}, which says otherwise")
+            if holder is not None:
+                held_id = holder.unit_id if unit.state is _UnitState.RUNNING else holder.next_id
+                if holder.state is not _ActorState.BUSY or held_id != unit.unit_id:
+                    raise SchedulerError(f"{unit} is held by {holder}, which says otherwise")
         for actor in self._actors.values():
             if (actor.state is _ActorState.BUSY) != (actor.unit_id is not None):
                 raise SchedulerError(f"{actor} is busy without a unit, or has one without being busy")
+            if actor.next_id is not None and actor.unit_id is None:
+                raise SchedulerError(f"{actor} has a unit lying ready behind none")
         if not self._is_closed and self._in_state(_UnitState.WAITING) and not self._alive():
             raise SchedulerError("units wait, but no actor is alive or starting")
 
@@ -143,11 +153,11 @@ class Scheduler:
             case ActorDied():
                 yield from self._bury(event)
             case UnitFinished(actor_id=actor_id, unit_id=unit_id):
-                self._free(actor_id, unit_id)
+                yield from self._free(actor_id, unit_id)
                 yield from self._accept(self._unit(unit_id))
             case UnitFailed(actor_id=actor_id, unit_id=unit_id, kind=kind):
                 is_current = self._unit(unit_id).actor_id == actor_id
-                self._free(actor_id, unit_id)
+                yield from self._free(actor_id, unit_id)
                 if is_current:
                     yield from self._lose(self._units[unit_id], kind)
             case Interrupted():
@@ -162,6 +172,11 @@ class Scheduler:
         waiting = sorted(self._in_state(_UnitState.WAITING), key=lambda unit: unit.rank)
         for actor, unit in zip(idle, waiting, strict=False):
             yield self._assign(actor, unit)
+        spare = waiting[len(idle) : max(0, len(waiting) - FEWEST_WAITING * self.max_actors)]
+        with_room = [it for it in self._alive() if it.state is _ActorState.BUSY and it.next_id is None]
+        for actor, unit in zip(with_room, spare, strict=False):
+            unit.state, unit.actor_id, actor.next_id = _UnitState.QUEUED, actor.actor_id, unit.unit_id
+            yield Queue(actor.actor_id, unit.unit_id)
         yield from self._start_missing(now_s)
         if not self._alive() and self._start_kind is not None:
             yield from self._give_up(self._start_kind)
@@ -170,9 +185,12 @@ class Scheduler:
             yield Done()
 
     def _assign(self, actor: _Actor, unit: _Unit) -> Assign:
+        self._begin(actor, unit)
+        return Assign(actor.actor_id, unit.unit_id, unit.attempts)
+
+    def _begin(self, actor: _Actor, unit: _Unit) -> None:
         unit.state, unit.actor_id, unit.attempts = _UnitState.RUNNING, actor.actor_id, unit.attempts + 1
         actor.state, actor.unit_id = _ActorState.BUSY, unit.unit_id
-        return Assign(actor.actor_id, unit.unit_id, unit.attempts)
 
     def _accept(self, unit: _Unit) -> Iterator[Decision]:
         if unit.state is _UnitState.ENDED:
@@ -186,8 +204,10 @@ class Scheduler:
         if actor is None or actor.state is _ActorState.DEAD:
             return
         was_starting = actor.state in (_ActorState.STARTING, _ActorState.LOADING)
-        unit_id = actor.unit_id
-        actor.state, actor.unit_id = _ActorState.DEAD, None
+        unit_id, next_id = actor.unit_id, actor.next_id
+        actor.state, actor.unit_id, actor.next_id = _ActorState.DEAD, None, None
+        if next_id is not None:  # it had not begun: no attempt of its own
+            self._put_back(self._units[next_id], event.actor_id)
         if was_starting:
             yield from self._count_start_failure(event.kind)
         elif self._start_kind is ErrorKind.NO_RESOURCES:
@@ -263,12 +283,30 @@ class Scheduler:
         actor.state = target
         return True
 
-    def _free(self, actor_id: int, unit_id: str) -> None:
+    def _free(self, actor_id: int, unit_id: str) -> Iterator[Decision]:
+        """Enter that the actor works on this unit no more, but on what lay ready, if anything did."""
         actor = self._actors.get(actor_id)
-        if actor is None or actor.unit_id != unit_id:
+        if actor is None or unit_id not in (actor.unit_id, actor.next_id):
             return
-        actor.state, actor.unit_id = _ActorState.IDLE, None
         unit = self._units[unit_id]
+        self._put_back(unit, actor_id)
+        if unit_id == actor.next_id:  # ended before we heard of its beginning
+            actor.next_id, unit.attempts = None, unit.attempts + 1
+            return
+        next_id = actor.next_id
+        actor.state, actor.unit_id, actor.next_id = _ActorState.IDLE, None, None
+        if next_id is None:
+            return
+        following = self._units[next_id]
+        if following.actor_id != actor_id:  # another actor's late report has ended it: this one works in vain
+            actor.state, actor.unit_id = _ActorState.BUSY, next_id
+            return
+        self._begin(actor, following)
+        if not self._is_closed:
+            yield Begin(actor_id, next_id, following.attempts)
+
+    def _put_back(self, unit: _Unit, actor_id: int) -> None:
+        """Let it wait again, if it is this actor's whose report counts."""
         if unit.actor_id == actor_id:
             unit.state, unit.actor_id = _UnitState.WAITING, None
 

@@ -37,7 +37,7 @@ class ActorDied:
 
 @dataclass(frozen=True, slots=True)
 class UnitFinished:
-    """The actor returned the unit's rows and is free."""
+    """The actor returned the unit's rows and is free for what lies ready, or for anything."""
 
     actor_id: int
     unit_id: str
@@ -95,6 +95,23 @@ class Assign:
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """Give the unit to the actor, which is to begin it when the one it works on has ended."""
+
+    actor_id: int
+    unit_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """The actor has gone on to the unit that lay ready; `attempt` counts from 1."""
+
+    actor_id: int
+    unit_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class AcceptUnit:
     """Keep the rows of the `UnitFinished` just handed in: the unit has ended."""
 
@@ -129,4 +146,4 @@ class Done:
     """Every unit has ended. Comes once, last."""
 
 
-Decision = StartActor | StopActor | Assign | AcceptUnit | DropResult | FailUnit | Abort | Done
+Decision = StartActor | StopActor | Assign | Queue | Begin | AcceptUnit | DropResult | FailUnit | Abort | Done

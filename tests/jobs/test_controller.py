@@ -11,6 +11,7 @@ from jobs.actor_pool import Answer, Call
 from jobs.controller import Controller
 from jobs.failure import FailurePolicy
 from jobs.result_schema import Row
+from jobs.run_events import UnitStarted
 from jobs.scheduler import Scheduler
 from jobs.work import WorkUnit
 from jobs.worker import UnitRunner
@@ -55,6 +56,21 @@ def test_free_actors_have_work_before_anybodys_rows_are_handed_over() -> None:
     Controller(units, make_context(), pool, scheduler, on_rows, recorder.on_event).run()  # type: ignore[arg-type]
     assert pool.log == ["run a", "run b", "run c", "run d", "rows a", "rows b", "rows c", "rows d"]
     assert recorder.identities() == sorted(cell.identity for unit in units for cell in unit.cells)
+
+
+def test_an_actor_is_given_its_next_unit_before_it_has_answered() -> None:
+    units = [make_unit(f"u{index}", cost_tokens=9.0 - index) for index in range(4)]
+    pool, recorder = LoggingPool(), Recorder()
+
+    def on_rows(unit: WorkUnit, rows: Sequence[Row]) -> None:
+        pool.log.append(f"rows {unit.unit_id}")
+
+    scheduler = Scheduler({unit.unit_id: unit.cost_tokens for unit in units}, 1, FailurePolicy(), 60.0)
+    Controller(units, make_context(), pool, scheduler, on_rows, recorder.on_event).run()  # type: ignore[arg-type]
+    assert pool.log[:2] == ["run u0", "run u1"], "u1 lies ready"
+    assert pool.log.index("rows u3") > pool.log.index("run u3") > pool.log.index("rows u1"), "u3 did not"
+    begun = [event.unit_id for event in recorder.events if isinstance(event, UnitStarted)]
+    assert begun == [unit.unit_id for unit in units]
 
 
 class Loading(LoggingPool):

@@ -118,15 +118,19 @@ def test_two_actors_share_the_units_as_the_settings_say(local_ray: None, tmp_pat
 
 
 @pytest.mark.ray
-def test_actor_killed_mid_unit_has_its_unit_done_by_another(local_ray: None, tmp_path: Path) -> None:
-    units = [make_unit("dies", make_planned("d", DIE_ONCE_ID), cost_tokens=9.0), make_unit("good")]
+@pytest.mark.parametrize("num_others", [1, 5], ids=["alone", "with a unit lying ready"])
+def test_actor_killed_mid_unit_has_its_unit_done_by_another(
+    num_others: int, local_ray: None, tmp_path: Path
+) -> None:
+    units = [make_unit("dies", make_planned("d", DIE_ONCE_ID), cost_tokens=9.0)]
+    units += [make_unit(f"good{index}") for index in range(num_others)]
     recorder = Recorder()
     run(units, recorder, FakeLoad(tmp_path))
     assert (tmp_path / "died").exists()
     assert recorder.identities() == identities_of(units)
     assert {row["status"] for row in recorder.rows} == {"ok"}
     attempts = [event.attempt for event in recorder.events if isinstance(event, UnitStarted)]
-    assert sorted(attempts) == [1, 1, 2]
+    assert sorted(attempts) == [*[1] * len(units), 2]
     assert len([event for event in recorder.events if isinstance(event, WorkerLost)]) == 1
 
 
@@ -134,7 +138,8 @@ def test_actor_killed_mid_unit_has_its_unit_done_by_another(local_ray: None, tmp
 def test_unit_that_kills_every_actor_ends_as_failed_rows_and_the_others_run(
     local_ray: None, tmp_path: Path
 ) -> None:
-    units = [make_unit("dies", make_planned("d", DIE_ID), cost_tokens=99.0), make_unit("good")]
+    units = [make_unit("dies", make_planned("d", DIE_ID), cost_tokens=99.0)]
+    units += [make_unit(f"good{index}") for index in range(4)]
     recorder = Recorder()
     run(units, recorder, FakeLoad(tmp_path), failure=FailurePolicy(max_attempts=2))
     assert recorder.identities() == identities_of(units)
@@ -144,7 +149,7 @@ def test_unit_that_kills_every_actor_ends_as_failed_rows_and_the_others_run(
         ("dies", "actor", "ActorDiedError")
     }
     assert all("after 2 attempts" in row["failure_message"] for row in failed)
-    assert sum(isinstance(event, UnitEnded) for event in recorder.events) == 2
+    assert sum(isinstance(event, UnitEnded) for event in recorder.events) == len(units)
 
 
 @pytest.mark.ray

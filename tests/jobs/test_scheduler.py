@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.failure import ErrorKind, FailurePolicy
-from jobs.scheduler import Scheduler, SchedulerError
+from jobs.scheduler import FEWEST_WAITING, Scheduler, SchedulerError
 from jobs.scheduler_events import (
     Abort,
     AcceptUnit,
@@ -18,12 +18,14 @@ from jobs.scheduler_events import (
     ActorPlaced,
     ActorReady,
     Assign,
+    Begin,
     Decision,
     Done,
     DropResult,
     Event,
     FailUnit,
     Interrupted,
+    Queue,
     StartActor,
     StopActor,
     Tick,
@@ -64,13 +66,70 @@ class Ledger:
 def test_longest_waiting_unit_goes_first_and_ties_keep_the_plans_order() -> None:
     scheduler = make_scheduler({"short": 1.0, "long": 9.0, "tie_a": 5.0, "tie_b": 5.0})
     scheduler.start(0.0)
-    order = [
-        decision.unit_id for decision in scheduler.handle(ActorReady(0, 1.0)) if isinstance(decision, Assign)
-    ]
+    decisions = scheduler.handle(ActorReady(0, 1.0))
+    order: list[str] = []
     while not scheduler.is_closed:
+        order += [it.unit_id for it in decisions if isinstance(it, Assign | Begin)]
         decisions = scheduler.handle(UnitFinished(0, order[-1], 2.0))
-        order += [decision.unit_id for decision in decisions if isinstance(decision, Assign)]
     assert order == ["long", "tie_a", "tie_b", "short"]
+
+
+def many(num_units: int) -> dict[str, float]:
+    """Costs that fall."""
+    return {name: float(num_units - index) for index, name in enumerate(unit_ids(num_units))}
+
+
+def test_a_busy_actor_has_the_next_unit_lying_ready_and_goes_on_to_it() -> None:
+    scheduler = make_scheduler(many(5))
+    scheduler.start(0.0)
+    assert scheduler.handle(ActorReady(0, 1.0)) == (Assign(0, "u0", attempt=1), Queue(0, "u1"))
+    assert scheduler.handle(UnitFinished(0, "u0", 2.0)) == (
+        Begin(0, "u1", attempt=1),
+        AcceptUnit("u0"),
+        Queue(0, "u2"),
+    )
+    assert scheduler.handle(UnitFailed(0, "u1", ErrorKind.RESULT_LOST, 3.0)) == (
+        Begin(0, "u2", attempt=1),
+        Queue(0, "u1"),
+    )
+
+
+def test_the_last_units_lie_ready_at_nobody() -> None:
+    scheduler = make_scheduler(many(2 + 2 * FEWEST_WAITING), max_actors=2)
+    scheduler.start(0.0)
+    decisions = [*scheduler.handle(ActorReady(0, 1.0)), *scheduler.handle(ActorReady(1, 1.0))]
+    assert decisions == [Assign(0, "u0", attempt=1), Queue(0, "u1"), Assign(1, "u2", attempt=1)]
+    assert scheduler.handle(UnitFinished(1, "u2", 2.0))[-1] == Assign(1, "u3", attempt=1)
+
+
+def test_a_unit_that_lay_ready_at_an_actor_that_died_has_lost_no_attempt() -> None:
+    scheduler = make_scheduler(many(4), max_attempts=2)
+    scheduler.start(0.0)
+    assert scheduler.handle(ActorReady(0, 1.0))[-1] == Queue(0, "u1")
+    scheduler.handle(ActorDied(0, ErrorKind.ACTOR_DIED, 2.0))
+    assert scheduler.handle(ActorReady(1, 3.0)) == (Assign(1, "u0", attempt=2), Queue(1, "u1"))
+    assert FailUnit("u0", ErrorKind.ACTOR_DIED, attempts=2) in scheduler.handle(
+        ActorDied(1, ErrorKind.ACTOR_DIED, 4.0)
+    )
+    assert scheduler.handle(ActorReady(2, 5.0)) == (Assign(2, "u1", attempt=1),)
+
+
+def test_a_unit_that_lies_ready_may_end_before_it_was_heard_to_begin() -> None:
+    scheduler = make_scheduler(many(4))
+    scheduler.start(0.0)
+    scheduler.handle(ActorReady(0, 1.0))
+    assert scheduler.handle(UnitFinished(0, "u1", 2.0)) == (AcceptUnit("u1"),)
+    scheduler.check_integrity()
+    assert scheduler.handle(UnitFinished(0, "u0", 2.0)) == (AcceptUnit("u0"), Assign(0, "u2", attempt=1))
+
+
+def test_an_interrupt_leaves_what_lies_ready_to_the_next_run() -> None:
+    scheduler = make_scheduler(many(4))
+    scheduler.start(0.0)
+    scheduler.handle(ActorReady(0, 1.0))
+    scheduler.handle(Interrupted(2.0))
+    assert scheduler.handle(UnitFinished(0, "u0", 3.0)) == (AcceptUnit("u0"),)
+    assert scheduler.handle(UnitFinished(0, "u1", 3.0)) == (AcceptUnit("u1"),), "unless it ends all the same"
 
 
 def test_no_more_actors_are_started_than_units_wait() -> None:
@@ -211,7 +270,7 @@ def any_event(names: list[str]) -> st.SearchStrategy[Event]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.data(), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3))
+@given(st.data(), st.integers(1, 9), st.integers(1, 3), st.integers(1, 3))
 def test_no_event_sequence_ends_a_unit_twice_or_breaks_the_books(
     data: st.DataObject, num_units: int, max_actors: int, max_attempts: int
 ) -> None:
@@ -237,8 +296,9 @@ class World:
     data: st.DataObject
     starting: set[int] = field(default_factory=set)
     working: dict[int, str] = field(default_factory=dict)
+    ready: dict[int, str] = field(default_factory=dict)
     ghosts: list[tuple[int, str]] = field(default_factory=list)
-    assigned_twice: list[Assign] = field(default_factory=list)
+    assigned_twice: list[Assign | Queue] = field(default_factory=list)
 
     def obey(self, decisions: tuple[Decision, ...]) -> None:
         for decision in decisions:
@@ -251,6 +311,10 @@ class World:
                     if actor_id in self.working:
                         self.assigned_twice.append(decision)
                     self.working[actor_id] = unit_id
+                case Queue(actor_id=actor_id, unit_id=unit_id):
+                    if actor_id not in self.working or actor_id in self.ready:
+                        self.assigned_twice.append(decision)
+                    self.ready[actor_id] = unit_id
 
     def next_event(self, is_calm: bool) -> Event:
         """One thing that can happen now; a calm world only loads and finishes."""
@@ -271,14 +335,17 @@ class World:
                 self.starting.discard(actor_id)
             case ActorDied(actor_id=actor_id):
                 self.starting.discard(actor_id)
-                if actor_id in self.working:
-                    self.ghosts.append((actor_id, self.working.pop(actor_id)))
-            case UnitFinished(actor_id=actor_id) | UnitFailed(actor_id=actor_id):
-                self.working.pop(actor_id, None)
+                held = [units.pop(actor_id) for units in (self.working, self.ready) if actor_id in units]
+                self.ghosts += [(actor_id, unit) for unit in held]
+            case UnitFinished(actor_id=actor_id, unit_id=unit) | UnitFailed(actor_id=actor_id, unit_id=unit):
+                if self.working.get(actor_id) == unit:
+                    del self.working[actor_id]
+                    if actor_id in self.ready:
+                        self.working[actor_id] = self.ready.pop(actor_id)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.data(), st.integers(1, 6), st.integers(1, 3), st.integers(1, 3), st.integers(0, 30))
+@given(st.data(), st.integers(1, 12), st.integers(1, 3), st.integers(1, 3), st.integers(0, 30))
 def test_in_any_world_every_unit_ends_exactly_once_and_the_run_is_done(
     data: st.DataObject, num_units: int, max_actors: int, max_attempts: int, num_wild: int
 ) -> None:
