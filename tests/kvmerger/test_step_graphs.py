@@ -49,13 +49,15 @@ class Calls:
 
 
 def make_prompt(rng: random.Random, num_tokens: int) -> Prompt:
-    """Random tokens; three questions of unequal tails, limits and stop tokens."""
+    """Random tokens; three questions of unequal tails, limits and stop tokens: as many of those with every ``rng``."""
 
     def tokens(count: int) -> tuple[int, ...]:
         return tuple(rng.randrange(VOCAB_SIZE) for _ in range(count))
 
     questions = tuple(
-        Question(tokens(rng.randrange(1, 6)), tokens(4), max_new, tokens(num_stops))
+        Question(
+            tokens(rng.randrange(1, 6)), tokens(4), max_new, tuple(rng.sample(range(VOCAB_SIZE), num_stops))
+        )
         for max_new, num_stops in ((14, 0), (1, 3), (9, 40))
     )
     return Prompt(tokens(num_tokens), questions)
