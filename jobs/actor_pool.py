@@ -66,8 +66,13 @@ class ActorPool:
         self._pending[actor.load.remote()] = _Pending(actor_id, Call.LOAD)
 
     def run(self, actor_id: int, unit: WorkUnit) -> None:
-        """Give the unit to the actor; answers `run`."""
-        self._pending[self._actors[actor_id].run.remote(unit)] = _Pending(actor_id, Call.RUN, unit.unit_id)
+        """Give the unit to the actor, which runs it after those it was given before; answers `run`.
+
+        Nothing happens where the actor has been stopped in the meantime: who stopped it knows.
+        """
+        actor = self._actors.get(actor_id)
+        if actor is not None:
+            self._pending[actor.run.remote(unit)] = _Pending(actor_id, Call.RUN, unit.unit_id)
 
     def wait(self, timeout_s: float) -> list[Answer]:
         """All answers there are, waiting at most `timeout_s` for the first."""

@@ -157,12 +157,15 @@ class Controller:
     def _enter(self, answers: Sequence[Answer]) -> None:
         decisions: list[Decision] = []
         for answer in answers:
+            event = event_of(answer, time.monotonic())
             if answer.error is not None:
                 if not self._scheduler.is_closed:  # what comes after the run's end did not end it
-                    self._errors[answer.unit_id] = self._errors[None] = answer.error
+                    # An actor that dies costs the unit it worked on, whichever of its calls is the first to say so.
+                    is_death = isinstance(event, ActorDied)
+                    unit_id = self._scheduler.unit_of(answer.actor_id) if is_death else answer.unit_id
+                    self._errors[unit_id] = self._errors[None] = answer.error
             elif answer.unit_id is not None:
                 self._rows.setdefault(answer.unit_id, answer.value)  # the first answer is the one that counts
-            event = event_of(answer, time.monotonic())
             if isinstance(event, ActorDied) and self._pool.stop(event.actor_id):
                 self._on_event(run_events.WorkerLost(_name(event.actor_id), event.kind))
             elif isinstance(event, ActorReady):

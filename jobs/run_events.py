@@ -36,7 +36,7 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
-    """The worker is gone; its unit is tried again or becomes failed rows."""
+    """The worker is gone; its unit is tried again or becomes failed rows, and what lay ready behind it waits again."""
 
     worker: str
     kind: ErrorKind
@@ -44,7 +44,7 @@ class WorkerLost:
 
 @dataclass(frozen=True, slots=True)
 class UnitStarted:
-    """A worker has begun the unit; `attempt` counts from 1."""
+    """A worker has begun the unit; `attempt` counts from 1. Not told of a unit that ends before it was heard to begin."""
 
     worker: str
     unit_id: str

@@ -34,8 +34,9 @@ from jobs.scheduler_events import (
     UnitFinished,
 )
 
-FEWEST_WAITING = 2
-"""Units per actor that lie ready at nobody: the last ones go to whoever is free first, or actors would end far apart."""
+RESERVE = 2.0
+"""A unit lies ready at a busy actor only while what waits for whoever is free first keeps all actors busy this many times as
+long as that actor needs for both. Tied too early, the last units would leave actors to end far apart."""
 
 
 class SchedulerError(RuntimeError):
@@ -60,6 +61,7 @@ class _ActorState(StrEnum):
 @dataclass(slots=True)
 class _Unit:
     unit_id: str
+    cost: float
     rank: int  # 0 is the costliest
     state: _UnitState = _UnitState.WAITING
     attempts: int = 0
@@ -73,6 +75,14 @@ class _Actor:
     state: _ActorState = _ActorState.STARTING
     unit_id: str | None = None
     next_id: str | None = None  # lies ready there while `unit_id` runs
+    began_at_s: float = 0.0
+    done_cost: float = 0.0
+    done_s: float = 0.0
+
+    @property
+    def pace(self) -> float | None:
+        """Cost per second so far; None before it has finished anything."""
+        return self.done_cost / self.done_s if self.done_cost > 0 and self.done_s > 0 else None
 
 
 @dataclass(slots=True)
@@ -80,7 +90,7 @@ class Scheduler:
     """Books on units and actors, and the rules by which they move.
 
     `cost_tokens` maps each unit id to its cost; the costliest waiting unit goes first, ties as they came. A busy actor has
-    the next unit lying ready, so that its device waits for nobody, while `FEWEST_WAITING` more wait for each actor.
+    the next unit lying ready, so that its device waits for nobody, as long as `RESERVE` allows.
     At most `max_actors` are alive at once, and none is started without work. An actor that is not placed
     within `placement_timeout_s` is withdrawn; when no other is left, the run aborts with NO_RESOURCES. After
     `failure.max_attempts` actors in a row died before they were ready no more are started; when none is left,
@@ -101,7 +111,9 @@ class Scheduler:
         if self.max_actors < 1:
             raise ValueError(f"max_actors must be at least 1, got {self.max_actors}")
         by_cost = sorted(self.cost_tokens, key=lambda unit_id: -self.cost_tokens[unit_id])
-        self._units = {unit_id: _Unit(unit_id, rank) for rank, unit_id in enumerate(by_cost)}
+        self._units = {
+            unit_id: _Unit(unit_id, self.cost_tokens[unit_id], rank) for rank, unit_id in enumerate(by_cost)
+        }
 
     def start(self, now_s: float) -> tuple[Decision, ...]:
         """The first decisions: actors to start, or `Done` when there is nothing to do. Call once, first."""
@@ -119,6 +131,11 @@ class Scheduler:
         if not self._is_closed:
             decisions.extend(self._advance(event.now_s))
         return tuple(decisions)
+
+    def unit_of(self, actor_id: int) -> str | None:
+        """The unit that the actor works on, as far as is known; None for one that is idle, dead or unknown."""
+        actor = self._actors.get(actor_id)
+        return None if actor is None else actor.unit_id
 
     @property
     def is_closed(self) -> bool:
@@ -152,12 +169,13 @@ class Scheduler:
                     self._start_failures, self._start_kind = 0, None
             case ActorDied():
                 yield from self._bury(event)
-            case UnitFinished(actor_id=actor_id, unit_id=unit_id):
-                yield from self._free(actor_id, unit_id)
+            case UnitFinished(actor_id=actor_id, unit_id=unit_id, now_s=now_s):
+                self._count_pace(actor_id, unit_id, now_s)
+                yield from self._free(actor_id, unit_id, now_s)
                 yield from self._accept(self._unit(unit_id))
-            case UnitFailed(actor_id=actor_id, unit_id=unit_id, kind=kind):
+            case UnitFailed(actor_id=actor_id, unit_id=unit_id, kind=kind, now_s=now_s):
                 is_current = self._unit(unit_id).actor_id == actor_id
-                yield from self._free(actor_id, unit_id)
+                yield from self._free(actor_id, unit_id, now_s)
                 if is_current:
                     yield from self._lose(self._units[unit_id], kind)
             case Interrupted():
@@ -171,12 +189,8 @@ class Scheduler:
         idle = [actor for actor in self._alive() if actor.state is _ActorState.IDLE]
         waiting = sorted(self._in_state(_UnitState.WAITING), key=lambda unit: unit.rank)
         for actor, unit in zip(idle, waiting, strict=False):
-            yield self._assign(actor, unit)
-        spare = waiting[len(idle) : max(0, len(waiting) - FEWEST_WAITING * self.max_actors)]
-        with_room = [it for it in self._alive() if it.state is _ActorState.BUSY and it.next_id is None]
-        for actor, unit in zip(with_room, spare, strict=False):
-            unit.state, unit.actor_id, actor.next_id = _UnitState.QUEUED, actor.actor_id, unit.unit_id
-            yield Queue(actor.actor_id, unit.unit_id)
+            yield self._assign(actor, unit, now_s)
+        yield from self._lay_ready(waiting[len(idle) :])
         yield from self._start_missing(now_s)
         if not self._alive() and self._start_kind is not None:
             yield from self._give_up(self._start_kind)
@@ -184,13 +198,45 @@ class Scheduler:
             self._is_closed = True
             yield Done()
 
-    def _assign(self, actor: _Actor, unit: _Unit) -> Assign:
-        self._begin(actor, unit)
+    def _lay_ready(self, waiting: list[_Unit]) -> Iterator[Queue]:
+        """Give busy actors the next unit, the one that will need it first before the others."""
+        pace_by_id = {actor.actor_id: actor.pace for actor in self._alive() if actor.pace is not None}
+        if not pace_by_id:
+            return
+        # Those of whom nothing is known yet may be as fast as the fastest.
+        num_unknown = self.max_actors - len(pace_by_id)
+        pace_of_all = sum(pace_by_id.values()) + num_unknown * max(pace_by_id.values())
+        ahead = sorted(
+            (self._units[actor.unit_id].cost / pace_by_id[actor.actor_id], actor.actor_id)
+            for actor in self._alive()
+            if actor.unit_id is not None and actor.next_id is None and actor.actor_id in pace_by_id
+        )
+        left_cost = sum(unit.cost for unit in waiting)
+        for running_s, actor_id in ahead:
+            if not waiting:
+                return
+            unit = waiting[0]
+            both_s = running_s + unit.cost / pace_by_id[actor_id]
+            if (left_cost - unit.cost) / pace_of_all < RESERVE * both_s:
+                continue
+            left_cost -= waiting.pop(0).cost
+            unit.state, unit.actor_id = _UnitState.QUEUED, actor_id
+            self._actors[actor_id].next_id = unit.unit_id
+            yield Queue(actor_id, unit.unit_id)
+
+    def _assign(self, actor: _Actor, unit: _Unit, now_s: float) -> Assign:
+        self._begin(actor, unit, now_s)
         return Assign(actor.actor_id, unit.unit_id, unit.attempts)
 
-    def _begin(self, actor: _Actor, unit: _Unit) -> None:
+    def _begin(self, actor: _Actor, unit: _Unit, now_s: float) -> None:
         unit.state, unit.actor_id, unit.attempts = _UnitState.RUNNING, actor.actor_id, unit.attempts + 1
-        actor.state, actor.unit_id = _ActorState.BUSY, unit.unit_id
+        actor.state, actor.unit_id, actor.began_at_s = _ActorState.BUSY, unit.unit_id, now_s
+
+    def _count_pace(self, actor_id: int, unit_id: str, now_s: float) -> None:
+        actor = self._actors.get(actor_id)
+        if actor is not None and actor.unit_id == unit_id:
+            actor.done_cost += self._units[unit_id].cost
+            actor.done_s += now_s - actor.began_at_s
 
     def _accept(self, unit: _Unit) -> Iterator[Decision]:
         if unit.state is _UnitState.ENDED:
@@ -283,7 +329,7 @@ class Scheduler:
         actor.state = target
         return True
 
-    def _free(self, actor_id: int, unit_id: str) -> Iterator[Decision]:
+    def _free(self, actor_id: int, unit_id: str, now_s: float) -> Iterator[Decision]:
         """Enter that the actor works on this unit no more, but on what lay ready, if anything did."""
         actor = self._actors.get(actor_id)
         if actor is None or unit_id not in (actor.unit_id, actor.next_id):
@@ -299,9 +345,9 @@ class Scheduler:
             return
         following = self._units[next_id]
         if following.actor_id != actor_id:  # another actor's late report has ended it: this one works in vain
-            actor.state, actor.unit_id = _ActorState.BUSY, next_id
+            actor.state, actor.unit_id, actor.began_at_s = _ActorState.BUSY, next_id, now_s
             return
-        self._begin(actor, following)
+        self._begin(actor, following, now_s)
         if not self._is_closed:
             yield Begin(actor_id, next_id, following.attempts)
 

@@ -46,7 +46,7 @@ class UnitFinished:
 
 @dataclass(frozen=True, slots=True)
 class UnitFailed:
-    """The unit brought no rows, and the actor is alive and free."""
+    """The unit brought no rows, and the actor is alive and free for what lies ready, or for anything."""
 
     actor_id: int
     unit_id: str
@@ -104,7 +104,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """The actor has gone on to the unit that lay ready; `attempt` counts from 1."""
+    """Only to be told: the actor has gone on to the unit that lay ready; `attempt` counts from 1."""
 
     actor_id: int
     unit_id: str

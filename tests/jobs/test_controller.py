@@ -13,6 +13,7 @@ from jobs.failure import FailurePolicy
 from jobs.result_schema import Row
 from jobs.run_events import UnitStarted
 from jobs.scheduler import Scheduler
+from jobs.scheduler_events import ActorReady, UnitFinished
 from jobs.work import WorkUnit
 from jobs.worker import UnitRunner
 from tests.fakes import FakeLoad, Recorder, make_context, make_settings, make_unit
@@ -59,7 +60,7 @@ def test_free_actors_have_work_before_anybodys_rows_are_handed_over() -> None:
 
 
 def test_an_actor_is_given_its_next_unit_before_it_has_answered() -> None:
-    units = [make_unit(f"u{index}", cost_tokens=9.0 - index) for index in range(4)]
+    units = [make_unit(f"u{index:02}", cost_tokens=1.0) for index in range(12)]
     pool, recorder = LoggingPool(), Recorder()
 
     def on_rows(unit: WorkUnit, rows: Sequence[Row]) -> None:
@@ -67,10 +68,68 @@ def test_an_actor_is_given_its_next_unit_before_it_has_answered() -> None:
 
     scheduler = Scheduler({unit.unit_id: unit.cost_tokens for unit in units}, 1, FailurePolicy(), 60.0)
     Controller(units, make_context(), pool, scheduler, on_rows, recorder.on_event).run()  # type: ignore[arg-type]
-    assert pool.log[:2] == ["run u0", "run u1"], "u1 lies ready"
-    assert pool.log.index("rows u3") > pool.log.index("run u3") > pool.log.index("rows u1"), "u3 did not"
+    at = pool.log.index
+    assert at("run u01") < at("run u02") < at("rows u00"), "u02 lies ready behind u01"
     begun = [event.unit_id for event in recorder.events if isinstance(event, UnitStarted)]
     assert begun == [unit.unit_id for unit in units]
+
+
+class DyingPool(LoggingPool):
+    """An actor answers a unit, and dies of the next one at the same moment: both its calls raise."""
+
+    def __init__(self, dies_of: str) -> None:
+        super().__init__()
+        self._dies_of = dies_of
+        self._alive: set[int] = set()
+
+    def start(self, actor_id: int) -> None:
+        self._alive.add(actor_id)
+        super().start(actor_id)
+
+    def run(self, actor_id: int, unit: WorkUnit) -> None:
+        if actor_id not in self._alive:
+            return
+        if unit.unit_id == self._dies_of:
+            self._dies_of = f"dead {actor_id}"
+        if self._dies_of == f"dead {actor_id}":
+            error = ray_errors.RayActorError(error_msg=f"it died while {unit.unit_id} was asked for")
+            self._answers.append(Answer(actor_id, Call.RUN, unit.unit_id, None, error))
+        else:
+            super().run(actor_id, unit)
+
+    def stop(self, actor_id: int) -> bool:
+        self._alive.discard(actor_id)
+        return True
+
+
+@pytest.mark.parametrize("dies_of", ["u00", "u01", "u02", "u03", "u11"])
+def test_an_actor_that_dies_beside_its_own_answer_costs_no_row(dies_of: str) -> None:
+    units = [make_unit(f"u{index:02}", cost_tokens=1.0) for index in range(12)]
+    pool, recorder = DyingPool(dies_of), Recorder()
+    scheduler = Scheduler({unit.unit_id: unit.cost_tokens for unit in units}, 1, FailurePolicy(), 60.0)
+    Controller(units, make_context(), pool, scheduler, recorder.on_rows, recorder.on_event).run()  # type: ignore[arg-type]
+    assert recorder.identities() == sorted(cell.identity for unit in units for cell in unit.cells)
+    assert {row["status"] for row in recorder.rows} == {"ok"}
+
+
+def test_a_unit_fails_with_the_error_of_the_actor_that_worked_on_it() -> None:
+    """Its actor dies with another unit lying ready, and the calls are told in the wrong order."""
+    units = [make_unit(f"u{index:02}", cost_tokens=1.0) for index in range(12)]
+    recorder, pool = Recorder(), LoggingPool()
+    scheduler = Scheduler({unit.unit_id: unit.cost_tokens for unit in units}, 1, FailurePolicy(1), 60.0)
+    controller = Controller(units, make_context(), pool, scheduler, recorder.on_rows, recorder.on_event)  # type: ignore[arg-type]
+    scheduler.start(0.0)
+    for event in (ActorReady(0, 1.0), UnitFinished(0, "u00", 2.0)):
+        scheduler.handle(event)
+    died = [
+        Answer(0, Call.RUN, unit_id, None, ray_errors.RayActorError(error_msg=f"death told by {unit_id}"))
+        for unit_id in ("u02", "u01")
+    ]
+    controller._enter(died)
+    failed = [row for row in recorder.rows if row["status"] == "failed"]
+    assert {row["unit_id"] for row in failed} == {"u01"}
+    assert all("death told by u02" in row["failure_message"] for row in failed)
+    assert "u02" not in controller._errors, "it had not begun"
 
 
 class Loading(LoggingPool):

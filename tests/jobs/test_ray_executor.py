@@ -118,20 +118,44 @@ def test_two_actors_share_the_units_as_the_settings_say(local_ray: None, tmp_pat
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("num_others", [1, 5], ids=["alone", "with a unit lying ready"])
-def test_actor_killed_mid_unit_has_its_unit_done_by_another(
-    num_others: int, local_ray: None, tmp_path: Path
-) -> None:
-    units = [make_unit("dies", make_planned("d", DIE_ONCE_ID), cost_tokens=9.0)]
-    units += [make_unit(f"good{index}") for index in range(num_others)]
+def test_actor_killed_mid_unit_has_its_unit_done_by_another(local_ray: None, tmp_path: Path) -> None:
+    units = [make_unit("dies", make_planned("d", DIE_ONCE_ID), cost_tokens=9.0), make_unit("good")]
     recorder = Recorder()
     run(units, recorder, FakeLoad(tmp_path))
     assert (tmp_path / "died").exists()
     assert recorder.identities() == identities_of(units)
     assert {row["status"] for row in recorder.rows} == {"ok"}
     attempts = [event.attempt for event in recorder.events if isinstance(event, UnitStarted)]
-    assert sorted(attempts) == [*[1] * len(units), 2]
+    assert sorted(attempts) == [1, 1, 2]
     assert len([event for event in recorder.events if isinstance(event, WorkerLost)]) == 1
+
+
+@pytest.mark.ray
+def test_an_actor_that_dies_while_earlier_rows_are_written_costs_no_row(
+    local_ray: None, tmp_path: Path
+) -> None:
+    """While the driver writes, one answer comes and its actor dies of the unit that lay ready: both are seen at once."""
+    units = [make_unit(f"u{index}", cost_tokens=1.0) for index in range(12)]
+    units[2] = make_unit("dies", make_planned("d", DIE_ONCE_ID), cost_tokens=1.0)
+    recorder = Recorder()
+
+    def on_rows(unit: WorkUnit, rows: list[Any]) -> None:
+        if unit.unit_id == "u0":
+            time.sleep(1.5)
+        recorder.on_rows(unit, rows)
+
+    controller.run_units(
+        units,
+        make_settings(),
+        make_context(),
+        on_rows=on_rows,
+        on_event=recorder.on_event,
+        load=FakeLoad(tmp_path),
+        resources=ActorResources(1, num_cpus=1, num_gpus=0),
+    )
+    assert (tmp_path / "died").exists()
+    assert recorder.identities() == identities_of(units)
+    assert {row["status"] for row in recorder.rows} == {"ok"}
 
 
 @pytest.mark.ray
