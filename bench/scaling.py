@@ -8,6 +8,8 @@ is that of a sweep under way: from the moment when each actor has finished two i
 starting Ray and loading models, which a longer sweep pays once, is left out, and the last actor's tail is not. Kernels that a
 machine has never compiled are not left out either: run the first count twice on a fresh one, and the last line counts.
 
+random-8b is a model of that shape with random weights: 16 GB in the output folder, where they stay.
+
 Each sweep is a line in $OUT/scaling.jsonl at once. Sweeps of separate commands belong together where settings, code, versions
 and device are the same: the table joins this command's with those in the file, and --table prints files alone.
 """
@@ -25,6 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.random_llama import SHAPES
 from bench.records import append, default_path, provenance, read
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +66,7 @@ def main() -> None:
         **provenance("cpu"),
         "device": _device(),
     }
-    model = _saved(options.model, folder)
+    model = saved_model(options.model, folder)
     for actors in options.actors:
         settings = settings_for(options, model, actors, folder / f"actors-{actors}-{time.time_ns()}")
         record = {**asked, **run_sweep(settings, actors, folder / f"actors-{actors}.yaml")}
@@ -163,12 +166,12 @@ def _table(group: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def _saved(model: str, folder: Path) -> str:
+def saved_model(model: str, folder: Path) -> str:
     """The model's name; one with random weights is made and saved first, by a process that then leaves the device."""
-    if not model.startswith(_RANDOM):
+    shape = model.removeprefix(_RANDOM)
+    if model == shape or shape not in SHAPES:
         return model
     path = folder.absolute() / model
-    shape = model.removeprefix(_RANDOM)
     subprocess.run([sys.executable, "-m", "bench.random_llama", shape, str(path)], cwd=ROOT, check=True)
     return str(path)
 

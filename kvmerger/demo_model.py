@@ -84,9 +84,11 @@ def _convert_tokenizer(target: Path) -> None:
 
 
 def _read_tokenizer(file: Path) -> Any:
-    """The tokenizer as the file describes it: byte pairs over bytes, and its control tokens, which no text is split into.
+    """The file's byte pairs over bytes, with its control tokens: transformers 5.23's reading of it.
 
-    Made here, since transformers reads another end token or more entries in some versions (5.2 and 5.17 among them).
+    Made here, since other versions of transformers read another end token or more entries (5.2 and 5.17 among them). Like
+    them it leaves out the file's ``pre`` (digits apart before all else), by which two line breaks before a digit would be one
+    token.
     """
     from gguf import GGUFReader, TokenType
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers

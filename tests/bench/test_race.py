@@ -22,11 +22,13 @@ from bench.random_llama import (
     planted_ids,
     race_variants,
     random_llama,
+    save_random_llama,
 )
 from bench.records import append, read, sources_digest
-from bench.scaling import items_per_hour
+from bench.scaling import items_per_hour, saved_model
 from bench.scaling import markdown as scaling_table
 from bench.static_decoding import StaticDecoder
+from kvmerger.models import load_end_ids, load_info, load_tokenizer
 
 BARE = {"seconds": 0.5, "weight_bytes": 10e9, "bytes_per_s": 2e12, "peak_bytes": None, "num_variants": 1}
 FUSED = {
@@ -262,6 +264,20 @@ def test_sweeps_of_separate_commands_share_one_base_if_they_are_alike() -> None:
     assert "| 4 | 40 | 0 | 60 | 3,000 | 100.0% |" in shown
     assert shown.count("of linear") == 2
     assert shown.endswith("No sweep of one actor is among them: linear is from 4.")
+
+
+@pytest.mark.demo
+def test_a_model_of_random_weights_is_saved_as_a_sweep_can_load_it(tmp_path: Path) -> None:
+    save_random_llama("tiny", tmp_path / "random-tiny", "cpu", torch.float32)
+    info = load_info(str(tmp_path / "random-tiny"))
+    assert (info.num_layers, info.num_kv_heads) == (12, 2)
+    assert len(load_tokenizer(info.name)) <= info.vocab_size, "every token has an embedding"
+    assert not load_end_ids(info.name), "answers have their full length"
+
+
+@pytest.mark.parametrize("model", ["demo", "org/random-8b", "random-unknown"])
+def test_other_models_are_left_to_the_sweep(model: str, tmp_path: Path) -> None:
+    assert saved_model(model, tmp_path) == model
 
 
 def test_rate_leaves_out_each_actors_warm_up() -> None:

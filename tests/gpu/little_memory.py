@@ -1,28 +1,31 @@
-"""A device that is too small, without one: the allocator is held to a share of what a run takes."""
+"""A device that is too small, without one: the allocator is held to fewer bytes than a run takes."""
 
 import gc
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
-Result = TypeVar("Result")
 
+def bytes_for(share: float, run: Callable[[], object]) -> int:
+    """What is allocated now, and ``share`` of what ``run`` allocates at most on top of that; it is run once.
 
-def with_share_of_memory(share: float, run: Callable[[], Result]) -> Result:
-    """What ``run`` gives when it may allocate only ``share`` of what it allocates at most, which a run before this measures.
-
-    Of what it *allocates*: the blocks that the allocator keeps for later it gives up by itself where memory is short.
+    Of what it *allocates*: blocks that the allocator keeps for later it gives up by itself where memory is short.
     """
     _release()
     before_bytes = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     run()
-    limit_bytes = before_bytes + int(share * (torch.cuda.max_memory_allocated() - before_bytes))
+    return before_bytes + int(share * (torch.cuda.max_memory_allocated() - before_bytes))
+
+
+@contextmanager
+def at_most(num_bytes: int) -> Iterator[None]:
+    """The allocator reserves no more than this."""
     _release()
-    torch.cuda.set_per_process_memory_fraction(limit_bytes / torch.cuda.get_device_properties(0).total_memory)
+    torch.cuda.set_per_process_memory_fraction(num_bytes / torch.cuda.get_device_properties(0).total_memory)
     try:
-        return run()
+        yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 

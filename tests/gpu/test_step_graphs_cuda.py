@@ -13,7 +13,7 @@ from kvmerger.decode_rule import DecodeRule
 from kvmerger.engine import Engine
 from kvmerger.step_graphs import StepGraphs, graphs_for
 from kvmerger.variants import build_variant, parse_policies
-from tests.gpu.little_memory import with_share_of_memory
+from tests.gpu.little_memory import at_most, bytes_for
 from tests.gpu.test_engine_cuda import on_cuda
 from tests.kvmerger.test_decoding import OTHERS, POLICIES
 from tests.kvmerger.test_step_graphs import BUCKET, check_same, make_prompt, make_rows, with_ends
@@ -138,10 +138,12 @@ def test_a_device_that_is_too_small_halves_the_group_and_loses_no_row(
     engine = Engine(model.ours)
     engine.run(prompt, variants)  # compiles kernels, records graphs
     expected = without_seconds(engine.run(prompt, variants))
+    limit_bytes = bytes_for(0.6, lambda: engine.run(prompt, variants))
     num_halved = []
     make_room = fused.make_room
     monkeypatch.setattr(fused, "make_room", lambda *others: (num_halved.append(1), make_room(*others))[1])
-    results = without_seconds(with_share_of_memory(0.6, lambda: engine.run(prompt, variants)))
+    with at_most(limit_bytes):
+        results = without_seconds(engine.run(prompt, variants))
     assert num_halved
     assert results == expected
 

@@ -11,7 +11,7 @@ from kvmerger.engine import Engine
 from kvmerger.generation import Generation
 from kvmerger.limits import Limits
 from kvmerger.together import Party, Together
-from tests.gpu.little_memory import with_share_of_memory
+from tests.gpu.little_memory import at_most, bytes_for
 from tests.gpu.test_engine_cuda import on_cuda
 from tests.gpu.test_step_graphs_cuda import graphs_of
 from tests.kvmerger.test_decoding import OTHERS, POLICIES
@@ -80,12 +80,14 @@ def test_a_device_that_is_too_small_parts_prompts_and_loses_no_row(
 
     run()  # compiles kernels, records graphs
     expected = run()
+    limit_bytes = bytes_for(0.7, run)
     num_parted = []
     make_room = fused_members.make_room
     for module in (fused_many, fused_members):
         monkeypatch.setattr(
             module, "make_room", lambda *others: (num_parted.append(1), make_room(*others))[1]
         )
-    results = with_share_of_memory(0.7, run)
+    with at_most(limit_bytes):
+        results = run()
     assert num_parted
     assert results == expected
