@@ -7,11 +7,12 @@ units without an end, and after either nothing is started any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from jobs.failure import ErrorKind, FailureDecision, FailurePolicy
+from jobs.lying_ready import actors_with_next
+from jobs.scheduler_books import Actor, ActorState, SchedulerError, Unit, UnitState, check_books
 from jobs.scheduler_events import (
     Abort,
     AcceptUnit,
@@ -34,63 +35,13 @@ from jobs.scheduler_events import (
     UnitFinished,
 )
 
-RESERVE = 2.0
-"""A unit lies ready at a busy actor only while what waits for whoever is free first keeps all actors busy this many times as
-long as that actor needs for both. Tied too early, the last units would leave actors to end far apart."""
-
-
-class SchedulerError(RuntimeError):
-    """The scheduler's books contradict themselves: a bug of ours."""
-
-
-class _UnitState(StrEnum):
-    WAITING = "waiting"
-    QUEUED = "queued"
-    RUNNING = "running"
-    ENDED = "ended"
-
-
-class _ActorState(StrEnum):
-    STARTING = "starting"
-    LOADING = "loading"
-    IDLE = "idle"
-    BUSY = "busy"
-    DEAD = "dead"
-
-
-@dataclass(slots=True)
-class _Unit:
-    unit_id: str
-    cost: float
-    rank: int  # 0 is the costliest
-    state: _UnitState = _UnitState.WAITING
-    attempts: int = 0
-    actor_id: int | None = None  # the actor whose report counts, while running or queued
-
-
-@dataclass(slots=True)
-class _Actor:
-    actor_id: int
-    started_at_s: float
-    state: _ActorState = _ActorState.STARTING
-    unit_id: str | None = None
-    next_id: str | None = None  # lies ready there while `unit_id` runs
-    began_at_s: float = 0.0
-    done_cost: float = 0.0
-    done_s: float = 0.0
-
-    @property
-    def pace(self) -> float | None:
-        """Cost per second so far; None before it has finished anything."""
-        return self.done_cost / self.done_s if self.done_cost > 0 and self.done_s > 0 else None
-
 
 @dataclass(slots=True)
 class Scheduler:
     """Books on units and actors, and the rules by which they move.
 
     `cost_tokens` maps each unit id to its cost; the costliest waiting unit goes first, ties as they came. A busy actor has
-    the next unit lying ready, so that its device waits for nobody, as long as `RESERVE` allows.
+    the next unit lying ready, so that its device waits for nobody, as far as `jobs.lying_ready` says.
     At most `max_actors` are alive at once, and none is started without work. An actor that is not placed
     within `placement_timeout_s` is withdrawn; when no other is left, the run aborts with NO_RESOURCES. After
     `failure.max_attempts` actors in a row died before they were ready no more are started; when none is left,
@@ -101,8 +52,8 @@ class Scheduler:
     max_actors: int
     failure: FailurePolicy
     placement_timeout_s: float
-    _units: dict[str, _Unit] = field(init=False)
-    _actors: dict[int, _Actor] = field(init=False, default_factory=dict)
+    _units: dict[str, Unit] = field(init=False)
+    _actors: dict[int, Actor] = field(init=False, default_factory=dict)
     _start_failures: int = field(init=False, default=0)
     _start_kind: ErrorKind | None = field(init=False, default=None)  # why no more actors are started
     _is_closed: bool = field(init=False, default=False)
@@ -112,7 +63,7 @@ class Scheduler:
             raise ValueError(f"max_actors must be at least 1, got {self.max_actors}")
         by_cost = sorted(self.cost_tokens, key=lambda unit_id: -self.cost_tokens[unit_id])
         self._units = {
-            unit_id: _Unit(unit_id, self.cost_tokens[unit_id], rank) for rank, unit_id in enumerate(by_cost)
+            unit_id: Unit(unit_id, self.cost_tokens[unit_id], rank) for rank, unit_id in enumerate(by_cost)
         }
 
     def start(self, now_s: float) -> tuple[Decision, ...]:
@@ -144,28 +95,16 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raise `SchedulerError` if units and actors contradict each other; changes nothing."""
-        for unit in self._units.values():
-            holder = None if unit.actor_id is None else self._actors[unit.actor_id]
-            if (unit.state in (_UnitState.RUNNING, _UnitState.QUEUED)) != (holder is not None):
-                raise SchedulerError(f"{unit} is held by {holder}")
-            if holder is not None:
-                held_id = holder.unit_id if unit.state is _UnitState.RUNNING else holder.next_id
-                if holder.state is not _ActorState.BUSY or held_id != unit.unit_id:
-                    raise SchedulerError(f"{unit} is held by {holder}, which says otherwise")
-        for actor in self._actors.values():
-            if (actor.state is _ActorState.BUSY) != (actor.unit_id is not None):
-                raise SchedulerError(f"{actor} is busy without a unit, or has one without being busy")
-            if actor.next_id is not None and actor.unit_id is None:
-                raise SchedulerError(f"{actor} has a unit lying ready behind none")
-        if not self._is_closed and self._in_state(_UnitState.WAITING) and not self._alive():
+        check_books(self._units, self._actors)
+        if not self._is_closed and self._in_state(UnitState.WAITING) and not self._alive():
             raise SchedulerError("units wait, but no actor is alive or starting")
 
     def _enter(self, event: Event) -> Iterator[Decision]:
         match event:
             case ActorPlaced(actor_id=actor_id):
-                self._move(actor_id, {_ActorState.STARTING}, _ActorState.LOADING)
+                self._move(actor_id, {ActorState.STARTING}, ActorState.LOADING)
             case ActorReady(actor_id=actor_id):
-                if self._move(actor_id, {_ActorState.STARTING, _ActorState.LOADING}, _ActorState.IDLE):
+                if self._move(actor_id, {ActorState.STARTING, ActorState.LOADING}, ActorState.IDLE):
                     self._start_failures, self._start_kind = 0, None
             case ActorDied():
                 yield from self._bury(event)
@@ -186,51 +125,40 @@ class Scheduler:
     def _advance(self, now_s: float) -> Iterator[Decision]:
         """Withdraw late actors, hand out units, start actors, and notice the end."""
         yield from self._withdraw_late(now_s)
-        idle = [actor for actor in self._alive() if actor.state is _ActorState.IDLE]
-        waiting = sorted(self._in_state(_UnitState.WAITING), key=lambda unit: unit.rank)
+        idle = [actor for actor in self._alive() if actor.state is ActorState.IDLE]
+        waiting = sorted(self._in_state(UnitState.WAITING), key=lambda unit: unit.rank)
         for actor, unit in zip(idle, waiting, strict=False):
             yield self._assign(actor, unit, now_s)
         yield from self._lay_ready(waiting[len(idle) :])
         yield from self._start_missing(now_s)
         if not self._alive() and self._start_kind is not None:
             yield from self._give_up(self._start_kind)
-        if not self._is_closed and len(self._in_state(_UnitState.ENDED)) == len(self._units):
+        if not self._is_closed and len(self._in_state(UnitState.ENDED)) == len(self._units):
             self._is_closed = True
             yield Done()
 
-    def _lay_ready(self, waiting: list[_Unit]) -> Iterator[Queue]:
-        """Give busy actors the next unit, the one that will need it first before the others."""
-        pace_by_id = {actor.actor_id: actor.pace for actor in self._alive() if actor.pace is not None}
-        if not pace_by_id:
-            return
-        # Those of whom nothing is known yet may be as fast as the fastest.
-        num_unknown = self.max_actors - len(pace_by_id)
-        pace_of_all = sum(pace_by_id.values()) + num_unknown * max(pace_by_id.values())
-        ahead = sorted(
-            (self._units[actor.unit_id].cost / pace_by_id[actor.actor_id], actor.actor_id)
-            for actor in self._alive()
-            if actor.unit_id is not None and actor.next_id is None and actor.actor_id in pace_by_id
-        )
-        left_cost = sum(unit.cost for unit in waiting)
-        for running_s, actor_id in ahead:
-            if not waiting:
-                return
-            unit = waiting[0]
-            both_s = running_s + unit.cost / pace_by_id[actor_id]
-            if (left_cost - unit.cost) / pace_of_all < RESERVE * both_s:
-                continue
-            left_cost -= waiting.pop(0).cost
-            unit.state, unit.actor_id = _UnitState.QUEUED, actor_id
+    def _lay_ready(self, waiting: Sequence[Unit]) -> Iterator[Queue]:
+        """Give busy actors the next unit already, as far as `actors_with_next` says."""
+        alive = self._alive()
+        with_room = {
+            it.actor_id: self._units[it.unit_id].cost
+            for it in alive
+            if it.unit_id is not None and it.next_id is None
+        }
+        paces = {it.actor_id: it.pace for it in alive if it.pace is not None}
+        chosen = actors_with_next([unit.cost for unit in waiting], with_room, paces, self.max_actors)
+        for actor_id, unit in zip(chosen, waiting, strict=False):
+            unit.state, unit.actor_id = UnitState.QUEUED, actor_id
             self._actors[actor_id].next_id = unit.unit_id
             yield Queue(actor_id, unit.unit_id)
 
-    def _assign(self, actor: _Actor, unit: _Unit, now_s: float) -> Assign:
+    def _assign(self, actor: Actor, unit: Unit, now_s: float) -> Assign:
         self._begin(actor, unit, now_s)
         return Assign(actor.actor_id, unit.unit_id, unit.attempts)
 
-    def _begin(self, actor: _Actor, unit: _Unit, now_s: float) -> None:
-        unit.state, unit.actor_id, unit.attempts = _UnitState.RUNNING, actor.actor_id, unit.attempts + 1
-        actor.state, actor.unit_id, actor.began_at_s = _ActorState.BUSY, unit.unit_id, now_s
+    def _begin(self, actor: Actor, unit: Unit, now_s: float) -> None:
+        unit.state, unit.actor_id, unit.attempts = UnitState.RUNNING, actor.actor_id, unit.attempts + 1
+        actor.state, actor.unit_id, actor.began_at_s = ActorState.BUSY, unit.unit_id, now_s
 
     def _count_pace(self, actor_id: int, unit_id: str, now_s: float) -> None:
         actor = self._actors.get(actor_id)
@@ -238,8 +166,8 @@ class Scheduler:
             actor.done_cost += self._units[unit_id].cost
             actor.done_s += now_s - actor.began_at_s
 
-    def _accept(self, unit: _Unit) -> Iterator[Decision]:
-        if unit.state is _UnitState.ENDED:
+    def _accept(self, unit: Unit) -> Iterator[Decision]:
+        if unit.state is UnitState.ENDED:
             yield DropResult(unit.unit_id)
             return
         self._end(unit)
@@ -247,11 +175,11 @@ class Scheduler:
 
     def _bury(self, event: ActorDied) -> Iterator[Decision]:
         actor = self._actors.get(event.actor_id)
-        if actor is None or actor.state is _ActorState.DEAD:
+        if actor is None or actor.state is ActorState.DEAD:
             return
-        was_starting = actor.state in (_ActorState.STARTING, _ActorState.LOADING)
+        was_starting = actor.state in (ActorState.STARTING, ActorState.LOADING)
         unit_id, next_id = actor.unit_id, actor.next_id
-        actor.state, actor.unit_id, actor.next_id = _ActorState.DEAD, None, None
+        actor.state, actor.unit_id, actor.next_id = ActorState.DEAD, None, None
         if next_id is not None:  # it had not begun: no attempt of its own
             self._put_back(self._units[next_id], event.actor_id)
         if was_starting:
@@ -273,9 +201,9 @@ class Scheduler:
             case FailureDecision.RETRY:
                 pass
 
-    def _lose(self, unit: _Unit, kind: ErrorKind) -> Iterator[Decision]:
+    def _lose(self, unit: Unit, kind: ErrorKind) -> Iterator[Decision]:
         """Put a unit that brought no rows back, or end it; after the run's end it just stays unfinished."""
-        unit.state, unit.actor_id = _UnitState.WAITING, None
+        unit.state, unit.actor_id = UnitState.WAITING, None
         if self._is_closed:
             return
         match self.failure.decide(kind, unit.attempts):
@@ -289,29 +217,29 @@ class Scheduler:
     def _withdraw_late(self, now_s: float) -> Iterator[Decision]:
         for actor in self._alive():
             is_late = now_s - actor.started_at_s >= self.placement_timeout_s
-            if actor.state is _ActorState.STARTING and is_late:
-                actor.state = _ActorState.DEAD
+            if actor.state is ActorState.STARTING and is_late:
+                actor.state = ActorState.DEAD
                 self._start_kind = ErrorKind.NO_RESOURCES
                 yield StopActor(actor.actor_id)
 
     def _start_missing(self, now_s: float) -> Iterator[Decision]:
-        num_unfinished = len(self._units) - len(self._in_state(_UnitState.ENDED))
+        num_unfinished = len(self._units) - len(self._in_state(UnitState.ENDED))
         num_missing = min(self.max_actors, num_unfinished) - len(self._alive())
         for _ in range(num_missing if self._start_kind is None else 0):
-            actor = _Actor(len(self._actors), now_s)
+            actor = Actor(len(self._actors), now_s)
             self._actors[actor.actor_id] = actor
             yield StartActor(actor.actor_id)
 
     def _give_up(self, kind: ErrorKind) -> Iterator[Decision]:
         """End what waits: no actor is left and none will come."""
-        waiting = self._in_state(_UnitState.WAITING)
+        waiting = self._in_state(UnitState.WAITING)
         if waiting and self.failure.decide(kind, self.failure.max_attempts) is FailureDecision.RAISE:
             yield from self._abort(kind)
             return
         for unit in waiting:
             yield self._fail(unit, kind)
 
-    def _fail(self, unit: _Unit, kind: ErrorKind) -> FailUnit:
+    def _fail(self, unit: Unit, kind: ErrorKind) -> FailUnit:
         self._end(unit)
         return FailUnit(unit.unit_id, kind, unit.attempts)
 
@@ -319,10 +247,10 @@ class Scheduler:
         self._is_closed = True
         yield Abort(kind)
 
-    def _end(self, unit: _Unit) -> None:
-        unit.state, unit.actor_id = _UnitState.ENDED, None
+    def _end(self, unit: Unit) -> None:
+        unit.state, unit.actor_id = UnitState.ENDED, None
 
-    def _move(self, actor_id: int, sources: set[_ActorState], target: _ActorState) -> bool:
+    def _move(self, actor_id: int, sources: set[ActorState], target: ActorState) -> bool:
         actor = self._actors.get(actor_id)
         if actor is None or actor.state not in sources:
             return False
@@ -340,29 +268,29 @@ class Scheduler:
             actor.next_id, unit.attempts = None, unit.attempts + 1
             return
         next_id = actor.next_id
-        actor.state, actor.unit_id, actor.next_id = _ActorState.IDLE, None, None
+        actor.state, actor.unit_id, actor.next_id = ActorState.IDLE, None, None
         if next_id is None:
             return
         following = self._units[next_id]
         if following.actor_id != actor_id:  # another actor's late report has ended it: this one works in vain
-            actor.state, actor.unit_id, actor.began_at_s = _ActorState.BUSY, next_id, now_s
+            actor.state, actor.unit_id, actor.began_at_s = ActorState.BUSY, next_id, now_s
             return
         self._begin(actor, following, now_s)
         if not self._is_closed:
             yield Begin(actor_id, next_id, following.attempts)
 
-    def _put_back(self, unit: _Unit, actor_id: int) -> None:
+    def _put_back(self, unit: Unit, actor_id: int) -> None:
         """Let it wait again, if it is this actor's whose report counts."""
         if unit.actor_id == actor_id:
-            unit.state, unit.actor_id = _UnitState.WAITING, None
+            unit.state, unit.actor_id = UnitState.WAITING, None
 
-    def _unit(self, unit_id: str) -> _Unit:
+    def _unit(self, unit_id: str) -> Unit:
         if unit_id not in self._units:
             raise SchedulerError(f"an event names unit {unit_id!r}, which was never planned")
         return self._units[unit_id]
 
-    def _alive(self) -> list[_Actor]:
-        return [actor for actor in self._actors.values() if actor.state is not _ActorState.DEAD]
+    def _alive(self) -> list[Actor]:
+        return [actor for actor in self._actors.values() if actor.state is not ActorState.DEAD]
 
-    def _in_state(self, state: _UnitState) -> list[_Unit]:
+    def _in_state(self, state: UnitState) -> list[Unit]:
         return [unit for unit in self._units.values() if unit.state is state]

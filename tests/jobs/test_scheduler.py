@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import scheduler as scheduler_module
+from jobs import lying_ready
 from jobs.failure import ErrorKind, FailurePolicy
-from jobs.scheduler import Scheduler, SchedulerError
+from jobs.lying_ready import actors_with_next
+from jobs.scheduler import Scheduler
+from jobs.scheduler_books import SchedulerError
 from jobs.scheduler_events import (
     Abort,
     AcceptUnit,
@@ -146,6 +148,16 @@ def test_an_interrupt_leaves_what_lies_ready_to_the_next_run() -> None:
     assert scheduler.handle(UnitFinished(0, "u2", 3.0)) == (AcceptUnit("u2"),), "unless it ends all the same"
 
 
+def test_actors_of_whom_nothing_is_known_count_as_the_fastest() -> None:
+    costs, running, paces = [1.0] * 13, {0: 1.0, 1: 4.0, 2: 1.0}, {0: 1.0, 1: 2.0}
+    assert actors_with_next(costs, running, paces, num_actors=2) == [0], (
+        "12 are left for 3 a second: not twice 2.5 s"
+    )
+    assert actors_with_next(costs, running, paces, num_actors=3) == []
+    assert actors_with_next(costs * 3, running, paces, num_actors=3) == [0, 1], "2 may be slow itself"
+    assert actors_with_next(costs * 3, running, {}, num_actors=3) == []
+
+
 @dataclass
 class Clockwork:
     """Actors of given speeds, each ready at its time; between two units a device waits, unless the next one lies ready."""
@@ -197,7 +209,7 @@ def end_s(
 def test_many_equal_units_end_sooner_with_the_next_one_lying_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     costs = dict.fromkeys(unit_ids(100), 1.0)
     ahead = end_s(costs, [0.0, 1.0], [1.0, 1.0])
-    monkeypatch.setattr(scheduler_module, "RESERVE", float("inf"))
+    monkeypatch.setattr(lying_ready, "RESERVE", float("inf"))
     assert ahead < end_s(costs, [0.0, 1.0], [1.0, 1.0]) - 40 * 0.05
 
 
@@ -215,7 +227,7 @@ def test_no_sweep_ends_later_for_units_that_lay_ready(
         speeds = [rng.choice((1.0, 1.0, 1.0, 0.5)) for _ in range(num_actors)]
         worlds.append((costs, [3 * rng.random() for _ in speeds], speeds, seconds))
     ahead = [end_s(*world) for world in worlds]
-    monkeypatch.setattr(scheduler_module, "RESERVE", float("inf"))
+    monkeypatch.setattr(lying_ready, "RESERVE", float("inf"))
     ratios = [end / end_s(*world) for end, world in zip(ahead, worlds, strict=True)]
     assert statistics.mean(ratios) <= 1
     assert max(ratios) < MOST_DELAY

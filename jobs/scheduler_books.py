@@ -1,0 +1,78 @@
+"""What the scheduler writes down of units and actors, and what must hold between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class SchedulerError(RuntimeError):
+    """The scheduler's books contradict themselves: a bug of ours."""
+
+
+class UnitState(StrEnum):
+    """Queued: it lies ready at an actor that works on another."""
+
+    WAITING = "waiting"
+    QUEUED = "queued"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class ActorState(StrEnum):
+    """Starting: not placed on a machine yet. Loading: the model. A dead one never comes back under its id."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    IDLE = "idle"
+    BUSY = "busy"
+    DEAD = "dead"
+
+
+@dataclass(slots=True)
+class Unit:
+    """A unit of the plan, and how far it is; `attempts` counts beginnings."""
+
+    unit_id: str
+    cost: float
+    rank: int  # 0 is the costliest
+    state: UnitState = UnitState.WAITING
+    attempts: int = 0
+    actor_id: int | None = None  # the actor whose report counts, while running or queued
+
+
+@dataclass(slots=True)
+class Actor:
+    """An actor, what it holds, and how fast it has been: `done_cost` of finished units in `done_s`."""
+
+    actor_id: int
+    started_at_s: float
+    state: ActorState = ActorState.STARTING
+    unit_id: str | None = None
+    next_id: str | None = None  # lies ready there while `unit_id` runs
+    began_at_s: float = 0.0
+    done_cost: float = 0.0
+    done_s: float = 0.0
+
+    @property
+    def pace(self) -> float | None:
+        """Cost per second so far; None before it has finished anything."""
+        return self.done_cost / self.done_s if self.done_cost > 0 and self.done_s > 0 else None
+
+
+def check_books(units: Mapping[str, Unit], actors: Mapping[int, Actor]) -> None:
+    """Raise `SchedulerError` if who holds what is told differently by the two."""
+    for unit in units.values():
+        holder = None if unit.actor_id is None else actors[unit.actor_id]
+        if (unit.state in (UnitState.RUNNING, UnitState.QUEUED)) != (holder is not None):
+            raise SchedulerError(f"{unit} is held by {holder}")
+        if holder is not None:
+            held_id = holder.unit_id if unit.state is UnitState.RUNNING else holder.next_id
+            if holder.state is not ActorState.BUSY or held_id != unit.unit_id:
+                raise SchedulerError(f"{unit} is held by {holder}, which says otherwise")
+    for actor in actors.values():
+        if (actor.state is ActorState.BUSY) != (actor.unit_id is not None):
+            raise SchedulerError(f"{actor} is busy without a unit, or has one without being busy")
+        if actor.next_id is not None and actor.unit_id is None:
+            raise SchedulerError(f"{actor} has a unit lying ready behind none")
