@@ -3,6 +3,7 @@
 Importing this file imports nothing heavy, so collecting the tests stays fast and works without torch.
 """
 
+import gc
 import importlib.util
 import os
 import secrets
@@ -44,6 +45,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.xdist_group("heavy" if is_heavy(item) else str(item.path)))
     items.sort(key=lambda item: not is_heavy(item))  # stable: the rest keeps its order
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What has been imported by now stays: a collection, which some engine paths ask for, then looks only at what tests make."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
