@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What has been imported by now stays: a collection, which some engine paths ask for, then looks only at what tests make."""
+    """What is imported by now stays: a collection, which some engine paths ask for, then looks only at what tests make."""
     gc.collect()
     gc.freeze()
 
