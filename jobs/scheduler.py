@@ -62,9 +62,7 @@ class Scheduler:
         if self.max_actors < 1:
             raise ValueError(f"max_actors must be at least 1, got {self.max_actors}")
         by_cost = sorted(self.cost_tokens, key=lambda unit_id: -self.cost_tokens[unit_id])
-        self._units = {
-            unit_id: Unit(unit_id, self.cost_tokens[unit_id], rank) for rank, unit_id in enumerate(by_cost)
-        }
+        self._units = {unit_id: Unit(unit_id, rank) for rank, unit_id in enumerate(by_cost)}
 
     def start(self, now_s: float) -> tuple[Decision, ...]:
         """The first decisions: actors to start, or `Done` when there is nothing to do. Call once, first."""
@@ -141,12 +139,13 @@ class Scheduler:
         """Give busy actors the next unit already, as far as `actors_with_next` says."""
         alive = self._alive()
         with_room = {
-            it.actor_id: self._units[it.unit_id].cost
+            it.actor_id: self.cost_tokens[it.unit_id]
             for it in alive
             if it.unit_id is not None and it.next_id is None
         }
         paces = {it.actor_id: it.pace for it in alive if it.pace is not None}
-        chosen = actors_with_next([unit.cost for unit in waiting], with_room, paces, self.max_actors)
+        costs = [self.cost_tokens[unit.unit_id] for unit in waiting]
+        chosen = actors_with_next(costs, with_room, paces, self.max_actors)
         for actor_id, unit in zip(chosen, waiting, strict=False):
             unit.state, unit.actor_id = UnitState.QUEUED, actor_id
             self._actors[actor_id].next_id = unit.unit_id
@@ -163,7 +162,7 @@ class Scheduler:
     def _count_pace(self, actor_id: int, unit_id: str, now_s: float) -> None:
         actor = self._actors.get(actor_id)
         if actor is not None and actor.unit_id == unit_id:
-            actor.done_cost += self._units[unit_id].cost
+            actor.done_cost += self.cost_tokens[unit_id]
             actor.done_s += now_s - actor.began_at_s
 
     def _accept(self, unit: Unit) -> Iterator[Decision]:

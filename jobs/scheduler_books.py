@@ -35,7 +35,6 @@ class Unit:
     """A unit of the plan, and how far it is; `attempts` counts beginnings."""
 
     unit_id: str
-    cost: float
     rank: int  # 0 is the costliest
     state: UnitState = UnitState.WAITING
     attempts: int = 0

@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from ray import exceptions as ray_errors
 
 from jobs.actor_pool import Answer, Call
 from jobs.controller import Controller
-from jobs.failure import FailurePolicy
+from jobs.failure import DEFAULT_MAX_ATTEMPTS, FailurePolicy
 from jobs.result_schema import Row
-from jobs.run_events import UnitStarted
+from jobs.run_events import OnRows, UnitStarted
 from jobs.scheduler import Scheduler
 from jobs.scheduler_events import ActorReady, UnitFinished
 from jobs.work import WorkUnit
 from jobs.worker import UnitRunner
 from tests.fakes import FakeLoad, Recorder, make_context, make_settings, make_unit
+
+
+def make_controller(
+    units: Sequence[WorkUnit],
+    pool: Any,
+    recorder: Recorder,
+    *,
+    num_actors: int,
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+    on_rows: OnRows | None = None,
+) -> Controller:
+    scheduler = Scheduler(
+        {unit.unit_id: unit.cost_tokens for unit in units}, num_actors, FailurePolicy(max_attempts), 60.0
+    )
+    return Controller(units, make_context(), pool, scheduler, on_rows or recorder.on_rows, recorder.on_event)
+
+
+def equal_units() -> list[WorkUnit]:
+    """Enough of them that one actor has the next one lying ready."""
+    return [make_unit(f"u{index:02}", cost_tokens=1.0) for index in range(12)]
 
 
 class LoggingPool:
@@ -53,21 +74,19 @@ def test_free_actors_have_work_before_anybodys_rows_are_handed_over() -> None:
         pool.log.append(f"rows {unit.unit_id}")
         recorder.on_rows(unit, list(rows))
 
-    scheduler = Scheduler({unit.unit_id: unit.cost_tokens for unit in units}, 2, FailurePolicy(), 60.0)
-    Controller(units, make_context(), pool, scheduler, on_rows, recorder.on_event).run()  # type: ignore[arg-type]
+    make_controller(units, pool, recorder, num_actors=2, on_rows=on_rows).run()
     assert pool.log == ["run a", "run b", "run c", "run d", "rows a", "rows b", "rows c", "rows d"]
     assert recorder.identities() == sorted(cell.identity for unit in units for cell in unit.cells)
 
 
 def test_an_actor_is_given_its_next_unit_before_it_has_answered() -> None:
-    units = [make_unit(f"u{index:02}", cost_tokens=1.0) for index in range(12)]
+    units = equal_units()
     pool, recorder = LoggingPool(), Recorder()
 
     def on_rows(unit: WorkUnit, rows: Sequence[Row]) -> None:
         pool.log.append(f"rows {unit.unit_id}")
 
-    scheduler = Scheduler({unit.unit_id: unit.cost_tokens for unit in units}, 1, FailurePolicy(), 60.0)
-    Controller(units, make_context(), pool, scheduler, on_rows, recorder.on_event).run()  # type: ignore[arg-type]
+    make_controller(units, pool, recorder, num_actors=1, on_rows=on_rows).run()
     at = pool.log.index
     assert at("run u01") < at("run u02") < at("rows u00"), "u02 lies ready behind u01"
     begun = [event.unit_id for event in recorder.events if isinstance(event, UnitStarted)]
@@ -104,20 +123,19 @@ class DyingPool(LoggingPool):
 
 @pytest.mark.parametrize("dies_of", ["u00", "u01", "u02", "u03", "u11"])
 def test_an_actor_that_dies_beside_its_own_answer_costs_no_row(dies_of: str) -> None:
-    units = [make_unit(f"u{index:02}", cost_tokens=1.0) for index in range(12)]
+    units = equal_units()
     pool, recorder = DyingPool(dies_of), Recorder()
-    scheduler = Scheduler({unit.unit_id: unit.cost_tokens for unit in units}, 1, FailurePolicy(), 60.0)
-    Controller(units, make_context(), pool, scheduler, recorder.on_rows, recorder.on_event).run()  # type: ignore[arg-type]
+    make_controller(units, pool, recorder, num_actors=1).run()
     assert recorder.identities() == sorted(cell.identity for unit in units for cell in unit.cells)
     assert {row["status"] for row in recorder.rows} == {"ok"}
 
 
 def test_a_unit_fails_with_the_error_of_the_actor_that_worked_on_it() -> None:
     """Its actor dies with another unit lying ready, and the calls are told in the wrong order."""
-    units = [make_unit(f"u{index:02}", cost_tokens=1.0) for index in range(12)]
+    units = equal_units()
     recorder, pool = Recorder(), LoggingPool()
-    scheduler = Scheduler({unit.unit_id: unit.cost_tokens for unit in units}, 1, FailurePolicy(1), 60.0)
-    controller = Controller(units, make_context(), pool, scheduler, recorder.on_rows, recorder.on_event)  # type: ignore[arg-type]
+    controller = make_controller(units, pool, recorder, num_actors=1, max_attempts=1)
+    scheduler = controller._scheduler
     scheduler.start(0.0)
     for event in (ActorReady(0, 1.0), UnitFinished(0, "u00", 2.0)):
         scheduler.handle(event)
@@ -150,8 +168,7 @@ def as_ray_has_it(error: Exception) -> Exception:
 
 def test_what_ends_the_run_is_what_is_raised() -> None:
     units, pool, recorder = [make_unit("a"), make_unit("b")], Loading(), Recorder()
-    scheduler = Scheduler({unit.unit_id: unit.cost_tokens for unit in units}, 2, FailurePolicy(), 60.0)
-    controller = Controller(units, make_context(), pool, scheduler, recorder.on_rows, recorder.on_event)  # type: ignore[arg-type]
+    controller = make_controller(units, pool, recorder, num_actors=2)
     with pytest.raises(ValueError, match="no such model"):
         controller.run()
 
@@ -167,8 +184,7 @@ def test_an_interrupt_while_rows_are_handed_over_keeps_the_others() -> None:
         if len(handed) == 1:
             raise KeyboardInterrupt
 
-    scheduler = Scheduler({unit.unit_id: unit.cost_tokens for unit in units}, 2, FailurePolicy(), 60.0)
-    controller = Controller(units, make_context(), pool, scheduler, on_rows, Recorder().on_event)  # type: ignore[arg-type]
+    controller = make_controller(units, pool, Recorder(), num_actors=2, on_rows=on_rows)
     with pytest.raises(KeyboardInterrupt):
         controller.run()
     assert handed == ["a", "b", "c", "d"], "c and d had been given out before, and were answered since"

@@ -70,6 +70,19 @@ def run(
     )
 
 
+class SlowToWrite(Recorder):
+    """Takes its time with one unit's rows."""
+
+    def __init__(self, unit_id: str) -> None:
+        super().__init__()
+        self._unit_id = unit_id
+
+    def on_rows(self, unit: WorkUnit, rows: list[dict[str, Any]]) -> None:
+        if unit.unit_id == self._unit_id:
+            time.sleep(1.5)
+        super().on_rows(unit, rows)
+
+
 def identities_of(units: list[WorkUnit]) -> list[str]:
     return sorted(cell.identity for unit in units for cell in unit.cells)
 
@@ -137,22 +150,8 @@ def test_an_actor_that_dies_while_earlier_rows_are_written_costs_no_row(
     """While the driver writes, one answer comes and its actor dies of the unit that lay ready: both are seen at once."""
     units = [make_unit(f"u{index}", cost_tokens=1.0) for index in range(12)]
     units[2] = make_unit("dies", make_planned("d", DIE_ONCE_ID), cost_tokens=1.0)
-    recorder = Recorder()
-
-    def on_rows(unit: WorkUnit, rows: list[Any]) -> None:
-        if unit.unit_id == "u0":
-            time.sleep(1.5)
-        recorder.on_rows(unit, rows)
-
-    controller.run_units(
-        units,
-        make_settings(),
-        make_context(),
-        on_rows=on_rows,
-        on_event=recorder.on_event,
-        load=FakeLoad(tmp_path),
-        resources=ActorResources(1, num_cpus=1, num_gpus=0),
-    )
+    recorder = SlowToWrite("u0")
+    run(units, recorder, FakeLoad(tmp_path), resources=ActorResources(1, num_cpus=1, num_gpus=0))
     assert (tmp_path / "died").exists()
     assert recorder.identities() == identities_of(units)
     assert {row["status"] for row in recorder.rows} == {"ok"}

@@ -185,7 +185,7 @@ class Clockwork:
             match decision:
                 case StartActor(actor_id=actor_id):
                     at_s = self.ready_at_s[actor_id]
-                    heapq.heappush(self.events, (at_s, len(self.events), ActorReady(actor_id, at_s)))
+                    heapq.heappush(self.events, (at_s, actor_id, ActorReady(actor_id, at_s)))
                 case Assign(actor_id=actor_id, unit_id=unit_id):
                     self.begin(actor_id, unit_id, now_s + self.wait_s)
                 case Queue(actor_id=actor_id, unit_id=unit_id):
@@ -193,7 +193,7 @@ class Clockwork:
 
     def begin(self, actor_id: int, unit_id: str, now_s: float) -> None:
         at_s = now_s + self.seconds[unit_id] / self.speeds[actor_id]
-        # Ends at one moment keep an order of their own: actors' ids.
+        # What happens at one moment is ordered by actors, of whom each has one event to come.
         heapq.heappush(self.events, (at_s, actor_id, UnitFinished(actor_id, unit_id, at_s)))
 
 

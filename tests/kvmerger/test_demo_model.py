@@ -1,7 +1,6 @@
 """The demo model's tokenizer is right whatever transformers makes of its file."""
 
 import random
-from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
@@ -11,23 +10,9 @@ from transformers import AutoTokenizer
 from kvmerger.demo_model import _gguf_file, _read_tokenizer
 
 pytestmark = pytest.mark.demo
-PIECES = [
-    "a",
-    "Zß",
-    " ",
-    "  ",
-    "\n",
-    "\t",
-    "\r",
-    "\0",
-    "12",
-    "'s",
-    "漢",
-    "\U0001f600",
-    "<|im_end|>",
-    "<repo_name>",
-    "<|im_",
-]
+PIECES = (
+    "a", "Zß", " ", "  ", "\n", "\t", "\r", "\0", "12", "'s", "漢", "\U0001f600", "<|im_end|>", "<repo_name>", "<|im_",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +25,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_every_text_has_the_ids_that_transformers_gives_it_and_comes_back(ours: Any, seed: int) -> None:
     rng, file = random.Random(seed), _gguf_file()
-    theirs = AutoTokenizer.from_pretrained(Path(file).parent, gguf_file=file.name)
+    theirs = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     texts = ["".join(rng.choices(PIECES, k=rng.randrange(1, 40))) for _ in range(300)]
     for text in (*texts, *rng.sample(list(topics.values()), 5)):
         ids = ours(text)["input_ids"]
@@ -49,10 +34,6 @@ def test_every_text_has_the_ids_that_transformers_gives_it_and_comes_back(ours: 
 
 
 def test_its_chats_end_as_the_model_was_taught(ours: Any) -> None:
-    assert (ours.bos_token, ours.eos_token, len(ours)) == (
-        "<|im_start|>",
-        "<|im_end|>",
-        49_152,
-    )
+    assert (ours.bos_token, ours.eos_token, len(ours)) == ("<|im_start|>", "<|im_end|>", 49_152)
     chat = ours.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert chat.endswith("<|im_start|>user\nhi<|im_end|>\n")
