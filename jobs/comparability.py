@@ -30,10 +30,11 @@ _ITEM_COLUMNS = {
 _TOLD_COLUMNS = {
     "device": "device",
     "attention": "attention backend",
+    "layers": "decoder layers by",
     "execution": "execution",
     "seed": "seed",
 }
-_NOT_ALWAYS_KNOWN = {"attention", "prompt_digest", "scorer"}
+_NOT_ALWAYS_KNOWN = {"attention", "layers", "prompt_digest", "scorer"}
 _POLICY_COLUMNS = {"policy_version": "version", "policy_params": "parameters", "budget_asked": "budget"}
 HEAVY_COLUMNS = ("answers", "versions")
 """What is read here beyond the columns that summaries need."""

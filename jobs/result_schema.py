@@ -79,6 +79,7 @@ RESULT_SCHEMA = pa.schema(
         pa.field("dtype", pa.string()),
         pa.field("device", pa.string()),
         pa.field("attention", pa.string()),
+        pa.field("layers", pa.string()),
         pa.field("seed", pa.int64()),
         pa.field("versions", pa.string()),
         pa.field("created_at_s", pa.float64(), nullable=False),

@@ -74,13 +74,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class RowMaker:
-    """Makes the rows of one unit. `model` is None where none was ever loaded; `now_s` is Unix time."""
+    """Makes the rows of one unit. `model` and `layers` are None where none was ever loaded; `now_s` is Unix time."""
 
     context: RunContext
     unit_id: str
     execution: str
     now_s: float
     model: ModelFacts | None = None
+    layers: str | None = None
 
     def failed(self, cell: Cell, item: BenchmarkItem, spec: VariantSpec, failure: Failure) -> Row:
         """The row of a cell without a result, be it that it failed or that it never could run."""
@@ -128,6 +129,7 @@ class RowMaker:
             "dtype": self.model.dtype if self.model else None,
             "device": self.model.device if self.model else None,
             "attention": self.model.attention if self.model else None,
+            "layers": self.layers,
             "seed": self.context.seed,
             "versions": _json(self.context.versions),
             "created_at_s": self.now_s,

@@ -42,12 +42,13 @@ class EngineLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
-    """An engine ready to run, with what turns specs into policies and ids into text."""
+    """An engine ready to run, with what turns specs into policies and ids into text. `layers`: who computes the model's."""
 
     engine: EngineLike
     tokenizer: Tokenizer
     info: ModelFacts
     build_variant: Callable[[VariantSpec], Any]
+    layers: str
 
 
 LoadEngine = Callable[[ModelSettings], LoadedEngine]
@@ -68,7 +69,7 @@ def load_engine(settings: ModelSettings) -> LoadedEngine:
         settings.name, revision=settings.revision, dtype=settings.dtype, device=settings.device
     )
     tokenizer = load_tokenizer(settings.name, revision=settings.revision)
-    return LoadedEngine(Engine(model), tokenizer, model.info, build_variant)
+    return LoadedEngine(Engine(model), tokenizer, model.info, build_variant, model.layers)
 
 
 class UnitRunner:
@@ -114,7 +115,7 @@ class UnitRunner:
         )
 
     def _maker(self, unit: WorkUnit, loaded: LoadedEngine) -> RowMaker:
-        return RowMaker(self._context, unit.unit_id, unit.execution, time.time(), loaded.info)
+        return RowMaker(self._context, unit.unit_id, unit.execution, time.time(), loaded.info, loaded.layers)
 
 
 def _outcomes(engine: EngineLike, unit: WorkUnit, variants: Sequence[Any], seed: int) -> list[Outcome]:

@@ -66,6 +66,11 @@ class LoadedModel:
         return next(self.module.parameters()).device
 
     @property
+    def layers(self) -> str:
+        """Who computes the decoder's layers: "fused", our own kernels, or "transformers"."""
+        return "transformers" if self.fused is None else "fused"
+
+    @property
     def attention_modules(self) -> list[nn.Module]:
         """Each layer's attention module, in order."""
         return [layer.self_attn for layer in self.module.get_decoder().layers]  # type: ignore[operator]

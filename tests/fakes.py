@@ -106,7 +106,9 @@ class FakeLoad:
             raise self.error
         if self.marker_dir is not None:
             (self.marker_dir / f"loaded-{os.getpid()}").touch()
-        return LoadedEngine(FakeEngine(self.marker_dir), FakeTokenizer(), FakeInfo(), build_fake_variant)
+        return LoadedEngine(
+            FakeEngine(self.marker_dir), FakeTokenizer(), FakeInfo(), build_fake_variant, "fused"
+        )
 
 
 def build_fake_variant(spec: VariantSpec) -> VariantSpec:

@@ -52,6 +52,7 @@ def _row(task: str, index: int, label: str) -> Row:
         scorer="qa_f1",
         prompt_digest="digest",
         attention="torch",
+        layers="fused",
         answers=["gold"],
         context_tokens=100,
         tail_tokens=10,

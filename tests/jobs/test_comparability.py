@@ -68,6 +68,7 @@ def test_folders_without_common_items_or_results_are_refused(seed: int) -> None:
         ({"versions": json.dumps({"torch": "2.14"})}, "torch: 2.13 in A, 2.14 in B"),
         ({"device": "cuda"}, "device: None in A, cuda in B"),
         ({"execution": "isolated"}, "execution: execution in A, isolated in B"),
+        ({"layers": "transformers"}, "decoder layers by: fused in A, transformers in B"),
         ({"policy_version": "2"}, "snapkv@0.5, version: None in A, 2 in B"),
     ],
 )
@@ -76,6 +77,11 @@ def test_what_may_explain_a_difference_is_told(seed: int, values: dict[str, Any]
     other = [row | values for row in rows]
     check_comparable(rows, other)
     assert told in differences_to_tell(rows, other)
+
+
+def test_what_rows_of_older_versions_do_not_know_is_not_told(seed: int) -> None:
+    rows = paired_rows(seed, 3)
+    assert differences_to_tell(rows, [row | {"attention": None, "layers": None} for row in rows]) == ()
 
 
 def test_another_identity_of_the_full_row_is_told(seed: int) -> None:

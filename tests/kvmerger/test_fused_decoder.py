@@ -54,7 +54,7 @@ def both(seed: int, dtype: torch.dtype, kind: str) -> tuple[LoadedModel, TinyMod
     model.plain.load_state_dict(model.ours.module.state_dict())
     untouched = replace(model.ours, module=copy.deepcopy(model.ours.module))
     fused = probed(model.ours, layer_reference)
-    assert fused.fused is not None
+    assert fused.fused is not None and fused.layers == "fused"
     return fused, TinyModel(untouched, model.plain)
 
 
@@ -188,7 +188,7 @@ def test_a_decoder_with_other_numbers_is_not_used(wrong: dict, dtype: torch.dtyp
     right = {name: getattr(layer_reference, name) for name in ("rotate", "rms_norm", "gated")}
     with pytest.warns(RuntimeWarning, match="'tiny' runs through transformers' own layers"):
         loaded = probed(model.ours, SimpleNamespace(**{**right, **wrong}))
-    assert loaded.fused is None
+    assert (loaded.fused, loaded.layers) == (None, "transformers")
 
 
 def test_a_decoder_we_do_not_know_is_not_used_and_said_so(seed: int) -> None:
