@@ -100,9 +100,8 @@ def measure(model: LoadedModel, num_tokens: int, options: argparse.Namespace) ->
             starts = range(0, len(prompts), at_once)
             return [rows for at in starts for rows in engine.run_many(prompts[at : at + at_once], variants)]
 
-        run(
-            prompts
-        )  # each length: some kernels are compiled anew for numbers of tokens that 16 does not divide
+        # Warmed up with each length: some kernels are compiled anew for numbers of tokens that 16 does not divide.
+        run(prompts)
         free_memory(model.device)
         one = timed(lambda run=run: run(prompts), model.device)  # type: ignore[misc]
         alone = alone or one.result
