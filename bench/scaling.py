@@ -1,6 +1,6 @@
 """Items per hour through the real service with one actor, two, and so on: how near to linear?
 
-    python -m bench.scaling [--actors 1 2] [--items 200] [--model demo|random-8b] [--length 4096] [--output DIR]
+    python -m bench.scaling [--actors 1 2] [--items 200] [--model demo|random-8b|random-135m] [--length 4096] [--output DIR]
     python -m bench.scaling --table scaling.jsonl
 
 Each count is a whole `jobs/sweep.py` with Ray in a fresh folder, tracking off, on RULER items that need no download. The rate
@@ -8,7 +8,7 @@ is that of a sweep under way: from the moment when each actor has finished two i
 starting Ray and loading models, which a longer sweep pays once, is left out, and the last actor's tail is not. Kernels that a
 machine has never compiled are not left out either: run the first count twice on a fresh one, and the last line counts.
 
-random-8b is a model of that shape with random weights: 16 GB in the output folder, where they stay.
+random-8b and random-135m are models of these shapes with random weights: 16 and 0.3 GB in the output folder, where they stay.
 
 Each sweep is a line in $OUT/scaling.jsonl at once. Sweeps of separate commands belong together where settings, code, versions
 and device are the same: the table joins this command's with those in the file, and --table prints files alone.
@@ -194,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--actors", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--items", type=int, default=200)
     parser.add_argument("--length", type=int, default=4096, help="tokens of prompt and answer together")
-    parser.add_argument("--model", default="demo", help="demo, random-8b (its shape), a folder or a hub id")
+    parser.add_argument("--model", default="demo", help="demo, random-8b or random-135m (their shapes), a folder or a hub id")
     parser.add_argument("--num-cpus", type=float, help="of each actor; default: as the service decides")
     parser.add_argument(
         "--table", nargs="+", type=Path, metavar="JSONL", help="print these results and do nothing else"
