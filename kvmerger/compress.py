@@ -17,6 +17,7 @@ import torch
 from kvmerger.budget import Budget, BudgetError, LikeVariant, effective_ratio, num_slots_for
 from kvmerger.decode_rule import DecodeRule
 from kvmerger.device_time import now_s
+from kvmerger.evidence import forget_frames
 from kvmerger.layer_cache import LayerCache, storage_bytes
 from kvmerger.policies.base import CacheShape, Policy
 from kvmerger.prefill import Prefilled
@@ -102,15 +103,8 @@ def compress_all(
             outcome.failed[variant.label] = CompressFailure(
                 variant.label, type(error), str(error), traceback.format_exc()
             )
-            _forget_frames(error)
+            forget_frames(error)  # evidence may keep it
     return outcome
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Whoever keeps ``error``, as evidence does, keeps nothing that was alive when it was raised."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
 
 
 def empty_prefix(prefilled: Prefilled) -> Prefix:

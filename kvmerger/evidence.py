@@ -8,6 +8,7 @@ Shapes: N tokens of the compressed part, Q query heads, H KV heads, D head size.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -133,14 +134,25 @@ class Evidence:
         heads_LHN = layers_LN[:, None].expand(-1, self.num_heads // len(self.layers), *layers_LN.shape[1:])
         return heads_LHN.flatten(0, 1)
 
-    def capture(self, needs: Iterable[Need]) -> None:
-        """Compute what ``needs`` asks of queries and hidden states, then let those go."""
-        for need in sorted(needs):
+    def capture(self, needs: Iterable[Need], *, is_last_try: bool = True) -> None:
+        """Compute what ``needs`` asks of queries and hidden states, then let those go.
+
+        Raises:
+            torch.OutOfMemoryError: not all of it fits, and this is not the last try. In the last one that is an error of
+                the policies that ask for it, like any other.
+        """
+        for need in sorted(needs, key=repr):  # parameters of different types have no order
             try:
                 if _registered(need).is_prefill_only:
                     self.get(need)
+            except torch.OutOfMemoryError as error:
+                if not is_last_try:
+                    raise
+                self._errors[need] = EvidenceError(f"{need} does not fit into the device's memory: {error}")
             # Evidence may be a stranger's: its error belongs to the policies that ask for it, not to the prompt.
             except Exception as error:  # noqa: BLE001
+                error.add_note(f"raised in prefill:\n{traceback.format_exc()}")
+                forget_frames(error)
                 self._errors[need] = error
         states = self._states
         self._states = LayerStates(states.q_QND.new_empty(0), states.k_HND, states.v_HND, states.scaling)
@@ -149,6 +161,13 @@ class Evidence:
     def point_at(self, k_HND: Tensor, v_HND: Tensor) -> None:
         """Read keys and values from these equal tensors from now on, so that no second copy stays alive."""
         self._states = LayerStates(self._states.q_QND, k_HND, v_HND, self._states.scaling)
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Whoever keeps ``error`` keeps nothing that was alive when it was raised, such as a prompt's queries or K/V."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def needs_hidden_states(needs: Iterable[Need]) -> bool:

@@ -45,7 +45,7 @@ def run_fused(
     graphs: StepGraphs | None = None,
 ) -> list[Generation | VariantFailure]:
     """Prefill once, compress for every variant, answer together. See `Engine.run`."""
-    run = FusedRun.start(model, limits, prompt, variants, seed, graphs)
+    run = _started(model, limits, prompt, variants, seed, graphs)
     labels = [NO_CONTEXT, *(variant.label for variant in run.variants)]
     groups = by_rows(labels, len(prompt.questions), limits.max_rows)
     run.answer_all(groups)
@@ -81,10 +81,12 @@ class FusedRun:
         variants: Sequence[Variant],
         seed: int,
         graphs: StepGraphs | None,
+        *,
+        is_last_try: bool,
     ) -> FusedRun:
-        """Prefill ``prompt``."""
+        """Prefill ``prompt``; see `prefill`."""
         start_s = now_s(model.device)
-        prefilled = prefill(model, prompt.context_ids, needs_of(variants), seed)
+        prefilled = prefill(model, prompt.context_ids, needs_of(variants), seed, is_last_try=is_last_try)
         seconds = {"prefill_shared_s": now_s(model.device) - start_s, "plan_shared_s": 0.0}
         return cls(model, limits, prompt, references_first(variants), prefilled, graphs, seconds)
 
@@ -195,6 +197,22 @@ class FusedRun:
         rows = self.rows(group, compression)
         batch = Batch(self.model, self.prompt, rows, group.bucket, self.graphs)
         return self.finish(group, batch, batch.decode(), compression)
+
+
+def _started(
+    model: LoadedModel,
+    limits: Limits,
+    prompt: Prompt,
+    variants: Sequence[Variant],
+    seed: int,
+    graphs: StepGraphs | None,
+) -> FusedRun:
+    """`FusedRun.start`; if memory runs out, once more without what the batches before have left behind."""
+    with suppress(torch.OutOfMemoryError):
+        return FusedRun.start(model, limits, prompt, variants, seed, graphs, is_last_try=False)
+    # Not while the error is handled: its frames hold what did not fit.
+    make_room(model, graphs)
+    return FusedRun.start(model, limits, prompt, variants, seed, graphs, is_last_try=True)
 
 
 def make_room(model: LoadedModel, graphs: StepGraphs | None) -> None:

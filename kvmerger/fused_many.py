@@ -143,20 +143,21 @@ class _Many:
         """Runs of the first of these prompts whose prefills fit beside each other."""
         runs: dict[int, FusedRun] = {}
 
-        def start(number: int) -> None:
+        def start(number: int, *, is_last_try: bool) -> None:
             runs[number] = FusedRun.start(
-                self.model, self.limits, self.prompts[number], self.variants, self.seed, self.graphs
-            )
+                self.model, self.limits, self.prompts[number], self.variants, self.seed, self.graphs,
+                is_last_try=is_last_try,
+            )  # fmt: skip
 
         for number in numbers:
-            self.guard(number, partial(start, number))
+            self.guard(number, partial(start, number, is_last_try=False))
             if number not in self.troubles or not self.troubles[number].is_memory:
                 continue
             del self.troubles[number]
             make_room(self.model, self.graphs)
             if runs:
                 break  # its turn comes when these have answered
-            self.guard(number, partial(start, number))
+            self.guard(number, partial(start, number, is_last_try=True))
         return runs
 
     def _answer_all(self, runs: Mapping[int, FusedRun], company: Sequence[int]) -> None:
@@ -168,10 +169,11 @@ class _Many:
             seats = Seats.of({number: group.bucket for number, group in of_turn.items()})
             num_rows = num_rows or seats.num_rows
             self._answer(self._members(runs, of_turn, seats), seats.num_rows)
+        # Before what acts: an error of a rule's is not to cost the A/A row.
+        self._answer_references(runs, groups, num_rows)
         for number, run in runs.items():
             if number not in self.troubles:
                 self.guard(number, partial(run.answer_all, self.acting[number]))
-        self._answer_references(runs, groups, num_rows)
 
     def _answer_references(
         self, runs: Mapping[int, FusedRun], groups: Mapping[int, Sequence[Group]], taken: int

@@ -68,7 +68,7 @@ class _Runner:
         graphs = graphs_for(model)
         before_bytes = _start_peak(model.device)
         start_s = now_s(model.device)
-        prefilled = prefill(model, prompt.context_ids, needs_of(variants), self.seed)
+        prefilled = prefill(model, prompt.context_ids, needs_of(variants), self.seed, is_last_try=False)
         seconds = {"prefill_s": now_s(model.device) - start_s}
         compression = compress_all(prefilled, variants)
         if label in compression.failed:

@@ -32,10 +32,13 @@ class Prefilled:
 class PrefillSession:
     """Causal attention of one prompt on itself; keeps each layer's K/V and captures evidence."""
 
-    def __init__(self, num_layers: int, needs: frozenset[Need], prompt_seed: int) -> None:
+    def __init__(
+        self, num_layers: int, needs: frozenset[Need], prompt_seed: int, *, is_last_try: bool = True
+    ) -> None:
         self._num_layers = num_layers
         self._needs = needs
         self._prompt_seed = prompt_seed
+        self._is_last_try = is_last_try
         self._attention_input: tuple[Tensor, nn.Module, nn.Module] | tuple[()] = ()
         self._room: tuple[LayerCache, ...] = ()
         self.layers: list[LayerCache] = []
@@ -48,7 +51,7 @@ class PrefillSession:
         out_BTQD, lse_QN = causal_attention(q_BQTD, k_BHTD, v_BHTD, scaling)
         states = LayerStates(q_BQTD[0], k_BHTD[0], v_BHTD[0], scaling, *self._attention_input)
         evidence = Evidence(replace(states, lse_QN=lse_QN), layer_index, self._num_layers, self._prompt_seed)
-        evidence.capture(self._needs)
+        evidence.capture(self._needs, is_last_try=self._is_last_try)
         if not self._room:
             self._room = room_for(self._num_layers, k_BHTD[0])
         layer = self._room[layer_index]
@@ -65,15 +68,26 @@ class PrefillSession:
 
 
 def prefill(
-    model: LoadedModel, context_ids: Sequence[int], needs: frozenset[Need], seed: int = 0
+    model: LoadedModel,
+    context_ids: Sequence[int],
+    needs: frozenset[Need],
+    seed: int = 0,
+    *,
+    is_last_try: bool = True,
 ) -> Prefilled:
     """Run the model over ``context_ids`` (at least one token) and keep every layer's cache and evidence.
 
     ``seed`` is the sweep's: with the tokens it decides what random policies draw.
+
+    Raises:
+        torch.OutOfMemoryError: the prompt does not fit, or, unless it ``is_last_try``, its evidence does not
+            (see `Evidence.capture`).
     """
     ids_1T = torch.tensor([context_ids], device=model.device)
     position_1T = torch.arange(ids_1T.shape[1], device=model.device)[None]
-    session = PrefillSession(model.info.num_layers, needs, prompt_seed(context_ids, seed))
+    session = PrefillSession(
+        model.info.num_layers, needs, prompt_seed(context_ids, seed), is_last_try=is_last_try
+    )
 
     def watch(hidden_1NE: Tensor, attention: nn.Module) -> None:
         session.see_input(hidden_1NE[0], attention, model.rotary)

@@ -1,5 +1,6 @@
 """Evidence against the whole attention matrix, which only a test of this size may build."""
 
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -16,7 +17,7 @@ from kvmerger.evidence import (
     register_evidence,
     window_attention,
 )
-from kvmerger.kernels import prompt_reference
+from kvmerger.kernels import dispatch, prompt_reference
 
 
 def random_states(seed: int, dtype: torch.dtype, num_tokens: int = 157) -> LayerStates:
@@ -110,3 +111,46 @@ def test_a_policys_own_evidence_can_be_registered(seed: int) -> None:
     torch.testing.assert_close(found, states.v_HND.square().sum(-1))
     with pytest.raises(EvidenceError, match="already registered"):
         register_evidence("attention_mass", reads_queries=False)(value_norms)
+
+
+def test_what_does_not_fit_is_nobodys_error_until_the_last_try(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def does_not_fit(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("too much")
+
+    monkeypatch.setattr(dispatch, "attention_mass", does_not_fit)
+    evidence = Evidence(random_states(seed, torch.float32), 0, 1, 0)
+    with pytest.raises(torch.OutOfMemoryError, match="too much"):
+        evidence.capture({ATTENTION_MASS}, is_last_try=False)
+    evidence.capture({ATTENTION_MASS, window_attention(4)})
+    assert evidence.get(window_attention(4)).shape[0] == 6
+    with pytest.raises(
+        EvidenceError, match=r"attention_mass.* does not fit into the device's memory: too much"
+    ):
+        evidence.get(ATTENTION_MASS)
+
+
+def test_an_error_of_prefill_says_where_and_keeps_no_queries_alive(seed: int) -> None:
+    @register_evidence("test_that_raises", reads_queries=True)
+    def raises(states: LayerStates) -> torch.Tensor:
+        seen.append(weakref.ref(states.q_QND))
+        raise ValueError("mine")
+
+    seen: list[weakref.ref] = []
+    evidence = Evidence(random_states(seed, torch.float32), 0, 1, 0)
+    evidence.capture({Need("test_that_raises")})
+    assert seen[0]() is None
+    with pytest.raises(ValueError, match="mine") as caught:
+        evidence.get(Need("test_that_raises"))
+    assert any("in raises" in note for note in caught.value.__notes__)
+
+
+def test_parameters_that_have_no_order_are_as_good_as_others(seed: int) -> None:
+    evidence = Evidence(random_states(seed, torch.float32), 0, 1, 0)
+    needs = {window_attention(4), Need("window_attention", ("four",)), Need("window_attention")}
+    evidence.capture(needs)
+    assert evidence.get(window_attention(4)).shape[0] == 6
+    for wrong in needs - {window_attention(4)}:
+        with pytest.raises(TypeError):
+            evidence.get(wrong)

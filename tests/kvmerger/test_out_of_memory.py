@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from kvmerger import batch, compress, fused, own_slots
 from kvmerger.compress import compress_all
 from kvmerger.engine import Engine
+from kvmerger.evidence import ATTENTION_MASS
 from kvmerger.generation import Generation, VariantFailure
 from kvmerger.groups import by_bytes, by_rows, expected_bytes
+from kvmerger.kernels import dispatch
 from kvmerger.layer_cache import storage_bytes
 from kvmerger.limits import Limits
 from kvmerger.prefill import prefill
@@ -173,6 +175,58 @@ def test_a_full_row_that_does_not_fit_is_an_error(seed: int, monkeypatch: pytest
     cramped(monkeypatch, 1)
     with pytest.raises(torch.OutOfMemoryError, match="do not fit into 1"):
         run(model, prompt)
+
+
+@pytest.mark.parametrize("lasts", [False, True], ids=["once", "always"])
+def test_evidence_that_does_not_fit_is_tried_again_and_then_costs_those_that_ask(
+    lasts: bool, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompt = tiny_model(seed, num_layers=NUM_LAYERS), make_prompt(seed)
+    expected = run(model, prompt)
+    whole, calls = dispatch.attention_mass, [0]
+
+    def mass(*args: Any) -> Any:
+        calls[0] += 1
+        if lasts or calls[0] == 2:
+            raise torch.OutOfMemoryError("the mass is too much")
+        return whole(*args)
+
+    monkeypatch.setattr(dispatch, "attention_mass", mass)
+    results = run(model, prompt)
+    changed = {label for label, question in results if results[label, question] != expected[label, question]}
+    asking = {variant.label for variant in variants() if ATTENTION_MASS in variant.policy.needs()}
+    assert asking and changed == (asking if lasts else set())
+    assert calls[0] == (1 if lasts else 2) + NUM_LAYERS
+    for label in changed:
+        assert results[label, 0].error_type == "EvidenceError"
+        assert "Need(name='attention_mass', params=()) does not fit" in results[label, 0].message
+
+
+@pytest.mark.parametrize("is_many", [False, True], ids=["run", "run_many"])
+def test_a_prefill_may_have_the_memory_of_earlier_batches(
+    is_many: bool, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompt = tiny_model(seed, num_layers=NUM_LAYERS), make_prompt(seed)
+    engine, graphs = Engine(model.ours), StepGraphs(model.ours, Calls())
+    engine._graphs = graphs
+
+    def rows() -> list[Generation | VariantFailure]:
+        if is_many:
+            return engine.run_many([prompt], variants(), seed=SEED)[0]
+        return list(engine.run(prompt, variants(), seed=SEED))
+
+    expected = [without_clock(row) for row in rows()]
+    whole, refused = fused.prefill, []
+
+    def fits_only_then(*args: Any, **options: Any) -> Any:
+        if graphs._arena is not None:
+            refused.append(args)
+            raise torch.OutOfMemoryError("the last tails are in the way")
+        return whole(*args, **options)
+
+    monkeypatch.setattr(fused, "prefill", fits_only_then)
+    assert [without_clock(row) for row in rows()] == expected
+    assert len(refused) == 1
 
 
 def test_isolated_rows_fail_one_by_one(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:

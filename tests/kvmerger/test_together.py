@@ -342,6 +342,21 @@ def test_an_error_of_one_prompt_costs_its_own_rows(seed: int, monkeypatch: pytes
     assert {row.message for row in failures.values()} == {"this prompt is cursed"}
 
 
+def test_an_error_of_what_acts_costs_no_reference(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = tiny_model(seed, num_layers=NUM_LAYERS), prompts_of(seed, LENGTHS[:2])
+    policies, limits = [*OTHERS, *ACTING], Limits(max_rows=2 * 16)
+    expected = run_many(engine_of(model, limits=limits), prompts, policies)
+
+    def raises(*_: Any) -> Any:
+        raise ValueError("no rule of ours")
+
+    monkeypatch.setattr(fused.FusedRun, "answer_all", raises)
+    found = run_many(engine_of(model, limits=limits), prompts, policies)
+    for own, other in zip(expected, found, strict=True):
+        changed = {label for label, question in own if own[label, question] != other[label, question]}
+        assert changed == {"h2o", "like_h2o"}
+
+
 def test_more_rows_than_one_batch_holds_answer_in_turn(seed: int) -> None:
     """Groups of a prompt's variants, companies of prompts, and one too large for any company."""
     model, prompts = tiny_model(seed, num_layers=NUM_LAYERS), prompts_of(seed)
