@@ -119,7 +119,9 @@ class Batch:
         """Greedy answers by row index. Rewinds every row to the end of its tail first; leaves what it decoded in place."""
         start_s, rules_start_s = now_s(self._model.device), self._decoding.seconds
         self.rewind()
-        self._own_trace = {index: [] for index in self.rows if index in self._decoding}
+        self._own_trace = {
+            index: [] for index in self.rows if index in self._decoding and index not in self.failures
+        }
         progress = Progress(self.cache.num_rows, self.max_new_by_row, self.ends_by_row)
         self.note(progress.left.keys())
         progress.take(self.first_tokens())

@@ -15,11 +15,12 @@ from statistics import fmean
 import torch
 
 from kvmerger.budget import Budget, BudgetError, LikeVariant, effective_ratio, num_slots_for
-from kvmerger.decode_rule import DecodeRule
+from kvmerger.decode_rule import DecodeRule, require_rule
 from kvmerger.device_time import now_s
 from kvmerger.evidence import forget_frames
+from kvmerger.head_counters import numbers_of
 from kvmerger.layer_cache import LayerCache, storage_bytes
-from kvmerger.policies.base import CacheShape, Policy
+from kvmerger.policies.base import CacheShape, Policy, declared_needs
 from kvmerger.prefill import Prefilled
 from kvmerger.ragged_cache import Prefix
 from kvmerger.stacks import Stacks, stacked_budget, unstacked
@@ -132,7 +133,7 @@ def _combine(counter_name: str, values: Sequence[float]) -> float:
 def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression, stacks: Stacks) -> Compressed:
     device = prefilled.layers[0].k_SD.device
     start_s = now_s(device)
-    variant.policy.needs()  # raises here, where it costs this variant alone
+    declared_needs(variant.policy)  # raises here, where it costs this variant alone
     asked_L = _asked(prefilled, variant, outcome)
     budget_L = _allocated(prefilled, variant, asked_L)
     prefix = _kept_layers(variant.policy, budget_L, stacks)
@@ -143,7 +144,7 @@ def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression, stac
         asked_slots,
         now_s(device) - start_s,
         _why_degenerate(variant.policy, prefix, prefilled.layers),
-        variant.policy.decode_rule(prefilled.evidence[0].prompt_seed),
+        require_rule(variant.policy.decode_rule(prefilled.evidence[0].prompt_seed)),
     )
 
 
@@ -162,7 +163,8 @@ def _kept_layers(policy: Policy, budget_L: Sequence[Budget], stacks: Stacks) -> 
     if not bool(is_ascending):
         for kept in kept_by.values():
             kept.check_integrity()
-    return kept_L
+    counters_L = numbers_of([layer.counters for layer in kept_L])
+    return [layer.with_counters(counters) for layer, counters in zip(kept_L, counters_L, strict=True)]
 
 
 def _asked(prefilled: Prefilled, variant: Variant, outcome: Compression) -> Sequence[Budget]:

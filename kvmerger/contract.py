@@ -17,9 +17,9 @@ from kvmerger.budget import Budget, BudgetError, KeptRatio
 from kvmerger.compress import compress_all
 from kvmerger.contract_decoding import Decoded, decode_at_random
 from kvmerger.contract_layers import NUM_KV_HEADS, NUM_LAYERS, NUM_QUERY_HEADS, NUM_TOKENS, random_prefill
-from kvmerger.decode_rule import DecodeRule
+from kvmerger.decode_rule import DecodeRule, require_rule
 from kvmerger.layer_cache import LayerCache
-from kvmerger.policies.base import Policy
+from kvmerger.policies.base import Policy, declared_needs
 from kvmerger.policies.composition import build
 from kvmerger.prefill import Prefilled
 from kvmerger.variants import Variant, VariantSpec, build_variant
@@ -141,7 +141,8 @@ def _positions_are_the_prompts_and_ascend(case: _Case) -> None:
 
 
 def _changes_none_of_its_inputs(case: _Case) -> None:
-    prefilled, needs = case.prefilled(), sorted(case.variant().policy.needs())
+    # By what they look like: parameters of two needs may be of unlike types, which have no order.
+    prefilled, needs = case.prefilled(), sorted(declared_needs(case.variant().policy), key=repr)
     before = _bits(prefilled.layers)
     evidence_before = [[evidence.get(need).clone() for need in needs] for evidence in prefilled.evidence]
     _compressed(case, prefilled)
@@ -220,7 +221,7 @@ def _copes_with_a_single_token_or_refuses_it(case: _Case) -> None:
 
 
 def _rule(case: _Case) -> DecodeRule | None:
-    return case.variant().policy.decode_rule(case.seed)
+    return require_rule(case.variant().policy.decode_rule(case.seed))
 
 
 def _decoded(case: _Case, rule: DecodeRule | None, prefix: Sequence[LayerCache]) -> Decoded:

@@ -10,7 +10,7 @@ from torch import nn
 
 from kvmerger.evidence import Evidence, LayerStates, needs_hidden_states
 from kvmerger.layer_cache import LayerCache
-from kvmerger.policies.base import Policy
+from kvmerger.policies.base import Policy, declared_needs
 from kvmerger.prefill import Prefilled
 from kvmerger.stacks import room_for
 
@@ -29,7 +29,8 @@ def random_prefill(seed: int, dtype: torch.dtype, policy: Policy, num_tokens: in
     def draw(num_heads: int) -> torch.Tensor:
         return torch.randn(num_heads, num_tokens, HEAD_DIM, generator=generator)
 
-    reads_hidden_states = needs_hidden_states(policy.needs())
+    needs = declared_needs(policy)
+    reads_hidden_states = needs_hidden_states(needs)
     layers: list[LayerCache] = []
     evidence: list[Evidence] = []
     for layer_index in range(NUM_LAYERS):
@@ -42,7 +43,7 @@ def random_prefill(seed: int, dtype: torch.dtype, policy: Policy, num_tokens: in
             q_QND.to(dtype), k_HND.to(dtype), v_HND.to(dtype), HEAD_DIM**-0.5, *attention_input
         )
         gathered = Evidence(states, layer_index, NUM_LAYERS, prompt_seed=seed)
-        gathered.capture(policy.needs())
+        gathered.capture(needs)
         if not layers:
             layers = list(room_for(NUM_LAYERS, states.k_HND))
         layers[layer_index].k_HND.copy_(states.k_HND)

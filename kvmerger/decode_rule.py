@@ -87,6 +87,26 @@ class DecodeRule(abc.ABC):
         return None
 
 
+def require_rule(declared: object) -> DecodeRule | None:
+    """``declared``, what a policy's ``decode_rule`` gave, where a row can be kept under it; None is no rule.
+
+    Raises:
+        DecodeRuleError: it is no rule, or one whose attributes have no meaning.
+    """
+    if declared is None:
+        return None
+    if not isinstance(declared, DecodeRule):
+        raise DecodeRuleError(
+            f"decode_rule() must give an instance of a DecodeRule, or None, got {declared!r}"
+        )
+    name, room, reads_attention = type(declared).__name__, declared.room, declared.reads_attention
+    if isinstance(room, bool) or not isinstance(room, int) or room < 0:
+        raise DecodeRuleError(f"{name}.room must be a whole number of tokens from 0 on, got {room!r}")
+    if not isinstance(reads_attention, bool):
+        raise DecodeRuleError(f"{name}.reads_attention must be True or False, got {reads_attention!r}")
+    return declared
+
+
 def leaving_columns(worth_LHX: Tensor, step: DecodeStep) -> Tensor:
     """The column that leaves in each head, int64 (L, H); see `DecodeRule.worth`.
 

@@ -53,8 +53,11 @@ class DecodingRows:
 
     def take_over(self, cache: RaggedCache, tails: Extended) -> None:
         """Begin with ``cache`` as it is once the ``tails`` have been read; `restart` makes the rows ready to answer."""
-        for index, rule in self._rule_by_row.items():
+
+        def begin(index: int, rule: DecodeRule) -> None:
             self._row_by_index[index] = DecodingRow(rule, cache, index, _mass_of(tails, index))
+
+        self._attempt({index: partial(begin, index, rule) for index, rule in self._rule_by_row.items()})
 
     def restart(self) -> None:
         """Put every row back to where it had just read its tail."""

@@ -31,6 +31,7 @@ from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.groups import Group, by_bytes, by_rows, expected_bytes, plannable_bytes, tail_bytes
 from kvmerger.limits import Limits
 from kvmerger.models import LoadedModel
+from kvmerger.policies.base import declared_needs
 from kvmerger.prefill import Prefilled, prefill
 from kvmerger.step_graphs import StepGraphs
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, Variant
@@ -225,12 +226,12 @@ def make_room(model: LoadedModel, graphs: StepGraphs | None) -> None:
 
 
 def needs_of(variants: Sequence[Variant]) -> frozenset[Need]:
-    """The evidence that any of ``variants`` declared; one whose ``needs`` raises declares nothing."""
+    """The evidence that any of ``variants`` declared; one that cannot say so declares nothing."""
     needs: set[Need] = set()
     for variant in variants:
         # A policy may be a stranger's: compressing asks it again, and there the error costs its own rows only.
         with suppress(Exception):
-            needs |= variant.policy.needs()
+            needs |= declared_needs(variant.policy)
     return frozenset(needs)
 
 

@@ -9,6 +9,7 @@ Shapes: H KV heads, L layers, C columns of numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from statistics import fmean
 from typing import NamedTuple
 
@@ -62,6 +63,39 @@ class HeadCounters(Mapping[str, float]):
 
     def __len__(self) -> int:
         return len(self._all())
+
+
+def numbers_of(counters_L: Sequence[Mapping[str, object]]) -> list[dict[str, float]]:
+    """Every layer's counters as floats. Tensors among them are fetched together: the device is waited for at most once.
+
+    Raises:
+        ValueError: a counter is no number, or its name no text.
+    """
+    for counters in counters_L:
+        for name, value in counters.items():
+            _require_number(name, value)
+    tensors = [
+        value[None] for counters in counters_L for value in counters.values() if isinstance(value, Tensor)
+    ]
+    fetched = iter(_fetched(tensors)[:, 0].tolist() if tensors else ())
+    return [
+        {
+            name: next(fetched) if isinstance(value, Tensor) else float(value)  # type: ignore[arg-type]
+            for name, value in counters.items()
+        }
+        for counters in counters_L
+    ]
+
+
+def _require_number(name: object, value: object) -> None:
+    is_one = isinstance(value, Real) or (
+        isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex()
+    )
+    if not (is_one and isinstance(name, str)):
+        raise ValueError(
+            f"a counter has a name and a real number, or a tensor of no dimension, got {name!r}: {value!r}; leave out what "
+            f"there is no number for, and count heads apart with LayerCache.counting"
+        )
 
 
 def _fetched(columns: Sequence[Tensor]) -> Tensor:

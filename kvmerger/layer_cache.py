@@ -30,8 +30,9 @@ class LayerCache:
             pivot's position.
         num_slots_H: slots per KV head; they sum to S.
         log_mass_S: fp32, added to the slot's attention logit; None means 0 everywhere.
-        counters: what the policy wants known about this layer. Names decide how layers are put together: ``num_…``
-            add up, ``largest_…`` take the maximum, ``is_…`` the minimum, anything else the mean.
+        counters: what the policy wants known about this layer: numbers, or tensors of no dimension, which are fetched
+            with all other layers'. Names decide how layers are put together: ``num_…`` add up, ``largest_…`` take the
+            maximum, ``is_…`` the minimum, anything else the mean.
         score_S: fp32, attention each slot has received so far, for decode rules that go on adding to it; None where no
             rule asks for it.
     """
@@ -112,8 +113,7 @@ class LayerCache:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor this cache holds."""
-        optional = [tensor for tensor in (self.log_mass_S, self.score_S) if tensor is not None]
-        return [self.k_SD, self.v_SD, self.position_S, *optional]
+        return list(self._by_name().values())
 
     @property
     def nbytes(self) -> int:
@@ -163,7 +163,7 @@ class LayerCache:
         )
 
     def check_same_kind(self, other: LayerCache) -> None:
-        """Raise ValueError unless heads, head size, dtype and device are those of ``other``."""
+        """Raise ValueError unless heads, head size, dtypes and device are those of ``other``."""
         ours, theirs = (
             (layer.num_heads, layer.k_SD.shape[1], layer.k_SD.dtype, layer.k_SD.device)
             for layer in (self, other)
@@ -171,6 +171,11 @@ class LayerCache:
         if ours != theirs:
             raise ValueError(
                 f"(heads, head size, dtype, device) is {ours}, the uncompressed layer has {theirs}"
+            )
+        if self.position_S.dtype != other.position_S.dtype:
+            raise ValueError(
+                f"position_S is {self.position_S.dtype}, the uncompressed layer's {other.position_S.dtype}: convert it "
+                f"with .to(layer.position_S.dtype)"
             )
 
     def check_integrity(self, *, is_in_order: bool = True) -> None:
@@ -198,21 +203,45 @@ class LayerCache:
         return is_after_S.index_fill_(0, place_H, True).all()
 
     def check_shapes(self) -> None:
-        """Raise ValueError unless shapes, dtypes and lengths are consistent."""
-        num_slots = self.num_slots
+        """Raise ValueError unless shapes, dtypes, lengths and devices are consistent. Does not wait for the device."""
+        if not all(isinstance(length, int) and length >= 0 for length in self.num_slots_H):
+            raise ValueError(
+                f"num_slots_H must be whole numbers from 0 on, one per KV head, got {self.num_slots_H!r}: convert them "
+                f"with int(), a tensor with tuple(lengths.tolist())"
+            )
+        if not isinstance(self.counters, Mapping):
+            raise ValueError(  # noqa: TRY004 - as all that a user's layer can have wrong
+                f"counters must be a dictionary of numbers by name, got {self.counters!r}"
+            )
         if self.k_SD.shape != self.v_SD.shape or self.k_SD.dtype != self.v_SD.dtype:
             raise ValueError(
                 f"keys {tuple(self.k_SD.shape)} and values {tuple(self.v_SD.shape)} do not match"
             )
-        if not all(tensor.is_contiguous() for tensor in self.tensors()):
+        for name, tensor in self._by_name().items():
+            self._check_tensor(name, tensor)
+
+    def _by_name(self) -> dict[str, Tensor]:
+        optional = {"log_mass_S": self.log_mass_S, "score_S": self.score_S}
+        there = {name: tensor for name, tensor in optional.items() if tensor is not None}
+        return {"k_SD": self.k_SD, "v_SD": self.v_SD, "position_S": self.position_S, **there}
+
+    def _check_tensor(self, name: str, tensor: Tensor) -> None:
+        device = self.k_SD.device
+        if tensor.device != device:
             raise ValueError(
-                "slots must lie one after the other in memory: call .contiguous() on what is kept"
+                f"{name} is on {tensor.device}, k_SD on {device}: create it with device=layer.k_SD.device"
             )
-        if self.log_mass_S is not None and self.log_mass_S.dtype != torch.float32:
-            raise ValueError(f"log masses must be float32, got {self.log_mass_S.dtype}")
-        if any(tensor.shape[0] != num_slots for tensor in self.tensors()):
-            shapes = [tuple(tensor.shape) for tensor in self.tensors()]
-            raise ValueError(f"lengths per head {self.num_slots_H} sum to {num_slots}, tensors are {shapes}")
+        if not tensor.is_contiguous():
+            raise ValueError(
+                f"{name}: slots must lie one after the other in memory; call .contiguous() on what is kept"
+            )
+        if name in ("log_mass_S", "score_S") and tensor.dtype != torch.float32:
+            raise ValueError(f"{name} must be torch.float32, got {tensor.dtype}: convert it with .float()")
+        num_slots, num_dimensions = self.num_slots, 2 if name in ("k_SD", "v_SD") else 1
+        if tensor.shape[:1] != (num_slots,) or tensor.dim() != num_dimensions:
+            raise ValueError(
+                f"lengths per head {self.num_slots_H} sum to {num_slots}, {name} has shape {tuple(tensor.shape)}"
+            )
 
 
 def storage_addresses(tensors: Iterable[Tensor]) -> set[int]:

@@ -7,7 +7,7 @@ reads the queries. The engine asks nothing else of it, and never what class it i
 from __future__ import annotations
 
 import abc
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ from kvmerger.layer_cache import LayerCache
 
 
 class PolicyError(ValueError):
-    """Parameters a policy does not accept."""
+    """Parameters a policy does not accept, or something a policy says of itself that has no meaning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +92,25 @@ class Policy(abc.ABC):
         Raises:
             BudgetError: the budget cannot be met on this prompt.
         """
+
+
+def declared_needs(policy: Policy) -> Set[Need]:
+    """What ``policy.needs()`` gives: where a policy may be a stranger's, nobody else's evidence may suffer from it.
+
+    Raises:
+        PolicyError: it is no set of `Need`.
+        Exception: whatever ``needs`` raises.
+    """
+    needs: object = policy.needs()
+    example = 'frozenset({Need("window_attention", (64,))})'
+    if not isinstance(needs, Set):
+        raise PolicyError(
+            f"{type(policy).__name__}.needs() must give a set of Need, as {example}, got {needs!r}"
+        )
+    for need in needs:
+        if not (isinstance(need, Need) and isinstance(need.name, str) and isinstance(need.params, tuple)):
+            raise PolicyError(
+                f"{type(policy).__name__}.needs() must give a set of Need, each a name and a tuple of parameters, as "
+                f"{example}, got {need!r} in it"
+            )
+    return needs
