@@ -1,0 +1,81 @@
+"""The contract names what a policy returns in a form that nothing can be done with."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from kvmerger.contract import check_policy
+from kvmerger.policies.base import Policy
+from kvmerger.policies.selection import keep_highest
+
+
+@dataclass(frozen=True)
+class KeepsFirst(Policy):
+    """Keeps the first tokens."""
+
+    def compress(self, layer, evidence, budget):
+        return keep_highest(layer, torch.zeros(layer.num_heads, evidence.num_tokens), budget)
+
+
+@dataclass(frozen=True)
+class ActsOnText(KeepsFirst):
+    """Names a rule where there should be one."""
+
+    def decode_rule(self, prompt_seed):
+        return "oldest"
+
+
+@dataclass(frozen=True)
+class NeedsText(KeepsFirst):
+    """Names its evidence by text."""
+
+    def needs(self):
+        return frozenset({"attention_mass"})
+
+
+@dataclass(frozen=True)
+class CountsNothing(KeepsFirst):
+    """Has no number for what it counts."""
+
+    def compress(self, layer, evidence, budget):
+        return super().compress(layer, evidence, budget).with_counters({"num_seen": None})
+
+
+@dataclass(frozen=True)
+class CountsInTensors(KeepsFirst):
+    """Counts on the device."""
+
+    def compress(self, layer, evidence, budget):
+        num_seen = layer.position_S.count_nonzero()
+        return super().compress(layer, evidence, budget).with_counters({"num_seen": num_seen})
+
+
+@dataclass(frozen=True)
+class ScoresInHalves(KeepsFirst):
+    """Notes what slots received in another dtype than rules add to."""
+
+    def compress(self, layer, evidence, budget):
+        kept = super().compress(layer, evidence, budget)
+        return replace(kept, score_S=torch.zeros(kept.num_slots, dtype=torch.float16))
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("CountsNothing", "'num_seen': None"),
+        ("ScoresInHalves", "score_S must be torch.float32"),
+        ("NeedsText", "NeedsText.needs() must give a set of Need"),
+        ("ActsOnText", "decode_rule() must give an instance of a DecodeRule, or None, got 'oldest'"),
+    ],
+)
+def test_a_mistake_of_form_is_named_by_the_checks_of_what_is_kept(
+    policy: str, message: str, seed: int
+) -> None:
+    results = {result.name: result for result in check_policy(f"{__name__}:{policy}", seed=seed)}
+    assert message in results["keeps no more than its budget (float32)"].message
+
+
+def test_a_policy_may_count_on_the_device(seed: int) -> None:
+    results = check_policy(f"{__name__}:CountsInTensors", seed=seed)
+    assert [result.message for result in results if not result.is_ok] == []
