@@ -55,4 +55,5 @@ def mass_kernel(
     first_slot = tl.load(columns + 3)
     tl.store(prefix_mass_MW + asking * prefix_width + first_slot + s_S, mass_S, mask=(s_S < end) & (is_tail == 0))
     tail_place_S = (asking * num_heads + head) * tail_width + s_S
-    tl.store(tail_mass_MHY + tail_place_S, mass_S, mask=(s_S < end) & is_tail)
+    # Up to the width: where the host knows bounds alone it reads behind a row's end, and there no query saw anything.
+    tl.store(tail_mass_MHY + tail_place_S, mass_S, mask=(s_S < tail_width) & is_tail)

@@ -14,6 +14,7 @@ from tests.kvmerger.kernels.ragged_cases import (
     arguments,
     check_against_both,
     check_any_tiling,
+    check_bounds_are_filled_with_zeros,
     check_changed_rows_are_followed,
     check_rows_do_not_see_each_other,
     random_case,
@@ -80,6 +81,11 @@ def test_any_tiling_gives_the_same_numbers(num_tokens: int, seed: int) -> None:
 @pytest.mark.parametrize("num_tokens", [1, 17])
 def test_changed_rows_are_followed(num_tokens: int, seed: int) -> None:
     check_changed_rows_are_followed(random_case(seed, num_tokens=num_tokens, device="cuda"))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 17])
+def test_masses_behind_a_rows_end_are_zeros(num_tokens: int, seed: int) -> None:
+    check_bounds_are_filled_with_zeros(random_case(seed, num_tokens=num_tokens, device="cuda"))
 
 
 def test_a_cache_on_the_device_takes_the_triton_path(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from tests.kvmerger.kernels.ragged_cases import (
     FIELDS,
     check_against_both,
     check_any_tiling,
+    check_bounds_are_filled_with_zeros,
     check_changed_rows_are_followed,
     check_rows_do_not_see_each_other,
     random_case,
@@ -54,3 +55,10 @@ def test_any_tiling_gives_the_same_numbers(num_tokens: int, seed: int) -> None:
 
 def test_changed_rows_are_followed(seed: int) -> None:
     check_changed_rows_are_followed(random_case(seed, num_heads=2, head_dim=16, longest=LONGEST))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 9])
+def test_masses_behind_a_rows_end_are_zeros(num_tokens: int, seed: int) -> None:
+    check_bounds_are_filled_with_zeros(
+        random_case(seed, num_heads=1, head_dim=16, num_tokens=num_tokens, longest=LONGEST)
+    )

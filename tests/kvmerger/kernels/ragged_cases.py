@@ -198,6 +198,33 @@ def check_changed_rows_are_followed(case: Case) -> None:
     check_against_both(replace(case, layer=changed))
 
 
+def check_bounds_are_filled_with_zeros(case: Case) -> None:
+    """Where the host knows bounds of lengths alone, as in recorded steps, masses are the rows' own and zeros behind them."""
+    layer, device = case.layer, case.q_RQTD.device
+    prefixes = [None if prefix is None else (prefix,) for prefix in layer.prefix_R]
+    lengths_2R = lengths_on_device(layer.tail_start_R, layer.num_new_R, device)
+    bound = layer.tail_k_RHCD.shape[2] - 1
+    bounded = replace(
+        layer,
+        tail_start_R=(bound,) * len(prefixes),
+        num_new_R=(1,) * len(prefixes),
+        device_rows=PrefixTable(prefixes, device).layer(0, lengths_2R),
+    )
+    expected, bounds = attend_into_poison(case), attend_into_poison(replace(case, layer=bounded))
+    assert torch.equal(bounds.out_RTQD, expected.out_RTQD)
+    idle = set(case.mass_rows) - expected.mass_by_row.keys()
+    assert any(layer.prefix_R[row] is not None for row in idle), "a row that reads nothing asks as well"
+    for row, mass in bounds.mass_by_row.items():
+        assert mass.tail_HC.shape[1] == bound + 1
+        end = layer.tail_start_R[row] + layer.num_new_R[row] if row not in idle else 0
+        assert not mass.tail_HC[:, end:].any(), f"row {row}"
+        if row in idle:
+            assert not mass.prefix_S.any(), f"row {row}"
+            continue
+        assert torch.equal(mass.prefix_S, expected.mass_by_row[row].prefix_S), f"row {row}"
+        assert torch.equal(mass.tail_HC[:, :end], expected.mass_by_row[row].tail_HC), f"row {row}"
+
+
 def check_any_tiling(case: Case) -> None:
     """However the work is cut, the numbers are the same up to rounding."""
     from kvmerger.kernels import triton_ragged
