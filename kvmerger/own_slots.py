@@ -112,7 +112,9 @@ class OwnSlots:
         leaving_v_LHD = torch.where(is_new_LH1, new.v_LHD, self._v_FD[place_LH])
         if is_read is not None:
             place_LH = torch.where(is_read, place_LH, self.num_slots)
-            heirs = None if heirs is None else heirs._replace(weight_LHM=heirs.weight_LHM * is_read)
+            if heirs is not None:
+                # A share of attention that nobody paid is 0 / 0, which no product makes 0 again.
+                heirs = heirs._replace(weight_LHM=torch.where(is_read, heirs.weight_LHM, 0.0))
         self._k_FD[place_LH] = new.k_LHD
         self._v_FD[place_LH] = new.v_LHD
         self._position_F[place_LH] = new.position.to(self._position_F.dtype)

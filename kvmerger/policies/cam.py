@@ -46,7 +46,8 @@ class ValuesAreHandedOn(DecodeRule):
             self.num_heirs, dim=2, largest=False
         )
         is_heir_LHM = next_LHM.values < last
-        score_LHM = step.score_LHX.gather(2, next_LHM.indices) * is_heir_LHM
+        # Where no heir is, the number means nothing, and may be no finite one.
+        score_LHM = torch.where(is_heir_LHM, step.score_LHX.gather(2, next_LHM.indices), 0.0)
         mean_LH = score_LHM.sum(dim=2) / is_heir_LHM.sum(dim=2).clamp_min(1)
         leaving_score_LH = step.score_LHX.gather(2, leaving_LH1).squeeze(2)
         chance_LH = (leaving_score_LH / mean_LH.clamp_min(_LEAST_SCORE)).clamp(0, 1)
