@@ -1,19 +1,21 @@
-"""Each variant alone, with a prefill, a batch and a memory peak of its own: what one policy costs when nothing is shared."""
+"""Each variant alone, with a prefill, a batch and a memory peak of its own: what one policy costs when nothing is shared.
+
+A row whose budget is like another's is told that one's numbers of slots; it pays for nothing that the other one needs.
+"""
 
 from __future__ import annotations
 
 import gc
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from kvmerger.answering import Answered, Answering, References
 from kvmerger.batch import Batch
 from kvmerger.buckets import another_bucket, bucket_for
-from kvmerger.budget import LikeVariant
-from kvmerger.compress import compress_all
+from kvmerger.compress import SlotsLH, compress_all, references_first
 from kvmerger.device_time import now_s
 from kvmerger.fused import failures_of, needs_of, out_of_memory, rows_of, with_references
 from kvmerger.generation import Generation, Prompt, VariantFailure
@@ -28,26 +30,31 @@ def run_isolated(
     model: LoadedModel, limits: Limits, prompt: Prompt, variants: Sequence[Variant], seed: int
 ) -> list[Generation | VariantFailure]:
     """Run the full row, then every other row, one after the other. See `Engine.run`."""
-    by_label = {variant.label: variant for variant in variants}
+    by_label = {variant.label: variant for variant in references_first(variants)}
     runner = _Runner(model, limits, prompt, seed)
-    results: list[Generation | VariantFailure] = []
+    results: dict[str, Sequence[Generation | VariantFailure]] = {}
     references: References | None = None
     for label in (FULL, NO_CONTEXT, *by_label, FULL_AA):
-        outcome = runner.run_or_fail(label, _with_those_it_is_like(label, by_label), references)
+        variants_of_row = [by_label[label]] if label in by_label else []
+        outcome = runner.run_or_fail(label, variants_of_row, references)
         if isinstance(outcome, Answered):
             references = references or outcome.references
-            results += outcome.results
+            results[label] = outcome.results
         else:
-            results += outcome
-    return results
+            results[label] = outcome
+    in_order = (FULL, NO_CONTEXT, *(variant.label for variant in variants), FULL_AA)
+    return [result for label in in_order for result in results[label]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Runner:
+    """Runs rows one by one. slots_LH: what each one so far has kept, by label, for budgets that are like theirs."""
+
     model: LoadedModel
     limits: Limits
     prompt: Prompt
     seed: int
+    slots_LH: dict[str, SlotsLH] = field(default_factory=dict)
 
     def run_or_fail(
         self, label: str, variants: Sequence[Variant], references: References | None
@@ -63,16 +70,20 @@ class _Runner:
     def run(
         self, label: str, variants: Sequence[Variant], references: References | None
     ) -> Answered | list[VariantFailure]:
-        """Run one row's questions with nothing else alive; without ``references`` it must be the full row."""
+        """Run one row's questions with nothing else alive; without ``references`` it must be the full row.
+
+        ``variants``: the row's one, none for a reference row.
+        """
         model, prompt = self.model, self.prompt
         graphs = graphs_for(model)
         before_bytes = _start_peak(model.device)
         start_s = now_s(model.device)
         prefilled = prefill(model, prompt.context_ids, needs_of(variants), self.seed, is_last_try=False)
         seconds = {"prefill_s": now_s(model.device) - start_s}
-        compression = compress_all(prefilled, variants)
-        if label in compression.failed:
-            return [failure for failure in failures_of(compression, prompt) if failure.label == label]
+        compression = compress_all(prefilled, variants, self.slots_LH)
+        self.slots_LH.update(compression.slots_LH)
+        if compression.failed:
+            return failures_of(compression, prompt)
         compressed = with_references(compression, prefilled)
         full_kv_bytes = compressed[FULL].nbytes
         compressed = {label: compressed[label]}
@@ -89,15 +100,6 @@ class _Runner:
         peak_bytes = _peak(model.device, before_bytes)
         answering = Answering(model, prompt, compressed, full_kv_bytes, self.limits.max_fidelity_tokens)
         return answering.finish(batch, answers, references=references, seconds=seconds, peak_bytes=peak_bytes)
-
-
-def _with_those_it_is_like(label: str, by_label: dict[str, Variant]) -> list[Variant]:
-    chain: list[Variant] = []
-    while label in by_label:
-        variant = by_label[label]
-        chain.append(variant)
-        label = variant.budget.label if isinstance(variant.budget, LikeVariant) else ""
-    return chain
 
 
 def _start_peak(device: torch.device) -> int:

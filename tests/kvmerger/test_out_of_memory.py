@@ -244,6 +244,7 @@ def test_isolated_rows_fail_one_by_one(seed: int, monkeypatch: pytest.MonkeyPatc
     changed = {label for label, question in results if results[label, question] != expected[label, question]}
     assert changed == {"ragged", "like_ragged"}
     assert "does not fit" in results["ragged", 0].message
+    assert results["like_ragged", 0].error_type == "BudgetError"
 
 
 def test_planned_groups_change_no_row(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
