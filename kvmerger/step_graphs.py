@@ -5,14 +5,17 @@ lengths come from tables on the device, and the tails of all batches live in the
 in use at a time. Rows whose policies act while they answer have slots of their own, which no other batch has: their step is
 recorded anew for each answer, which costs about two eager steps.
 
-What cannot be recorded runs eagerly: no row depends on a graph.
+What cannot be recorded runs eagerly: no row depends on a graph. Memory that runs out below torch's allocator looks like any
+other error, so a step is given up only when it could not be recorded twice in a row.
 """
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 import torch
@@ -33,6 +36,8 @@ MOST_GRAPHS = 8
 CHECK_EVERY = 2
 """Steps between two looks at whether anybody still answers. The device is never waited for: while it works on the next
 steps, the host reads how the last ones ended, so an answer's end is noticed at most twice as many steps late."""
+MOST_FAILURES = 2
+"""In a row. A failure that passes has passed by the next batch, most likely; and each costs about two eager steps."""
 LEAST_TAIL_TOKENS = 64
 LEAST_SLOTS = 1024
 LEAST_ENDS = 8
@@ -65,16 +70,25 @@ class _Recorded(NamedTuple):
 class StepGraphs:
     """The recorded steps of one model, the memory they share, and what has turned out not to be recordable."""
 
-    def __init__(self, model: LoadedModel, recorder: Recorder, check_every: int = CHECK_EVERY) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        recorder: Recorder,
+        check_every: int = CHECK_EVERY,
+        most_failures: int = MOST_FAILURES,
+    ) -> None:
+        """Nothing is recorded yet; rules whose steps fail ``most_failures`` times in a row run eagerly from then on."""
         self._model = model
         self._recorder = recorder
         self._check_every = check_every
+        self._most_failures = most_failures
         self._by_key: OrderedDict[_Key, _Recorded] = OrderedDict()
         # Not reused, but kept until the next one: its memory then goes from one to the other.
         self._last_acting: _Recorded | None = None
         self._arena: Tensor | None = None
         self._columns: dict[int, Tensor] = {}
         self._room: Room | None = None
+        self._num_failed: Counter[frozenset[str]] = Counter()
         self._refused: set[frozenset[str]] = set()
         self.num_recorded = 0
         """How often a step was recorded."""
@@ -107,25 +121,16 @@ class StepGraphs:
         """Decode until every row has ended: every row's token after every step, (T, R).
 
         ``cache`` lives in the room that was lent last; neither its lengths nor ``progress`` are brought up to date. None
-        when the step cannot be recorded: nothing has happened then that a rewind of the cache does not undo.
+        when the step could not be recorded: nothing has happened then that a rewind of the cache does not undo.
         """
         assert cache.is_in(self._room), "another batch has this one's tails"
         if acting.rule_names in self._refused or frozenset() in self._refused:
             return None
-        try:
-            recorded = self._recorded(cache, acting, progress)
-        except torch.OutOfMemoryError:
+        recorded = self._recorded_if_possible(cache, acting, progress)
+        if recorded is None:
+            # Only now: until it had been dealt with, the error's frames held what was to be recorded.
             self.forget_recorded()
-            return None
-        # Whatever a model's or a rule's code does that cannot be recorded, the eager loop can.
-        except Exception as error:  # noqa: BLE001
-            self._refused.add(acting.rule_names)
-            who = f" with the decode rules {sorted(acting.rule_names)}" if acting else ""
-            warnings.warn(
-                f"decoding{who} runs without CUDA graphs, token by token: {type(error).__name__}: {error}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            _give_back_memory(self._model.device)
             return None
         try:
             recorded.step.start(progress)
@@ -143,6 +148,29 @@ class StepGraphs:
                     return step
                 num_going = self._recorder.read_later(recorded.step.num_going)
         return most_steps
+
+    def _recorded_if_possible(
+        self, cache: RaggedCache, acting: ActingRows, progress: Progress
+    ) -> _Recorded | None:
+        """`_recorded`, or None where that fails; what fails too often is refused from then on, with a warning."""
+        try:
+            recorded = self._recorded(cache, acting, progress)
+        except torch.OutOfMemoryError:
+            return None
+        # Whatever a model's or a rule's code does that cannot be recorded, the eager loop can.
+        except Exception as error:  # noqa: BLE001
+            self._num_failed[acting.rule_names] += 1
+            if self._num_failed[acting.rule_names] >= self._most_failures:
+                self._refused.add(acting.rule_names)
+                who = f" with the decode rules {sorted(acting.rule_names)}" if acting else ""
+                warnings.warn(
+                    f"decoding{who} runs without CUDA graphs, token by token: {type(error).__name__}: {error}",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+            return None
+        del self._num_failed[acting.rule_names]
+        return recorded
 
     def _recorded(self, cache: RaggedCache, acting: ActingRows, progress: Progress) -> _Recorded:
         key = _Key(
@@ -176,7 +204,7 @@ class StepGraphs:
         self._last_acting = None
 
 
-def graphs_for(model: LoadedModel) -> StepGraphs | None:
+def graphs_for(model: LoadedModel, most_failures: int = MOST_FAILURES) -> StepGraphs | None:
     """Graphs for a model on a GPU whose attention is computed by a kernel that reads lengths there; otherwise None."""
     if model.device.type != "cuda" or not has_triton():
         return None
@@ -185,7 +213,17 @@ def graphs_for(model: LoadedModel) -> StepGraphs | None:
         return None
     from kvmerger.cuda_recorder import CudaRecorder
 
-    return StepGraphs(model, CudaRecorder(model.device))
+    return StepGraphs(model, CudaRecorder(model.device), most_failures=most_failures)
+
+
+def _give_back_memory(device: torch.device) -> None:
+    """To the driver, which instantiates graphs with it, and to libraries that take work spaces."""
+    gc.collect()
+    if device.type == "cuda":
+        # A capture that broke off may still be under way to the allocator, which then refuses. And a device that is lost
+        # says so again in the eager step that comes next.
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
 
 
 def rounded_up(count: int, least: int, finer: int = 4) -> int:
