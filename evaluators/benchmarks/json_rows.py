@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,6 +18,9 @@ def read_json_rows(lines: Iterable[bytes], source: str, fields: str) -> Iterator
     Raises BenchmarkError for a line that is no object; `fields` says what one should hold.
     """
     for number, line in enumerate(lines, start=1):
+        line = line.removeprefix(
+            codecs.BOM_UTF8
+        )  # Excel and Windows put it first, and joined files keep it inside
         if line.strip():
             where = f"{source}, line {number}"
             yield where, _parse(line, where, fields)

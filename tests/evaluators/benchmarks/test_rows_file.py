@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 from pathlib import Path
@@ -42,6 +43,9 @@ def test_every_format_gives_the_same_items(tmp_path: Path, make_tokenizer: MakeT
     pq.write_table(pa.table(columns), tmp_path / "own.parquet")
     assert load(tmp_path / "own.jsonl.gz", make_tokenizer) == items
     assert load(tmp_path / "own.parquet", make_tokenizer) == items
+    windows = OWN.read_bytes().replace(b"\n", b"\r\n")
+    (tmp_path / "own.jsonl").write_bytes(codecs.BOM_UTF8 + windows)
+    assert load(tmp_path / "own.jsonl", make_tokenizer) == items
 
 
 def test_what_a_row_leaves_out_is_the_default(make_tokenizer: MakeTokenizer) -> None:
