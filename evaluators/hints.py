@@ -28,4 +28,5 @@ def nearest_path_hint(path: Path) -> str:
         present, missing = present.parent, present.name
     if not present.is_dir():
         return f"{present} is a file."
-    return f"In {present}: {nearest_name_hint(missing, (entry.name for entry in present.iterdir()))}"
+    names = [entry.name for entry in present.iterdir()]
+    return f"In {present}: {nearest_name_hint(missing, names)}" if names else f"{present} is empty."

@@ -55,6 +55,13 @@ def test_hub_out_of_reach_says_how_to_go_on(
         load("qasper")
 
 
+def test_an_empty_folder_is_told_with_the_names_that_are_looked_for(load: LoadTask, tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError) as caught:
+        load("qasper", data=str(tmp_path))
+    told = f"longbench/qasper: {tmp_path} has neither qasper.jsonl nor qasper.jsonl.gz. {tmp_path} is empty."
+    assert str(caught.value) == told
+
+
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"official data are not at {SHARED_DATA}")
 @pytest.mark.parametrize("task", TASKS)
 def test_prompt_is_the_official_template_filled_in(load: LoadTask, task: str) -> None:
