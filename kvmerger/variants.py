@@ -102,6 +102,8 @@ def parse_policy_entry(entry: str | Mapping[str, Any]) -> list[VariantSpec]:
         entry = {"name": entry}
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
         raise VariantError(f"a policy entry is a name or a mapping with `name`, got {entry!r}")
+    if not all(isinstance(key, str) for key in entry):
+        raise VariantError(f"policy {entry['name']!r}: keys are words, got {dict(entry)!r}")
     params = {key: _frozen(value) for key, value in entry.items() if key not in _RESERVED_KEYS}
     if "ratio" in params:
         raise VariantError(f"policy {entry['name']!r}: {_RATIO_HELP}")
@@ -114,6 +116,7 @@ def parse_policy_entry(entry: str | Mapping[str, Any]) -> list[VariantSpec]:
             )
         return [VariantSpec(name, name)]
     if not budgets:
+        _refuse_misspelt(name, params)
         raise VariantError(f"policy {name!r} needs a budget, such as `budget: 0.5`; got {dict(entry)!r}")
     pairs = tuple(sorted(params.items()))
     return [VariantSpec(_label(entry, name, budget), name, pairs, budget) for budget in budgets]
@@ -157,7 +160,16 @@ def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-_RESERVED_KEYS = {"name", "label", "budget", "compression_ratio"}
+_RESERVED_KEYS = ("budget", "compression_ratio", "label", "name")
+
+
+def _refuse_misspelt(name: str, params: Mapping[str, Any]) -> None:
+    """Where the budget is missing, a key much like one that is read is a slip; others may be the policy's own."""
+    for key in params:
+        if near := nearest(key, _RESERVED_KEYS):
+            raise VariantError(
+                f"policy {name!r}: unknown key {key!r}{near}; it needs a budget, such as `budget: 0.5`"
+            )
 
 
 def _budgets(entry: Mapping[str, Any]) -> list[BudgetSpec]:
@@ -209,10 +221,41 @@ def _check_like(spec: VariantSpec, by_label: Mapping[str, VariantSpec]) -> None:
         if wanted == FULL:
             return
         if wanted not in by_label or wanted in REFERENCE_LABELS:
+            hint = _hint_for_like(spec.budget, by_label)
             raise VariantError(
-                f"{spec.label!r} has a budget like {wanted!r}, which no policy is labelled{nearest(wanted, list(by_label))}"
+                f"{spec.label!r} has a budget like {wanted!r}, which no policy is labelled{hint}"
             )
         if wanted in followed:
             raise VariantError(f"budgets are like each other in a circle: {' → '.join([*followed, wanted])}")
         followed.append(wanted)
         spec = by_label[wanted]
+
+
+def _hint_for_like(budget: LikeVariant, by_label: Mapping[str, VariantSpec]) -> str:
+    """The label that may be meant, and the entry that would give the wanted one (imports torch to know policies)."""
+    # A label made of the wanted one resembles it most, and is what asks for it.
+    others = [
+        label
+        for label, spec in by_label.items()
+        if spec.budget != budget and label not in (FULL_AA, NO_CONTEXT)
+    ]
+    name, has_budget, number = budget.label.rpartition("@")
+    entry = f"{{name: {name}, budget: {number}}}"
+    is_policy = bool(has_budget) and _is_budget(number) and _is_known(name)
+    add = f"; add {entry} to the policies, or name a label that is there" if is_policy else ""
+    return f"{nearest(budget.label, others)}{add}"
+
+
+def _is_budget(text: str) -> bool:
+    """Whether a label's text after the @ is that of a fraction or of slots."""
+    try:
+        return str(parse_budget(float(text) if "." in text else int(text))) == text
+    except ValueError:
+        return False
+
+
+def _is_known(name: str) -> bool:
+    from kvmerger.policies import registry
+
+    first, *wrappers = _canonical_name(name).split("+")
+    return first in registry.names() and set(wrappers) <= set(registry.wrapper_names())

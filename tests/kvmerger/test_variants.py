@@ -38,6 +38,10 @@ def test_the_papers_rows_promise_no_ratio(budget: float, label: str) -> None:
         ({"name": "snapkv", "ratio": 0.5}, "bare `ratio`"),
         ({"name": "snapkv", "budget": 0.5, "compression_ratio": 0.5}, "both"),
         ({"name": "snapkv"}, "needs a budget"),
+        ({"name": "snapkv", "window_size": 8}, "needs a budget"),
+        ({"name": "snapkv", "bugdet": 0.5}, r"unknown key 'bugdet' \(did you mean 'budget'\?\)"),
+        ({"name": "snapkv", "compression": 0.5}, r"\(did you mean 'compression_ratio'\?\)"),
+        ({"name": "snapkv", 3: 0.5}, "keys are words"),
         ({"name": "full", "budget": 0.5}, "takes no budget"),
         ({"budget": 0.5}, "name"),
         (7, "name"),
@@ -75,6 +79,34 @@ def test_budgets_outside_their_range_are_refused(budget: float) -> None:
 def test_labels_must_lead_somewhere(entries: list, message: str) -> None:
     with pytest.raises(VariantError, match=message):
         parse_policies(entries)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hint"),
+    [
+        (
+            "kvmerger@0.5",
+            "; add {name: kvmerger, budget: 0.5} to the policies, or name a label that is there",
+        ),
+        (
+            "snapkv+adakv@512",
+            "; add {name: snapkv+adakv, budget: 512} to the policies, or name a label that is there",
+        ),
+        ("snapkv@0.45", " (did you mean 'snapkv@0.4'?); add {name: snapkv, budget: 0.45} to the policies"),
+        ("kvmrger@0.5", ""),
+        ("kvmerger@1.5", ""),
+        ("kvmerger@half", ""),
+        ("kvmerger", ""),
+    ],
+)
+def test_a_budget_like_a_missing_variant_is_answered_with_its_entry(wanted: str, hint: str) -> None:
+    like = {"budget": {"like": wanted}}
+    with pytest.raises(VariantError) as caught:
+        parse_policies(
+            [{"name": "random", **like}, {"name": "knorm", **like}, {"name": "snapkv", "budget": 0.4}]
+        )
+    told = f"'random@like:{wanted}' has a budget like {wanted!r}, which no policy is labelled{hint}"
+    assert str(caught.value).startswith(told) and (hint or str(caught.value) == told)
 
 
 def test_identity_ignores_labels_and_follows_like() -> None:
