@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from evaluators.hints import nearest_path_hint
 from jobs.command_line import EXIT_BAD_INPUT, EXIT_OK
 from jobs.comparability import HEAVY_COLUMNS, ComparisonError
 from jobs.comparison import Comparison, compare_folders, compare_variants
@@ -102,9 +101,8 @@ def _comparison(options: argparse.Namespace) -> Comparison:
 
 def _read(folder: Path) -> list[Row]:
     """The rows the folder's latest run owes; ResultError when there are none."""
-    if not folder.is_dir():
-        raise ResultError(f"there is no results folder {str(folder)!r}. {nearest_path_hint(folder)}")
     store = ResultStore(folder)
+    store.check_exists()
     rows = planned_rows(store.read_table(), store.read_plan(), heavy=HEAVY_COLUMNS)
     if not rows:
         raise ResultError(f"there are no results in {str(folder)!r}; run jobs/sweep.py")

@@ -54,8 +54,9 @@ def mirror_folder(store: ResultStore, uri: str | None, experiment: str | None) -
         ResultError: it is not the folder of a sweep, or it cannot be read.
         TrackingError: the server cannot be used.
     """
+    store.check_exists()
     content = MirrorContent.read(store)
-    sweep = sweep_of_folder(content)
+    sweep = sweep_of_folder(content, store.root)
     settings = yaml.safe_load(content.settings_yaml)
     tracker = make_tracker(
         is_enabled=True,

@@ -194,8 +194,8 @@ def budget_text(budget: Any) -> str:
     return "none"
 
 
-def sweep_of_folder(content: MirrorContent) -> TrackedSweep:
-    """The sweep of a results folder, as its latest run would have started it.
+def sweep_of_folder(content: MirrorContent, folder: Path) -> TrackedSweep:
+    """The sweep of the results in `folder`, as its latest run would have started it.
 
     Raises:
         ResultError: the folder lacks what a sweep leaves there.
@@ -203,12 +203,12 @@ def sweep_of_folder(content: MirrorContent) -> TrackedSweep:
     settings = yaml.safe_load(content.settings_yaml)
     if not content.rows or not settings or "sweep_id" not in content.meta:
         raise ResultError(
-            "the folder holds no rows, no settings.yaml or no run_meta.json of a sweep; name its output_dir"
+            f"{folder} lacks the rows, settings.yaml or run_meta.json of a sweep; name a sweep's output_dir"
         )
     settings_of_rows = {setting_of(row) for row in content.rows}
     if len(settings_of_rows) > 1:
         raise ResultError(
-            f"the folder holds rows of {len(settings_of_rows)} settings and no plan.json to choose by"
+            f"{folder} holds rows of {len(settings_of_rows)} settings and no plan.json to choose by"
         )
     setting = settings_of_rows.pop()
     variants = {

@@ -128,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     store = ResultStore(options.results_dir)
     try:
+        store.check_exists()
         if options.rescore:
             _rescore(store)
         if options.submission is not None:

@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from evaluators.hints import nearest_path_hint
+from jobs.output_folder import file_in_the_way
 from jobs.result_schema import DONE_STATUSES, RESULT_SCHEMA, ResultError, Row, check_rows
 from jobs.work import Cell
 
@@ -34,6 +36,13 @@ class ResultStore:
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
         self.rows_folder = self.root / "rows"
+
+    def check_exists(self) -> None:
+        """Raise ResultError, with the likely misspelling, when there is no such folder: for what only reads."""
+        if not self.root.is_dir():
+            raise ResultError(
+                f"there is no results folder {str(self.root)!r}. {nearest_path_hint(self.root)}"
+            )
 
     def write_unit(self, unit_id: str, rows: Sequence[Row]) -> Path:
         """Write all rows of a unit as one file, replacing what the unit wrote before; an error changes nothing.
@@ -78,13 +87,11 @@ class ResultStore:
 
     def read_settings_text(self) -> str:
         """What `write_settings` stored last, as YAML; "" when there is nothing."""
-        path = self.root / "settings.yaml"
+        content = self._read("settings.yaml")
         try:
-            return path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return ""
-        except (OSError, UnicodeDecodeError) as error:
-            raise ResultError(f"{path} cannot be read ({error}); delete it") from error
+            return "" if content is None else content.decode()
+        except UnicodeDecodeError as error:
+            raise ResultError(f"{self.root / 'settings.yaml'} cannot be read ({error}); delete it") from error
 
     def write_text(self, name: str, text: str) -> None:
         """Store a file beside the rows, whole."""
@@ -96,13 +103,11 @@ class ResultStore:
 
     def read_run_meta(self) -> dict[str, Any]:
         """What `write_run_meta` stored last; empty when there is nothing."""
-        path = self.root / "run_meta.json"
+        content = self._read("run_meta.json")
         try:
-            return dict(json.loads(path.read_bytes()))
-        except FileNotFoundError:
-            return {}
+            return {} if content is None else dict(json.loads(content))
         except (ValueError, TypeError) as error:
-            raise ResultError(f"{path} cannot be read ({error}); delete it") from error
+            raise ResultError(f"{self.root / 'run_meta.json'} cannot be read ({error}); delete it") from error
 
     def write_plan(self, cells: Iterable[Cell]) -> None:
         """Store which rows the latest run owes, done ones included, in the order they are shown in."""
@@ -111,16 +116,35 @@ class ResultStore:
 
     def read_plan(self) -> tuple[Cell, ...] | None:
         """The rows the latest run owes, or None when no plan was stored."""
-        path = self.root / "plan.json"
-        try:
-            return tuple(Cell(*map(str, cell)) for cell in json.loads(path.read_bytes())["cells"])
-        except FileNotFoundError:
+        content = self._read("plan.json")
+        if content is None:
             return None
+        try:
+            return tuple(Cell(*map(str, cell)) for cell in json.loads(content)["cells"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ResultError(f"{path} is not a stored plan ({error}); delete it") from error
+            raise ResultError(
+                f"{self.root / 'plan.json'} is not a stored plan ({error}); delete it"
+            ) from error
 
     def _files(self) -> list[Path]:
+        self._refuse_a_file()
         return sorted(self.rows_folder.glob("*.parquet"))
+
+    def _read(self, name: str) -> bytes | None:
+        """A file beside the rows; None when it is not there."""
+        self._refuse_a_file()
+        path = self.root / name
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ResultError(f"{path} cannot be read ({error.strerror}); delete it") from error
+
+    def _refuse_a_file(self) -> None:
+        """To look for a file inside a file finds none, which would read as an empty store."""
+        if fault := file_in_the_way(self.rows_folder):
+            raise ResultError(fault)
 
 
 def newest_of_each_identity(table: pa.Table) -> pa.Table:

@@ -147,7 +147,7 @@ def test_passwords_do_not_leave_the_folder(store: ResultStore, tmp_path: Path) -
     report = content.report("FINISHED", None, tmp_path / "files")
     texts = [path.read_text() for path in (tmp_path / "files").iterdir()]
     assert len(texts) == 3
-    assert "secret" not in f"{texts} {report.description} {sweep_of_folder(content)}"
+    assert "secret" not in f"{texts} {report.description} {sweep_of_folder(content, store.root)}"
 
 
 def test_a_folder_that_misses_rows_is_not_called_finished(store: ResultStore) -> None:
@@ -178,5 +178,9 @@ def test_what_cannot_be_mirrored_is_told_with_the_remedy(
 
 
 def test_a_folder_without_results_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep(["mirror", str(tmp_path / "none")]) == 2
-    assert "output_dir" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert sweep(["mirror", str(tmp_path / "emty")]) == 2
+    told = f"there is no results folder '{tmp_path}/emty'. In {tmp_path}: Did you mean 'empty'?"
+    assert told in capsys.readouterr().err
+    assert sweep(["mirror", str(tmp_path / "empty")]) == 2
+    assert f"{tmp_path}/empty lacks the rows, " in capsys.readouterr().err

@@ -146,6 +146,26 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         ResultStore(tmp_path / "file" / "results").write_unit("u1", [make_row("a")])
 
 
+@pytest.mark.parametrize(
+    "read", ["read_table", "read_plan", "read_run_meta", "read_settings_text", "identities"]
+)
+@pytest.mark.parametrize("below", ["", "results"])
+def test_a_file_in_the_folders_place_is_named_and_is_no_empty_store(
+    tmp_path: Path, read: str, below: str
+) -> None:
+    (tmp_path / "afile").touch()
+    with pytest.raises(ResultError, match=r"afile is a file, not a folder; choose another output_dir$"):
+        getattr(ResultStore(tmp_path / "afile" / below), read)()
+
+
+@pytest.mark.parametrize("name", ["plan.json", "run_meta.json", "settings.yaml"])
+def test_what_cannot_be_read_is_named(store: ResultStore, name: str) -> None:
+    (store.root / name).mkdir(parents=True)
+    readers = {"plan": store.read_plan, "run_meta": store.read_run_meta, "settings": store.read_settings_text}
+    with pytest.raises(ResultError, match=rf"{name} cannot be read \(Is a directory\); delete it"):
+        readers[name.partition(".")[0]]()
+
+
 def test_plan_and_settings_come_back(store: ResultStore) -> None:
     cells = (Cell("b", "item/1", "full"), Cell("a", "item/1", "knorm@0.5"))
     store.write_plan(cells)
