@@ -6,11 +6,11 @@ are made absolute on the way in, because a Ray job runs in an unpacked copy of t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -25,12 +25,14 @@ from evaluators import registry
 from evaluators.benchmark import TaskSpec
 from evaluators.benchmarks.rows_file import ROWS_TASK, is_rows_file
 from evaluators.prompting import QueryMode
-from jobs.config_errors import SettingsError, explain, nearest_name
+from jobs.config_errors import SettingsError, explain, nearest_file, unknown_task
 from jobs.gate_settings import GateSettings, MarginSettings
-from jobs.overrides import apply_overrides
+from jobs.output_folder import file_in_the_way
+from jobs.overrides import apply_overrides, path_of
+from jobs.settings_file import SHIPPED_CONFIGS, read_settings_file
 from kvmerger.variants import VariantSpec, parse_policies
 
-DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
+DEMO_CONFIG = SHIPPED_CONFIGS / "demo.yaml"
 DEMO_MODEL = "demo"
 
 PositiveCount = Annotated[int, Field(gt=0, strict=True)]
@@ -78,13 +80,16 @@ class TaskSettings(_Section):
 
     @field_validator("name")
     @classmethod
-    def _task_exists(cls, name: str) -> str:
+    def _task_exists(cls, name: str, info: ValidationInfo) -> str:
         known = registry.list_tasks()
-        if name not in known:
+        if name in known:
+            return name
+        found = _existing(Path(name), info)
+        if is_rows_file(name) or (found is not None and found.is_file()):
             raise ValueError(
-                f"there is no task {name!r}{nearest_name(name, known)}; there is {', '.join(known)}"
+                f"{name!r} is a file, not a task; for your own rows write {{name: {ROWS_TASK}, data: {name}}}"
             )
-        return name
+        raise ValueError(unknown_task(name, known))
 
     @field_validator("data", "haystack")
     @classmethod
@@ -93,9 +98,11 @@ class TaskSettings(_Section):
             return None
         found = _existing(path, info)
         if found is None:
-            near = nearest_name(path.name, (entry.name for entry in path.parent.glob("*")))
-            places = f"neither in {_base_folder(info)} nor in {Path.cwd()}"
-            raise ValueError(f"no such file or folder: {str(path)!r}{near}; looked {places}")
+            wanted, folders = _expanded(path), _folders(info)
+            parents = [(folder / wanted).parent for folder in folders]
+            near = nearest_file(path, (entry.name for parent in parents for entry in parent.glob("*")))
+            looked = f"; looked in {' and in '.join(map(str, folders))}" if not wanted.is_absolute() else ""
+            raise ValueError(f"no such file or folder: {str(path)!r}{near}{looked}")
         return found
 
     def to_spec(self) -> TaskSpec:
@@ -154,13 +161,20 @@ class Settings(_Section):
     def _a_bare_name_is_a_task(cls, tasks: Any) -> Any:
         return [_named(task) for task in tasks] if isinstance(tasks, list) else tasks
 
-    @field_validator("policies")
+    @field_validator("policies", mode="before")
     @classmethod
-    def _policies_can_be_read(
-        cls, policies: tuple[str | dict[str, Any], ...]
-    ) -> tuple[str | dict[str, Any], ...]:
-        parse_policies(policies)
+    def _policies_can_be_read(cls, policies: Any) -> Any:
+        if isinstance(policies, list | tuple):
+            parse_policies(policies)
         return policies
+
+    @field_validator("items_at_once", mode="before")
+    @classmethod
+    def _a_count_or_a_word(cls, count: Any) -> Any:
+        """Asked before the types are, which would be told one by one."""
+        if count != "auto" and (type(count) is not int or count < 1):
+            raise ValueError(f"'auto' or a whole number from 1 on, got {count!r}")
+        return count
 
     @field_validator("tracking", mode="before")
     @classmethod
@@ -171,7 +185,10 @@ class Settings(_Section):
     @field_validator("output_dir")
     @classmethod
     def _output_is_absolute(cls, output_dir: Path) -> Path:
-        return output_dir.expanduser().absolute()
+        folder = _expanded(output_dir).absolute()
+        if fault := file_in_the_way(folder):
+            raise ValueError(fault)
+        return folder
 
     @model_validator(mode="after")
     def _actors_fit_the_device(self) -> Self:
@@ -225,13 +242,15 @@ def load_settings(
         SettingsError: a file, key or value that is missing, unknown or unusable, with the nearest valid name.
     """
     path = Path(path).expanduser()
-    raw = apply_overrides(_read_yaml(path), overrides)
+    raw = apply_overrides(read_settings_file(path), overrides)
     if limit is not None and isinstance(raw.get("tasks"), list):
         raw["tasks"] = [_limited(task, limit) for task in raw["tasks"]]
     try:
         return Settings.model_validate(raw, context={"base_folder": path.absolute().parent})
     except ValidationError as error:
-        raise SettingsError(explain(error, _SECTIONS, str(path))) from error
+        raise SettingsError(
+            explain(error, _SECTIONS, str(path), [path_of(it) for it in overrides])
+        ) from error
 
 
 def _limited(task: Any, limit: int) -> Any:
@@ -246,43 +265,27 @@ def _named(task: Any) -> Any:
     return {"name": ROWS_TASK, "data": task} if is_rows_file(task) else {"name": task}
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML itself lets the last of two equal keys win in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise SettingsError(f"the key {key!r} is there twice{key_node.start_mark}; keep one")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        near = nearest_name(path.name, (entry.name for entry in path.parent.glob("*.y*ml")))
-        shipped = ", ".join(sorted(entry.name for entry in DEMO_CONFIG.parent.glob("*.yaml")))
-        raise SettingsError(
-            f"cannot read settings from {str(path)!r}: {error}{near}; shipped: {shipped}"
-        ) from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise SettingsError(f"{path} should hold keys and values, got {raw!r}")
-    return raw
-
-
-def _base_folder(info: ValidationInfo) -> Path:
-    return Path((info.context or {}).get("base_folder", Path.cwd()))
+def _folders(info: ValidationInfo) -> list[Path]:
+    """Where relative paths are looked for: beside the settings file first, then in the current folder."""
+    beside = (info.context or {}).get("base_folder", Path.cwd())
+    return list(dict.fromkeys((Path(beside), Path.cwd())))
 
 
 def _existing(path: Path, info: ValidationInfo) -> Path | None:
-    """The absolute path, if it is there: beside the settings file, or else from the current folder."""
-    for folder in (_base_folder(info), Path.cwd()):
-        candidate = folder / path.expanduser()
-        if candidate.exists():
-            return candidate.resolve()
+    """The absolute path, if it is there."""
+    for folder in _folders(info):
+        candidate = folder / _expanded(path)
+        with contextlib.suppress(
+            OSError
+        ):  # a name that is too long for any file, a folder that must not be read
+            if candidate.exists():
+                return candidate.resolve()
     return None
+
+
+def _expanded(path: Path) -> Path:
+    """With the home folder for ~, where there is such a user."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path

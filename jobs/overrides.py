@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from jobs.config_errors import SettingsError
+from jobs.settings_file import yaml_fault
 
 _INDEX = re.compile(r"\[(-?\d+)\]")
 
@@ -25,8 +26,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
     """
     changed = copy.deepcopy(dict(raw))
     for override in overrides:
-        path, is_assignment, text = override.partition("=")
-        parts = [part for part in _INDEX.sub(r".\1", path.strip()).split(".") if part]
+        parts, (_, is_assignment, text) = path_of(override), override.partition("=")
         if not is_assignment or not parts:
             raise SettingsError(
                 f"--set {override!r} is not of the form key.key=value, such as tasks.0.limit=3"
@@ -35,11 +35,19 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
     return changed
 
 
+def path_of(override: str) -> tuple[str, ...]:
+    """The keys and indexes that lead to what an override changes: ("tasks", "0", "limit")."""
+    path = override.partition("=")[0]
+    return tuple(part for part in _INDEX.sub(r".\1", path.strip()).split(".") if part)
+
+
 def _read_value(text: str, override: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SettingsError(f"--set {override!r}: the value {text!r} is not valid YAML: {error}") from error
+        raise SettingsError(
+            f"--set {override!r}: the value {text!r} is not valid YAML: {yaml_fault(error)}"
+        ) from error
 
 
 def _put(raw: dict[str, Any], parts: Sequence[str], value: Any, override: str) -> None:

@@ -139,6 +139,16 @@ def test_bad_input_is_told_in_a_sentence_before_anything_is_written(
     assert not store.root.exists()
 
 
+@pytest.mark.parametrize("command", [[], ["validate"]])
+def test_an_output_dir_that_is_a_file_is_refused(
+    config: Path, tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "afile").touch()
+    assert main([*command, str(config), "--output_dir", str(tmp_path / "afile")]) == 2
+    told = f"error: --output_dir: {tmp_path}/afile is a file, not a folder; choose another output_dir\n"
+    assert capsys.readouterr().err == told
+
+
 def test_a_broken_line_of_data_is_named(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
