@@ -44,11 +44,18 @@ class Resolution:
 
     def __str__(self) -> str:
         """A sentence for what cannot be resolved, with the remedy."""
-        what = f"{self.num_contexts} contexts carry no verdict, whatever the margin"
-        if self.num_contexts >= MIN_CLUSTERS:
+        if self.num_contexts < MIN_CLUSTERS:
+            what, remedy = f"{self.num_contexts} contexts carry no verdict, whatever the margin", self._enough()
+        else:
             what = f"{self.num_contexts} contexts resolve {self.smallest:.2g} {self.unit}, the margin is {self.margin:g}"
-        remedy = "a wider margin" if self.needed is None else f"at least {self.needed}, or a wider margin"
+            remedy = "a wider margin" if self.needed is None else f"at least {self.needed}, or a wider margin"
         return f"{self.task}, {self.metric}: {what}; give it {remedy}"
+
+    def _enough(self) -> str:
+        """Contexts for any verdict at all; a wider margin spares only those beyond them."""
+        if self.needed is None or self.needed <= MIN_CLUSTERS:
+            return f"at least {MIN_CLUSTERS}"
+        return f"at least {self.needed}, or {MIN_CLUSTERS} and a wider margin"
 
 
 def resolutions(

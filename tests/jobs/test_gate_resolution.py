@@ -59,6 +59,17 @@ def test_the_baselines_own_noise_decides_where_it_has_some(seed: int) -> None:
     assert quarter.smallest == pytest.approx(nll.smallest / 2)
 
 
+@pytest.mark.parametrize(
+    ("points", "remedy"),
+    [(90, "give it at least 50"), (200, "give it at least 50"), (2, "give it at least 183, or 50 and a wider margin")],
+)
+def test_no_margin_is_wide_enough_for_fewer_contexts_than_any_verdict_needs(
+    seed: int, points: float, remedy: str
+) -> None:
+    found = str(of_scores(resolutions({"benchmark/a": 3}, paired_rows(seed, 60), settings(points))))
+    assert found.endswith(f"3 contexts carry no verdict, whatever the margin; {remedy}")
+
+
 def test_the_sentence_has_the_numbers_and_the_remedy(seed: int) -> None:
     few, many = (str(of_scores(resolutions({"a/b": number}, [], settings(2)))) for number in (10, 100))
     assert few.startswith("a/b, score: 10 contexts carry no verdict, whatever the margin; give it at least ")
