@@ -202,11 +202,12 @@ def _print_where_to_go(console: Console, settings: Settings, page: str, result: 
 
 
 def _check_policy(name: str) -> int:
+    from jobs.contract_messages import traces_once
     from kvmerger.contract import check_policy
 
     results = check_policy(name)
-    for it in results:
-        print(f"{'ok  ' if it.is_ok else 'FAIL'}  {it.name}{f': {it.message}' if it.message else ''}")
+    for it, message in zip(results, traces_once([it.message for it in results]), strict=True):
+        print(f"{'ok  ' if it.is_ok else 'FAIL'}  {it.name}{f': {message}' if message else ''}")
     num_failed = sum(not it.is_ok for it in results)
     print(f"{name}: {len(results) - num_failed} of {len(results)} checks passed")
     return EXIT_SOME_FAILED if num_failed else EXIT_OK

@@ -223,6 +223,7 @@ def test_a_users_own_policy_is_found_and_checked(
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     assert "checks passed" in done.stdout and ("broken" in done.stdout) == bool(code)
+    assert done.stdout.count("Traceback") == bool(code)
 
 
 def test_run_meta_names_versions_and_keeps_the_sweeps_id(config: Path, store: ResultStore) -> None:
