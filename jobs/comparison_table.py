@@ -12,7 +12,7 @@ from evaluators.noninferiority import MarginResult
 from jobs.comparison import Comparison
 from jobs.differences import HOLDS_ZERO, NOT_SIGNIFICANT, Difference
 from jobs.pairing import METRICS, SCORE
-from jobs.report_table import UNKNOWN, human_bytes, titled_table
+from jobs.report_table import UNKNOWN, add_folding_column, human_bytes, titled_table
 from jobs.summary import Setting
 
 _ROOMY_COLUMNS = 100
@@ -56,7 +56,7 @@ def _table(rows: Sequence[tuple[Difference, MarginResult | None]], setting: Sett
     heads = ("", "pairs", "A", "B", "B - A", "p", "verdict", "KV A, B")
     shown_heads = [head for head in heads if is_roomy or head not in ("pairs", "KV A, B")]
     for head in shown_heads:
-        table.add_column(head, justify="left" if head in ("", "verdict") else "right", no_wrap=True)
+        add_folding_column(table, head, "left" if head in ("", "verdict") else "right")
     ordered = sorted(rows, key=lambda pair: _place(pair[0], [it for it, _ in rows]))
     labels = [it.label for it, _ in ordered]
     for index, (it, margin) in enumerate(ordered):

@@ -15,7 +15,7 @@ from jobs.plan import Plan
 from jobs.preparation import Prepared
 from jobs.prompt_check import PromptCheck
 from jobs.prompt_table import render_prompts
-from jobs.report_table import human_bytes
+from jobs.report_table import add_folding_column, human_bytes
 
 _S_PER_MIN, _S_PER_HOUR = 60, 3600
 _MAX_UNITS_SHOWN = 20
@@ -105,5 +105,5 @@ def _warnings(plan: Plan) -> list[Text]:
 def _table(*heads: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, head in enumerate(heads):
-        table.add_column(head, justify="right" if index else "left", no_wrap=True)
+        add_folding_column(table, head, "right" if index else "left")
     return table

@@ -33,7 +33,7 @@ def write_gate_files(
     store.write_text(JSON_NAME, json.dumps(_as_json(verdict, names, gate, exit_code), indent=1))
     console = Console(file=io.StringIO(), width=_MARKDOWN_COLUMNS, color_system=None)
     with console.capture() as captured:
-        console.print(verdict_table(verdict))
+        console.print(verdict_table(verdict, _MARKDOWN_COLUMNS))
     text = "\n".join(lines)
     store.write_text(MARKDOWN_NAME, f"```\n{text}\n```\n\n```\n{captured.get().rstrip()}\n```\n")
 

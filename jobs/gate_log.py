@@ -140,4 +140,8 @@ def _told(verdict: NightVerdict, names: NightNames) -> Iterator[str]:
 
 
 def _cut(line: str) -> str:
-    return line if len(line) <= _MAX_CHARS else f"{line[: _MAX_CHARS - 1]}…"
+    """Between words, as a number that lost its end is another number; but of one long word its beginning."""
+    if len(line) <= _MAX_CHARS:
+        return line
+    whole_words = line[: _MAX_CHARS - 1].rpartition(" ")[0]
+    return f"{whole_words} …" if 2 * len(whole_words) > _MAX_CHARS else f"{line[: _MAX_CHARS - 1]}…"

@@ -11,25 +11,31 @@ from rich.text import Text
 from jobs.gate import NightVerdict
 from jobs.gate_check import Check
 from jobs.gate_log import change, where
-from jobs.report_table import UNKNOWN, titled_table
+from jobs.report_table import UNKNOWN, add_folding_column, titled_table
 
 _STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not measured": "dim"}
 _MAX_NAMED = 3
 _LEAST_SHOWN_P = 0.001
+_WIDE_COLUMNS = 120
+"""From this width on bounds stand beside their change, below it on a line of their own."""
+_ROOMY_COLUMNS = 100
+"""Below this width a task has a line for its benchmark and one for its name."""
 _LEGEND = (
     "change: this night - baseline, mean over the items, and between which values it lies (one-sided 97.5 % each; memory is "
     "measured, not inferred); p: of the loss being no larger than the margin, corrected over the family"
 )
 
 
-def verdict_table(verdict: NightVerdict) -> RenderableType:
-    """All checks that have a number, variant by variant, and under them why some have no verdict or needed no test."""
+def verdict_table(verdict: NightVerdict, width: int) -> RenderableType:
+    """All checks that have a number, variant by variant, and under them why some have no verdict or needed no test.
+
+    For `width` columns, such as the 100 of a mail from cron.
+    """
     table = titled_table("this night against the baseline", "")
-    table.columns[0].no_wrap = True
-    table.add_column("metric", no_wrap=True)
-    for head in ("items", "change", "", "margin", "p"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    add_folding_column(table, "metric")
+    for head in ("items", "change", *([""] if width >= _WIDE_COLUMNS else []), "margin", "p"):
+        add_folding_column(table, head, "right")
+    add_folding_column(table, "verdict")
     shown = [check for check in verdict.checks if check.loss is not None]
     labels = dict.fromkeys(check.label for check in shown)
     for label in labels:
@@ -37,18 +43,24 @@ def verdict_table(verdict: NightVerdict) -> RenderableType:
         of_label = [check for check in shown if check.label == label]
         for place, check in enumerate(of_label):
             is_other_task = place == 0 or of_label[place - 1].task != check.task
-            _add_row(table, check, f"  {where(check)}" if is_other_task else "", place + 1 == len(of_label))
+            task = _task(check, width) if is_other_task else ""
+            _add_row(table, check, task, width, place + 1 == len(of_label))
     return Group(table, *_notes(shown), Text(_LEGEND, style="dim"))
 
 
-def _add_row(table: Table, check: Check, task: str, is_last: bool) -> None:
+def _task(check: Check, width: int) -> str:
+    name = where(check)
+    return f"  {name}" if width >= _ROOMY_COLUMNS else "  " + "/\n  ".join(name.rsplit("/", 1))
+
+
+def _add_row(table: Table, check: Check, task: str, width: int, is_last: bool) -> None:
     assert check.loss is not None
+    size, ends = Text(change(check, check.loss)), _ends(check)
     table.add_row(
-        task,
+        Text(task),
         check.metric,
         str(check.num_items),
-        change(check, check.loss),
-        _ends(check),
+        *([size, ends] if width >= _WIDE_COLUMNS else [Text("\n").join([size, *([ends] if ends else [])])]),
         f"{check.margin:g} {check.unit}",
         _p_value(check.adjusted_p),
         Text(check.verdict, style=_STYLES[check.verdict]),

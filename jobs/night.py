@@ -210,7 +210,7 @@ class Night:
         for line in lines:
             self._say(line)
         self.console.print()
-        self.console.print(verdict_table(verdict))
+        self.console.print(verdict_table(verdict, self.console.width))
         return code, verdict.outcome
 
     def _publish(self, outcome: str) -> bool:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from jobs.published_beside import PublishedBeside
 from jobs.report_numbers import ends_in_percent, plain
-from jobs.report_table import UNKNOWN, shown_name, titled_table
+from jobs.report_table import UNKNOWN, add_folding_column, shown_name, titled_table
 
 _ROOMY_COLUMNS = 100
 """Below this width our score stands without its interval."""
@@ -20,10 +20,10 @@ def render_published(beside: PublishedBeside, width: int) -> Iterator[Renderable
     """The table, what its marks mean and what differs, for ``width`` columns."""
     where = f"{beside.source}, {beside.published_model}; ours: {beside.our_model}"
     table = titled_table(f"published beside ours: {beside.table}", where)
-    table.add_column("task", overflow="fold")
+    add_folding_column(table, "task")
     has_ends = width >= _ROOMY_COLUMNS
     for head in ("n", "kept", "ours", *(["95 %"] if has_ends else []), "published", "at"):
-        table.add_column(head, justify="right", no_wrap=True)
+        add_folding_column(table, head, "right")
     for figure in beside.figures:
         table.add_row(
             Text(shown_name(figure)),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from rich import box
+from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +18,6 @@ from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, REFERENCE_LABELS
 UNKNOWN = "-"
 _BYTES_PER_UNIT = 1024
 _SHOWN_NAMES = {FULL: "full cache", FULL_AA: "full again (A/A noise)", NO_CONTEXT: "no context (tail alone)"}
-_MIN_NAME_COLUMNS = 12
 _HEADS = ("n", "answer NLL", "recov.", "KL (nats)", "top-1", "score", "kept", "KV bytes")
 _WIDE_COLUMNS = 140
 """From this width on an interval stands beside its mean, below it on a line of its own."""
@@ -38,8 +38,8 @@ class Named(Protocol):
 def task_table(task: TaskSummary, width: int) -> Table:
     """The variants of one task, for a terminal of ``width`` columns.
 
-    On a narrow one intervals go on a line of their own; on a very narrow one n and top-1 are left out, since a table that
-    does not fit would be cut in the middle of its numbers.
+    On a narrow one intervals go on a line of their own; on a very narrow one n and top-1 are left out, since numbers are
+    hard to read once their cells fold.
     """
     is_wide, hidden = width >= _WIDE_COLUMNS, _HIDDEN_IF_NARROW if width < _ROOMY_COLUMNS else ()
     table = _empty_table(task.task, task.setting, [head for head in _HEADS if head not in hidden])
@@ -103,7 +103,7 @@ def _empty_table(title: str, setting: Setting, heads: Sequence[str]) -> Table:
     )
     table = titled_table(title, where)
     for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
+        add_folding_column(table, head, justify="right")
     return table
 
 
@@ -118,8 +118,16 @@ def titled_table(title: str, where: str) -> Table:
         padding=(0, 1, 0, 0),
         show_edge=False,
     )
-    table.add_column("variant", overflow="fold", min_width=_MIN_NAME_COLUMNS)
+    add_folding_column(table, "variant")
     return table
+
+
+def add_folding_column(table: Table, head: str, justify: JustifyMethod = "left") -> None:
+    """A column that goes on in the next line where there is no room; without wrapping, rich cuts numbers and units off.
+
+    The widest columns give way first, which names are in all but the narrowest tables.
+    """
+    table.add_column(head, justify=justify, overflow="fold")
 
 
 def _name_cell(variant: VariantSummary) -> Text:

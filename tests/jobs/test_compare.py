@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,18 @@ def test_everything_that_matters_is_printed_at_any_width(
     assert "score: 240 items x variants = 239 pairs + 1 failed in B" in text
     assert max(map(len, text.splitlines())) <= width
     assert ("1.0 MiB" in text) == (width >= 100)
+
+
+def test_where_there_is_no_room_cells_fold_and_nothing_is_cut(
+    folders: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    for width in (50, 99):
+        assert main([*folders, "--width", str(width)]) == 0
+        text = capsys.readouterr().out
+        assert "…" not in text and max(map(len, text.splitlines())) <= width
+        shown.append(Counter("".join(text.replace("─", "").split())))
+    assert shown[0] == shown[1]
 
 
 def test_two_variants_of_one_folder(folders: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,11 @@ def test_the_baselines_own_noise_decides_where_it_has_some(seed: int) -> None:
 
 @pytest.mark.parametrize(
     ("points", "remedy"),
-    [(90, "give it at least 50"), (200, "give it at least 50"), (2, "give it at least 183, or 50 and a wider margin")],
+    [
+        (90, "give it at least 50"),
+        (200, "give it at least 50"),
+        (2, "give it at least 183, or 50 and a wider margin"),
+    ],
 )
 def test_no_margin_is_wide_enough_for_fewer_contexts_than_any_verdict_needs(
     seed: int, points: float, remedy: str

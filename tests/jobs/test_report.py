@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,14 @@ def test_a_narrow_table_leaves_columns_out_and_cuts_no_number() -> None:
         assert part in text
     assert "top-1" not in text.splitlines()[1]
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("width", [40, 60])
+def test_where_there_is_no_room_cells_fold_and_nothing_is_cut(width: int) -> None:
+    text, whole = (text_of(rows_of("task"), it) for it in (width, 99))
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    shown, all_there = (Counter("".join(it.replace("─", "").split())) for it in (text, whole))
+    assert shown == all_there
 
 
 def test_a_count_has_its_exact_interval() -> None:

@@ -1,0 +1,63 @@
+"""The gate's table in a cron mail, a file or a narrow terminal: every number whole, with its unit, and every verdict."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from rich.console import Console
+
+from jobs.gate import NightVerdict
+from jobs.gate_log import NightNames, log_lines
+from jobs.gate_table import verdict_table
+from tests.jobs.test_gate import LABEL, changed, judged, night
+
+
+@pytest.fixture
+def verdict(seed: int) -> NightVerdict:
+    """A night with a real change: long numbers in every column."""
+    rows = [
+        row | {"benchmark": "longbench-e", "task": f"multifieldqa_en_{row['task']}"} for row in night(seed)
+    ]
+    worse = changed(
+        rows,
+        lambda row, rng: {
+            "answer_nll": row["answer_nll"] + rng.normal(0.0123, 0.05),
+            "score": row["score"] - rng.normal(0.2, 0.1),
+            "kv_bytes": round(1.4 * row["kv_bytes"]),
+        },
+    )
+    return judged(rows, worse)
+
+
+def text_of(verdict: NightVerdict, width: int) -> str:
+    console = Console(width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(verdict_table(verdict, width))
+    return captured.get()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 119, 120, 140])
+def test_nothing_is_cut_at_any_width(verdict: NightVerdict, width: int) -> None:
+    text, whole = text_of(verdict, width), text_of(verdict, 400)
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    shown, all_there = (Counter("".join(it.replace("─", "").split())) for it in (text, whole))
+    assert shown == all_there
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_numbers_keep_their_units_and_verdicts_their_ends(verdict: NightVerdict, width: int) -> None:
+    text = text_of(verdict, width)
+    assert {check.verdict for check in verdict.checks if check.loss is not None} >= {"pass", "fail"}
+    for part in ("6 points", "0.05 nats", "+40.0 %", "fail", "pass", "kvmerger@0.5", LABEL):
+        assert part in text
+    assert " points" in text and text.count(" nats") >= 9
+
+
+def test_a_line_that_is_too_long_ends_between_words(verdict: NightVerdict) -> None:
+    names = NightNames("tonight", "last week", "folder " + "x" * 90 + " +40.1 %" * 20, "gate.md")
+    (against,) = [line for line in log_lines(verdict, names) if line.startswith("against")]
+    assert len(against) <= 200 and against.endswith((" % …", " +40.1 …"))
+    names = NightNames("tonight", "last week", "folder " + "x" * 300, "gate.md")
+    (against,) = [line for line in log_lines(verdict, names) if line.startswith("against")]
+    assert len(against) == 200 and against.endswith("x…")
