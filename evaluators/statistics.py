@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -38,6 +39,18 @@ class Interval:
     num_clusters: int
     method: str
     is_too_few: bool
+
+    @property
+    def has_no_spread(self) -> bool:
+        """Whether all clusters are alike, so that both ends lie on the mean: nothing estimated, and no certainty."""
+        return self.low is not None and self.high is not None and math.isclose(self.low, self.high)
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """`low` and `high` as they may be shown; None where one cluster, or clusters without spread, tell nothing."""
+        if self.low is None or self.high is None or self.has_no_spread:
+            return None
+        return self.low, self.high
 
 
 @dataclass(frozen=True, slots=True)

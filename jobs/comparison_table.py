@@ -12,6 +12,7 @@ from evaluators.noninferiority import MarginResult
 from jobs.comparison import Comparison
 from jobs.differences import HOLDS_ZERO, NOT_SIGNIFICANT, Difference
 from jobs.pairing import METRICS, SCORE
+from jobs.report_numbers import NO_SPREAD
 from jobs.report_table import UNKNOWN, add_folding_column, human_bytes, titled_table
 from jobs.summary import Setting
 
@@ -19,7 +20,8 @@ _ROOMY_COLUMNS = 100
 _VERDICT_STYLES = {"better": "green", "worse": "red", "pass": "green", "fail": "red"}
 _LEGEND = (
     "score: points of 100, more is better; NLL: nats per token of the gold answer, less is better; both over the pairs. "
-    "B - A with its 95 % interval; p: Holm's, over the variants x tasks of a metric; KV: measured bytes, A over B"
+    "B - A with its 95 % interval (no spread: all differences are equal, so there is none); p: Holm's, over the variants x "
+    "tasks of a metric; KV: measured bytes, A over B"
 )
 
 
@@ -103,9 +105,11 @@ def _difference(it: Difference) -> Text | str:
     digits, interval = (1 if it.metric is SCORE else 3), it.paired.interval
     factor = it.metric.unit_factor
     text = Text(f"{factor * interval.mean:+.{digits}f}")
-    if interval.low is not None and interval.high is not None:
-        ends = f"{factor * interval.low:+.{digits}f} to {factor * interval.high:+.{digits}f}"
-        text.append(f"\n{ends}", style="dim")
+    if interval.ends is not None:
+        low, high = interval.ends
+        text.append(f"\n{factor * low:+.{digits}f} to {factor * high:+.{digits}f}", style="dim")
+    elif interval.has_no_spread:
+        text.append(f"\n{NO_SPREAD}", style="dim")
     return text
 
 

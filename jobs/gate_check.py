@@ -30,8 +30,9 @@ class Check:
     """One variant on one task in one metric, tonight against the baseline; `task` is None for the mean over tasks.
 
     `loss` is the mean over `num_items` pairs, `least_loss` and `most_loss` its one-sided 97.5 % bounds, None where there is
-    no inference: memory is compared as measured. `noise` is the A/A floor. `p_value` is of "no more is lost than the
-    margin", `adjusted_p` Holm's over `family_size` of them. `worst_items` are the largest losses above 0, of `num_worse`.
+    no inference (memory is compared as measured) or all contexts lose the same (`has_no_spread`). `noise` is the A/A floor.
+    `p_value` is of "no more is lost than the margin", `adjusted_p` Holm's over `family_size` of them. `worst_items` are
+    the largest losses above 0, of `num_worse`.
     `reason` says why there is no verdict, or on what a pass rests where no test was needed.
     """
 
@@ -49,6 +50,7 @@ class Check:
     loss: float | None = None
     least_loss: float | None = None
     most_loss: float | None = None
+    has_no_spread: bool = False
     noise: float | None = None
     p_value: float | None = None
     adjusted_p: float | None = None

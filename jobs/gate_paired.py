@@ -57,6 +57,8 @@ def paired_check(scale: Scale, label: str, tasks: Sequence[PairedTask]) -> Check
     verdict, reason = _verdict(result, difference, floor, is_identical)
     losses = [scale.shown(b - a) for it in pairs for a, b in zip(it.a, it.b, strict=True)]
     worst, num_worse = worst_of([item for it in tasks for item in it.item_ids], losses)
+    # Without `best`, `worst` is the exact bound, which stands where nothing differs at all.
+    has_no_spread = difference.interval.has_no_spread and result.best is not None
     has_enough = difference.interval.num_clusters >= MIN_CLUSTERS
     return Check(
         kind=scale.kind,
@@ -71,8 +73,9 @@ def paired_check(scale: Scale, label: str, tasks: Sequence[PairedTask]) -> Check
         num_contexts=difference.interval.num_clusters,
         dropped=_sums([it.dropped for it in tasks]),
         loss=scale.shown(-result.mean),
-        least_loss=None if result.best is None else scale.shown(-result.best),
-        most_loss=None if result.worst is None else scale.shown(-result.worst),
+        least_loss=None if result.best is None or has_no_spread else scale.shown(-result.best),
+        most_loss=None if result.worst is None or has_no_spread else scale.shown(-result.worst),
+        has_no_spread=has_no_spread,
         noise=None if floor is None else scale.shown(floor.size),
         p_value=excess_loss_p_value(pairs, scale.margin) if has_enough else None,
         worst_items=worst,

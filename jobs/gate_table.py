@@ -11,6 +11,7 @@ from rich.text import Text
 from jobs.gate import NightVerdict
 from jobs.gate_check import Check
 from jobs.gate_log import change, where
+from jobs.report_numbers import NO_SPREAD
 from jobs.report_table import UNKNOWN, add_folding_column, titled_table
 
 _STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not measured": "dim"}
@@ -22,7 +23,8 @@ _ROOMY_COLUMNS = 100
 """Below this width a task has a line for its benchmark and one for its name."""
 _LEGEND = (
     "change: this night - baseline, mean over the items, and between which values it lies (one-sided 97.5 % each; memory is "
-    "measured, not inferred); p: of the loss being no larger than the margin, corrected over the family"
+    "measured, not inferred; no spread: all contexts changed alike, so there are none); p: of the loss being no larger than "
+    "the margin, corrected over the family"
 )
 
 
@@ -75,6 +77,8 @@ def _p_value(p_value: float | None) -> str:
 
 
 def _ends(check: Check) -> Text:
+    if check.has_no_spread:
+        return Text(NO_SPREAD, style="dim")
     if check.least_loss is None or check.most_loss is None:
         return Text()
     ends = sorted((-it if check.unit == "points" else it) + 0.0 for it in (check.least_loss, check.most_loss))

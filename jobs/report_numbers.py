@@ -8,10 +8,12 @@ from evaluators.statistics import Interval, proportion_interval
 from jobs.variant_summary import VariantSummary
 
 UNKNOWN = "-"
+NO_SPREAD = "no spread"
+"""Stands for an interval where all values are equal: ends without width would read as certainty."""
 
 
 class Shown(NamedTuple):
-    """A number as text, and its 95 % interval or ""."""
+    """A number as text, and its 95 % interval, NO_SPREAD or ""."""
 
     mean: str
     ends: str = ""
@@ -30,9 +32,9 @@ def shown_interval(
     """Mean and ends; the ends are cut to the values the quantity can take."""
     if interval is None:
         return Shown(UNKNOWN)
-    if interval.low is None or interval.high is None:
-        return Shown(layout.format(interval.mean))
-    ends = (max(interval.low, lowest), min(interval.high, highest))
+    if interval.ends is None:
+        return Shown(layout.format(interval.mean), NO_SPREAD if interval.has_no_spread else "")
+    ends = (max(interval.ends[0], lowest), min(interval.ends[1], highest))
     return Shown(layout.format(interval.mean), " to ".join(layout.format(end) for end in ends))
 
 
@@ -58,9 +60,10 @@ def shown_score(variant: VariantSummary) -> Shown:
 
 def ends_in_percent(interval: Interval | None) -> str:
     """Of a score, 0 to 100, cut to what it can be; "" where it has no interval."""
-    if interval is None or interval.low is None or interval.high is None:
-        return ""
-    return f"{100 * max(interval.low, 0.0):.1f} to {100 * min(interval.high, 1.0):.1f}"
+    if interval is None or interval.ends is None:
+        return NO_SPREAD if interval is not None and interval.has_no_spread else ""
+    low, high = interval.ends
+    return f"{100 * max(low, 0.0):.1f} to {100 * min(high, 1.0):.1f}"
 
 
 def shown_count(variant: VariantSummary) -> str:

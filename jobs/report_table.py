@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluators.statistics import Interval, proportion_interval
+from jobs.report_numbers import NO_SPREAD
 from jobs.summary import MacroMean, Setting, TaskSummary
 from jobs.variant_summary import VariantSummary
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, REFERENCE_LABELS
@@ -174,10 +175,12 @@ def _with_ends(
     lowest: float = 0.0,
     highest: float = float("inf"),
 ) -> Text:
-    if interval.low is not None and interval.high is not None:
-        low, high = max(interval.low, lowest), min(interval.high, highest)
+    if interval.ends is not None:
+        low, high = max(interval.ends[0], lowest), min(interval.ends[1], highest)
         ends = f" [{show(low)}, {show(high)}]" if is_wide else f"\n{show(low)}-{show(high)}"
         text.append(ends, style="dim")
+    elif interval.has_no_spread:
+        text.append(f" [{NO_SPREAD}]" if is_wide else f"\n{NO_SPREAD}", style="dim")
     return text
 
 

@@ -12,7 +12,7 @@ from jobs.differences import Difference
 from jobs.metric_keys import file_name
 from jobs.pairing import SCORE
 from jobs.report_headline import headline, settings_in_words
-from jobs.report_numbers import Shown, plain, shown_interval, shown_score
+from jobs.report_numbers import NO_SPREAD, Shown, plain, shown_interval, shown_score
 from jobs.report_table import human_bytes, shown_name
 from jobs.summary import MacroMean, ResultSummary, Setting, TaskSummary
 from jobs.tracker import EXPERIMENT_ID, RUN_ID, VIEW
@@ -30,8 +30,9 @@ _SIGNS = {"better": "▲", "worse": "▼"}
 _VERDICT = "verdict"
 _HEADS = ("score", "- full cache", _VERDICT, "NLL", "recovered", "kept", "KV bytes")
 _LEGEND = (
-    "In brackets 95 % intervals. *- full cache*: the score minus the full cache's on the same items, in points of 100; "
-    "*verdict*: ▲ measurably better, ▼ worse; *NLL*: nats per token of the gold answer; *recovered*: share left of what "
+    "In brackets 95 % intervals; *no spread*: all values are equal, so there is none. *- full cache*: the score minus the "
+    "full cache's on the same items, in points of 100; *verdict*: ▲ measurably better, ▼ worse; *NLL*: nats per token of the "
+    "gold answer; *recovered*: share left of what "
     "the context is worth to it; *kept*: measured slots."
 )
 _ELSEWHERE = (
@@ -157,9 +158,9 @@ def _difference(label: str, task: str | None, differences: Sequence[Difference])
         return _NONE, verdict
     interval, factor = of_score.paired.interval, of_score.metric.unit_factor
     mean = f"{factor * interval.mean:+.1f}"
-    if interval.low is None or interval.high is None:
-        return mean, verdict
-    low, high = (min(max(factor * end, -factor), factor) for end in (interval.low, interval.high))
+    if interval.ends is None:
+        return _shown(Shown(mean, NO_SPREAD if interval.has_no_spread else "")), verdict
+    low, high = (min(max(factor * end, -factor), factor) for end in interval.ends)
     return _shown(Shown(mean, f"{low:+.1f} to {high:+.1f}")), verdict
 
 

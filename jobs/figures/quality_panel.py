@@ -104,7 +104,7 @@ def _point(
 ) -> Point | None:
     if interval is None or variant.kept_ratio is None:
         return None
-    low, high = (None if end is None else shown(end) for end in (interval.low, interval.high))
+    low, high = (None if end is None else shown(end) for end in interval.ends or (None, None))
     return Point(variant.shown_label, 100 * variant.kept_ratio, shown(interval.mean), low, high)
 
 
@@ -113,6 +113,6 @@ def _macro_point(mean: MacroMean, measure: str, interval: Interval | None) -> Po
     if value is None or mean.kept_ratio is None:
         return None
     factor, highest = (100, 100.0) if measure == SCORE else (1, float("inf"))
-    ends = (None, None) if interval is None else (interval.low, interval.high)
+    ends = (interval and interval.ends) or (None, None)
     low, high = (None if end is None else min(max(factor * end, 0.0), highest) for end in ends)
     return Point(mean.shown_label, 100 * mean.kept_ratio, factor * value, low, high)

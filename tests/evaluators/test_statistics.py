@@ -155,3 +155,20 @@ def test_published_score_is_a_rounded_percentage_of_something() -> None:
     assert published_score([1.0, 0.0, 0.0]) == 33.33
     with pytest.raises(StatisticsError, match="nothing to aggregate"):
         published_score([])
+
+
+@pytest.mark.parametrize("num", [4, 60, 250])
+@pytest.mark.parametrize("lost", [0.0, -1.0, -0.1])
+def test_equal_differences_have_no_ends_to_show_and_the_verdict_they_had(num: int, lost: float) -> None:
+    before = np.random.default_rng(num).uniform(1, 2, size=num)
+    got = paired_difference((before + lost).tolist(), before.tolist(), range(num))
+    assert got.interval.has_no_spread and got.interval.ends is None and got.interval.low is not None
+    assert got.verdict == ("lower" if lost and num >= 50 else "inconclusive")
+
+
+def test_ends_are_shown_where_something_differs_and_not_of_a_single_cluster() -> None:
+    got = mean_interval([0.0, 0.0, 1.0], range(3))
+    assert not got.has_no_spread and got.ends == (got.low, got.high)
+    alone = mean_interval([0.0, 1.0], [0, 0])
+    assert not alone.has_no_spread and alone.ends is None
+    assert proportion_interval(4, 4).ends is not None  # exact: four of four is not certainty

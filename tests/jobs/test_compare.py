@@ -36,7 +36,7 @@ def test_everything_that_matters_is_printed_at_any_width(
         "inconclusive",
         "margin: fail",
         "margin: open",
-        " to +",
+        "no spread",
     ):
         assert part in text
     assert "mean over 2 tasks" in text and "A/A noise of the NLL" in text and "…" not in text
@@ -57,12 +57,26 @@ def test_where_there_is_no_room_cells_fold_and_nothing_is_cut(
     assert shown[0] == shown[1]
 
 
+def test_differences_that_are_all_equal_have_no_interval(
+    tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a folder against itself nor four items that lose everything are certain."""
+    rows = [row | {"score": 1.0} for row in paired_rows(seed, 4)]
+    ResultStore(tmp_path / "A").write_unit("u1", rows)
+    ResultStore(tmp_path / "B").write_unit("u1", [row | {"score": 0.0} for row in rows])
+    for other, mean in (("A", "+0.0"), ("B", "-100.0")):
+        assert main([str(tmp_path / "A"), str(tmp_path / other), "--width", "100"]) == 0
+        text = capsys.readouterr().out
+        assert mean in text and "no spread " in text and f"{mean} to {mean}" not in text
+        assert "margin: pass" not in text and "margin: fail" not in text
+
+
 def test_two_variants_of_one_folder(folders: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [folders[0], "--policy", "kvmerger@0.5", "--against", "snapkv@0.5", "--width", "100"]
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert text.startswith("A  snapkv@0.5\nB  kvmerger@0.5\n")
-    assert "better" in text and "margin: pass" in text
+    assert "better" in text and "margin: pass" in text and " to -" in text
 
 
 def test_policy_and_margin_narrow_it_down(

@@ -10,6 +10,7 @@ from rich.console import Console
 from jobs.gate import NightVerdict
 from jobs.gate_log import NightNames, log_lines
 from jobs.gate_table import verdict_table
+from tests.jobs.paired_fakes import paired_rows
 from tests.jobs.test_gate import LABEL, changed, judged, night
 
 
@@ -61,3 +62,22 @@ def test_a_line_that_is_too_long_ends_between_words(verdict: NightVerdict) -> No
     names = NightNames("tonight", "last week", "folder " + "x" * 300, "gate.md")
     (against,) = [line for line in log_lines(verdict, names) if line.startswith("against")]
     assert len(against) == 200 and against.endswith("x…")
+
+
+def test_changes_that_are_all_equal_have_no_bounds(seed: int) -> None:
+    rows = [row | {"score": 1.0} for row in paired_rows(seed, 4, prediction="said", execution="fused")]
+    lost = changed(rows, lambda row, rng: {"score": 0.0})
+    verdict = judged(rows, lost)
+    assert not verdict.having("fail")
+    (score,) = [it for it in verdict.checks if (it.label, it.metric) == (LABEL, "score")]
+    assert (score.loss, score.least_loss, score.most_loss, score.has_no_spread) == (100, None, None, True)
+    text = text_of(verdict, 120)
+    assert "no spread" in text.partition("change:")[0] and "-100.0 to -100.0" not in text
+
+
+def test_the_exact_bound_of_a_loss_that_nobody_had_stays(seed: int) -> None:
+    rows = night(seed)
+    other = changed(rows, lambda row, rng: {"answer_nll": row["answer_nll"] + rng.normal(0, 0.01)})
+    scores = [it for it in judged(rows, other).checks if (it.label, it.metric) == (LABEL, "score")]
+    on_tasks = [it for it in scores if it.task is not None]
+    assert on_tasks and all(it.verdict == "pass" and it.most_loss for it in on_tasks)

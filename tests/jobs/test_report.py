@@ -77,6 +77,12 @@ def test_a_count_has_its_exact_interval() -> None:
     assert "3 of 4 [19%, 99%]" in text_of(rows_of("task"), 140)
 
 
+def test_values_that_are_all_equal_have_no_interval() -> None:
+    text = text_of(rows_of("task"), 140)
+    assert "1.250 [no spread]" in text and "0.88 [no spread]" in text and "1.250, 1.250" not in text
+    assert "1.250-1.250" not in text_of(rows_of("task"), 100)
+
+
 def test_an_interval_ends_where_its_quantity_does() -> None:
     rows = [row | {"top1_agreement": 0.5 if row["cluster_id"] == "c0" else 1.0} for row in rows_of("task")]
     low, high = 0.875 - 3.18 * 0.125, 1.0  # Student's t with 3 degrees of freedom would end at 1.27

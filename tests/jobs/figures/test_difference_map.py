@@ -7,6 +7,8 @@ import pytest
 
 from jobs.differences import Difference, differences_to_full
 from jobs.figures.difference_map import MACRO, NOISE, difference_maps
+from jobs.report_numbers import NO_SPREAD
+from tests.jobs.paired_fakes import paired_rows
 from tests.jobs.row_fakes import make_sweep_rows
 
 
@@ -55,3 +57,12 @@ def test_no_difference_of_scores_is_shown_beyond_what_scores_allow(seed: int) ->
 
 def test_one_task_has_no_mean_column(seed: int) -> None:
     assert all(found.tasks == ("b/t0",) for found in difference_maps(differences(seed, 5, num_tasks=1), {}))
+
+
+def test_differences_that_are_all_equal_have_no_interval(seed: int) -> None:
+    rows = [row | {"score": float("@" not in row["variant"])} for row in paired_rows(seed, 4)]
+    _, score = difference_maps(differences_to_full(rows), {})
+    for label, mean in (("snapkv@0.5", "-100.0"), (NOISE, "0.0")):
+        (cell,) = dict(score.rows)[label]
+        assert cell is not None and (cell.mean, cell.ends) == (mean, NO_SPREAD)
+        assert "whisker" not in cell.drawing
