@@ -194,7 +194,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--actors", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--items", type=int, default=200)
     parser.add_argument("--length", type=int, default=4096, help="tokens of prompt and answer together")
-    parser.add_argument("--model", default="demo", help="demo, random-8b or random-135m (their shapes), a folder or a hub id")
+    parser.add_argument(
+        "--model", default="demo", help="demo, random-8b or random-135m (their shapes), a folder or a hub id"
+    )
     parser.add_argument("--num-cpus", type=float, help="of each actor; default: as the service decides")
     parser.add_argument(
         "--table", nargs="+", type=Path, metavar="JSONL", help="print these results and do nothing else"
