@@ -75,9 +75,8 @@ class _Runner:
         ``variants``: the row's one, none for a reference row.
         """
         model, prompt = self.model, self.prompt
-        graphs = graphs_for(
-            model, most_failures=1
-        )  # they serve one batch: no other one would say what failed
+        # They serve one batch: no other one would say what failed.
+        graphs = graphs_for(model, most_failures=1)
         before_bytes = _start_peak(model.device)
         start_s = now_s(model.device)
         prefilled = prefill(model, prompt.context_ids, needs_of(variants), self.seed, is_last_try=False)
