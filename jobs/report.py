@@ -29,7 +29,7 @@ _MESSAGE_CHARS = 300
 _LEGEND = (
     "NLL: nats per token of the gold answer; recov.: of what the context is worth to that NLL, the share that is left (0: "
     "as without it, 1: as with the full cache); KL and top-1: against the full cache, along its own answer; kept: measured "
-    "slots; 95 % intervals (no spread: all values are equal, so there is none)"
+    "slots; 95 % intervals, none where all values are equal"
 )
 _BESIDE_THE_RESULTS = Path()  # `--html` without a file
 _CORPUS_SCORE = (

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluators.statistics import Interval, proportion_interval
-from jobs.report_numbers import NO_SPREAD
 from jobs.summary import MacroMean, Setting, TaskSummary
 from jobs.variant_summary import VariantSummary
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, REFERENCE_LABELS
@@ -179,8 +178,6 @@ def _with_ends(
         low, high = max(interval.ends[0], lowest), min(interval.ends[1], highest)
         ends = f" [{show(low)}, {show(high)}]" if is_wide else f"\n{show(low)}-{show(high)}"
         text.append(ends, style="dim")
-    elif interval.has_no_spread:
-        text.append(f" [{NO_SPREAD}]" if is_wide else f"\n{NO_SPREAD}", style="dim")
     return text
 
 
