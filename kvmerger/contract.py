@@ -21,6 +21,7 @@ from kvmerger.decode_rule import DecodeRule, require_rule
 from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.base import Policy, declared_needs
 from kvmerger.policies.composition import build
+from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.prefill import Prefilled
 from kvmerger.variants import Variant, VariantSpec, build_variant
 
@@ -112,6 +113,19 @@ def _is_a_frozen_dataclass_that_survives_pickle(case: _Case) -> None:
 def _can_be_built_from_its_spec(case: _Case) -> None:
     spec = VariantSpec("checked", case.name, (), KeptRatio(KEPT_RATIO))
     _expect(build_variant(spec).policy == case.variant().policy, "built from its spec, the policy differs")
+
+
+def _scores_every_token_with_a_number(case: _Case) -> None:
+    policy = case.variant().policy
+    if not isinstance(policy, ScoringPolicy):
+        return
+    budget = Budget.uniform(int(KEPT_RATIO * NUM_TOKENS), NUM_KV_HEADS, KEPT_RATIO)
+    for index, evidence in enumerate(case.prefilled().evidence):
+        num_nan = int(policy.scores_at(evidence, budget).isnan().sum())
+        _expect(
+            num_nan == 0,
+            f"layer {index}: {num_nan} scores are NaN, which rank above all others; is it 0 / 0?",
+        )
 
 
 def _keeps_no_more_than_its_budget(case: _Case) -> None:
@@ -264,6 +278,7 @@ def _its_decode_rule_changes_its_own_row_only(case: _Case) -> None:
 _CHECKS: tuple[Callable[[_Case], None], ...] = (
     _is_a_frozen_dataclass_that_survives_pickle,
     _can_be_built_from_its_spec,
+    _scores_every_token_with_a_number,
     _keeps_no_more_than_its_budget,
     _keeps_finite_numbers_in_the_models_dtype,
     _positions_are_the_prompts_and_ascend,

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from kvmerger.contract import check_policy
+from kvmerger.evidence import KEY_NORMS
 from kvmerger.policies.base import Policy
+from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.policies.selection import keep_highest
 
 
@@ -79,3 +81,17 @@ def test_a_mistake_of_form_is_named_by_the_checks_of_what_is_kept(
 def test_a_policy_may_count_on_the_device(seed: int) -> None:
     results = check_policy(f"{__name__}:CountsInTensors", seed=seed)
     assert [result.message for result in results if not result.is_ok] == []
+
+
+@dataclass(frozen=True)
+class DividesByZero(ScoringPolicy):
+    """Has no score for any token."""
+
+    def scores(self, evidence):
+        return evidence.get(KEY_NORMS) * 0 / 0
+
+
+def test_scores_that_are_no_numbers_are_named(seed: int) -> None:
+    wrong = {r.name: r.message for r in check_policy(f"{__name__}:DividesByZero", seed=seed) if not r.is_ok}
+    assert set(wrong) == {f"scores every token with a number ({dtype})" for dtype in ("float32", "bfloat16")}
+    assert all("scores are NaN, which rank above all others" in message for message in wrong.values())
