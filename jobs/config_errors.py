@@ -132,7 +132,8 @@ def _explain_one(entry: Any, models: Mapping[tuple[str, ...], type[BaseModel]]) 
 
 
 def _has_default(section: type[BaseModel] | None, location: Sequence[str | int]) -> bool:
-    field = section.model_fields.get(str(location[-1])) if section else None
+    """Whether the key may be left out; nowhere means the whole file, which may not."""
+    field = section.model_fields.get(str(location[-1])) if section and location else None
     return field is not None and not field.is_required()
 
 

@@ -64,9 +64,9 @@ def test_a_rows_prefill_has_its_own_evidence_and_nobody_elses(
     needs: list[frozenset[Need]] = []
     whole = isolated.prefill
 
-    def noted(model: Any, context_ids: Any, needed: frozenset[Need], *others: Any) -> Prefilled:
+    def noted(model: Any, context_ids: Any, needed: frozenset[Need], *others: Any, **named: Any) -> Prefilled:
         needs.append(needed)
-        return whole(model, context_ids, needed, *others)
+        return whole(model, context_ids, needed, *others, **named)
 
     monkeypatch.setattr(isolated, "prefill", noted)
     run(seed, "isolated")
