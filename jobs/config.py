@@ -275,9 +275,8 @@ def _existing(path: Path, info: ValidationInfo) -> Path | None:
     """The absolute path, if it is there."""
     for folder in _folders(info):
         candidate = folder / _expanded(path)
-        with contextlib.suppress(
-            OSError
-        ):  # a name that is too long for any file, a folder that must not be read
+        # A name that is too long for any file, a folder that must not be read.
+        with contextlib.suppress(OSError):
             if candidate.exists():
                 return candidate.resolve()
     return None

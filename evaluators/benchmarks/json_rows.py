@@ -18,9 +18,8 @@ def read_json_rows(lines: Iterable[bytes], source: str, fields: str) -> Iterator
     Raises BenchmarkError for a line that is no object; `fields` says what one should hold.
     """
     for number, line in enumerate(lines, start=1):
-        line = line.removeprefix(
-            codecs.BOM_UTF8
-        )  # Excel and Windows put it first, and joined files keep it inside
+        # Excel and Windows put it first, and joined files keep it inside.
+        line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():
             where = f"{source}, line {number}"
             yield where, _parse(line, where, fields)
