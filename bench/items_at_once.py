@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass
 import torch
 
 from bench.race import tokens_of
-from bench.race_clock import free_memory, timed
+from bench.race_clock import timed
 from bench.random_llama import NUM_NEW_TOKENS, SHAPES, make_prompt, race_variants, random_llama
 from bench.records import append, default_path, provenance
 from kvmerger.buckets import bucket_for
+from kvmerger.device_memory import free_memory
 from kvmerger.engine import Engine
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits

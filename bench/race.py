@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bench import race_kvpress, race_ours
-from bench.race_clock import Deadline, free_memory
+from bench.race_clock import Deadline
 from bench.race_table import markdown
 from bench.random_llama import (
     NUM_NEW_TOKENS,
@@ -32,6 +32,7 @@ from bench.random_llama import (
     random_llama,
 )
 from bench.records import append, default_path, provenance, read
+from kvmerger.device_memory import free_memory
 from kvmerger.generation import Prompt
 from kvmerger.models import LoadedModel
 from kvmerger.variants import Variant

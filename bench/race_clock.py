@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,10 +43,3 @@ class Deadline:
     def left_s(self) -> float:
         """Seconds that are left; below 0 when they are over."""
         return self._end_s - time.monotonic()
-
-
-def free_memory(device: torch.device) -> None:
-    """Give back what a finished or failed run left behind, so that the next one starts as it did."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

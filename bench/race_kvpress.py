@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.race_clock import Deadline, free_memory, timed
+from bench.race_clock import Deadline, timed
 from bench.random_llama import BUDGETS, EVICTING
 from bench.static_decoding import StaticDecoder
+from kvmerger.device_memory import free_memory
 from kvmerger.device_time import now_s
 from kvmerger.generation import Prompt
 from kvmerger.models import LoadedModel

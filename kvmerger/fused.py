@@ -6,11 +6,11 @@ stays where it is. Only a variant that does not fit beside the full row by itsel
 
 from __future__ import annotations
 
-import gc
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -25,6 +25,7 @@ from kvmerger.compress import (
     empty_prefix,
     references_first,
 )
+from kvmerger.device_memory import free_memory
 from kvmerger.device_time import now_s
 from kvmerger.evidence import Need
 from kvmerger.generation import Generation, Prompt, VariantFailure
@@ -46,7 +47,7 @@ def run_fused(
     graphs: StepGraphs | None = None,
 ) -> list[Generation | VariantFailure]:
     """Prefill once, compress for every variant, answer together. See `Engine.run`."""
-    run = _started(model, limits, prompt, variants, seed, graphs)
+    run = _with_room(partial(FusedRun.start, model, limits, prompt, variants, seed, graphs), model, graphs)
     labels = [NO_CONTEXT, *(variant.label for variant in run.variants)]
     groups = by_rows(labels, len(prompt.questions), limits.max_rows)
     run.answer_all(groups)
@@ -200,29 +201,20 @@ class FusedRun:
         return self.finish(group, batch, batch.decode(), compression)
 
 
-def _started(
-    model: LoadedModel,
-    limits: Limits,
-    prompt: Prompt,
-    variants: Sequence[Variant],
-    seed: int,
-    graphs: StepGraphs | None,
-) -> FusedRun:
-    """`FusedRun.start`; if memory runs out, once more without what the batches before have left behind."""
+def _with_room(start: Callable[..., FusedRun], model: LoadedModel, graphs: StepGraphs | None) -> FusedRun:
+    """``start``; if memory runs out, once more without what the batches before have left behind."""
     with suppress(torch.OutOfMemoryError):
-        return FusedRun.start(model, limits, prompt, variants, seed, graphs, is_last_try=False)
+        return start(is_last_try=False)
     # Not while the error is handled: its frames hold what did not fit.
     make_room(model, graphs)
-    return FusedRun.start(model, limits, prompt, variants, seed, graphs, is_last_try=True)
+    return start(is_last_try=True)
 
 
 def make_room(model: LoadedModel, graphs: StepGraphs | None) -> None:
     """Give back what a batch that did not fit has left behind."""
     if graphs is not None:
         graphs.forget()
-    gc.collect()
-    if model.device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_memory(model.device)
 
 
 def needs_of(variants: Sequence[Variant]) -> frozenset[Need]:

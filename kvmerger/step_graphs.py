@@ -11,7 +11,6 @@ other error, so a step is given up only when it could not be recorded twice in a
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from kvmerger.decode_loop import Progress
 from kvmerger.decoding_rows import ActingRows
+from kvmerger.device_memory import free_memory
 from kvmerger.device_time import now_s
 from kvmerger.kernels.dispatch import has_triton, is_supported
 from kvmerger.model_source import DTYPES
@@ -130,7 +130,10 @@ class StepGraphs:
         if recorded is None:
             # Only now: until it had been dealt with, the error's frames held what was to be recorded.
             self.forget_recorded()
-            _give_back_memory(self._model.device)
+            # To the driver, which instantiates graphs with it, and to libraries that take work spaces. A capture that broke
+            # off may still be under way to the allocator, which then refuses; a lost device says so in the next eager step.
+            with suppress(RuntimeError):
+                free_memory(self._model.device)
             return None
         try:
             recorded.step.start(progress)
@@ -214,16 +217,6 @@ def graphs_for(model: LoadedModel, most_failures: int = MOST_FAILURES) -> StepGr
     from kvmerger.cuda_recorder import CudaRecorder
 
     return StepGraphs(model, CudaRecorder(model.device), most_failures=most_failures)
-
-
-def _give_back_memory(device: torch.device) -> None:
-    """To the driver, which instantiates graphs with it, and to libraries that take work spaces."""
-    gc.collect()
-    if device.type == "cuda":
-        # A capture that broke off may still be under way to the allocator, which then refuses. And a device that is lost
-        # says so again in the eager step that comes next.
-        with suppress(RuntimeError):
-            torch.cuda.empty_cache()
 
 
 def rounded_up(count: int, least: int, finer: int = 4) -> int:
