@@ -12,7 +12,7 @@ from evaluators.noninferiority import MarginResult
 from jobs.comparison import Comparison
 from jobs.differences import HOLDS_ZERO, NOT_SIGNIFICANT, Difference
 from jobs.pairing import METRICS, SCORE
-from jobs.report_numbers import NO_SPREAD
+from jobs.report_numbers import instead_of_ends
 from jobs.report_table import UNKNOWN, add_folding_column, human_bytes, titled_table
 from jobs.summary import Setting
 
@@ -108,8 +108,8 @@ def _difference(it: Difference) -> Text | str:
     if interval.ends is not None:
         low, high = interval.ends
         text.append(f"\n{factor * low:+.{digits}f} to {factor * high:+.{digits}f}", style="dim")
-    elif interval.has_no_spread:
-        text.append(f"\n{NO_SPREAD}", style="dim")
+    elif why := instead_of_ends(interval):
+        text.append(f"\n{why}", style="dim")
     return text
 
 

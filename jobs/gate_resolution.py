@@ -45,10 +45,8 @@ class Resolution:
     def __str__(self) -> str:
         """A sentence for what cannot be resolved, with the remedy."""
         if self.num_contexts < MIN_CLUSTERS:
-            what, remedy = (
-                f"{self.num_contexts} contexts carry no verdict, whatever the margin",
-                self._enough(),
-            )
+            what = f"{self.num_contexts} contexts carry no verdict, whatever the margin"
+            remedy = self._enough()
         else:
             what = f"{self.num_contexts} contexts resolve {self.smallest:.2g} {self.unit}, the margin is {self.margin:g}"
             remedy = "a wider margin" if self.needed is None else f"at least {self.needed}, or a wider margin"

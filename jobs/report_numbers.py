@@ -26,6 +26,11 @@ def score_interval(variant: VariantSummary) -> Interval | None:
     return proportion_interval(variant.num_right, variant.score.num_items)
 
 
+def instead_of_ends(interval: Interval) -> str:
+    """What stands where an interval has no ends to show: NO_SPREAD, or "" where one context tells nothing."""
+    return NO_SPREAD if interval.has_no_spread else ""
+
+
 def shown_interval(
     interval: Interval | None, layout: str = "{:.3f}", lowest: float = 0.0, highest: float = float("inf")
 ) -> Shown:
@@ -33,7 +38,7 @@ def shown_interval(
     if interval is None:
         return Shown(UNKNOWN)
     if interval.ends is None:
-        return Shown(layout.format(interval.mean), NO_SPREAD if interval.has_no_spread else "")
+        return Shown(layout.format(interval.mean), instead_of_ends(interval))
     ends = (max(interval.ends[0], lowest), min(interval.ends[1], highest))
     return Shown(layout.format(interval.mean), " to ".join(layout.format(end) for end in ends))
 
@@ -61,7 +66,7 @@ def shown_score(variant: VariantSummary) -> Shown:
 def ends_in_percent(interval: Interval | None) -> str:
     """Of a score, 0 to 100, cut to what it can be; "" where it has no interval."""
     if interval is None or interval.ends is None:
-        return NO_SPREAD if interval is not None and interval.has_no_spread else ""
+        return "" if interval is None else instead_of_ends(interval)
     low, high = interval.ends
     return f"{100 * max(low, 0.0):.1f} to {100 * min(high, 1.0):.1f}"
 

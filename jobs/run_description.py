@@ -12,7 +12,7 @@ from jobs.differences import Difference
 from jobs.metric_keys import file_name
 from jobs.pairing import SCORE
 from jobs.report_headline import headline, settings_in_words
-from jobs.report_numbers import NO_SPREAD, Shown, plain, shown_interval, shown_score
+from jobs.report_numbers import Shown, instead_of_ends, plain, shown_interval, shown_score
 from jobs.report_table import human_bytes, shown_name
 from jobs.summary import MacroMean, ResultSummary, Setting, TaskSummary
 from jobs.tracker import EXPERIMENT_ID, RUN_ID, VIEW
@@ -159,7 +159,7 @@ def _difference(label: str, task: str | None, differences: Sequence[Difference])
     interval, factor = of_score.paired.interval, of_score.metric.unit_factor
     mean = f"{factor * interval.mean:+.1f}"
     if interval.ends is None:
-        return _shown(Shown(mean, NO_SPREAD if interval.has_no_spread else "")), verdict
+        return _shown(Shown(mean, instead_of_ends(interval))), verdict
     low, high = (min(max(factor * end, -factor), factor) for end in interval.ends)
     return _shown(Shown(mean, f"{low:+.1f} to {high:+.1f}")), verdict
 

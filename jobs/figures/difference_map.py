@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from evaluators.statistics import Interval
 from jobs.differences import Difference
-from jobs.report_numbers import NO_SPREAD
+from jobs.report_numbers import instead_of_ends
 from jobs.summary import Setting
 
 _WIDTH, _HEIGHT, _MARGIN = 120, 14, 4  # of a cell's drawing, in its own units
@@ -131,7 +131,7 @@ def _drawn(
     interval: Interval, factor: float, layout: str, reach: float, verdict: str, note: str
 ) -> DifferenceCell:
     low, high = (None if end is None else _cut(factor * end, reach) for end in interval.ends or (None, None))
-    ends = NO_SPREAD if interval.has_no_spread else ""
+    ends = instead_of_ends(interval)
     if low is not None and high is not None:
         ends = f"{_signed(low, layout)} to {_signed(high, layout)}"
     mean = factor * interval.mean
