@@ -114,12 +114,10 @@ def _deltas(label: str, differences: Sequence[Difference]) -> dict[str, float | 
         if it.paired is None or label not in (it.label, FULL):
             continue
         name, reach = (_DELTA, 1.0) if it.metric is SCORE else (_DELTA_NLL, math.inf)
-        interval = it.paired.interval
-        if label != it.label:
-            # The full cache differs from itself by 0 on every item; MLflow shows what is absent as NaN.
-            interval = replace(interval, mean=0, low=0, high=0)
-        elif interval.has_no_spread:
-            interval = replace(interval, low=None, high=None)
+        # The full cache differs from itself by 0 on every item; MLflow shows what is absent as NaN.
+        interval = (
+            it.paired.interval if label == it.label else replace(it.paired.interval, mean=0, low=0, high=0)
+        )
         values |= _with_ends(metric_key(name, it.task or _MEAN), interval, -reach, reach)
     return values
 

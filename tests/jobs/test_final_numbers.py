@@ -57,14 +57,6 @@ def test_deltas_are_the_paired_differences_with_their_ends(rows: list[Row]) -> N
     assert {it.metric for it in differences} == {SCORE, ANSWER_NLL}
 
 
-def test_deltas_that_are_all_equal_have_no_ends(rows: list[Row]) -> None:
-    even = [row | {"score": float(row["variant"] != "knorm@0.5")} for row in rows]
-    values = variant_readings(*summed(even), even)["knorm@0.5"].values
-    for name in (*TASKS, "mean"):
-        assert values[f"delta/{name}"] == -1.0 and f"delta/{name}/low" not in values
-        assert f"delta_nll/{name}/low" in values
-
-
 def test_all_runs_compare_by_the_same_keys(rows: list[Row]) -> None:
     found = variant_readings(*summed(rows), rows)
     assert (
