@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -57,13 +58,20 @@ class CudaRecorder:
                 ):
                     step()
         except BaseException:
-            # To the allocator the pool is still being recorded to, so nothing may be recorded there again.
-            self._pool, self._alive = torch.cuda.graph_pool_handle(), weakref.WeakSet()
+            self._break_off()
             raise
         finally:
             callers.wait_stream(self._stream)
         self._alive.add(graph)
         return graph.replay
+
+    def _break_off(self) -> None:
+        """Let the allocator be as it is when nobody records, and leave a pool in which a recording broke off alone."""
+        # torch before 2.12 leaves it waiting for the recording's end (pytorch/pytorch#180395): it would give no memory back
+        # any more, to nobody, and where memory runs out would not look at what it keeps. Later ones have ended it, and say so.
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
+        self._pool, self._alive = torch.cuda.graph_pool_handle(), weakref.WeakSet()
 
     def read_later(self, number: Tensor) -> Callable[[], int]:
         """Copy ``number`` to the host behind the work that is queued; the call waits until it is there."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 import torch
@@ -130,10 +129,8 @@ class StepGraphs:
         if recorded is None:
             # Only now: until it had been dealt with, the error's frames held what was to be recorded.
             self.forget_recorded()
-            # To the driver, which instantiates graphs with it, and to libraries that take work spaces. A capture that broke
-            # off may still be under way to the allocator, which then refuses; a lost device says so in the next eager step.
-            with suppress(RuntimeError):
-                free_memory(self._model.device)
+            # To the driver, which instantiates graphs with it, and to libraries that take work spaces.
+            free_memory(self._model.device)
             return None
         try:
             recorded.step.start(progress)

@@ -104,6 +104,22 @@ def test_a_rule_that_waits_for_the_device_answers_eagerly(seed: int) -> None:
     assert graphs.num_recorded == 1, "a failed recording spoils no other"
 
 
+def test_a_recording_that_breaks_off_leaves_the_allocator_to_others(seed: int) -> None:
+    """Memory goes back to the driver as before; torch 2.11 takes the recording for unfinished, and would keep it all."""
+    model = on_cuda(seed, torch.float32)
+    prompt = make_prompt(random.Random(seed), 48)
+    rows = make_rows(model, prompt, OTHERS)
+    acting = {index: replace(row, rule=WaitsForTheDevice()) for index, row in rows.items()}
+    with pytest.warns(RuntimeWarning, match="WaitsForTheDevice"):
+        check_same(model, prompt, acting, graphs_of(model))
+    torch.cuda.empty_cache()
+    before_bytes = torch.cuda.memory_reserved()
+    torch.empty(100 * MIB, dtype=torch.uint8, device="cuda")
+    assert torch.cuda.memory_reserved() >= before_bytes + 100 * MIB
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() == before_bytes
+
+
 def test_memory_is_flat_over_a_hundred_items(seed: int) -> None:
     """After `NUM_WARM_UP_ITEMS` nothing more stays allocated, and at most two segments of 20 MiB more reserved."""
     rng, model = random.Random(seed), on_cuda(seed, torch.bfloat16)
