@@ -67,8 +67,8 @@ class CudaRecorder:
 
     def _break_off(self) -> None:
         """Let the allocator be as it is when nobody records, and leave a pool in which a recording broke off alone."""
-        # torch before 2.12 leaves it waiting for the recording's end (pytorch/pytorch#180395): it would give no memory back
-        # any more, to nobody, and where memory runs out would not look at what it keeps. Later ones have ended it, and say so.
+        # torch 2.11 leaves it waiting for the recording's end (pytorch/pytorch#180395): no memory would go back to the driver
+        # any more, and where it runs out torch would not look at what it keeps. Where torch has ended it, it says so here.
         with suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
         self._pool, self._alive = torch.cuda.graph_pool_handle(), weakref.WeakSet()
