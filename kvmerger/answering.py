@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 
 from torch import Tensor
 
-from kvmerger.batch import Answer, Batch
+from kvmerger.batch import Answer, Batch, Row
 from kvmerger.compress import DID_NOTHING, Compressed, merged_counters
+from kvmerger.decoding_rows import RuleFailure
 from kvmerger.device_time import now_s
 from kvmerger.fidelity import compare, continuation_nll, fetched
 from kvmerger.generation import Generation, Prompt, VariantFailure
@@ -90,10 +92,10 @@ class Answering:
             shared["record_graph_shared_s"] = batch.record_s
         if batch.rules_s is not None:
             shared["decode_rules_shared_s"] = batch.rules_s
-        results: list[Generation | VariantFailure] = [
-            _failure(batch, index)
+        results = [
+            _failure(batch.rows[index], batch.failures[index])
             if index in batch.failures
-            else self._generation(batch, index, answers[index], numbers, len(forced[index]), peak_bytes)
+            else self._result(batch, index, answers[index], numbers, len(forced[index]), peak_bytes)
             for index in sorted(batch.rows)
         ]
         shared["results_shared_s"] = now_s(self.model.device) - results_start_s
@@ -143,7 +145,7 @@ class Answering:
         }
         return continuation_nll(self.model, hidden, {key: gold[key[1]] for key in hidden})
 
-    def _generation(
+    def _result(
         self,
         batch: Batch,
         index: int,
@@ -151,10 +153,13 @@ class Answering:
         numbers: Mapping[tuple[str, int], tuple[float, ...]],
         num_fidelity_tokens: int,
         peak_bytes: int | None,
-    ) -> Generation:
+    ) -> Generation | VariantFailure:
         row = batch.rows[index]
         compressed = self.compressed[row.label]
         kl_mean, top1_agreement = numbers[_FIDELITY, index]
+        answer_nll = numbers.get((_NLL, index), (None,))[0]
+        if not all(map(isfinite, (kl_mean, answer_nll or 0.0))):
+            return _not_finite(row, kl_mean, answer_nll)
         kv_bytes = compressed.nbytes
         trace = batch.trace_of(index, len(own.token_ids), self.full_kv_bytes, kv_bytes)
         return Generation(
@@ -165,7 +170,7 @@ class Answering:
             kl_mean=kl_mean,
             top1_agreement=top1_agreement,
             num_fidelity_tokens=num_fidelity_tokens,
-            answer_nll=numbers.get((_NLL, index), (None,))[0],
+            answer_nll=answer_nll,
             slots_LH=tuple(layer.num_slots_H for layer in row.prefix),
             asked_slots=compressed.asked_slots,
             kv_bytes=kv_bytes,
@@ -192,11 +197,20 @@ def _with_seconds(
     return replace(result, seconds={**shared, **result.seconds})
 
 
-def _failure(batch: Batch, index: int) -> VariantFailure:
-    row, failure = batch.rows[index], batch.failures[index]
+def _failure(row: Row, failure: RuleFailure) -> VariantFailure:
     return VariantFailure(
         row.label, row.question_index, "decode", failure.error_type, failure.message, failure.traceback
     )
+
+
+def _not_finite(row: Row, kl_mean: float, answer_nll: float | None) -> VariantFailure:
+    """What such a row says is no answer, and leaving it out of means would flatter its policy."""
+    nll = "" if answer_nll is None else f", the gold answer's NLL {answer_nll}"
+    message = (
+        f"{row.label!r} gives logits that are NaN or infinite (KL {kl_mean}{nll}): look for 0 / 0 and overflow in what its "
+        f"policy makes of keys, values and log-mass; where 'full' fails too, it is the model: set another model.dtype"
+    )
+    return VariantFailure(row.label, row.question_index, "fidelity", FloatingPointError.__name__, message, "")
 
 
 def _degenerate_reason(batch: Batch, index: int, compressed: Compressed) -> str | None:

@@ -175,10 +175,22 @@ RULES = {
     "room below zero": (OldestLeaves(room=-1), r"OldestLeaves\.room must be a whole number .*, got -1"),
     "a method for a flag": (AsksByMethod(), r"AsksByMethod\.reads_attention must be True or False"),
 }
+NUMBERS = {
+    "keys NaN": lambda layer: {"k_SD": layer.k_SD * torch.nan},
+    "values NaN": lambda layer: {"v_SD": layer.v_SD * torch.nan},
+    "values infinite": lambda layer: {"v_SD": layer.v_SD / 0},
+    "a value NaN": lambda layer: {"v_SD": layer.v_SD.index_fill(0, torch.tensor([0]), torch.nan)},
+    "log masses NaN": lambda layer: {"log_mass_S": zeros(layer) / 0},
+    "log masses infinite": lambda layer: {"log_mass_S": (zeros(layer) + 1) / 0},
+}
+NOT_FINITE = "gives logits that are NaN or infinite .KL nan, the gold answer's NLL nan.: look for 0 / 0"
+PHASES = {"numbers": "fidelity"}
+"""Where a mistake is noticed; the others in "compress"."""
 MISTAKES: dict[str, dict[str, tuple[Policy, str]]] = {
     "kept": {name: (Returns(change), message) for name, (change, message) in KEPT.items()},
     "needs": {name: (Declares(said), r"Declares\.needs\(\) must give a set of Need") for name, said in NEEDS.items()},
     "rule": {name: (Acts(rule), message) for name, (rule, message) in RULES.items()},
+    "numbers": {name: (Returns(change), NOT_FINITE) for name, change in NUMBERS.items()},
 }  # fmt: skip
 
 
@@ -226,7 +238,7 @@ def test_a_mistake_costs_its_own_rows_only_and_says_what_to_write(
         for name, (_, message) in mistakes.items():
             failure = beside.pop((name, 0))
             assert isinstance(failure, VariantFailure), name
-            assert failure.phase == "compress"
+            assert failure.phase == PHASES.get(kind, "compress")
             assert re.search(message, failure.message), failure.message
             del expected[name, 0]
         assert all(isinstance(row, Generation) for row in beside.values())
