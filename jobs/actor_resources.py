@@ -48,10 +48,9 @@ def resources_for(
         ResourcesError: the nodes can never hold that much.
     """
     totals = [node["Resources"] for node in nodes if node["Alive"]]
-    has_gpus = any(total.get("GPU", 0) for total in totals)
     num_gpus = asked.num_gpus
     if num_gpus is None:
-        num_gpus = 1.0 if device.startswith("cuda") or (has_gpus and device != "cpu") else 0.0
+        num_gpus = 1.0 if device.startswith("cuda") or (has_gpus(nodes) and device != "cpu") else 0.0
     num_cpus = asked.num_cpus
     if num_cpus is None:
         num_cpus = 1.0 if num_gpus else _largest_share(totals, asked.count or 1)
@@ -60,6 +59,11 @@ def resources_for(
     if wanted.num_actors > num_held and not can_grow:
         raise ResourcesError(_too_much(wanted, num_held, totals))
     return wanted
+
+
+def has_gpus(nodes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any node of `ray.nodes()` that is alive has a GPU."""
+    return any(node["Resources"].get("GPU", 0) for node in nodes if node["Alive"])
 
 
 def num_that_fit(totals: Iterable[Mapping[str, float]], num_cpus: float, num_gpus: float) -> int:

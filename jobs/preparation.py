@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,11 +40,16 @@ class Prepared:
     tokenizer: Tokenizer
     policy_versions: Mapping[str, str]
 
+    def settled(self, settings: Settings) -> Settings:
+        """``settings`` with the device and dtype that were planned for: whoever loads the model decides neither again."""
+        planned = {"device": self.model.device, "dtype": self.model.dtype}
+        return settings.model_copy(update={"model": settings.model.model_copy(update=planned)})
+
 
 def prepare(settings: Settings, store: ResultStore) -> Prepared:
     """Build the policies, read the model's configuration and tokenizer, load the items, and plan.
 
-    Imports torch and transformers; reads the store, writes nothing.
+    Imports torch and transformers; reads the store, writes nothing. Asks a cluster that will be joined what it has.
 
     Raises:
         ValueError: one of our own subclasses, for whatever the settings, data or model cannot do.
@@ -76,9 +82,19 @@ def prepare(settings: Settings, store: ResultStore) -> Prepared:
 
 
 def _device_of_the_actors(settings: Settings) -> str:
-    """Where the work will be done: actors that ask for a GPU decide `auto`, whatever the driver's machine has."""
-    is_on_gpu = settings.executor == "ray" and bool(settings.actors.num_gpus)
-    return "cuda" if is_on_gpu and settings.model.device == "auto" else settings.model.device
+    """Where the work will be done: `auto` is decided by what actors ask for, else by the nodes of the cluster they join."""
+    device, num_gpus = settings.model.device, settings.actors.num_gpus
+    if settings.executor != "ray" or device != "auto":
+        return device
+    if num_gpus is not None:
+        return "cuda" if num_gpus else "cpu"
+    if os.environ.get("RAY_ADDRESS"):
+        from jobs.actor_resources import has_gpus
+        from jobs.ray_session import ray_session
+
+        with ray_session(()) as cluster:
+            return "cuda" if has_gpus(cluster.nodes) else "cpu"
+    return device
 
 
 @dataclass(frozen=True, slots=True)

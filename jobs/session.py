@@ -92,7 +92,8 @@ class Session:
             return
         run_units = _executor(self._settings.executor)
         with ProgressView(units) as progress:
-            run_units(units, self._settings, self._context(), on_rows=self._keep, on_event=progress.on_event)
+            settings = self._prepared.settled(self._settings)
+            run_units(units, settings, self._context(), on_rows=self._keep, on_event=progress.on_event)
 
     def _keep(self, unit: WorkUnit, rows: list[Row]) -> None:
         self._store.write_unit(unit.unit_id, rows)

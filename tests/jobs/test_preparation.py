@@ -1,27 +1,63 @@
 """What a driver finds out before any work: here, which device it plans for."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from jobs import ray_session
 from jobs.config import load_settings
 from jobs.preparation import prepare
+from jobs.ray_session import Cluster
 from jobs.results import ResultStore
 from tests.jobs.sweep_fakes import save_data, save_settings, save_tiny_model
 
+CPUS, GPUS = ({"Alive": True, "Resources": {"CPU": 8.0, **more}} for more in ({}, {"GPU": 4.0}))
+GONE = GPUS | {"Alive": False}
+
 
 @pytest.mark.parametrize(
-    ("overrides", "device", "dtype"),
+    ("overrides", "nodes", "device", "dtype"),
     [
-        (["actors.num_gpus=0.5"], "cuda", "bfloat16"),  # the actors have a GPU, whatever this machine has
-        (["model.device=cpu"], "cpu", "float32"),
+        (
+            ["actors.num_gpus=0.5"],
+            None,
+            "cuda",
+            "bfloat16",
+        ),  # the actors have a GPU, whatever this machine has
+        (["actors.num_gpus=0"], None, "cpu", "float32"),  # and none here
+        (["model.device=cpu"], None, "cpu", "float32"),
+        ([], [CPUS, GPUS], "cuda", "bfloat16"),  # as where the head of a cluster has no GPU
+        ([], [CPUS, GONE], "cpu", "float32"),
+        (["actors.num_gpus=0"], [CPUS, GPUS], "cpu", "float32"),
+        (["model.device=cpu"], [CPUS, GPUS], "cpu", "float32"),
+        (["model.dtype=float16"], [CPUS, GPUS], "cuda", "float16"),
     ],
 )
-def test_actors_that_ask_for_a_gpu_decide_what_auto_means(
-    tmp_path: Path, overrides: list[str], device: str, dtype: str
+def test_what_auto_means_is_decided_where_the_actors_are_and_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    nodes: Sequence[dict[str, Any]] | None,
+    device: str,
+    dtype: str,
 ) -> None:
+    @contextmanager
+    def cluster(_: object) -> Iterator[Cluster]:
+        assert nodes is not None, "there is none to join"
+        yield Cluster(nodes, can_grow=True)
+
+    monkeypatch.setattr(ray_session, "ray_session", cluster)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if nodes is not None:
+        monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
     model = save_tiny_model(tmp_path / "model")
     config = save_settings(tmp_path, model, save_data(tmp_path / "data", 2))
     settings = load_settings(config, ["executor=ray", *overrides])
     prepared = prepare(settings, ResultStore(settings.output_dir))
     assert (prepared.model.device, prepared.model.dtype) == (device, dtype)
+    settled = prepared.settled(settings)
+    assert (settled.model.device, settled.model.dtype) == (device, dtype)
+    assert settled.model_copy(update={"model": settings.model}) == settings
