@@ -52,10 +52,7 @@ class CudaRecorder:
             with torch.cuda.stream(self._stream):
                 for _ in range(NUM_WARM_UPS):
                     step()
-                # Other threads of an actor may use the device meanwhile.
-                with torch.cuda.graph(
-                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-                ):
+                with self._recording(graph):
                     step()
         except BaseException:
             self._break_off()
@@ -65,6 +62,12 @@ class CudaRecorder:
         self._alive.add(graph)
         return graph.replay
 
+    def _recording(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
+        # Other threads of an actor may use the device meanwhile.
+        return torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        )
+
     def _break_off(self) -> None:
         """Let the allocator be as it is when nobody records, and leave a pool in which a recording broke off alone."""
         # torch 2.11 leaves it waiting for the recording's end (pytorch/pytorch#180395): no memory would go back to the driver
@@ -72,6 +75,9 @@ class CudaRecorder:
         with suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
         self._pool, self._alive = torch.cuda.graph_pool_handle(), weakref.WeakSet()
+        # Its random numbers would wait for the end as well, and only that of a recording that succeeds puts them right.
+        with suppress(RuntimeError), self._recording(torch.cuda.CUDAGraph()):
+            torch.zeros((), device=self._device)
 
     def read_later(self, number: Tensor) -> Callable[[], int]:
         """Copy ``number`` to the host behind the work that is queued; the call waits until it is there."""

@@ -18,6 +18,7 @@ from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.isolated import run_isolated
 from kvmerger.limits import Limits
 from kvmerger.models import LoadedModel
+from kvmerger.refusals import Refusals
 from kvmerger.step_graphs import graphs_for
 from kvmerger.variants import REFERENCE_LABELS, Variant, VariantError
 
@@ -29,7 +30,8 @@ class Engine:
 
     def __init__(self, model: LoadedModel, limits: Limits | None = None) -> None:
         self._model = model
-        self._graphs = graphs_for(model)
+        self._refusals = Refusals()
+        self._graphs = graphs_for(model, self._refusals)
         self._limits = limits or Limits()
 
     @torch.inference_mode()
@@ -59,9 +61,10 @@ class Engine:
             raise ValueError(f"execution must be one of {list(_EXECUTIONS)}, got {execution!r}")
         prompt.check(self._model.info.max_positions, self._model.info.vocab_size)
         _check(variants)
-        if execution == "isolated":
-            return run_isolated(self._model, self._limits, prompt, variants, seed)
-        return run_fused(self._model, self._limits, prompt, variants, seed, self._graphs)
+        with self._model.on_its_device():
+            if execution == "isolated":
+                return run_isolated(self._model, self._limits, prompt, variants, seed, self._refusals)
+            return run_fused(self._model, self._limits, prompt, variants, seed, self._graphs)
 
     @torch.inference_mode()
     def run_many(
@@ -80,7 +83,8 @@ class Engine:
             VariantError: labels clash, or `like` budgets go round in a circle.
         """
         _check(variants)
-        return run_fused_many(self._model, self._limits, prompts, variants, seed, self._graphs)
+        with self._model.on_its_device():
+            return run_fused_many(self._model, self._limits, prompts, variants, seed, self._graphs)
 
 
 def _check(variants: Sequence[Variant]) -> None:

@@ -22,16 +22,22 @@ from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits
 from kvmerger.models import LoadedModel
 from kvmerger.prefill import prefill
+from kvmerger.refusals import Refusals
 from kvmerger.step_graphs import graphs_for
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, Variant
 
 
 def run_isolated(
-    model: LoadedModel, limits: Limits, prompt: Prompt, variants: Sequence[Variant], seed: int
+    model: LoadedModel,
+    limits: Limits,
+    prompt: Prompt,
+    variants: Sequence[Variant],
+    seed: int,
+    refusals: Refusals,
 ) -> list[Generation | VariantFailure]:
     """Run the full row, then every other row, one after the other. See `Engine.run`."""
     by_label = {variant.label: variant for variant in references_first(variants)}
-    runner = _Runner(model, limits, prompt, seed)
+    runner = _Runner(model, limits, prompt, seed, refusals)
     results: dict[str, Sequence[Generation | VariantFailure]] = {}
     references: References | None = None
     for label in (FULL, NO_CONTEXT, *by_label, FULL_AA):
@@ -54,6 +60,7 @@ class _Runner:
     limits: Limits
     prompt: Prompt
     seed: int
+    refusals: Refusals
     slots_LH: dict[str, SlotsLH] = field(default_factory=dict)
 
     def run_or_fail(
@@ -75,8 +82,7 @@ class _Runner:
         ``variants``: the row's one, none for a reference row.
         """
         model, prompt = self.model, self.prompt
-        # They serve one batch: no other one would say what failed.
-        graphs = graphs_for(model, most_failures=1)
+        graphs = graphs_for(model, self.refusals)
         before_bytes = _start_peak(model.device)
         start_s = now_s(model.device)
         prefilled = prefill(model, prompt.context_ids, needs_of(variants), self.seed, is_last_try=False)

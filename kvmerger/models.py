@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +64,10 @@ class LoadedModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.module.parameters()).device
+
+    def on_its_device(self) -> AbstractContextManager[object]:
+        """To be entered around all work: kernels start on the current device, wherever their tensors are."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     @property
     def layers(self) -> str:
@@ -147,7 +151,11 @@ def probed(model: LoadedModel, kernels: LayerKernels | None = None) -> LoadedMod
     Raises:
         ModelError: this transformers version does not let our attention answer every layer.
     """
-    model = replace(model, fused=None)
+    with model.on_its_device():
+        return _probed(replace(model, fused=None), kernels)
+
+
+def _probed(model: LoadedModel, kernels: LayerKernels | None) -> LoadedModel:
     expected = _probe(model)
     if kernels is None:
         kernels = layer_kernels(str(model.device), model.info.head_dim, DTYPES[model.info.dtype])
@@ -210,7 +218,7 @@ def _warn_of_own_layers(model: LoadedModel, problem: str) -> None:
     warnings.warn(
         f"model {model.info.name!r} runs through transformers' own layers, not through fused ones: {problem}",
         RuntimeWarning,
-        stacklevel=3,  # who called `probed`
+        stacklevel=4,  # who called `probed`
     )
 
 

@@ -12,7 +12,7 @@ other error, so a step is given up only when it could not be recorded twice in a
 from __future__ import annotations
 
 import warnings
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -28,6 +28,7 @@ from kvmerger.model_source import DTYPES
 from kvmerger.models import LoadedModel
 from kvmerger.ragged_cache import Prefix, RaggedCache
 from kvmerger.ragged_layer import Room, new_columns
+from kvmerger.refusals import Refusals
 from kvmerger.static_step import StaticStep
 
 MOST_GRAPHS = 8
@@ -35,8 +36,6 @@ MOST_GRAPHS = 8
 CHECK_EVERY = 2
 """Steps between two looks at whether anybody still answers. The device is never waited for: while it works on the next
 steps, the host reads how the last ones ended, so an answer's end is noticed at most twice as many steps late."""
-MOST_FAILURES = 2
-"""In a row. A failure that passes has passed by the next batch, most likely; and each costs about two eager steps."""
 LEAST_TAIL_TOKENS = 64
 LEAST_SLOTS = 1024
 LEAST_ENDS = 8
@@ -74,21 +73,19 @@ class StepGraphs:
         model: LoadedModel,
         recorder: Recorder,
         check_every: int = CHECK_EVERY,
-        most_failures: int = MOST_FAILURES,
+        refusals: Refusals | None = None,
     ) -> None:
-        """Nothing is recorded yet; rules whose steps fail ``most_failures`` times in a row run eagerly from then on."""
+        """Nothing is recorded yet; what the ``refusals`` that it shares with others know is not tried again."""
         self._model = model
         self._recorder = recorder
         self._check_every = check_every
-        self._most_failures = most_failures
+        self._refusals = refusals or Refusals()
         self._by_key: OrderedDict[_Key, _Recorded] = OrderedDict()
         # Not reused, but kept until the next one: its memory then goes from one to the other.
         self._last_acting: _Recorded | None = None
         self._arena: Tensor | None = None
         self._columns: dict[int, Tensor] = {}
         self._room: Room | None = None
-        self._num_failed: Counter[frozenset[str]] = Counter()
-        self._refused: set[frozenset[str]] = set()
         self.num_recorded = 0
         """How often a step was recorded."""
         self.record_s = 0.0
@@ -123,7 +120,7 @@ class StepGraphs:
         when the step could not be recorded: nothing has happened then that a rewind of the cache does not undo.
         """
         assert cache.is_in(self._room), "another batch has this one's tails"
-        if acting.rule_names in self._refused or frozenset() in self._refused:
+        if acting.rule_names in self._refusals:
             return None
         recorded = self._recorded_if_possible(cache, acting, progress)
         if recorded is None:
@@ -159,9 +156,7 @@ class StepGraphs:
             return None
         # Whatever a model's or a rule's code does that cannot be recorded, the eager loop can.
         except Exception as error:  # noqa: BLE001
-            self._num_failed[acting.rule_names] += 1
-            if self._num_failed[acting.rule_names] >= self._most_failures:
-                self._refused.add(acting.rule_names)
+            if self._refusals.failed(acting.rule_names):
                 who = f" with the decode rules {sorted(acting.rule_names)}" if acting else ""
                 warnings.warn(
                     f"decoding{who} runs without CUDA graphs, token by token: {type(error).__name__}: {error}",
@@ -169,7 +164,7 @@ class StepGraphs:
                     stacklevel=3,
                 )
             return None
-        del self._num_failed[acting.rule_names]
+        self._refusals.succeeded(acting.rule_names)
         return recorded
 
     def _recorded(self, cache: RaggedCache, acting: ActingRows, progress: Progress) -> _Recorded:
@@ -204,7 +199,7 @@ class StepGraphs:
         self._last_acting = None
 
 
-def graphs_for(model: LoadedModel, most_failures: int = MOST_FAILURES) -> StepGraphs | None:
+def graphs_for(model: LoadedModel, refusals: Refusals | None = None) -> StepGraphs | None:
     """Graphs for a model on a GPU whose attention is computed by a kernel that reads lengths there; otherwise None."""
     if model.device.type != "cuda" or not has_triton():
         return None
@@ -213,7 +208,7 @@ def graphs_for(model: LoadedModel, most_failures: int = MOST_FAILURES) -> StepGr
         return None
     from kvmerger.cuda_recorder import CudaRecorder
 
-    return StepGraphs(model, CudaRecorder(model.device), most_failures=most_failures)
+    return StepGraphs(model, CudaRecorder(model.device), refusals=refusals)
 
 
 def rounded_up(count: int, least: int, finer: int = 4) -> int:

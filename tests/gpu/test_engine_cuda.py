@@ -22,11 +22,11 @@ pytestmark = pytest.mark.gpu
 ALLOCATOR_TOLERANCE = 0.02
 
 
-def on_cuda(seed: int, dtype: torch.dtype) -> TinyModel:
+def on_cuda(seed: int, dtype: torch.dtype, device: str = "cuda") -> TinyModel:
     model = tiny_model(seed, dtype)
-    ours = probed(LoadedModel(model.ours.module.to("cuda"), model.ours.info, frozenset()))
+    ours = probed(LoadedModel(model.ours.module.to(device), model.ours.info, frozenset()))
     assert ours.fused is not None
-    return TinyModel(ours, model.plain.to("cuda"))
+    return TinyModel(ours, model.plain.to(device))
 
 
 @pytest.mark.parametrize("num_tokens", [300, 2000])
@@ -112,3 +112,19 @@ def test_rows_whose_policies_act_have_the_same_bits_alone_and_again(dtype: torch
 def test_draws_are_those_of_the_cpu(seed: int) -> None:
     on_cpu, on_gpu = (uniform(seed, (32, 8), torch.tensor(5, device=device)) for device in ("cpu", "cuda"))
     assert torch.equal(on_cpu, on_gpu.cpu())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_model_on_another_device_than_the_current_one_says_the_same(dtype: torch.dtype, seed: int) -> None:
+    variants = [build_variant(spec) for spec in parse_policies([*POLICIES, *test_decoding.POLICIES[:2]])]
+    prompts = [make_prompt(seed, num_tokens, "query_aware") for num_tokens in (300, 900)]
+
+    def said(device: str) -> list:
+        engine = Engine(on_cuda(seed, dtype, device).ours)
+        isolated = engine.run(prompts[0], variants, execution="isolated")
+        together = [it for rows in engine.run_many(prompts, variants) for it in rows]
+        return [(it.label, it.token_ids, it.kl_mean, it.answer_nll) for it in (*isolated, *together)]
+
+    assert torch.cuda.current_device() == 0
+    assert said("cuda:1") == said("cuda:0")

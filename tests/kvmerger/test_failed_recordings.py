@@ -12,6 +12,7 @@ import torch
 
 from kvmerger.batch import Batch
 from kvmerger.generation import Prompt
+from kvmerger.refusals import Refusals
 from kvmerger.step_graphs import StepGraphs
 from tests.kvmerger.test_decoding import POLICIES
 from tests.kvmerger.test_step_graphs import Calls, make_prompt, make_rows
@@ -71,9 +72,9 @@ def test_what_fails_twice_in_a_row_is_given_up_with_a_warning(policies: list[dic
     model, prompt = make_small(seed)
     rows = make_rows(model, prompt, policies)
     expected = Batch(model.ours, prompt, rows, BUCKET).decode()
-    for most_failures, outcomes in ((1, "x."), (2, "x.xx."), (2, "xmx.")):
+    for outcomes in ("xx.", "x.xx.", "xmx."):
         recorder = Failing(outcomes)
-        graphs = StepGraphs(model.ours, recorder, most_failures=most_failures)
+        graphs = StepGraphs(model.ours, recorder)
         while len(recorder.outcomes) > 2:
             assert Batch(model.ours, prompt, rows, BUCKET, graphs).decode() == expected
             graphs.forget_recorded()
@@ -81,6 +82,24 @@ def test_what_fails_twice_in_a_row_is_given_up_with_a_warning(policies: list[dic
             assert Batch(model.ours, prompt, rows, BUCKET, graphs).decode() == expected
         assert Batch(model.ours, prompt, rows, BUCKET, graphs).decode() == expected
         assert recorder.outcomes == ["."], "nobody tries again"
+
+
+def test_what_one_has_given_up_no_other_tries_that_shares_its_refusals(seed: int) -> None:
+    """As the graphs of isolated rows do, of which each serves one batch."""
+    model, prompt = make_small(seed)
+    rows, refusals = make_rows(model, prompt, []), Refusals()
+    expected = Batch(model.ours, prompt, rows, BUCKET).decode()
+
+    def decode(recorder: Failing) -> None:
+        graphs = StepGraphs(model.ours, recorder, refusals=refusals)
+        assert Batch(model.ours, prompt, rows, BUCKET, graphs).decode() == expected
+
+    decode(Failing("x"))
+    with pytest.warns(RuntimeWarning, match="without CUDA graphs"):
+        decode(Failing("x"))
+    third = Failing("x")
+    decode(third)
+    assert third.outcomes == ["x"]
 
 
 def test_a_failure_lets_go_of_all_that_was_recorded(seed: int) -> None:
