@@ -68,6 +68,7 @@ _ERROR_KINDS: tuple[tuple[type[Exception], ErrorKind], ...] = (
 )
 _RAISED_IN = {Call.LOAD: ErrorKind.LOAD_RAISED, Call.RUN: ErrorKind.UNIT_RAISED}
 _HAND_OVER = 1
+_SAID_NOTHING = TimeoutError("its actor said nothing for far longer than it should take, and was killed")
 _LEAVES_ACTOR_ALIVE = frozenset({ErrorKind.RESULT_LOST, ErrorKind.UNIT_RAISED})
 
 
@@ -185,8 +186,9 @@ class Controller:
                 case StartActor(actor_id=actor_id):
                     self._pool.start(actor_id)
                     self._on_event(run_events.WorkerStarting(_name(actor_id)))
-                case StopActor(actor_id=actor_id):
+                case StopActor(actor_id=actor_id, kind=kind):
                     self._pool.stop(actor_id)
+                    self._on_event(run_events.WorkerLost(_name(actor_id), kind))
                 case Assign(actor_id=actor_id, unit_id=unit_id, attempt=attempt):
                     self._pool.run(actor_id, self._units[unit_id])
                     self._on_event(run_events.UnitStarted(_name(actor_id), unit_id, attempt))
@@ -211,7 +213,8 @@ class Controller:
 
     def _rows_of_failure(self, decision: FailUnit) -> list[Row]:
         unit = self._units[decision.unit_id]
-        error = _cause_of(self._errors.get(decision.unit_id, self._errors[None]))
+        error = self._errors.get(decision.unit_id, self._errors.get(None, _SAID_NOTHING))
+        error = _SAID_NOTHING if decision.kind is ErrorKind.STUCK else _cause_of(error)
         message = f"{decision.kind.value} after {decision.attempts} attempts: {error}"
         if len(unit.contexts) > 1:
             message += f"; {len(unit.contexts)} prompts were computed together: items_at_once=1 costs a bad one only itself"

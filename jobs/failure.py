@@ -19,6 +19,7 @@ class ErrorKind(StrEnum):
     OUT_OF_HOST_MEMORY = "out_of_host_memory"
     DEVICE_LOST = "device_lost"
     RESULT_LOST = "result_lost"
+    STUCK = "stuck"
     UNIT_RAISED = "unit_raised"
     LOAD_RAISED = "load_raised"
     NO_RESOURCES = "no_resources"
@@ -40,6 +41,7 @@ _TRANSIENT = frozenset(
         ErrorKind.OUT_OF_HOST_MEMORY,
         ErrorKind.DEVICE_LOST,
         ErrorKind.RESULT_LOST,
+        ErrorKind.STUCK,
     }
 )
 # The same code on the same input raises again; another attempt only costs time.
@@ -60,8 +62,11 @@ class FailurePolicy:
         if self.max_attempts < 1:
             raise ValueError(f"max_attempts must be at least 1, got {self.max_attempts}")
 
-    def decide(self, kind: ErrorKind, attempt: int) -> FailureDecision:
-        """Decide on the failure of attempt number `attempt` (the first is 1)."""
-        if kind in _TRANSIENT:
+    def decide(self, kind: ErrorKind, attempt: int, *, has_worked: bool = False) -> FailureDecision:
+        """Decide on the failure of attempt number `attempt` (the first is 1).
+
+        `has_worked`: what was tried has succeeded elsewhere, so the place is to blame, whatever the kind.
+        """
+        if kind in _TRANSIENT or has_worked:
             return FailureDecision.RETRY if attempt < self.max_attempts else FailureDecision.GIVE_UP
         return FailureDecision.GIVE_UP if kind in _DETERMINISTIC else FailureDecision.RAISE

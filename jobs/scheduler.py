@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from jobs.crew import Crew
 from jobs.failure import ErrorKind, FailureDecision, FailurePolicy
 from jobs.lying_ready import actors_with_next
 from jobs.scheduler_books import Actor, ActorState, SchedulerError, Unit, UnitState, check_books
@@ -42,10 +43,12 @@ class Scheduler:
 
     `cost_tokens` maps each unit id to its cost; the costliest waiting unit goes first, ties as they came. A busy actor has
     the next unit lying ready, so that its device waits for nobody, as far as `jobs.lying_ready` says.
-    At most `max_actors` are alive at once, and none is started without work. An actor that is not placed
-    within `placement_timeout_s` is withdrawn; when no other is left, the run aborts with NO_RESOURCES. After
-    `failure.max_attempts` actors in a row died before they were ready no more are started; when none is left,
-    what waits is failed.
+    At most `max_actors` are alive at once, and none is started without work. While none is placed, one that is not within
+    `placement_timeout_s` is withdrawn; when no other is left, the run aborts with NO_RESOURCES. After
+    `failure.max_attempts` actors in a row died before they were ready no more are started while none is; when none is
+    left, what waits is failed. Where others are ready, a place whose actors come to nothing is left empty
+    (`jobs.berths`), and a unit's last attempt is made elsewhere. Who says nothing for much too long (`jobs.patience`) is
+    stopped.
     """
 
     cost_tokens: dict[str, float]
@@ -53,9 +56,7 @@ class Scheduler:
     failure: FailurePolicy
     placement_timeout_s: float
     _units: dict[str, Unit] = field(init=False)
-    _actors: dict[int, Actor] = field(init=False, default_factory=dict)
-    _start_failures: int = field(init=False, default=0)
-    _start_kind: ErrorKind | None = field(init=False, default=None)  # why no more actors are started
+    _crew: Crew = field(init=False)
     _is_closed: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -63,6 +64,7 @@ class Scheduler:
             raise ValueError(f"max_actors must be at least 1, got {self.max_actors}")
         by_cost = sorted(self.cost_tokens, key=lambda unit_id: -self.cost_tokens[unit_id])
         self._units = {unit_id: Unit(unit_id, rank) for rank, unit_id in enumerate(by_cost)}
+        self._crew = Crew(self.max_actors, self.failure, self.placement_timeout_s)
 
     def start(self, now_s: float) -> tuple[Decision, ...]:
         """The first decisions: actors to start, or `Done` when there is nothing to do. Call once, first."""
@@ -83,7 +85,7 @@ class Scheduler:
 
     def unit_of(self, actor_id: int) -> str | None:
         """The unit that the actor works on, as far as is known; None for one that is idle, dead or unknown."""
-        actor = self._actors.get(actor_id)
+        actor = self._crew.actors.get(actor_id)
         return None if actor is None else actor.unit_id
 
     @property
@@ -93,19 +95,18 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raise `SchedulerError` if units and actors contradict each other; changes nothing."""
-        check_books(self._units, self._actors)
-        if not self._is_closed and self._in_state(UnitState.WAITING) and not self._alive():
+        check_books(self._units, self._crew.actors)
+        if not self._is_closed and self._in_state(UnitState.WAITING) and not self._crew.alive:
             raise SchedulerError("units wait, but no actor is alive or starting")
 
     def _enter(self, event: Event) -> Iterator[Decision]:
         match event:
-            case ActorPlaced(actor_id=actor_id):
-                self._move(actor_id, {ActorState.STARTING}, ActorState.LOADING)
-            case ActorReady(actor_id=actor_id):
-                if self._move(actor_id, {ActorState.STARTING, ActorState.LOADING}, ActorState.IDLE):
-                    self._start_failures, self._start_kind = 0, None
-            case ActorDied():
-                yield from self._bury(event)
+            case ActorPlaced(actor_id=actor_id, now_s=now_s):
+                self._crew.place(actor_id, now_s)
+            case ActorReady(actor_id=actor_id, now_s=now_s):
+                self._crew.get_ready(actor_id, now_s)
+            case ActorDied(actor_id=actor_id, kind=kind, now_s=now_s):
+                yield from self._bury(actor_id, kind, now_s)
             case UnitFinished(actor_id=actor_id, unit_id=unit_id, now_s=now_s):
                 self._count_pace(actor_id, unit_id, now_s)
                 yield from self._free(actor_id, unit_id, now_s)
@@ -121,23 +122,31 @@ class Scheduler:
                 pass
 
     def _advance(self, now_s: float) -> Iterator[Decision]:
-        """Withdraw late actors, hand out units, start actors, and notice the end."""
-        yield from self._withdraw_late(now_s)
-        idle = [actor for actor in self._alive() if actor.state is ActorState.IDLE]
+        """Stop late and stuck actors, hand out units, start actors, and notice the end."""
+        for actor_id in self._crew.withdraw_late(now_s):
+            yield StopActor(actor_id, ErrorKind.NO_RESOURCES)
+        for actor_id in self._crew.stuck(self.cost_tokens, now_s):
+            yield StopActor(actor_id, ErrorKind.STUCK)
+            yield from self._bury(actor_id, ErrorKind.STUCK, now_s)
         waiting = sorted(self._in_state(UnitState.WAITING), key=lambda unit: unit.rank)
-        for actor, unit in zip(idle, waiting, strict=False):
-            yield self._assign(actor, unit, now_s)
-        yield from self._lay_ready(waiting[len(idle) :])
-        yield from self._start_missing(now_s)
-        if not self._alive() and self._start_kind is not None:
-            yield from self._give_up(self._start_kind)
+        for actor in [it for it in self._crew.alive if it.state is ActorState.IDLE]:
+            unit = next((unit for unit in waiting if self._may_take(actor, unit)), None)
+            if unit is not None:
+                waiting.remove(unit)
+                yield self._assign(actor, unit, now_s)
+        yield from self._lay_ready(waiting)
+        num_unfinished = len(self._units) - len(self._in_state(UnitState.ENDED))
+        for actor_id in self._crew.start_missing(num_unfinished, now_s):
+            yield StartActor(actor_id)
+        if not self._crew.alive and self._crew.why_no_more is not None:
+            yield from self._give_up(self._crew.why_no_more)
         if not self._is_closed and len(self._in_state(UnitState.ENDED)) == len(self._units):
             self._is_closed = True
             yield Done()
 
     def _lay_ready(self, waiting: Sequence[Unit]) -> Iterator[Queue]:
         """Give busy actors the next unit already, as far as `actors_with_next` says."""
-        alive = self._alive()
+        alive = self._crew.alive
         with_room = {
             it.actor_id: self.cost_tokens[it.unit_id]
             for it in alive
@@ -147,9 +156,15 @@ class Scheduler:
         costs = [self.cost_tokens[unit.unit_id] for unit in waiting]
         chosen = actors_with_next(costs, with_room, paces, self.max_actors)
         for actor_id, unit in zip(chosen, waiting, strict=False):
-            unit.state, unit.actor_id = UnitState.QUEUED, actor_id
-            self._actors[actor_id].next_id = unit.unit_id
-            yield Queue(actor_id, unit.unit_id)
+            if self._may_take(self._crew.actors[actor_id], unit):
+                unit.state, unit.actor_id = UnitState.QUEUED, actor_id
+                self._crew.actors[actor_id].next_id = unit.unit_id
+                yield Queue(actor_id, unit.unit_id)
+
+    def _may_take(self, actor: Actor, unit: Unit) -> bool:
+        """A unit's last attempt is made where no actor came to nothing, if any such place has an actor that is ready."""
+        has_more = unit.attempts < self.failure.max_attempts - 1
+        return has_more or self._crew.is_sound(actor) or not any(map(self._crew.is_sound, self._crew.ready))
 
     def _assign(self, actor: Actor, unit: Unit, now_s: float) -> Assign:
         self._begin(actor, unit, now_s)
@@ -157,13 +172,13 @@ class Scheduler:
 
     def _begin(self, actor: Actor, unit: Unit, now_s: float) -> None:
         unit.state, unit.actor_id, unit.attempts = UnitState.RUNNING, actor.actor_id, unit.attempts + 1
-        actor.state, actor.unit_id, actor.began_at_s = ActorState.BUSY, unit.unit_id, now_s
+        actor.state, actor.unit_id, actor.since_s = ActorState.BUSY, unit.unit_id, now_s
 
     def _count_pace(self, actor_id: int, unit_id: str, now_s: float) -> None:
-        actor = self._actors.get(actor_id)
+        actor = self._crew.actors.get(actor_id)
         if actor is not None and actor.unit_id == unit_id:
             actor.done_cost += self.cost_tokens[unit_id]
-            actor.done_s += now_s - actor.began_at_s
+            actor.done_s += now_s - actor.since_s
 
     def _accept(self, unit: Unit) -> Iterator[Decision]:
         if unit.state is UnitState.ENDED:
@@ -172,33 +187,17 @@ class Scheduler:
         self._end(unit)
         yield AcceptUnit(unit.unit_id)
 
-    def _bury(self, event: ActorDied) -> Iterator[Decision]:
-        actor = self._actors.get(event.actor_id)
-        if actor is None or actor.state is ActorState.DEAD:
+    def _bury(self, actor_id: int, kind: ErrorKind, now_s: float) -> Iterator[Decision]:
+        actor = self._crew.bury(actor_id, now_s)
+        if actor is None:
             return
-        was_starting = actor.state in (ActorState.STARTING, ActorState.LOADING)
-        unit_id, next_id = actor.unit_id, actor.next_id
-        actor.state, actor.unit_id, actor.next_id = ActorState.DEAD, None, None
-        if next_id is not None:  # it had not begun: no attempt of its own
-            self._put_back(self._units[next_id], event.actor_id)
-        if was_starting:
-            yield from self._count_start_failure(event.kind)
-        elif self._start_kind is ErrorKind.NO_RESOURCES:
-            self._start_kind = None  # what the dead actor held is free again
-        if unit_id is not None and self._units[unit_id].actor_id == event.actor_id:
-            yield from self._lose(self._units[unit_id], event.kind)
-
-    def _count_start_failure(self, kind: ErrorKind) -> Iterator[Decision]:
-        self._start_failures += 1
-        if self._is_closed:
-            return
-        match self.failure.decide(kind, self._start_failures):
-            case FailureDecision.GIVE_UP:
-                self._start_kind = kind
-            case FailureDecision.RAISE:
-                yield from self._abort(kind)
-            case FailureDecision.RETRY:
-                pass
+        if actor.next_id is not None:  # it had not begun: no attempt of its own
+            self._put_back(self._units[actor.next_id], actor_id)
+        if self._crew.count_death(actor, kind) is FailureDecision.RAISE and not self._is_closed:
+            yield from self._abort(kind)
+        if actor.unit_id is not None and self._units[actor.unit_id].actor_id == actor_id:
+            self._units[actor.unit_id].lost_at.append(actor.berth)
+            yield from self._lose(self._units[actor.unit_id], kind)
 
     def _lose(self, unit: Unit, kind: ErrorKind) -> Iterator[Decision]:
         """Put a unit that brought no rows back, or end it; after the run's end it just stays unfinished."""
@@ -213,22 +212,6 @@ class Scheduler:
             case FailureDecision.RETRY:
                 pass
 
-    def _withdraw_late(self, now_s: float) -> Iterator[Decision]:
-        for actor in self._alive():
-            is_late = now_s - actor.started_at_s >= self.placement_timeout_s
-            if actor.state is ActorState.STARTING and is_late:
-                actor.state = ActorState.DEAD
-                self._start_kind = ErrorKind.NO_RESOURCES
-                yield StopActor(actor.actor_id)
-
-    def _start_missing(self, now_s: float) -> Iterator[Decision]:
-        num_unfinished = len(self._units) - len(self._in_state(UnitState.ENDED))
-        num_missing = min(self.max_actors, num_unfinished) - len(self._alive())
-        for _ in range(num_missing if self._start_kind is None else 0):
-            actor = Actor(len(self._actors), now_s)
-            self._actors[actor.actor_id] = actor
-            yield StartActor(actor.actor_id)
-
     def _give_up(self, kind: ErrorKind) -> Iterator[Decision]:
         """End what waits: no actor is left and none will come."""
         waiting = self._in_state(UnitState.WAITING)
@@ -240,6 +223,7 @@ class Scheduler:
 
     def _fail(self, unit: Unit, kind: ErrorKind) -> FailUnit:
         self._end(unit)
+        self._crew.berths.acquit(unit.lost_at)
         return FailUnit(unit.unit_id, kind, unit.attempts)
 
     def _abort(self, kind: ErrorKind) -> Iterator[Decision]:
@@ -249,20 +233,14 @@ class Scheduler:
     def _end(self, unit: Unit) -> None:
         unit.state, unit.actor_id = UnitState.ENDED, None
 
-    def _move(self, actor_id: int, sources: set[ActorState], target: ActorState) -> bool:
-        actor = self._actors.get(actor_id)
-        if actor is None or actor.state not in sources:
-            return False
-        actor.state = target
-        return True
-
     def _free(self, actor_id: int, unit_id: str, now_s: float) -> Iterator[Decision]:
         """Enter that the actor works on this unit no more, but on what lay ready, if anything did."""
-        actor = self._actors.get(actor_id)
+        actor = self._crew.actors.get(actor_id)
         if actor is None or unit_id not in (actor.unit_id, actor.next_id):
             return
         unit = self._units[unit_id]
         self._put_back(unit, actor_id)
+        self._crew.count_answer(actor)
         if unit_id == actor.next_id:  # ended before we heard of its beginning
             actor.next_id, unit.attempts = None, unit.attempts + 1
             return
@@ -272,7 +250,7 @@ class Scheduler:
             return
         following = self._units[next_id]
         if following.actor_id != actor_id:  # another actor's late report has ended it: this one works in vain
-            actor.state, actor.unit_id, actor.began_at_s = ActorState.BUSY, next_id, now_s
+            actor.state, actor.unit_id, actor.since_s = ActorState.BUSY, next_id, now_s
             return
         self._begin(actor, following, now_s)
         if not self._is_closed:
@@ -287,9 +265,6 @@ class Scheduler:
         if unit_id not in self._units:
             raise SchedulerError(f"an event names unit {unit_id!r}, which was never planned")
         return self._units[unit_id]
-
-    def _alive(self) -> list[Actor]:
-        return [actor for actor in self._actors.values() if actor.state is not ActorState.DEAD]
 
     def _in_state(self, state: UnitState) -> list[Unit]:
         return [unit for unit in self._units.values() if unit.state is state]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -39,20 +39,30 @@ class Unit:
     state: UnitState = UnitState.WAITING
     attempts: int = 0
     actor_id: int | None = None  # the actor whose report counts, while running or queued
+    lost_at: list[int] = field(default_factory=list)  # the berth of every actor that died while it ran there
 
 
 @dataclass(slots=True)
 class Actor:
-    """An actor, what it holds, and how fast it has been: `done_cost` of finished units in `done_s`."""
+    """An actor, what it holds, and how fast it has been: `done_cost` of finished units in `done_s`.
+
+    `since_s`: when it was started, placed, or began its unit, whichever came last.
+    """
 
     actor_id: int
-    started_at_s: float
+    berth: int
+    since_s: float
     state: ActorState = ActorState.STARTING
     unit_id: str | None = None
     next_id: str | None = None  # lies ready there while `unit_id` runs
-    began_at_s: float = 0.0
+    num_answered: int = 0
     done_cost: float = 0.0
     done_s: float = 0.0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can take units, now or after the one it works on."""
+        return self.state in (ActorState.IDLE, ActorState.BUSY)
 
     @property
     def pace(self) -> float | None:
@@ -75,3 +85,6 @@ def check_books(units: Mapping[str, Unit], actors: Mapping[int, Actor]) -> None:
             raise SchedulerError(f"{actor} is busy without a unit, or has one without being busy")
         if actor.next_id is not None and actor.unit_id is None:
             raise SchedulerError(f"{actor} has a unit lying ready behind none")
+    berths = [actor.berth for actor in actors.values() if actor.state is not ActorState.DEAD]
+    if len(set(berths)) < len(berths):
+        raise SchedulerError(f"two actors share a berth: {sorted(berths)}")

@@ -80,9 +80,10 @@ class StartActor:
 
 @dataclass(frozen=True, slots=True)
 class StopActor:
-    """Withdraw an actor that was never placed."""
+    """Kill an actor that was never placed (`NO_RESOURCES`) or that says nothing any more (`STUCK`)."""
 
     actor_id: int
+    kind: ErrorKind
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from jobs.actor_resources import ActorResources, ResourcesError
 from jobs.config import Settings
 from jobs.controller import error_kind, event_of
 from jobs.failure import ErrorKind, FailurePolicy
-from jobs.ray_session import RayStartError
 from jobs.result_schema import check_rows
 from jobs.run_events import UnitEnded, UnitStarted, WorkerLost
 from jobs.scheduler_events import ActorDied, UnitFailed
@@ -85,28 +84,6 @@ class SlowToWrite(Recorder):
 
 def identities_of(units: list[WorkUnit]) -> list[str]:
     return sorted(cell.identity for unit in units for cell in unit.cells)
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "no-such-scheme://x"])
-def test_cluster_that_cannot_be_reached_is_refused_in_seconds(
-    address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """First in this file: the others share a Ray, and who has one is not asked for an address."""
-    assert not ray.is_initialized()
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    begin_s = time.monotonic()
-    with pytest.raises(RayStartError, match="RAY_ADDRESS is right"):
-        run([make_unit("u")], Recorder(), FakeLoad())
-    assert time.monotonic() - begin_s < 10
-
-
-@pytest.mark.ray
-def test_ray_that_was_started_for_the_run_is_stopped_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    recorder, units = Recorder(), [make_unit("u")]
-    run(units, recorder, FakeLoad())
-    assert recorder.identities() == identities_of(units)
-    assert not ray.is_initialized()
 
 
 @pytest.mark.ray

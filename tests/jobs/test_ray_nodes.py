@@ -1,6 +1,7 @@
 """Several nodes: units spread over them, a node that dies costs no row, and what never fits is refused at once."""
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 import ray
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.cluster_utils import Cluster
+from ray.experimental import internal_kv
 
 from jobs import controller
 from jobs.actor_resources import ResourcesError
@@ -59,6 +61,11 @@ def kill_node(node: Any) -> None:
             process.kill()
 
 
+def autoscaler_report() -> dict[str, Any] | None:
+    status = internal_kv._internal_kv_get("__autoscaling_status")
+    return json.loads(status).get("autoscaler_report") if status else None
+
+
 def places_of(recorder: Recorder) -> set[str]:
     return {row["model_revision"] for row in recorder.rows}
 
@@ -104,8 +111,8 @@ def test_without_a_count_every_node_has_its_actor(nodes: list[Any], tmp_path: Pa
 def test_what_no_node_can_ever_hold_is_refused_before_any_actor(nodes: list[Any], tmp_path: Path) -> None:
     recorder = Recorder()
     deadline_s = time.monotonic() + MEETING_TIMEOUT_S
-    # A head says whether it can grow a few seconds after its start.
-    while ray.experimental.internal_kv._internal_kv_get("__autoscaling_status") is None:
+    # A head says a few seconds after its start whether it can grow, and some time before that that it has nothing to say.
+    while not autoscaler_report():
         assert time.monotonic() < deadline_s
         time.sleep(0.2)
     for actors in ({"num_cpus": 2}, {"num_gpus": 0.25}, {"count": 3}):

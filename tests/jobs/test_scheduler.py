@@ -290,7 +290,10 @@ def test_actor_that_is_never_placed_is_withdrawn_and_the_run_aborts() -> None:
     scheduler = make_scheduler({"u": 1.0})
     scheduler.start(0.0)
     assert scheduler.handle(Tick(PLACEMENT_TIMEOUT_S - 1)) == ()
-    assert scheduler.handle(Tick(PLACEMENT_TIMEOUT_S)) == (StopActor(0), Abort(ErrorKind.NO_RESOURCES))
+    assert scheduler.handle(Tick(PLACEMENT_TIMEOUT_S)) == (
+        StopActor(0, ErrorKind.NO_RESOURCES),
+        Abort(ErrorKind.NO_RESOURCES),
+    )
 
 
 def test_slow_loading_of_a_placed_actor_is_waited_for() -> None:
@@ -300,19 +303,29 @@ def test_slow_loading_of_a_placed_actor_is_waited_for() -> None:
     assert scheduler.handle(Tick(100 * PLACEMENT_TIMEOUT_S)) == ()
 
 
-def test_run_goes_on_with_the_actors_that_found_a_place() -> None:
+def test_run_goes_on_with_the_actors_that_found_a_place_and_takes_others_when_there_is_one() -> None:
     scheduler = make_scheduler({"u": 2.0, "v": 1.0}, max_actors=2)
     scheduler.start(0.0)
     scheduler.handle(ActorReady(0, 1.0))
-    assert scheduler.handle(Tick(PLACEMENT_TIMEOUT_S)) == (StopActor(1),)
-    assert scheduler.handle(UnitFinished(0, "u", 40.0)) == (AcceptUnit("u"), Assign(0, "v", attempt=1))
+    assert scheduler.handle(Tick(10 * PLACEMENT_TIMEOUT_S)) == ()
+    assert scheduler.handle(ActorReady(1, 20 * PLACEMENT_TIMEOUT_S)) == (Assign(1, "v", attempt=1),)
+
+
+def test_who_waits_for_a_place_has_time_for_that_of_one_that_died() -> None:
+    scheduler = make_scheduler({"u": 2.0, "v": 1.0}, max_actors=2)
+    scheduler.start(0.0)
+    scheduler.handle(ActorReady(0, 1.0))
+    scheduler.handle(Tick(100.0))
+    assert scheduler.handle(ActorDied(0, ErrorKind.NODE_DIED, 100.1)) == (StartActor(2),)
+    assert scheduler.handle(Tick(99.0 + PLACEMENT_TIMEOUT_S)) == ()
+    assert scheduler.handle(Tick(100.0 + PLACEMENT_TIMEOUT_S)) == (StopActor(1, ErrorKind.NO_RESOURCES),)
 
 
 def test_late_death_of_a_withdrawn_actor_starts_no_other() -> None:
     scheduler = make_scheduler({"u": 2.0, "v": 1.0}, max_actors=2)
     scheduler.start(0.0)
-    scheduler.handle(ActorReady(0, 1.0))
-    scheduler.handle(Tick(PLACEMENT_TIMEOUT_S))
+    assert scheduler.handle(ActorDied(0, ErrorKind.ACTOR_DIED, 10.0)) == (StartActor(2),)
+    assert scheduler.handle(Tick(PLACEMENT_TIMEOUT_S)) == (StopActor(1, ErrorKind.NO_RESOURCES),)
     assert scheduler.handle(ActorDied(1, ErrorKind.ACTOR_DIED, 31.0)) == ()
 
 
@@ -351,7 +364,7 @@ def test_check_integrity_sees_a_unit_whose_actor_does_not_know_it() -> None:
     scheduler = make_scheduler({"u": 1.0})
     scheduler.start(0.0)
     scheduler.handle(ActorReady(0, 1.0))
-    scheduler._actors[0].unit_id = "other"
+    scheduler._crew.actors[0].unit_id = "other"
     with pytest.raises(SchedulerError, match="says otherwise"):
         scheduler.check_integrity()
 

@@ -1,0 +1,127 @@
+"""Actors from their start to their death: when one is late, stuck, or not worth another, and why no more are started.
+
+Pure; knows units by their ids and costs only. What becomes of a dead actor's unit is the scheduler's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+from jobs.berths import NEVER_S, Berths
+from jobs.failure import ErrorKind, FailureDecision, FailurePolicy
+from jobs.patience import LOAD_S, unit_patience_s
+from jobs.scheduler_books import Actor, ActorState
+
+
+class Crew:
+    """All actors there ever were, by id, and the berths of those that are alive."""
+
+    def __init__(self, max_actors: int, failure: FailurePolicy, placement_timeout_s: float) -> None:
+        self.actors: dict[int, Actor] = {}
+        self.berths = Berths(max_actors, failure.max_attempts, placement_timeout_s)
+        self.why_no_more: ErrorKind | None = None
+        """While no actor is ready, no other is started for this reason."""
+        self._max_actors = max_actors
+        self._failure = failure
+        self._placement_timeout_s = placement_timeout_s
+        self._placed_at_s = NEVER_S  # when an actor was last seen to have a place
+        self._was_ready = False  # so the model can be loaded
+        self._start_failures = 0  # in a row
+
+    @property
+    def alive(self) -> list[Actor]:
+        """Those that may do something yet."""
+        return [actor for actor in self.actors.values() if actor.state is not ActorState.DEAD]
+
+    @property
+    def ready(self) -> list[Actor]:
+        """Those whose model is loaded."""
+        return [actor for actor in self.actors.values() if actor.is_ready]
+
+    def is_sound(self, actor: Actor) -> bool:
+        """Whether no actor came to nothing in its place, as far as no unit was to blame."""
+        return self.berths.is_sound(actor.berth)
+
+    def place(self, actor_id: int, now_s: float) -> None:
+        """It has a process on some machine."""
+        self._move(actor_id, {ActorState.STARTING}, ActorState.LOADING, now_s)
+
+    def get_ready(self, actor_id: int, now_s: float) -> None:
+        """Its model is loaded."""
+        if self._move(actor_id, {ActorState.STARTING, ActorState.LOADING}, ActorState.IDLE, now_s):
+            self._start_failures, self.why_no_more, self._was_ready = 0, None, True
+
+    def start_missing(self, num_unfinished: int, now_s: float) -> Iterator[int]:
+        """Enter new actors where another may be of use; their ids."""
+        are_others_ready = bool(self.ready)
+        if self.why_no_more is not None and not are_others_ready:
+            return
+        for _ in range(min(self._max_actors, num_unfinished) - len(self.alive)):
+            berth = self.berths.free(now_s, are_others_ready=are_others_ready)
+            if berth is None:
+                return
+            actor = Actor(len(self.actors), berth, now_s)
+            self.actors[actor.actor_id] = actor
+            self.berths.enter(berth, actor.actor_id)
+            yield actor.actor_id
+
+    def withdraw_late(self, now_s: float) -> Iterator[int]:
+        """Those that nobody has placed in time; while others have a place, they may wait for theirs as long as that lasts."""
+        alive = self.alive
+        if any(actor.state is not ActorState.STARTING for actor in alive):
+            self._placed_at_s = now_s
+            return
+        for actor in alive:
+            if now_s - max(actor.since_s, self._placed_at_s) >= self._placement_timeout_s:
+                self.why_no_more = ErrorKind.NO_RESOURCES
+                actor.state = ActorState.DEAD
+                self.berths.leave(actor.berth, now_s, is_barren=False)
+                yield actor.actor_id
+
+    def stuck(self, cost_tokens: Mapping[str, float], now_s: float) -> list[int]:
+        """Those that have said nothing for much too long; nothing is entered."""
+        paces = [actor.pace for actor in self.alive if actor.pace is not None]
+        return [
+            actor.actor_id
+            for actor in self.alive
+            if now_s - actor.since_s >= _patience_s(actor, cost_tokens, paces)
+        ]
+
+    def bury(self, actor_id: int, now_s: float) -> Actor | None:
+        """As it was when it died, or None if it was dead or never there."""
+        actor = self.actors.get(actor_id)
+        if actor is None or actor.state is ActorState.DEAD:
+            return None
+        self.actors[actor_id] = Actor(actor_id, actor.berth, now_s, ActorState.DEAD)
+        self.berths.leave(actor.berth, now_s, is_barren=actor.num_answered == 0)
+        return actor
+
+    def count_death(self, buried: Actor, kind: ErrorKind) -> FailureDecision:
+        """What its death means for other actors: only RAISE ends the run."""
+        if buried.is_ready:
+            if not self.ready:  # the place of this one could hold a model
+                self._start_failures, self.why_no_more = 0, None
+            return FailureDecision.RETRY
+        self._start_failures += 1
+        decision = self._failure.decide(kind, self._start_failures, has_worked=self._was_ready)
+        if decision is FailureDecision.GIVE_UP:
+            self.why_no_more = kind
+        return decision
+
+    def count_answer(self, actor: Actor) -> None:
+        """It has answered a unit: something comes of it and its berth."""
+        actor.num_answered += 1
+        self.berths.bear(actor.berth)
+
+    def _move(self, actor_id: int, sources: set[ActorState], target: ActorState, now_s: float) -> bool:
+        actor = self.actors.get(actor_id)
+        if actor is None or actor.state not in sources:
+            return False
+        actor.state, actor.since_s = target, now_s
+        return True
+
+
+def _patience_s(actor: Actor, cost_tokens: Mapping[str, float], paces: Collection[float]) -> float:
+    if actor.unit_id is not None:
+        return unit_patience_s(cost_tokens[actor.unit_id], paces)
+    return LOAD_S if actor.state is ActorState.LOADING else float("inf")

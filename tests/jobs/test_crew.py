@@ -1,0 +1,235 @@
+"""Places that are sick, units that kill, drivers that hang: what each costs, in worlds with a clock."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from jobs.failure import ErrorKind, FailurePolicy
+from jobs.patience import LEAST_S, LOAD_S, TIMES, UNKNOWN_S
+from jobs.scheduler import Scheduler
+from jobs.scheduler_events import (
+    Abort,
+    AcceptUnit,
+    ActorDied,
+    ActorPlaced,
+    ActorReady,
+    Assign,
+    Begin,
+    Decision,
+    Event,
+    FailUnit,
+    Queue,
+    StartActor,
+    StopActor,
+    Tick,
+    UnitFinished,
+)
+
+MAX_ATTEMPTS = 3
+PLACEMENT_TIMEOUT_S = 600.0
+NUM_UNITS = 100
+LOAD_TIME_S = 60.0
+DEATH_AFTER_S = 2.0
+TICK_S = 30.0
+
+
+def make_scheduler(costs: dict[str, float], max_actors: int = 1) -> Scheduler:
+    return Scheduler(costs, max_actors, FailurePolicy(MAX_ATTEMPTS), PLACEMENT_TIMEOUT_S)
+
+
+@dataclass
+class Site:
+    """Devices, of which some are `sick`: a model loads there or, where ``sick_at`` is "load", raises, and every unit kills.
+
+    Units in `killers` kill their actor anywhere. A new actor gets any device that is free.
+    """
+
+    unit_s: float
+    num_units: int
+    num_devices: int
+    sick: frozenset[int]
+    rng: random.Random
+    sick_at: str = "run"
+    killers: frozenset[str] = frozenset()
+    events: list[tuple[float, int, Event]] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+    device_of: dict[int, int] = field(default_factory=dict)
+    lying: dict[int, str] = field(default_factory=dict)
+    ends: Counter[type[Decision]] = field(default_factory=Counter)
+    failed: list[str] = field(default_factory=list)
+    num_started: int = 0
+    busy_s: Counter[int] = field(default_factory=Counter)
+
+    def run(self) -> float:
+        """When the last unit ends, in seconds."""
+        names = [f"u{index:03}" for index in range(self.num_units)]
+        scheduler, now_s = make_scheduler(dict.fromkeys(names, 1.0), self.num_devices), 0.0
+        self.obey(scheduler.start(0.0), 0.0)
+        next_tick_s = TICK_S
+        while not scheduler.is_closed:
+            if not self.events or self.events[0][0] > next_tick_s:
+                now_s, event = next_tick_s, Tick(next_tick_s)
+                next_tick_s += TICK_S
+            else:
+                now_s, _, event = heapq.heappop(self.events)
+            match event:
+                case ActorDied(actor_id=actor_id):
+                    self.device_of.pop(actor_id)
+                    self.lying.pop(actor_id, None)
+                case UnitFinished(actor_id=actor_id) if actor_id in self.lying:
+                    self.begin(actor_id, self.lying.pop(actor_id), now_s)
+            decisions = scheduler.handle(event)
+            scheduler.check_integrity()
+            self.obey(decisions, now_s)
+        return now_s
+
+    def obey(self, decisions: tuple[Decision, ...], now_s: float) -> None:
+        for decision in decisions:
+            self.ends[type(decision)] += 1
+            match decision:
+                case StartActor(actor_id=actor_id):
+                    free = sorted(set(range(self.num_devices)) - set(self.device_of.values()))
+                    self.device_of[actor_id] = device = self.rng.choice(free)
+                    self.num_started += 1
+                    self.push(ActorPlaced(actor_id, now_s + 1.0))
+                    at_s = now_s + LOAD_TIME_S
+                    if device in self.sick and self.sick_at == "load":
+                        # Not before any is ready: what loads nowhere is the model's fault.
+                        self.push(ActorDied(actor_id, ErrorKind.LOAD_RAISED, at_s + 5.0))
+                    else:
+                        self.push(ActorReady(actor_id, at_s))
+                case Assign(actor_id=actor_id, unit_id=unit_id):
+                    self.begin(actor_id, unit_id, now_s)
+                case Queue(actor_id=actor_id, unit_id=unit_id):
+                    self.lying[actor_id] = unit_id
+                case FailUnit(unit_id=unit_id):
+                    self.failed.append(unit_id)
+
+    def begin(self, actor_id: int, unit_id: str, now_s: float) -> None:
+        device = self.device_of[actor_id]
+        if unit_id in self.killers or device in self.sick:
+            self.push(ActorDied(actor_id, ErrorKind.DEVICE_LOST, now_s + DEATH_AFTER_S))
+        else:
+            self.busy_s[device] += self.unit_s
+            self.push(UnitFinished(actor_id, unit_id, now_s + self.unit_s))
+
+    def push(self, event: Event) -> None:
+        heapq.heappush(self.events, (event.now_s, next(self.numbers), event))
+
+
+@pytest.mark.parametrize("sick_at", ["run", "load"])
+@pytest.mark.parametrize("unit_s", [20.0, 600.0])
+@pytest.mark.parametrize(("num_devices", "num_sick"), [(2, 1), (4, 1), (4, 2), (8, 3)])
+def test_sick_devices_cost_no_unit_and_few_starts(
+    num_devices: int, num_sick: int, unit_s: float, sick_at: str, seed: int
+) -> None:
+    rng = random.Random(seed)
+    sick = frozenset(rng.sample(range(num_devices), num_sick))
+    site = Site(unit_s, NUM_UNITS, num_devices, sick, rng, sick_at)
+    end_s = site.run()
+    assert site.failed == []
+    assert site.ends[AcceptUnit] == NUM_UNITS
+    # Each is tried as often as units are, and then once in a while.
+    num_tries = num_sick * (MAX_ATTEMPTS + 1 + end_s / PLACEMENT_TIMEOUT_S)
+    assert site.num_started <= num_devices + num_tries
+    num_well = num_devices - num_sick
+    assert end_s <= 1.1 * NUM_UNITS * unit_s / num_well + 3 * unit_s + 3 * LOAD_TIME_S
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
+@pytest.mark.parametrize("num_killers", [1, 3, 12])
+def test_units_that_kill_fail_alone_and_leave_all_places_in_use(
+    num_devices: int, num_killers: int, seed: int
+) -> None:
+    """They come first, so that no place has shown what it is worth."""
+    killers = frozenset(f"u{index:03}" for index in range(num_killers))
+    site = Site(300.0, 100, num_devices, frozenset(), random.Random(seed), killers=killers)
+    site.run()
+    assert sorted(site.failed) == sorted(killers)
+    assert site.ends[AcceptUnit] == 100 - num_killers
+    fair_s = sum(site.busy_s.values()) / num_devices
+    assert min(site.busy_s[device] for device in range(num_devices)) >= 0.5 * fair_s
+
+
+def two_ready(num_units: int = 2) -> Scheduler:
+    scheduler = make_scheduler({f"u{index}": 1.0 for index in range(num_units)}, max_actors=2)
+    scheduler.start(0.0)
+    scheduler.handle(ActorReady(0, 1.0))
+    scheduler.handle(ActorReady(1, 1.0))
+    return scheduler
+
+
+def test_a_units_last_attempt_is_made_where_no_actor_came_to_nothing() -> None:
+    scheduler = two_ready()
+    scheduler.handle(ActorDied(0, ErrorKind.ACTOR_DIED, 2.0))
+    assert scheduler.handle(ActorReady(2, 3.0)) == (Assign(2, "u0", attempt=2),)
+    scheduler.handle(ActorDied(2, ErrorKind.ACTOR_DIED, 4.0))
+    assert scheduler.handle(ActorReady(3, 5.0)) == (), "it sits where two died"
+    assert Assign(1, "u0", 3) in scheduler.handle(UnitFinished(1, "u1", 6.0))
+
+
+def test_a_units_last_attempt_is_made_anywhere_if_nobody_else_is_ready() -> None:
+    scheduler = two_ready(num_units=1)
+    for actor_id, attempt in ((0, 2), (1, 3)):
+        scheduler.handle(ActorDied(actor_id, ErrorKind.ACTOR_DIED, 2.0))
+        assert Assign(actor_id + 1, "u0", attempt) in scheduler.handle(ActorReady(actor_id + 1, 3.0))
+
+
+def test_a_load_that_fails_where_others_work_ends_no_run() -> None:
+    scheduler = two_ready(num_units=3)
+    scheduler.handle(ActorDied(0, ErrorKind.NODE_DIED, 2.0))
+    for actor_id in (2, 3):
+        decisions = scheduler.handle(ActorDied(actor_id, ErrorKind.LOAD_RAISED, 3.0))
+        assert not any(isinstance(it, Abort | FailUnit) for it in decisions)
+    assert Assign(1, "u0", 2) in scheduler.handle(UnitFinished(1, "u1", 4.0))
+    scheduler.handle(ActorDied(1, ErrorKind.NODE_DIED, 5.0))
+    for actor_id in range(4, 4 + MAX_ATTEMPTS + 1):
+        assert not scheduler.is_closed
+        decisions = scheduler.handle(ActorDied(actor_id, ErrorKind.LOAD_RAISED, 6.0))
+    assert decisions == (Abort(ErrorKind.LOAD_RAISED),), "now nobody is left, and it is what ends the run"
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_an_actor_that_says_nothing_any_more_is_stopped_and_its_unit_tried_again(is_known: bool) -> None:
+    scheduler, began_s = make_scheduler({"a": 1000.0, "b": 1000.0, "c": 9.0}), 1.0
+    scheduler.start(0.0)
+    scheduler.handle(ActorReady(0, began_s))
+    patience_s = UNKNOWN_S
+    if is_known:
+        began_s = 801.0
+        scheduler.handle(UnitFinished(0, "a", began_s))
+        patience_s = TIMES * 800.0
+        assert patience_s > LEAST_S
+    unit_id = scheduler.unit_of(0)
+    assert scheduler.handle(Tick(began_s + patience_s - 1)) == ()
+    now_s = began_s + patience_s
+    assert scheduler.handle(Tick(now_s)) == (StopActor(0, ErrorKind.STUCK), StartActor(1))
+    assert scheduler.handle(ActorReady(1, now_s)) == (Assign(1, unit_id, attempt=2),)
+
+
+def test_a_unit_that_lay_ready_is_waited_for_from_its_own_beginning() -> None:
+    scheduler = make_scheduler({f"u{index:02}": 1.0 for index in range(12)})
+    scheduler.start(0.0)
+    for event in (ActorReady(0, 1.0), UnitFinished(0, "u00", 2.0)):
+        scheduler.handle(event)
+    assert Begin(0, "u02", 1) in scheduler.handle(UnitFinished(0, "u01", LEAST_S))
+    assert scheduler.handle(Tick(2 * LEAST_S - 1)) == ()
+    assert StopActor(0, ErrorKind.STUCK) in scheduler.handle(Tick(2 * LEAST_S + TIMES * LEAST_S))
+
+
+def test_a_model_that_does_not_finish_loading_is_given_up_in_the_end() -> None:
+    scheduler = make_scheduler({"u": 1.0})
+    scheduler.start(0.0)
+    decisions: tuple[Decision, ...] = ()
+    for actor_id in range(MAX_ATTEMPTS):
+        scheduler.handle(ActorPlaced(actor_id, LOAD_S * actor_id))
+        decisions = scheduler.handle(Tick(LOAD_S * (actor_id + 1)))
+        assert decisions[0] == StopActor(actor_id, ErrorKind.STUCK)
+    assert FailUnit("u", ErrorKind.STUCK, attempts=0) in decisions
