@@ -18,8 +18,12 @@ from jobs.worker import LoadEngine, UnitRunner
 class EngineActor:
     """What Ray runs in a process of its own. Made by `jobs.actor_pool`, which adds the resources."""
 
-    def __init__(self, settings: ModelSettings, context: RunContext, load: LoadEngine) -> None:
+    def __init__(
+        self, settings: ModelSettings, context: RunContext, load: LoadEngine, num_gpus: float
+    ) -> None:
+        """``num_gpus`` below 1 is its share of a device that others use too."""
         self._runner = UnitRunner(settings, context, load)
+        self._num_gpus = num_gpus
 
     def place(self) -> str:
         """Where the actor is, for people: `host:process id`. Answers as soon as the process runs."""
@@ -27,6 +31,10 @@ class EngineActor:
 
     def load(self) -> None:
         """Load the model; raises what loading raises."""
+        if 0 < self._num_gpus < 1:
+            from kvmerger.device_memory import keep_to
+
+            keep_to(self._num_gpus)
         self._runner.load()
 
     def run(self, unit: WorkUnit) -> list[Row]:

@@ -51,7 +51,7 @@ class ActorPool:
     def __init__(
         self, settings: ModelSettings, context: RunContext, load: LoadEngine, resources: ActorResources
     ) -> None:
-        self._arguments = (settings, context, load)
+        self._arguments = (settings, context, load, resources.num_gpus)
         self._actor_class = ray.remote(
             num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_restarts=0, max_task_retries=0
         )(EngineActor)

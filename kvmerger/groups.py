@@ -16,6 +16,7 @@ import torch
 
 from kvmerger.buckets import another_bucket, bucket_for
 from kvmerger.budget import LikeVariant, num_slots_for
+from kvmerger.device_memory import available_bytes
 from kvmerger.generation import Prompt
 from kvmerger.variants import Variant
 
@@ -129,10 +130,7 @@ def plannable_bytes(device: torch.device) -> int | None:
     """Bytes of ``device`` that a group may be planned to fill; None on the CPU, which is not asked."""
     if device.type != "cuda":
         return None
-    free_bytes, _ = torch.cuda.mem_get_info(device)
-    # What the allocator holds without using it is as good as free.
-    free_bytes += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(free_bytes * SHARE_PLANNED)
+    return int(available_bytes(device) * SHARE_PLANNED)
 
 
 def _most_slots(variant: Variant, by_label: Mapping[str, Variant], num_tokens: int) -> int:

@@ -4,6 +4,7 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
 import torch
 
 
@@ -20,12 +21,15 @@ def bytes_for(share: float, run: Callable[[], object]) -> int:
 
 
 @contextmanager
-def at_most(num_bytes: int) -> Iterator[None]:
-    """The allocator reserves no more than this."""
+def at_most(num_bytes: int, *, is_foreseen: bool) -> Iterator[None]:
+    """The allocator reserves no more than this; whether a plan knows."""
     _release()
     torch.cuda.set_per_process_memory_fraction(num_bytes / torch.cuda.get_device_properties(0).total_memory)
     try:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            if not is_foreseen:
+                patch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device=None: 1.0)
+            yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
