@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import NoReturn
 
 import ray
-from ray import exceptions as ray_errors
 
 from jobs import run_events
-from jobs.actor_pool import ActorPool, Answer, Call
+from jobs.actor_pool import ActorPool, Answer
 from jobs.actor_resources import ActorResources, ResourcesError, resources_for
 from jobs.config import Settings
 from jobs.failure import ErrorKind, FailurePolicy
+from jobs.lost_units import SAID_NOTHING, rows_left_out, rows_of_lost, without_own_policies
+from jobs.ray_answers import cause_of, event_of
 from jobs.ray_session import Cluster, job_env, ray_session
 from jobs.result_schema import Row
-from jobs.rows import Failure, RowMaker, RunContext, failed_rows
+from jobs.rows import RunContext
 from jobs.run_events import OnEvent, OnRows, UnitEnded
 from jobs.scheduler import Scheduler
 from jobs.scheduler_events import (
     Abort,
     AcceptUnit,
     ActorDied,
-    ActorPlaced,
     ActorReady,
     Assign,
     Begin,
@@ -43,33 +43,17 @@ from jobs.scheduler_events import (
     StartActor,
     StopActor,
     Tick,
-    UnitFailed,
-    UnitFinished,
 )
 from jobs.shipped_code import source_paths
 from jobs.storage_advice import Placement, read_mounts, storage_advice
 from jobs.work import WorkUnit
-from jobs.worker import DeviceLostError, LoadEngine, load_engine
+from jobs.worker import LoadEngine, load_engine
 
 PLACEMENT_TIMEOUT_S = 600.0
 """A cluster that grows needs minutes for a new machine; one that cannot would otherwise wait for ever."""
 
 _POLL_S = 0.25  # an interrupt is noticed between two polls, and `ray job stop` does not wait for long
-# The first type that fits decides. ActorUnavailableError counts as death: its actor is killed before a retry.
-_ERROR_KINDS: tuple[tuple[type[Exception], ErrorKind], ...] = (
-    (ray_errors.ActorUnschedulableError, ErrorKind.NO_RESOURCES),
-    (ray_errors.NodeDiedError, ErrorKind.NODE_DIED),
-    (ray_errors.OutOfMemoryError, ErrorKind.OUT_OF_HOST_MEMORY),
-    (ray_errors.RayActorError, ErrorKind.ACTOR_DIED),
-    (ray_errors.ActorUnavailableError, ErrorKind.ACTOR_DIED),
-    (ray_errors.WorkerCrashedError, ErrorKind.ACTOR_DIED),
-    (ray_errors.ObjectLostError, ErrorKind.RESULT_LOST),
-    (DeviceLostError, ErrorKind.DEVICE_LOST),
-)
-_RAISED_IN = {Call.LOAD: ErrorKind.LOAD_RAISED, Call.RUN: ErrorKind.UNIT_RAISED}
 _HAND_OVER = 1
-_SAID_NOTHING = TimeoutError("its actor said nothing for far longer than it should take, and was killed")
-_LEAVES_ACTOR_ALIVE = frozenset({ErrorKind.RESULT_LOST, ErrorKind.UNIT_RAISED})
 
 
 def run_units(
@@ -190,14 +174,16 @@ class Controller:
                     self._pool.stop(actor_id)
                     self._on_event(run_events.WorkerLost(_name(actor_id), kind))
                 case Assign(actor_id=actor_id, unit_id=unit_id, attempt=attempt):
-                    self._pool.run(actor_id, self._units[unit_id])
+                    self._pool.run(actor_id, self._given(unit_id, attempt))
                     self._on_event(run_events.UnitStarted(_name(actor_id), unit_id, attempt))
-                case Queue(actor_id=actor_id, unit_id=unit_id):
-                    self._pool.run(actor_id, self._units[unit_id])  # Ray keeps an actor's calls in order
+                case Queue(actor_id=actor_id, unit_id=unit_id, attempt=attempt):
+                    self._pool.run(
+                        actor_id, self._given(unit_id, attempt)
+                    )  # Ray keeps an actor's calls in order
                 case Begin(actor_id=actor_id, unit_id=unit_id, attempt=attempt):
                     self._on_event(run_events.UnitStarted(_name(actor_id), unit_id, attempt))
                 case AcceptUnit(unit_id=unit_id):
-                    self._hand_over(unit_id, self._rows[unit_id])
+                    self._hand_over(unit_id, self._rows_of(unit_id))
                 case FailUnit():
                     self._hand_over(decision.unit_id, self._rows_of_failure(decision))
                 case Abort(kind=kind):
@@ -211,21 +197,30 @@ class Controller:
         self._on_rows(unit, rows)
         self._on_event(UnitEnded.of(unit, rows))
 
+    def _given(self, unit_id: str, attempt: int) -> WorkUnit:
+        """What an actor is given of the unit."""
+        unit, is_last = self._units[unit_id], attempt == self._scheduler.failure.max_attempts
+        return without_own_policies(unit) if is_last and attempt > 1 else unit
+
+    def _rows_of(self, unit_id: str) -> list[Row]:
+        rows = self._rows[unit_id]
+        answered = {row["identity"] for row in rows}
+        error = self._error_of(unit_id)
+        return [*rows, *rows_left_out(self._units[unit_id], answered, error, self._context)]
+
     def _rows_of_failure(self, decision: FailUnit) -> list[Row]:
+        is_stuck = decision.kind is ErrorKind.STUCK
+        error = SAID_NOTHING if is_stuck else self._error_of(decision.unit_id)
         unit = self._units[decision.unit_id]
-        error = self._errors.get(decision.unit_id, self._errors.get(None, _SAID_NOTHING))
-        error = _SAID_NOTHING if decision.kind is ErrorKind.STUCK else _cause_of(error)
-        message = f"{decision.kind.value} after {decision.attempts} attempts: {error}"
-        if len(unit.contexts) > 1:
-            message += f"; {len(unit.contexts)} prompts were computed together: items_at_once=1 costs a bad one only itself"
-        failure = Failure("actor", type(error).__name__, message, Failure.of("actor", error).traceback)
-        maker = RowMaker(self._context, unit.unit_id, unit.execution, time.time())
-        return failed_rows(unit, failure, maker)
+        return rows_of_lost(unit, decision.kind, decision.attempts, error, self._context)
+
+    def _error_of(self, unit_id: str) -> Exception:
+        return cause_of(self._errors.get(unit_id, self._errors.get(None, SAID_NOTHING)))
 
     def _abort(self, kind: ErrorKind) -> NoReturn:
         if kind is ErrorKind.NO_RESOURCES:
             raise _NoResources
-        raise _cause_of(self._errors[None])
+        raise cause_of(self._errors[None])
 
 
 def _turn(decision: Decision) -> int:
@@ -239,29 +234,6 @@ def _turn(decision: Decision) -> int:
             return _HAND_OVER - 1
 
 
-def event_of(answer: Answer, now_s: float) -> Event:
-    """What an answer means to the scheduler."""
-    if answer.error is not None:
-        kind = error_kind(answer.error, answer.call)
-        if answer.unit_id is not None and kind in _LEAVES_ACTOR_ALIVE:
-            return UnitFailed(answer.actor_id, answer.unit_id, kind, now_s)
-        return ActorDied(answer.actor_id, kind, now_s)
-    if answer.unit_id is not None:
-        return UnitFinished(answer.actor_id, answer.unit_id, now_s)
-    is_placed = answer.call is Call.PLACE
-    return ActorPlaced(answer.actor_id, now_s) if is_placed else ActorReady(answer.actor_id, now_s)
-
-
-def error_kind(error: Exception, call: Call) -> ErrorKind:
-    """Our name for what Ray raised for a call, by type."""
-    for error_type, kind in _ERROR_KINDS:
-        if isinstance(error, error_type):
-            return kind
-    if isinstance(error, ray_errors.RayTaskError):
-        return _RAISED_IN.get(call, ErrorKind.INTERNAL)
-    return ErrorKind.INTERNAL
-
-
 def _advice(settings: Settings, cluster: Cluster) -> str | None:
     job_folder = None if job_env() is None else Path.cwd()
     placement = Placement(
@@ -272,12 +244,6 @@ def _advice(settings: Settings, cluster: Cluster) -> str | None:
 
 class _NoResources(Exception):
     """The scheduler gave up waiting for a place."""
-
-
-def _cause_of(error: Exception) -> Exception:
-    """What was raised in the actor, without Ray's wrapping."""
-    cause = getattr(error, "cause", None) if isinstance(error, ray_errors.RayTaskError) else None
-    return cause if isinstance(cause, Exception) else error
 
 
 def _name(actor_id: int) -> str:

@@ -159,7 +159,7 @@ class Scheduler:
             if self._may_take(self._crew.actors[actor_id], unit):
                 unit.state, unit.actor_id = UnitState.QUEUED, actor_id
                 self._crew.actors[actor_id].next_id = unit.unit_id
-                yield Queue(actor_id, unit.unit_id)
+                yield Queue(actor_id, unit.unit_id, unit.attempts + 1)
 
     def _may_take(self, actor: Actor, unit: Unit) -> bool:
         """A unit's last attempt is made where no actor came to nothing, if any such place has an actor that is ready."""

@@ -101,6 +101,7 @@ class Queue:
 
     actor_id: int
     unit_id: str
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)

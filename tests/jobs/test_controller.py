@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from ray import exceptions as ray_errors
 
+from jobs import controller
 from jobs.actor_pool import Answer, Call
 from jobs.controller import Controller
-from jobs.failure import DEFAULT_MAX_ATTEMPTS, FailurePolicy
-from jobs.result_schema import Row
-from jobs.run_events import OnRows, UnitStarted
+from jobs.failure import DEFAULT_MAX_ATTEMPTS, ErrorKind, FailurePolicy
+from jobs.result_schema import Row, check_rows
+from jobs.run_events import OnRows, UnitStarted, WorkerLost
 from jobs.scheduler import Scheduler
 from jobs.scheduler_events import ActorReady, UnitFinished
 from jobs.work import WorkUnit
 from jobs.worker import UnitRunner
-from tests.fakes import FakeLoad, Recorder, make_context, make_settings, make_unit
+from kvmerger.variants import VariantSpec
+from tests.fakes import KNORM, FakeLoad, Recorder, make_context, make_settings, make_unit
 
 
 def make_controller(
@@ -148,6 +152,74 @@ def test_a_unit_fails_with_the_error_of_the_actor_that_worked_on_it() -> None:
     assert {row["unit_id"] for row in failed} == {"u01"}
     assert all("death told by u02" in row["failure_message"] for row in failed)
     assert "u02" not in controller._errors, "it had not begun"
+
+
+class KillingPool(DyingPool):
+    """Whoever is given one of these policies dies of it."""
+
+    def __init__(self, *killers: str) -> None:
+        super().__init__(dies_of="")
+        self._killers = set(killers)
+
+    def run(self, actor_id: int, unit: WorkUnit) -> None:
+        is_deadly = bool(self._killers & {spec.policy for spec in unit.variants})
+        self._dies_of = unit.unit_id if is_deadly else ""
+        super().run(actor_id, unit)
+
+
+KILLER, HARMLESS = VariantSpec("mine", "my:Killer"), VariantSpec("other", "my:Harmless")
+
+
+def test_a_policy_of_a_users_own_that_kills_costs_no_row_of_ours() -> None:
+    units = [
+        make_unit("deadly", variants=(KNORM, KILLER, HARMLESS), cost_tokens=9.0),
+        make_unit("good", variants=(KNORM, HARMLESS)),
+        make_unit("nothing else", variants=(KILLER,), cost_tokens=2.0),
+    ]
+    units[2] = replace(units[2], cells=units[2].cells[1:])
+    recorder = Recorder()
+    make_controller(units, KillingPool(KILLER.policy), recorder, num_actors=1).run()
+    assert recorder.identities() == sorted(cell.identity for unit in units for cell in unit.cells)
+    check_rows("deadly", [row for row in recorder.rows if row["unit_id"] == "deadly"])
+    status = {(row["unit_id"], row["variant"]): row["status"] for row in recorder.rows}
+    assert status == {
+        ("deadly", "full"): "ok", ("deadly", KNORM.label): "ok", ("deadly", "mine"): "failed",
+        ("deadly", "other"): "failed", ("good", "full"): "ok", ("good", KNORM.label): "ok", ("good", "other"): "ok",
+        ("nothing else", "mine"): "failed",
+    }  # fmt: skip
+    told = {row["unit_id"]: row["failure_message"] for row in recorder.rows if row["status"] == "failed"}
+    assert (
+        "done without 'mine', 'other'" in told["deadly"]
+        and "it died while deadly was asked" in told["deadly"]
+    )
+    assert told["nothing else"].startswith("actor_died after 3 attempts")
+
+
+def test_where_one_attempt_is_all_nobody_is_left_out() -> None:
+    units, recorder = [make_unit("u", variants=(KNORM, HARMLESS))], Recorder()
+    make_controller(units, KillingPool(), recorder, num_actors=1, max_attempts=1).run()
+    assert {row["status"] for row in recorder.rows} == {"ok"}
+
+
+class Silent(LoggingPool):
+    """Actors that load and say nothing any more."""
+
+    def run(self, actor_id: int, unit: WorkUnit) -> None:
+        self.log.append(f"run {unit.unit_id}")
+
+
+def test_a_unit_on_which_every_actor_hangs_fails_with_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    hours = itertools.count()
+    monkeypatch.setattr(controller.time, "monotonic", lambda: 3600.0 * next(hours))
+    unit, recorder, pool = make_unit("u"), Recorder(), Silent()
+    make_controller([unit], pool, recorder, num_actors=1).run()
+    assert pool.log == ["run u"] * DEFAULT_MAX_ATTEMPTS
+    assert {row["failure_type"] for row in recorder.rows} == {"TimeoutError"}
+    assert all(
+        "stuck after 3 attempts: its actor said nothing" in row["failure_message"] for row in recorder.rows
+    )
+    lost = [event.kind for event in recorder.events if isinstance(event, WorkerLost)]
+    assert lost == [ErrorKind.STUCK] * DEFAULT_MAX_ATTEMPTS
 
 
 class Loading(LoggingPool):

@@ -1,0 +1,59 @@
+"""Rows of units that no actor lived to answer, and the last attempt to have some of them all the same.
+
+A policy of a user's own may kill its process: a kernel that writes where it must not, a segmentation fault. So the last
+attempt is made without such policies, where there are others; then they alone have failed rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from jobs.failure import ErrorKind
+from jobs.result_schema import Row
+from jobs.rows import Failure, RowMaker, RunContext, failed_rows
+from jobs.work import WorkUnit
+
+SAID_NOTHING = TimeoutError("its actor said nothing for far longer than it should take, and was killed")
+
+
+def without_own_policies(unit: WorkUnit) -> WorkUnit:
+    """The unit without users' own policies (`module:Class`), unless there are none, or nothing else is owed."""
+    own = {spec.label for spec in unit.variants if ":" in spec.policy}
+    cells = tuple(cell for cell in unit.cells if cell.label not in own)
+    if not cells:
+        return unit
+    variants = tuple(spec for spec in unit.variants if spec.label not in own)
+    return replace(unit, cells=cells, variants=variants)
+
+
+def rows_of_lost(
+    unit: WorkUnit, kind: ErrorKind, attempts: int, error: Exception, context: RunContext
+) -> list[Row]:
+    """A failed row for every cell of a unit that is given up."""
+    message = f"{kind.value} after {attempts} attempts: {error}"
+    if len(unit.contexts) > 1:
+        message += f"; {len(unit.contexts)} prompts were computed together: items_at_once=1 costs a bad one only itself"
+    return _failed(unit, message, error, context)
+
+
+def rows_left_out(
+    unit: WorkUnit, answered: Collection[str], error: Exception, context: RunContext
+) -> Sequence[Row]:
+    """A failed row for every cell whose identity is not ``answered``, since its policy was left out of the last attempt."""
+    cells = tuple(cell for cell in unit.cells if cell.identity not in answered)
+    if not cells:
+        return []
+    own = sorted({cell.label for cell in cells})
+    message = (
+        f"its unit was lost each time until it was done without {', '.join(map(repr, own))}: the last attempt leaves out "
+        f"policies that are not ours, since one may kill its process; to see, run one at a time with `executor: inline`. "
+        f"The last loss: {error}"
+    )
+    return _failed(replace(unit, cells=cells), message, error, context)
+
+
+def _failed(unit: WorkUnit, message: str, error: Exception, context: RunContext) -> list[Row]:
+    failure = Failure("actor", type(error).__name__, message, Failure.of("actor", error).traceback)
+    return failed_rows(unit, failure, RowMaker(context, unit.unit_id, unit.execution, time.time()))
