@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,6 +44,8 @@ from jobs.scheduler_events import (
     StartActor,
     StopActor,
     Tick,
+    UnitFailed,
+    UnitFinished,
 )
 from jobs.shipped_code import source_paths
 from jobs.storage_advice import Placement, read_mounts, storage_advice
@@ -121,9 +124,8 @@ class Controller:
         self._on_event = on_event
         self._rows: dict[str, list[Row]] = {}  # by unit, of answers whose decisions are not all carried out
         self._decisions: list[Decision] = []  # in the order in which they are to be carried out
-        self._errors: dict[
-            str | None, Exception
-        ] = {}  # the latest of each unit, and under None the latest of all
+        self._errors: dict[str, Exception] = {}  # the latest of each unit
+        self._error_by_kind: dict[ErrorKind, Exception] = {}  # the latest of each
 
     def run(self) -> None:
         """Until every unit has ended. Raises what ends the run before that."""
@@ -143,14 +145,17 @@ class Controller:
         decisions: list[Decision] = []
         for answer in answers:
             event = event_of(answer, time.monotonic())
-            if answer.error is not None:
-                if not self._scheduler.is_closed:  # what comes after the run's end did not end it
+            match event:
+                case ActorDied(kind=kind) | UnitFailed(kind=kind) if not self._scheduler.is_closed:
+                    assert answer.error is not None
                     # An actor that dies costs the unit it worked on, whichever of its calls is the first to say so.
                     is_death = isinstance(event, ActorDied)
                     unit_id = self._scheduler.unit_of(answer.actor_id) if is_death else answer.unit_id
-                    self._errors[unit_id] = self._errors[None] = answer.error
-            elif answer.unit_id is not None:
-                self._rows.setdefault(answer.unit_id, answer.value)  # the first answer is the one that counts
+                    self._note(unit_id, kind, answer.error)
+                case UnitFinished(unit_id=unit_id):
+                    self._rows.setdefault(unit_id, answer.value)  # the first answer is the one that counts
+                    is_whole = len(answer.value) == len(self._units[unit_id].cells)
+                    event = replace(event, is_whole=is_whole)
             if isinstance(event, ActorDied) and self._pool.stop(event.actor_id):
                 self._on_event(run_events.WorkerLost(_name(event.actor_id), event.kind))
             elif isinstance(event, ActorReady):
@@ -170,16 +175,16 @@ class Controller:
                 case StartActor(actor_id=actor_id):
                     self._pool.start(actor_id)
                     self._on_event(run_events.WorkerStarting(_name(actor_id)))
-                case StopActor(actor_id=actor_id, kind=kind):
+                case StopActor(actor_id=actor_id, kind=kind, unit_id=stopped_unit_id):
+                    self._note(stopped_unit_id, kind, SAID_NOTHING)
                     self._pool.stop(actor_id)
                     self._on_event(run_events.WorkerLost(_name(actor_id), kind))
-                case Assign(actor_id=actor_id, unit_id=unit_id, attempt=attempt):
-                    self._pool.run(actor_id, self._given(unit_id, attempt))
+                case Assign(actor_id=actor_id, unit_id=unit_id, attempt=attempt, is_wary=is_wary):
+                    self._pool.run(actor_id, self._given(unit_id, is_wary))
                     self._on_event(run_events.UnitStarted(_name(actor_id), unit_id, attempt))
-                case Queue(actor_id=actor_id, unit_id=unit_id, attempt=attempt):
-                    self._pool.run(
-                        actor_id, self._given(unit_id, attempt)
-                    )  # Ray keeps an actor's calls in order
+                case Queue(actor_id=actor_id, unit_id=unit_id, is_wary=is_wary):
+                    # Ray keeps an actor's calls in order.
+                    self._pool.run(actor_id, self._given(unit_id, is_wary))
                 case Begin(actor_id=actor_id, unit_id=unit_id, attempt=attempt):
                     self._on_event(run_events.UnitStarted(_name(actor_id), unit_id, attempt))
                 case AcceptUnit(unit_id=unit_id):
@@ -197,30 +202,31 @@ class Controller:
         self._on_rows(unit, rows)
         self._on_event(UnitEnded.of(unit, rows))
 
-    def _given(self, unit_id: str, attempt: int) -> WorkUnit:
+    def _given(self, unit_id: str, is_wary: bool) -> WorkUnit:
         """What an actor is given of the unit."""
-        unit, is_last = self._units[unit_id], attempt == self._scheduler.failure.max_attempts
-        return without_own_policies(unit) if is_last and attempt > 1 else unit
+        unit = self._units[unit_id]
+        return without_own_policies(unit) if is_wary else unit
 
     def _rows_of(self, unit_id: str) -> list[Row]:
         rows = self._rows[unit_id]
         answered = {row["identity"] for row in rows}
-        error = self._error_of(unit_id)
+        error = cause_of(self._errors.get(unit_id, SAID_NOTHING))
         return [*rows, *rows_left_out(self._units[unit_id], answered, error, self._context)]
 
     def _rows_of_failure(self, decision: FailUnit) -> list[Row]:
-        is_stuck = decision.kind is ErrorKind.STUCK
-        error = SAID_NOTHING if is_stuck else self._error_of(decision.unit_id)
+        error = self._errors.get(decision.unit_id) or self._error_by_kind[decision.kind]
         unit = self._units[decision.unit_id]
-        return rows_of_lost(unit, decision.kind, decision.attempts, error, self._context)
+        return rows_of_lost(unit, decision.kind, decision.attempts, cause_of(error), self._context)
 
-    def _error_of(self, unit_id: str) -> Exception:
-        return cause_of(self._errors.get(unit_id, self._errors.get(None, SAID_NOTHING)))
+    def _note(self, unit_id: str | None, kind: ErrorKind, error: Exception) -> None:
+        self._error_by_kind[kind] = error
+        if unit_id is not None:
+            self._errors[unit_id] = error
 
     def _abort(self, kind: ErrorKind) -> NoReturn:
         if kind is ErrorKind.NO_RESOURCES:
             raise _NoResources
-        raise cause_of(self._errors[None])
+        raise cause_of(self._error_by_kind[kind])
 
 
 def _turn(decision: Decision) -> int:

@@ -87,13 +87,15 @@ class Crew:
             if now_s - actor.since_s >= _patience_s(actor, cost_tokens, paces)
         ]
 
-    def bury(self, actor_id: int, now_s: float) -> Actor | None:
+    def bury(self, actor_id: int, kind: ErrorKind, now_s: float) -> Actor | None:
         """As it was when it died, or None if it was dead or never there."""
         actor = self.actors.get(actor_id)
         if actor is None or actor.state is ActorState.DEAD:
             return None
         self.actors[actor_id] = Actor(actor_id, actor.berth, now_s, ActorState.DEAD)
-        self.berths.leave(actor.berth, now_s, is_barren=actor.num_answered == 0)
+        # Where a node has died, the next actor will be on another.
+        is_barren = actor.num_answered == 0 and kind is not ErrorKind.NODE_DIED
+        self.berths.leave(actor.berth, now_s, is_barren=is_barren)
         return actor
 
     def count_death(self, buried: Actor, kind: ErrorKind) -> FailureDecision:
@@ -104,6 +106,8 @@ class Crew:
             return FailureDecision.RETRY
         self._start_failures += 1
         decision = self._failure.decide(kind, self._start_failures, has_worked=self._was_ready)
+        if decision is FailureDecision.RAISE and any(it.state is ActorState.LOADING for it in self.alive):
+            decision = FailureDecision.GIVE_UP  # they will show whether it is this place or the model
         if decision is FailureDecision.GIVE_UP:
             self.why_no_more = kind
         return decision

@@ -44,6 +44,10 @@ _TRANSIENT = frozenset(
         ErrorKind.STUCK,
     }
 )
+MAY_BE_THE_UNITS_FAULT = frozenset(
+    {ErrorKind.ACTOR_DIED, ErrorKind.OUT_OF_HOST_MEMORY, ErrorKind.DEVICE_LOST, ErrorKind.STUCK}
+)
+"""Ends of an actor of which nobody knows whether its unit or its place is to blame."""
 # The same code on the same input raises again; another attempt only costs time.
 _DETERMINISTIC = frozenset({ErrorKind.UNIT_RAISED})
 

@@ -7,25 +7,36 @@ attempt is made without such policies, where there are others; then they alone h
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from jobs.failure import ErrorKind
 from jobs.result_schema import Row
 from jobs.rows import Failure, RowMaker, RunContext, failed_rows
 from jobs.work import WorkUnit
+from kvmerger.budget import LikeVariant
+from kvmerger.variants import VariantSpec
 
 SAID_NOTHING = TimeoutError("its actor said nothing for far longer than it should take, and was killed")
 
 
 def without_own_policies(unit: WorkUnit) -> WorkUnit:
-    """The unit without users' own policies (`module:Class`), unless there are none, or nothing else is owed."""
-    own = {spec.label for spec in unit.variants if ":" in spec.policy}
+    """The unit without users' own policies (`module:Class`) and budgets like theirs, unless nothing else is owed."""
+    by_label = {spec.label: spec for spec in unit.variants}
+    own = {label for label in by_label if _is_own(label, by_label)}
     cells = tuple(cell for cell in unit.cells if cell.label not in own)
     if not cells:
         return unit
     variants = tuple(spec for spec in unit.variants if spec.label not in own)
     return replace(unit, cells=cells, variants=variants)
+
+
+def _is_own(label: str, by_label: Mapping[str, VariantSpec]) -> bool:
+    spec = by_label.get(label)
+    if spec is None:
+        return False
+    like = spec.budget.label if isinstance(spec.budget, LikeVariant) else None
+    return ":" in spec.policy or (like is not None and _is_own(like, by_label))
 
 
 def rows_of_lost(
@@ -48,8 +59,8 @@ def rows_left_out(
     own = sorted({cell.label for cell in cells})
     message = (
         f"its unit was lost each time until it was done without {', '.join(map(repr, own))}: the last attempt leaves out "
-        f"policies that are not ours, since one may kill its process; to see, run one at a time with `executor: inline`. "
-        f"The last loss: {error}"
+        f"policies that are not ours, since one may kill its process, and budgets like theirs; to see, run one at a time "
+        f"with `executor: inline`. The last loss: {error}"
     )
     return _failed(replace(unit, cells=cells), message, error, context)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from jobs.crew import Crew
-from jobs.failure import ErrorKind, FailureDecision, FailurePolicy
+from jobs.failure import MAY_BE_THE_UNITS_FAULT, ErrorKind, FailureDecision, FailurePolicy
 from jobs.lying_ready import actors_with_next
 from jobs.scheduler_books import Actor, ActorState, SchedulerError, Unit, UnitState, check_books
 from jobs.scheduler_events import (
@@ -47,8 +47,7 @@ class Scheduler:
     `placement_timeout_s` is withdrawn; when no other is left, the run aborts with NO_RESOURCES. After
     `failure.max_attempts` actors in a row died before they were ready no more are started while none is; when none is
     left, what waits is failed. Where others are ready, a place whose actors come to nothing is left empty
-    (`jobs.berths`), and a unit's last attempt is made elsewhere. Who says nothing for much too long (`jobs.patience`) is
-    stopped.
+    (`jobs.berths`), and no unit is tried again there. Who says nothing for much too long (`jobs.patience`) is stopped.
     """
 
     cost_tokens: dict[str, float]
@@ -107,10 +106,10 @@ class Scheduler:
                 self._crew.get_ready(actor_id, now_s)
             case ActorDied(actor_id=actor_id, kind=kind, now_s=now_s):
                 yield from self._bury(actor_id, kind, now_s)
-            case UnitFinished(actor_id=actor_id, unit_id=unit_id, now_s=now_s):
+            case UnitFinished(actor_id=actor_id, unit_id=unit_id, now_s=now_s, is_whole=is_whole):
                 self._count_pace(actor_id, unit_id, now_s)
                 yield from self._free(actor_id, unit_id, now_s)
-                yield from self._accept(self._unit(unit_id))
+                yield from self._accept(self._unit(unit_id), is_whole)
             case UnitFailed(actor_id=actor_id, unit_id=unit_id, kind=kind, now_s=now_s):
                 is_current = self._unit(unit_id).actor_id == actor_id
                 yield from self._free(actor_id, unit_id, now_s)
@@ -126,7 +125,7 @@ class Scheduler:
         for actor_id in self._crew.withdraw_late(now_s):
             yield StopActor(actor_id, ErrorKind.NO_RESOURCES)
         for actor_id in self._crew.stuck(self.cost_tokens, now_s):
-            yield StopActor(actor_id, ErrorKind.STUCK)
+            yield StopActor(actor_id, ErrorKind.STUCK, self.unit_of(actor_id))
             yield from self._bury(actor_id, ErrorKind.STUCK, now_s)
         waiting = sorted(self._in_state(UnitState.WAITING), key=lambda unit: unit.rank)
         for actor in [it for it in self._crew.alive if it.state is ActorState.IDLE]:
@@ -159,16 +158,20 @@ class Scheduler:
             if self._may_take(self._crew.actors[actor_id], unit):
                 unit.state, unit.actor_id = UnitState.QUEUED, actor_id
                 self._crew.actors[actor_id].next_id = unit.unit_id
-                yield Queue(actor_id, unit.unit_id, unit.attempts + 1)
+                yield Queue(actor_id, unit.unit_id, self._is_wary(unit))
 
     def _may_take(self, actor: Actor, unit: Unit) -> bool:
-        """A unit's last attempt is made where no actor came to nothing, if any such place has an actor that is ready."""
-        has_more = unit.attempts < self.failure.max_attempts - 1
-        return has_more or self._crew.is_sound(actor) or not any(map(self._crew.is_sound, self._crew.ready))
+        """What was tried before is tried where no actor came to nothing, if any such place has an actor that is ready."""
+        is_new = unit.attempts == 0
+        return is_new or self._crew.is_sound(actor) or not any(map(self._crew.is_sound, self._crew.ready))
+
+    def _is_wary(self, unit: Unit) -> bool:
+        return len(unit.lost_at) == unit.attempts == self.failure.max_attempts - 1 > 0
 
     def _assign(self, actor: Actor, unit: Unit, now_s: float) -> Assign:
+        is_wary = self._is_wary(unit)
         self._begin(actor, unit, now_s)
-        return Assign(actor.actor_id, unit.unit_id, unit.attempts)
+        return Assign(actor.actor_id, unit.unit_id, unit.attempts, is_wary)
 
     def _begin(self, actor: Actor, unit: Unit, now_s: float) -> None:
         unit.state, unit.actor_id, unit.attempts = UnitState.RUNNING, actor.actor_id, unit.attempts + 1
@@ -180,15 +183,17 @@ class Scheduler:
             actor.done_cost += self.cost_tokens[unit_id]
             actor.done_s += now_s - actor.since_s
 
-    def _accept(self, unit: Unit) -> Iterator[Decision]:
+    def _accept(self, unit: Unit, is_whole: bool) -> Iterator[Decision]:
         if unit.state is UnitState.ENDED:
             yield DropResult(unit.unit_id)
             return
         self._end(unit)
+        if not is_whole:  # so it was what is left out, not the places
+            self._crew.berths.acquit(unit.lost_at)
         yield AcceptUnit(unit.unit_id)
 
     def _bury(self, actor_id: int, kind: ErrorKind, now_s: float) -> Iterator[Decision]:
-        actor = self._crew.bury(actor_id, now_s)
+        actor = self._crew.bury(actor_id, kind, now_s)
         if actor is None:
             return
         if actor.next_id is not None:  # it had not begun: no attempt of its own
@@ -196,7 +201,8 @@ class Scheduler:
         if self._crew.count_death(actor, kind) is FailureDecision.RAISE and not self._is_closed:
             yield from self._abort(kind)
         if actor.unit_id is not None and self._units[actor.unit_id].actor_id == actor_id:
-            self._units[actor.unit_id].lost_at.append(actor.berth)
+            if kind in MAY_BE_THE_UNITS_FAULT:
+                self._units[actor.unit_id].lost_at.append(actor.berth)
             yield from self._lose(self._units[actor.unit_id], kind)
 
     def _lose(self, unit: Unit, kind: ErrorKind) -> Iterator[Decision]:

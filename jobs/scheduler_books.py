@@ -39,7 +39,7 @@ class Unit:
     state: UnitState = UnitState.WAITING
     attempts: int = 0
     actor_id: int | None = None  # the actor whose report counts, while running or queued
-    lost_at: list[int] = field(default_factory=list)  # the berth of every actor that died while it ran there
+    lost_at: list[int] = field(default_factory=list)  # the berth of every actor that it may have killed
 
 
 @dataclass(slots=True)

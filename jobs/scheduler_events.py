@@ -37,11 +37,15 @@ class ActorDied:
 
 @dataclass(frozen=True, slots=True)
 class UnitFinished:
-    """The actor returned the unit's rows and is free for what lies ready, or for anything."""
+    """The actor returned the unit's rows and is free for what lies ready, or for anything.
+
+    `is_whole`: all that are owed, not only those without policies that may have killed the actors before.
+    """
 
     actor_id: int
     unit_id: str
     now_s: float
+    is_whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,28 +84,33 @@ class StartActor:
 
 @dataclass(frozen=True, slots=True)
 class StopActor:
-    """Kill an actor that was never placed (`NO_RESOURCES`) or that says nothing any more (`STUCK`)."""
+    """Kill an actor that was never placed (`NO_RESOURCES`), or that says nothing any more (`STUCK`), perhaps of a unit."""
 
     actor_id: int
     kind: ErrorKind
+    unit_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """Give the unit to the actor; `attempt` counts from 1."""
+    """Give the unit to the actor; `attempt` counts from 1.
+
+    `is_wary`: it is the last one, and each before may have killed its actor.
+    """
 
     actor_id: int
     unit_id: str
     attempt: int
+    is_wary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Give the unit to the actor, which is to begin it when the one it works on has ended."""
+    """Give the unit to the actor, which is to begin it when the one it works on has ended; `is_wary` as in `Assign`."""
 
     actor_id: int
     unit_id: str
-    attempt: int
+    is_wary: bool = False
 
 
 @dataclass(frozen=True, slots=True)

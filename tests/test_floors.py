@@ -19,7 +19,13 @@ FORBIDDEN_INSIDE = {
     "evaluators": {"kvmerger", "jobs", "torch"},
 }
 ONLY_IN = {
-    "ray": {"jobs/actor.py", "jobs/actor_pool.py", "jobs/controller.py", "jobs/ray_session.py"},
+    "ray": {
+        "jobs/actor.py",
+        "jobs/actor_pool.py",
+        "jobs/controller.py",
+        "jobs/ray_answers.py",
+        "jobs/ray_session.py",
+    },
     "mlflow": {"jobs/mlflow_runs.py", "jobs/mlflow_baseline.py"},
 }
 HEAVY = {"torch", "ray", "mlflow", "transformers", "accelerate", "datasets", "gguf", "triton"}

@@ -20,6 +20,7 @@ from jobs.scheduler import Scheduler
 from jobs.scheduler_events import ActorReady, UnitFinished
 from jobs.work import WorkUnit
 from jobs.worker import UnitRunner
+from kvmerger.budget import LikeVariant
 from kvmerger.variants import VariantSpec
 from tests.fakes import KNORM, FakeLoad, Recorder, make_context, make_settings, make_unit
 
@@ -168,11 +169,12 @@ class KillingPool(DyingPool):
 
 
 KILLER, HARMLESS = VariantSpec("mine", "my:Killer"), VariantSpec("other", "my:Harmless")
+LIKE_MINE = replace(KNORM, label="as mine", budget=LikeVariant("mine"))
 
 
 def test_a_policy_of_a_users_own_that_kills_costs_no_row_of_ours() -> None:
     units = [
-        make_unit("deadly", variants=(KNORM, KILLER, HARMLESS), cost_tokens=9.0),
+        make_unit("deadly", variants=(LIKE_MINE, KNORM, KILLER, HARMLESS), cost_tokens=9.0),
         make_unit("good", variants=(KNORM, HARMLESS)),
         make_unit("nothing else", variants=(KILLER,), cost_tokens=2.0),
     ]
@@ -184,12 +186,13 @@ def test_a_policy_of_a_users_own_that_kills_costs_no_row_of_ours() -> None:
     status = {(row["unit_id"], row["variant"]): row["status"] for row in recorder.rows}
     assert status == {
         ("deadly", "full"): "ok", ("deadly", KNORM.label): "ok", ("deadly", "mine"): "failed",
-        ("deadly", "other"): "failed", ("good", "full"): "ok", ("good", KNORM.label): "ok", ("good", "other"): "ok",
+        ("deadly", "as mine"): "failed", ("deadly", "other"): "failed",
+        ("good", "full"): "ok", ("good", KNORM.label): "ok", ("good", "other"): "ok",
         ("nothing else", "mine"): "failed",
     }  # fmt: skip
     told = {row["unit_id"]: row["failure_message"] for row in recorder.rows if row["status"] == "failed"}
     assert (
-        "done without 'mine', 'other'" in told["deadly"]
+        "done without 'as mine', 'mine', 'other'" in told["deadly"]
         and "it died while deadly was asked" in told["deadly"]
     )
     assert told["nothing else"].startswith("actor_died after 3 attempts")

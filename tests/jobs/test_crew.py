@@ -29,6 +29,7 @@ from jobs.scheduler_events import (
     StartActor,
     StopActor,
     Tick,
+    UnitFailed,
     UnitFinished,
 )
 
@@ -48,7 +49,8 @@ def make_scheduler(costs: dict[str, float], max_actors: int = 1) -> Scheduler:
 class Site:
     """Devices, of which some are `sick`: a model loads there or, where ``sick_at`` is "load", raises, and every unit kills.
 
-    Units in `killers` kill their actor anywhere. A new actor gets any device that is free.
+    Units in `killers` kill their actor anywhere; with `has_killer` every unit does that is not done warily. A new actor gets
+    any device that is free.
     """
 
     unit_s: float
@@ -58,6 +60,8 @@ class Site:
     rng: random.Random
     sick_at: str = "run"
     killers: frozenset[str] = frozenset()
+    has_killer: bool = False
+    wary: set[str] = field(default_factory=set)
     events: list[tuple[float, int, Event]] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=itertools.count)
     device_of: dict[int, int] = field(default_factory=dict)
@@ -105,20 +109,28 @@ class Site:
                         self.push(ActorDied(actor_id, ErrorKind.LOAD_RAISED, at_s + 5.0))
                     else:
                         self.push(ActorReady(actor_id, at_s))
-                case Assign(actor_id=actor_id, unit_id=unit_id):
+                case Assign(actor_id=actor_id, unit_id=unit_id, is_wary=is_wary):
+                    self.note(unit_id, is_wary)
                     self.begin(actor_id, unit_id, now_s)
-                case Queue(actor_id=actor_id, unit_id=unit_id):
+                case Queue(actor_id=actor_id, unit_id=unit_id, is_wary=is_wary):
+                    self.note(unit_id, is_wary)
                     self.lying[actor_id] = unit_id
                 case FailUnit(unit_id=unit_id):
                     self.failed.append(unit_id)
 
     def begin(self, actor_id: int, unit_id: str, now_s: float) -> None:
         device = self.device_of[actor_id]
-        if unit_id in self.killers or device in self.sick:
+        is_whole = unit_id not in self.wary
+        if unit_id in self.killers or device in self.sick or (self.has_killer and is_whole):
             self.push(ActorDied(actor_id, ErrorKind.DEVICE_LOST, now_s + DEATH_AFTER_S))
         else:
             self.busy_s[device] += self.unit_s
-            self.push(UnitFinished(actor_id, unit_id, now_s + self.unit_s))
+            is_whole = is_whole or not self.has_killer
+            self.push(UnitFinished(actor_id, unit_id, now_s + self.unit_s, is_whole))
+
+    def note(self, unit_id: str, is_wary: bool) -> None:
+        if is_wary:
+            self.wary.add(unit_id)
 
     def push(self, event: Event) -> None:
         heapq.heappush(self.events, (event.now_s, next(self.numbers), event))
@@ -135,6 +147,7 @@ def test_sick_devices_cost_no_unit_and_few_starts(
     site = Site(unit_s, NUM_UNITS, num_devices, sick, rng, sick_at)
     end_s = site.run()
     assert site.failed == []
+    assert site.wary == set(), "or policies would be left out that have done nothing"
     assert site.ends[AcceptUnit] == NUM_UNITS
     # Each is tried as often as units are, and then once in a while.
     num_tries = num_sick * (MAX_ATTEMPTS + 1 + end_s / PLACEMENT_TIMEOUT_S)
@@ -158,6 +171,18 @@ def test_units_that_kill_fail_alone_and_leave_all_places_in_use(
     assert min(site.busy_s[device] for device in range(num_devices)) >= 0.5 * fair_s
 
 
+@pytest.mark.parametrize("num_devices", [1, 4, 8])
+@pytest.mark.parametrize("unit_s", [60.0, 300.0])
+def test_a_policy_that_kills_in_every_unit_keeps_no_device_from_the_others(
+    unit_s: float, num_devices: int, seed: int
+) -> None:
+    site = Site(unit_s, NUM_UNITS, num_devices, frozenset(), random.Random(seed), has_killer=True)
+    end_s = site.run()
+    assert site.failed == [] and len(site.wary) == NUM_UNITS
+    each_s = unit_s + (MAX_ATTEMPTS - 1) * (LOAD_TIME_S + DEATH_AFTER_S)
+    assert end_s <= 2.5 * NUM_UNITS * each_s / num_devices
+
+
 def two_ready(num_units: int = 2) -> Scheduler:
     scheduler = make_scheduler({f"u{index}": 1.0 for index in range(num_units)}, max_actors=2)
     scheduler.start(0.0)
@@ -166,20 +191,55 @@ def two_ready(num_units: int = 2) -> Scheduler:
     return scheduler
 
 
-def test_a_units_last_attempt_is_made_where_no_actor_came_to_nothing() -> None:
-    scheduler = two_ready()
+def test_what_was_lost_is_tried_again_where_no_actor_came_to_nothing() -> None:
+    scheduler = two_ready(num_units=3)
     scheduler.handle(ActorDied(0, ErrorKind.ACTOR_DIED, 2.0))
-    assert scheduler.handle(ActorReady(2, 3.0)) == (Assign(2, "u0", attempt=2),)
-    scheduler.handle(ActorDied(2, ErrorKind.ACTOR_DIED, 4.0))
-    assert scheduler.handle(ActorReady(3, 5.0)) == (), "it sits where two died"
-    assert Assign(1, "u0", 3) in scheduler.handle(UnitFinished(1, "u1", 6.0))
+    assert scheduler.handle(ActorReady(2, 3.0)) == (Assign(2, "u2", attempt=1),), (
+        "it sits where one died of u0"
+    )
+    assert Assign(1, "u0", attempt=2) in scheduler.handle(UnitFinished(1, "u1", 4.0))
 
 
-def test_a_units_last_attempt_is_made_anywhere_if_nobody_else_is_ready() -> None:
-    scheduler = two_ready(num_units=1)
-    for actor_id, attempt in ((0, 2), (1, 3)):
+def test_what_was_lost_is_tried_again_anywhere_if_nobody_else_is_ready() -> None:
+    scheduler = make_scheduler({"u": 1.0})
+    scheduler.start(0.0)
+    given = [scheduler.handle(ActorReady(0, 1.0))]
+    for actor_id in (0, 1):
         scheduler.handle(ActorDied(actor_id, ErrorKind.ACTOR_DIED, 2.0))
-        assert Assign(actor_id + 1, "u0", attempt) in scheduler.handle(ActorReady(actor_id + 1, 3.0))
+        given.append(scheduler.handle(ActorReady(actor_id + 1, 3.0)))
+    assert given == [
+        (Assign(0, "u", attempt=1),),
+        (Assign(1, "u", attempt=2),),
+        (Assign(2, "u", attempt=3, is_wary=True),),
+    ]
+
+
+@pytest.mark.parametrize("kind", [ErrorKind.NODE_DIED, ErrorKind.RESULT_LOST])
+def test_what_no_unit_can_do_makes_nobody_wary(kind: ErrorKind) -> None:
+    scheduler = make_scheduler({"u": 1.0})
+    scheduler.start(0.0)
+    scheduler.handle(ActorReady(0, 1.0))
+    scheduler.handle(ActorDied(0, ErrorKind.ACTOR_DIED, 2.0))
+    scheduler.handle(ActorReady(1, 3.0))
+    if kind is ErrorKind.NODE_DIED:
+        scheduler.handle(ActorDied(1, kind, 4.0))
+        given = scheduler.handle(ActorReady(2, 5.0))
+    else:
+        given = scheduler.handle(UnitFailed(1, "u", kind, 4.0))
+    assert [(it.attempt, it.is_wary) for it in given if isinstance(it, Assign)] == [(3, False)]
+
+
+@pytest.mark.parametrize("loads", ["fails and works", "fails twice"])
+def test_a_load_that_fails_first_ends_the_run_only_if_the_others_fail_too(loads: str) -> None:
+    scheduler = make_scheduler({"u": 2.0, "v": 1.0}, max_actors=2)
+    scheduler.start(0.0)
+    for actor_id in (0, 1):
+        scheduler.handle(ActorPlaced(actor_id, 1.0))
+    assert scheduler.handle(ActorDied(0, ErrorKind.LOAD_RAISED, 5.0)) == ()
+    if loads == "fails twice":
+        assert scheduler.handle(ActorDied(1, ErrorKind.LOAD_RAISED, 60.0)) == (Abort(ErrorKind.LOAD_RAISED),)
+    else:
+        assert scheduler.handle(ActorReady(1, 60.0)) == (Assign(1, "u", attempt=1), StartActor(2))
 
 
 def test_a_load_that_fails_where_others_work_ends_no_run() -> None:
@@ -210,7 +270,7 @@ def test_an_actor_that_says_nothing_any_more_is_stopped_and_its_unit_tried_again
     unit_id = scheduler.unit_of(0)
     assert scheduler.handle(Tick(began_s + patience_s - 1)) == ()
     now_s = began_s + patience_s
-    assert scheduler.handle(Tick(now_s)) == (StopActor(0, ErrorKind.STUCK), StartActor(1))
+    assert scheduler.handle(Tick(now_s)) == (StopActor(0, ErrorKind.STUCK, unit_id), StartActor(1))
     assert scheduler.handle(ActorReady(1, now_s)) == (Assign(1, unit_id, attempt=2),)
 
 
@@ -221,7 +281,7 @@ def test_a_unit_that_lay_ready_is_waited_for_from_its_own_beginning() -> None:
         scheduler.handle(event)
     assert Begin(0, "u02", 1) in scheduler.handle(UnitFinished(0, "u01", LEAST_S))
     assert scheduler.handle(Tick(2 * LEAST_S - 1)) == ()
-    assert StopActor(0, ErrorKind.STUCK) in scheduler.handle(Tick(2 * LEAST_S + TIMES * LEAST_S))
+    assert StopActor(0, ErrorKind.STUCK, "u02") in scheduler.handle(Tick(2 * LEAST_S + TIMES * LEAST_S))
 
 
 def test_a_model_that_does_not_finish_loading_is_given_up_in_the_end() -> None:

@@ -95,7 +95,7 @@ def busy_with_next(max_attempts: int = 3) -> Scheduler:
     assert scheduler.handle(UnitFinished(0, "u0", 2.0)) == (
         AcceptUnit("u0"),
         Assign(0, "u1", attempt=1),
-        Queue(0, "u2", attempt=1),
+        Queue(0, "u2"),
     )
     return scheduler
 
@@ -106,11 +106,11 @@ def test_a_busy_actor_has_the_next_unit_lying_ready_and_goes_on_to_it() -> None:
     assert scheduler.handle(UnitFinished(0, "u1", 3.0)) == (
         Begin(0, "u2", attempt=1),
         AcceptUnit("u1"),
-        Queue(0, "u3", attempt=1),
+        Queue(0, "u3"),
     )
     assert scheduler.handle(UnitFailed(0, "u2", ErrorKind.RESULT_LOST, 4.0)) == (
         Begin(0, "u3", attempt=1),
-        Queue(0, "u2", attempt=2),
+        Queue(0, "u2"),
     )
 
 
