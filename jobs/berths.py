@@ -1,8 +1,8 @@
 """The places that actors fill one after the other, and when one is left empty because nothing comes of its actors.
 
 Pure. Ray does not say where the next actor will be; where one died and the others live on, it is the same device as a rule.
-A death may be the unit's fault or the place's: it counts against the place until a unit that was lost there has been given
-up, which takes deaths elsewhere where there is an elsewhere.
+A death may be the unit's fault or the place's: it counts against the place until the unit has been given up, for which it
+takes deaths elsewhere, or has been done in part, without what may have killed.
 """
 
 from __future__ import annotations
