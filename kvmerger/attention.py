@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 ATTENTION_NAME = "kvmerger"
@@ -79,8 +80,7 @@ def _attention_forward(
         raise SeamError("attention masks are not supported: rows are never padded here")
     for name in ("sliding_window", "softcap", "s_aux"):
         limit = kwargs.get(name)
-        # A window that holds every position so far is no restriction.
-        if limit is not None and not (name == "sliding_window" and _last_position(kwargs) < limit):
+        if limit is not None and not (name == "sliding_window" and _holds_all(limit, module, kwargs)):
             raise SeamError(
                 f"attention argument {name}={limit!r} is not supported: the policies' numbers would be wrong"
             )
@@ -89,6 +89,13 @@ def _attention_forward(
     return session.attend(module.layer_idx, query, key, value, scaling), None  # type: ignore[arg-type]
 
 
-def _last_position(kwargs: dict[str, Any]) -> float:
+def _holds_all(window: int, module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Whether a window is no restriction, since it holds every position so far.
+
+    Asked once a pass, for all layers have the same (`model_source.check_config`): it waits for the device, and nothing that
+    is being recorded can do that.
+    """
+    if module.layer_idx or torch.cuda.is_current_stream_capturing():
+        return True
     position_ids = kwargs.get("position_ids")
-    return float("inf") if position_ids is None else int(position_ids.max())
+    return position_ids is not None and int(position_ids.max()) < window

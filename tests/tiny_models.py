@@ -55,7 +55,7 @@ def tiny_model(
     made = config_class(
         vocab_size=VOCAB_SIZE, hidden_size=64, intermediate_size=96, num_hidden_layers=num_layers,
         num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=4096,
-        initializer_range=0.2, eos_token_id=None, bos_token_id=None, pad_token_id=None, **extra, **config,
+        initializer_range=0.2, eos_token_id=None, bos_token_id=None, pad_token_id=None, **{**extra, **config},
     )  # fmt: skip
     torch.manual_seed(seed)
     plain = model_class(copy.deepcopy(made)).to(dtype).eval()

@@ -11,12 +11,14 @@ from kvmerger import fused
 from kvmerger.batch import Batch
 from kvmerger.decode_rule import DecodeRule
 from kvmerger.engine import Engine
+from kvmerger.models import LoadedModel, probed
 from kvmerger.step_graphs import StepGraphs, graphs_for
 from kvmerger.variants import build_variant, parse_policies
 from tests.gpu.little_memory import at_most, bytes_for
 from tests.gpu.test_engine_cuda import on_cuda
 from tests.kvmerger.test_decoding import OTHERS, POLICIES
 from tests.kvmerger.test_step_graphs import BUCKET, check_same, make_prompt, make_rows, with_ends
+from tests.tiny_models import TinyModel, tiny_model
 
 # What falls back to the eager loop would equal it, and test nothing.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("error::RuntimeWarning")]
@@ -102,6 +104,16 @@ def test_a_rule_that_waits_for_the_device_answers_eagerly(seed: int) -> None:
         check_same(model, prompt, acting, graphs)
     check_same(model, prompt, plain, graphs)
     assert graphs.num_recorded == 1, "a failed recording spoils no other"
+
+
+def test_transformers_own_layers_are_recorded_too_those_with_a_window_among_them(seed: int) -> None:
+    model = tiny_model(seed, torch.float32, model_type="mistral", sliding_window=3000)
+    with pytest.warns(RuntimeWarning, match="sliding window"):
+        ours = probed(LoadedModel(model.ours.module.to("cuda"), model.ours.info, frozenset()))
+    model, prompt = TinyModel(ours, model.plain), make_prompt(random.Random(seed), 700)
+    graphs = graphs_of(model)
+    check_same(model, prompt, make_rows(model, prompt, OTHERS), graphs)
+    assert graphs.num_recorded == 1
 
 
 def test_a_recording_that_breaks_off_leaves_memory_and_random_numbers_to_others(seed: int) -> None:
