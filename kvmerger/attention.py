@@ -95,7 +95,8 @@ def _holds_all(window: int, module: nn.Module, kwargs: dict[str, Any]) -> bool:
     Asked once a pass, for all layers have the same (`model_source.check_config`): it waits for the device, and nothing that
     is being recorded can do that.
     """
-    if module.layer_idx or torch.cuda.is_current_stream_capturing():
-        return True
     position_ids = kwargs.get("position_ids")
-    return position_ids is not None and int(position_ids.max()) < window
+    if position_ids is None:
+        return False
+    is_recorded = position_ids.is_cuda and torch.cuda.is_current_stream_capturing()
+    return bool(module.layer_idx) or is_recorded or int(position_ids.max()) < window
