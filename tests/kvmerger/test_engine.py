@@ -35,7 +35,7 @@ POLICIES = [
     {"name": "knorm", "budget": 0.5},
     {"name": "random", "budget": {"like": "ragged"}, "label": "random_ragged"},
 ]
-lengths = pytest.mark.parametrize("num_tokens", [300, 1000])  # tests/gpu has longer ones
+lengths = pytest.mark.parametrize("num_tokens", [300, 1000, 2000])
 modes = pytest.mark.parametrize("mode", TAIL_TOKENS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
