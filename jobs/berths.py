@@ -7,7 +7,7 @@ takes deaths elsewhere, or has been done in part, without what may have killed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 NEVER_S = float("-inf")
@@ -17,7 +17,6 @@ NEVER_S = float("-inf")
 class Berth:
     """One place. `num_barren`: actors in a row that died here before they had finished a unit, as far as none is to blame."""
 
-    actor_id: int | None = None
     num_barren: int = 0
     left_at_s: float = NEVER_S
 
@@ -31,12 +30,12 @@ class Berths:
         self._most_barren = most_barren
         self._pause_s = pause_s
 
-    def free(self, now_s: float, *, are_others_ready: bool) -> int | None:
+    def free(self, taken: Collection[int], now_s: float, *, are_others_ready: bool) -> int | None:
         """Where the next actor should go, the place with the fewest deaths; any is better than none while nobody is ready."""
         free = [
             (berth.num_barren, index)
             for index, berth in enumerate(self._berths)
-            if berth.actor_id is None and (not are_others_ready or self._is_promising(berth, now_s))
+            if index not in taken and (not are_others_ready or self._is_promising(berth, now_s))
         ]
         return min(free)[1] if free else None
 
@@ -44,15 +43,10 @@ class Berths:
         """Whether no death counts against it."""
         return self._berths[index].num_barren == 0
 
-    def enter(self, index: int, actor_id: int) -> None:
-        """The actor fills this free place."""
-        assert self._berths[index].actor_id is None, "one actor at a time"
-        self._berths[index].actor_id = actor_id
-
     def leave(self, index: int, now_s: float, *, is_barren: bool) -> None:
         """Its actor is gone, `is_barren`: before it had finished a unit."""
         berth = self._berths[index]
-        berth.actor_id, berth.left_at_s = None, now_s
+        berth.left_at_s = now_s
         berth.num_barren += is_barren
 
     def bear(self, index: int) -> None:

@@ -57,12 +57,12 @@ class Crew:
         if self.why_no_more is not None and not are_others_ready:
             return
         for _ in range(min(self._max_actors, num_unfinished) - len(self.alive)):
-            berth = self.berths.free(now_s, are_others_ready=are_others_ready)
+            taken = {actor.berth for actor in self.alive}
+            berth = self.berths.free(taken, now_s, are_others_ready=are_others_ready)
             if berth is None:
                 return
             actor = Actor(len(self.actors), berth, now_s)
             self.actors[actor.actor_id] = actor
-            self.berths.enter(berth, actor.actor_id)
             yield actor.actor_id
 
     def withdraw_late(self, now_s: float) -> Iterator[int]:

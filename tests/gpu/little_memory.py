@@ -1,11 +1,12 @@
 """A device that is too small, without one: the allocator is held to fewer bytes than a run takes."""
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
+
+from kvmerger.device_memory import free_memory
 
 
 def bytes_for(share: float, run: Callable[[], object]) -> int:
@@ -13,7 +14,7 @@ def bytes_for(share: float, run: Callable[[], object]) -> int:
 
     Of what it *allocates*: blocks that the allocator keeps for later it gives up by itself where memory is short.
     """
-    _release()
+    free_memory(torch.device("cuda"))
     before_bytes = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     run()
@@ -23,7 +24,7 @@ def bytes_for(share: float, run: Callable[[], object]) -> int:
 @contextmanager
 def at_most(num_bytes: int, *, is_foreseen: bool) -> Iterator[None]:
     """The allocator reserves no more than this; whether a plan knows."""
-    _release()
+    free_memory(torch.device("cuda"))
     torch.cuda.set_per_process_memory_fraction(num_bytes / torch.cuda.get_device_properties(0).total_memory)
     try:
         with pytest.MonkeyPatch.context() as patch:
@@ -32,8 +33,3 @@ def at_most(num_bytes: int, *, is_foreseen: bool) -> Iterator[None]:
             yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-
-
-def _release() -> None:
-    gc.collect()
-    torch.cuda.empty_cache()

@@ -1,11 +1,9 @@
 """A share of a GPU is what is planned with, and all that is taken."""
 
-import gc
-
 import pytest
 import torch
 
-from kvmerger.device_memory import available_bytes, keep_to
+from kvmerger.device_memory import available_bytes, free_memory, keep_to
 from kvmerger.groups import plannable_bytes
 
 pytestmark = pytest.mark.gpu
@@ -16,8 +14,7 @@ SLACK_BYTES = 64 * 2**20
 
 def test_a_share_is_what_is_planned_with_and_all_that_is_taken() -> None:
     device, (_, total_bytes) = torch.device("cuda", 0), torch.cuda.mem_get_info()
-    gc.collect()
-    torch.cuda.empty_cache()
+    free_memory(device)
     try:
         keep_to(SHARE)
         share_bytes = available_bytes(device)

@@ -21,13 +21,9 @@ GONE = GPUS | {"Alive": False}
 @pytest.mark.parametrize(
     ("overrides", "nodes", "device", "dtype"),
     [
-        (
-            ["actors.num_gpus=0.5"],
-            None,
-            "cuda",
-            "bfloat16",
-        ),  # the actors have a GPU, whatever this machine has
-        (["actors.num_gpus=0"], None, "cpu", "float32"),  # and none here
+        # The actors have a GPU, or none, whatever this machine has.
+        (["actors.num_gpus=0.5"], None, "cuda", "bfloat16"),
+        (["actors.num_gpus=0"], None, "cpu", "float32"),
         (["model.device=cpu"], None, "cpu", "float32"),
         ([], [CPUS, GPUS], "cuda", "bfloat16"),  # as where the head of a cluster has no GPU
         ([], [CPUS, GONE], "cpu", "float32"),
