@@ -21,9 +21,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from evaluators.macro_average import TaskPairs, macro_difference, macro_test
-from evaluators.paired_tests import holm
-from evaluators.statistics import Interval
+from evaluators.statistics.intervals import Interval
+from evaluators.statistics.macro_average import TaskPairs, macro_difference, macro_test
+from evaluators.statistics.paired_tests import holm
 from jobs.pairing import ANSWER_NLL, Metric, pair
 from jobs.result_schema import Row
 from jobs.results import ResultStore

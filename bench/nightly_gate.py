@@ -31,7 +31,7 @@ from bench.simulated_nights import (
     verdicts,
 )
 from bench.statistics_coverage import RECORDED
-from evaluators.statistics import proportion_interval
+from evaluators.statistics.intervals import proportion_interval
 from jobs.gate_settings import GateSettings
 
 NUM_ITEMS = (50, 100, 200, 400, 800)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy import optimize, special
 
-from evaluators.statistics import FloatArray
+from evaluators.statistics.intervals import FloatArray
 
 MAX_ITEMS = 5  # of a context, where contexts have several; 1 to 5 equally often
 SHARED_RATIO = 0.5  # chance that an item repeats what its context drew: items on one text are alike

@@ -17,8 +17,8 @@ from scipy import stats
 
 from bench.paired_worlds import Samples, World, recorded_scores
 from bench.statistics_coverage import Strata, bca_ends, t_ends, t_errors
-from evaluators.noninferiority import ONE_SIDED_ALPHA
-from evaluators.statistics import MIN_BOOTSTRAP_CLUSTERS, MIN_CLUSTERS, FloatArray
+from evaluators.statistics.intervals import MIN_BOOTSTRAP_CLUSTERS, MIN_CLUSTERS, FloatArray
+from evaluators.statistics.noninferiority import ONE_SIDED_ALPHA
 
 TASKS = ("hotpotqa", "lcc", "multifieldqa_en", "qasper")
 _CONFIGS = (

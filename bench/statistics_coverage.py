@@ -24,15 +24,15 @@ from rich.table import Table
 from scipy import stats
 
 from bench.paired_worlds import MAX_ITEMS, Samples, World, draw, recorded_worlds, synthetic_worlds
-from evaluators.noninferiority import ONE_SIDED_ALPHA
-from evaluators.paired_tests import ALPHA, drawn_signs
-from evaluators.statistics import (
+from evaluators.statistics.intervals import (
     MIN_BOOTSTRAP_CLUSTERS,
     MIN_CLUSTERS,
     MIN_DISCORDANT_PAIRS,
     FloatArray,
     drawn_clusters,
 )
+from evaluators.statistics.noninferiority import ONE_SIDED_ALPHA
+from evaluators.statistics.paired_tests import ALPHA, drawn_signs
 
 RECORDED = Path(__file__).parent.parent.parent / "shared" / "data" / "preds" / "kv_policy_item_scores"
 NUM_CLUSTERS = (20, 50, 100, 200)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from evaluators.hints import nearest_name_hint
-from evaluators.noninferiority import MarginResult, judge_margin
+from evaluators.statistics.noninferiority import MarginResult, judge_margin
 from jobs.comparability import ComparisonError, check_comparable, differences_to_tell, run_key
 from jobs.differences import NO_SCALE, Difference, TaskComparison, judge, noise_pairs
 from jobs.pairing import METRICS, SCORE, Metric, Pairs, pair

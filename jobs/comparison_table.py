@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evaluators.noninferiority import MarginResult
+from evaluators.statistics.noninferiority import MarginResult
 from jobs.comparison import Comparison
 from jobs.differences import HOLDS_ZERO, NOT_SIGNIFICANT, Difference
 from jobs.pairing import METRICS, SCORE

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from evaluators.macro_average import macro_difference, macro_test
-from evaluators.noise_floor import NoiseFloor, floor_of, noise_floor
-from evaluators.noninferiority import too_few_reason
-from evaluators.paired_tests import ALPHA, PairedTest, holm, paired_test
-from evaluators.statistics import PairedDifference, paired_difference
+from evaluators.statistics.intervals import PairedDifference, paired_difference
+from evaluators.statistics.macro_average import macro_difference, macro_test
+from evaluators.statistics.noise_floor import NoiseFloor, floor_of, noise_floor
+from evaluators.statistics.noninferiority import too_few_reason
+from evaluators.statistics.paired_tests import ALPHA, PairedTest, holm, paired_test
 from jobs.pairing import METRICS, Metric, Pairs, pair
 from jobs.result_schema import Row
 from jobs.summary import Setting, grouped, setting_of, task_of

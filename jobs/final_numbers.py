@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from evaluators.statistics import Interval
+from evaluators.statistics.intervals import Interval
 from jobs import metric_points as what
 from jobs.differences import Difference
 from jobs.metric_keys import HIGH, LOW, metric_key

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from evaluators.paired_tests import holm
+from evaluators.statistics.paired_tests import holm
 from jobs.gate_settings import GateSettings
 
 Verdict = Literal["pass", "fail", "inconclusive", "not measured"]

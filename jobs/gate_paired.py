@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from evaluators.excess_loss import excess_loss_p_value
-from evaluators.macro_average import TaskPairs, macro_difference
-from evaluators.noise_floor import NoiseFloor, floor_of
-from evaluators.noninferiority import MarginResult, judge_margin
-from evaluators.statistics import MIN_CLUSTERS, PairedDifference, paired_difference
+from evaluators.statistics.intervals import MIN_CLUSTERS, PairedDifference, paired_difference
+from evaluators.statistics.macro_average import TaskPairs, macro_difference
+from evaluators.statistics.noise_floor import NoiseFloor, floor_of
+from evaluators.statistics.noninferiority import MarginResult, excess_loss_p_value, judge_margin
 from jobs.gate_check import Check, Kind, Verdict, worst_of
 
 INSIDE_NOISE = "the loss is inside the A/A noise"

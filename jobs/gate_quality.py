@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluators.macro_average import TaskPairs
+from evaluators.statistics.macro_average import TaskPairs
 from jobs.differences import NO_SCALE, noise_pairs
 from jobs.gate_check import Check
 from jobs.gate_paired import PairedTask, Scale, paired_check, passed_everywhere

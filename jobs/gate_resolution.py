@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluators.noninferiority import ONE_SIDED_ALPHA, detectable_margin, needed_clusters
-from evaluators.statistics import MIN_CLUSTERS, MIN_DISCORDANT_PAIRS, StatisticsError
+from evaluators.statistics.intervals import MIN_CLUSTERS, MIN_DISCORDANT_PAIRS, StatisticsError
+from evaluators.statistics.noninferiority import ONE_SIDED_ALPHA, detectable_margin, needed_clusters
 from jobs.differences import noise_pairs
 from jobs.gate_settings import GateSettings
 from jobs.pairing import ANSWER_NLL, SCORE, Metric

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 
-from evaluators.macro_average import TaskPairs
+from evaluators.statistics.macro_average import TaskPairs
 from jobs.gate_check import Check
 from jobs.gate_paired import PairedTask, Scale, paired_check
 from jobs.gate_settings import MarginSettings

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluators.macro_average import TaskPairs, macro_difference
-from evaluators.statistics import Interval
+from evaluators.statistics.intervals import Interval
+from evaluators.statistics.macro_average import TaskPairs, macro_difference
 from jobs.result_schema import DONE_STATUSES, Row
 from jobs.summary import grouped, task_of
 

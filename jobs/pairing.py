@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluators.macro_average import TaskPairs
-from evaluators.paired_tests import is_binary
+from evaluators.statistics.macro_average import TaskPairs
+from evaluators.statistics.paired_tests import is_binary
 from jobs.result_schema import DONE_STATUSES, Row
 
 

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluators.statistics import Interval
+from evaluators.statistics.intervals import Interval
 from jobs.published_figures import (
     MEAN,
     Publication,

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from evaluators.statistics import MIN_CLUSTERS
+from evaluators.statistics.intervals import MIN_CLUSTERS
 from jobs.command_line import EXIT_BAD_INPUT, EXIT_OK
 from jobs.published_beside import published_beside
 from jobs.published_table import render_published

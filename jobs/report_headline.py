@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluators.statistics import MIN_CLUSTERS
+from evaluators.statistics.intervals import MIN_CLUSTERS
 from jobs.differences import Difference
 from jobs.figures.series import policies_of
 from jobs.summary import MacroMean, ResultSummary, Setting, TaskSummary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from evaluators.statistics import Interval, proportion_interval
+from evaluators.statistics.intervals import Interval, proportion_interval
 from jobs.variant_summary import VariantSummary
 
 UNKNOWN = "-"

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from evaluators.statistics import MIN_BOOTSTRAP_CLUSTERS, MIN_CLUSTERS
+from evaluators.statistics.intervals import MIN_BOOTSTRAP_CLUSTERS, MIN_CLUSTERS
 from jobs.differences import Difference, differences_to_full
 from jobs.figures import depth_map, memory_trace, quality, quality_panel
 from jobs.figures.difference_map import DifferenceMap, difference_maps

@@ -10,7 +10,7 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from evaluators.statistics import Interval, proportion_interval
+from evaluators.statistics.intervals import Interval, proportion_interval
 from jobs.summary import MacroMean, Setting, TaskSummary
 from jobs.variant_summary import VariantSummary
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, REFERENCE_LABELS

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluators import registry
-from evaluators.statistics import Interval, mean_interval, paired_difference
+from evaluators.statistics.intervals import Interval, mean_interval, paired_difference
 from jobs.result_schema import DONE_STATUSES, Row
 from kvmerger.variants import FULL, NO_CONTEXT
 

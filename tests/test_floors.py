@@ -51,8 +51,8 @@ LIGHT_FILES = (
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 50
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
-# The public design and issues name this file, and inside a package it shadows nothing.
-NAMED_BY_DESIGN = {"evaluators/statistics.py"}
+# The public design names this folder, and inside a package it shadows nothing.
+NAMED_BY_DESIGN = "evaluators/statistics/"
 
 Sources = Mapping[str, str]  # path from the repository's root, with / → text
 
@@ -163,8 +163,12 @@ def oversized(sources: Sources) -> list[str]:
 def ill_named(sources: Sources) -> list[str]:
     """Files or folders with a name that says nothing, or that shadows a standard-library module."""
     forbidden = VAGUE_NAMES | sys.stdlib_module_names
-    judged = [path for path in sources if path not in NAMED_BY_DESIGN]
-    return [path for path in judged if forbidden & set(path.removesuffix(".py").split("/")) - {"__init__"}]
+    judged = {path: path.removeprefix(NAMED_BY_DESIGN) for path in sources}
+    return [
+        path
+        for path, name in judged.items()
+        if forbidden & set(name.removesuffix(".py").split("/")) - {"__init__"}
+    ]
 
 
 @pytest.fixture(scope="module")

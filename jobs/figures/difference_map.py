@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from evaluators.statistics import Interval
+from evaluators.statistics.intervals import Interval
 from jobs.differences import Difference
 from jobs.report_numbers import instead_of_ends
 from jobs.summary import Setting

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluators.statistics import Interval
+from evaluators.statistics.intervals import Interval
 from jobs.figures.series import policies_of, series_name
 from jobs.report_numbers import score_interval
 from jobs.summary import MacroMean, TaskSummary

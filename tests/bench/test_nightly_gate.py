@@ -20,8 +20,8 @@ from bench.simulated_nights import (
     verdicts,
 )
 from bench.statistics_coverage import RECORDED
-from evaluators.macro_average import TaskPairs
-from evaluators.paired_tests import holm
+from evaluators.statistics.macro_average import TaskPairs
+from evaluators.statistics.paired_tests import holm
 from jobs.gate_check import Check, with_correction
 from jobs.gate_paired import PairedTask, Scale, paired_check, passed_everywhere
 from jobs.gate_settings import GateSettings

@@ -20,9 +20,9 @@ from bench.statistics_coverage import (
     t_ends,
     t_p_values,
 )
-from evaluators.macro_average import TaskPairs, macro_difference, macro_test
-from evaluators.paired_tests import mcnemar_p_value
-from evaluators.statistics import mean_interval
+from evaluators.statistics.intervals import mean_interval
+from evaluators.statistics.macro_average import TaskPairs, macro_difference, macro_test
+from evaluators.statistics.paired_tests import mcnemar_p_value
 
 
 @pytest.fixture

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluators.excess_loss import excess_loss_p_value
-from evaluators.macro_average import TaskPairs, macro_difference
-from evaluators.noninferiority import no_worse_than
-from evaluators.statistics import StatisticsError
+from evaluators.statistics.intervals import StatisticsError
+from evaluators.statistics.macro_average import TaskPairs, macro_difference
+from evaluators.statistics.noninferiority import excess_loss_p_value, no_worse_than
 
 
 def drawn(rng: np.random.Generator, num_clusters: int, loss: float) -> TaskPairs:

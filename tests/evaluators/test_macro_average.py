@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluators.macro_average import TaskPairs, macro_difference, macro_test
-from evaluators.paired_tests import sign_flip_p_value
-from evaluators.statistics import StatisticsError, paired_difference
+from evaluators.statistics.intervals import StatisticsError, paired_difference
+from evaluators.statistics.macro_average import TaskPairs, macro_difference, macro_test
+from evaluators.statistics.paired_tests import sign_flip_p_value
 
 
 @pytest.fixture

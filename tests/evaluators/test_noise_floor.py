@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluators.noise_floor import noise_floor
-from evaluators.statistics import paired_difference
+from evaluators.statistics.intervals import paired_difference
+from evaluators.statistics.noise_floor import noise_floor
 
 
 def test_floor_is_the_far_end_of_the_interval(seed: int) -> None:

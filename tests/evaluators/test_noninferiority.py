@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluators.noninferiority import MarginResult, detectable_margin, needed_clusters, no_worse_than
-from evaluators.statistics import StatisticsError, paired_difference
+from evaluators.statistics.intervals import StatisticsError, paired_difference
+from evaluators.statistics.noninferiority import (
+    MarginResult,
+    detectable_margin,
+    needed_clusters,
+    no_worse_than,
+)
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluators.paired_tests import (
+from evaluators.statistics.intervals import StatisticsError
+from evaluators.statistics.paired_tests import (
     NUM_SIGN_FLIPS,
     holm,
     mcnemar_p_value,
     paired_test,
     sign_flip_p_value,
 )
-from evaluators.statistics import StatisticsError
 
 
 @pytest.fixture

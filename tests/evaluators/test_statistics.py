@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluators.statistics import (
+from evaluators.statistics.intervals import (
     StatisticsError,
     mean_interval,
     paired_difference,

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from evaluators.noninferiority import no_worse_than
+from evaluators.statistics.noninferiority import no_worse_than
 from jobs.gate_resolution import Resolution, resolutions
 from jobs.gate_settings import GateSettings, MarginSettings
 from tests.jobs.paired_fakes import paired_rows

@@ -13,7 +13,7 @@ import pytest
 
 from evaluators.benchmarks.longbench_e import length_bucket
 from evaluators.registry import describe_tasks, score
-from evaluators.statistics import published_score
+from evaluators.statistics.intervals import published_score
 
 from ..conftest import SHARED_DATA
 

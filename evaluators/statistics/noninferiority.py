@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from evaluators.statistics import (
+from evaluators.statistics.intervals import (
     MIN_CLUSTERS,
     MIN_DISCORDANT_PAIRS,
     FloatArray,
@@ -24,6 +24,7 @@ from evaluators.statistics import (
     paired_difference,
     proportion_interval,
 )
+from evaluators.statistics.macro_average import TaskPairs, mean_and_error
 
 ONE_SIDED_ALPHA = 0.025
 POWER = 0.8
@@ -154,3 +155,21 @@ def _error_multiples(num_clusters: int, power: float) -> float:
 
     quantiles: FloatArray = stats.t.ppf([1 - ONE_SIDED_ALPHA, power], df=num_clusters - 1)
     return float(quantiles.sum())
+
+
+def excess_loss_p_value(tasks: Sequence[TaskPairs], margin: float) -> float:
+    """One-sided p of a - b on average being no lower than -margin; more is better, one task or a mean over several.
+
+    Cluster-robust Student t, over tasks with Satterthwaite's degrees of freedom: the interval `no_worse_than` reads below
+    200 clusters, turned round. One cluster in a task says nothing: 1. Where every cluster loses the same there is no
+    spread to test against: 0 or 1. Raises StatisticsError for no task, or as `mean_interval` does for one of them.
+    """
+    estimate = mean_and_error(tasks)
+    if estimate.error is None:
+        return 1.0
+    excess = estimate.mean + margin
+    if estimate.error == 0:
+        return 0.0 if excess < 0 else 1.0
+    from scipy import stats
+
+    return float(stats.t.cdf(excess / estimate.error, df=estimate.freedom))

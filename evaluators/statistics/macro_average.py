@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evaluators.paired_tests import PairedTest, sign_flip_p_value
-from evaluators.statistics import (
+from evaluators.statistics.intervals import (
     MIN_BOOTSTRAP_CLUSTERS,
     MIN_CLUSTERS,
     MIN_DISCORDANT_PAIRS,
@@ -27,6 +26,7 @@ from evaluators.statistics import (
     group,
     resampled_means,
 )
+from evaluators.statistics.paired_tests import PairedTest, sign_flip_p_value
 
 
 @dataclass(frozen=True, slots=True)

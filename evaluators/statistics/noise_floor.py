@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from evaluators.statistics import PairedDifference, paired_difference
+from evaluators.statistics.intervals import PairedDifference, paired_difference
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from evaluators.statistics import FloatArray, StatisticsError, checked, group
+from evaluators.statistics.intervals import FloatArray, StatisticsError, checked, group
 
 ALPHA = 0.05  # two-sided, after Holm's correction
 NUM_SIGN_FLIPS = 9_999
