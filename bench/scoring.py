@@ -16,7 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from evaluators.benchmarks.longbench_tasks import longbench_tasks
+from evaluators.benchmarks.longbench.tasks import longbench_tasks
 from evaluators.registry import list_metrics, score, scorer_label
 from evaluators.statistics.intervals import published_score
 

@@ -215,7 +215,7 @@ def _known_metric(name: str) -> str:
 
 @functools.cache
 def _import_shipped() -> None:
-    """Import every module of the two folders: adding a file is enough to add a metric or benchmark."""
+    """Import every module under the two folders: adding a file is enough to add a metric or benchmark."""
     for folder in ("evaluators.benchmarks", "evaluators.metrics"):
-        for module in pkgutil.iter_modules(importlib.import_module(folder).__path__, f"{folder}."):
+        for module in pkgutil.walk_packages(importlib.import_module(folder).__path__, f"{folder}."):
             importlib.import_module(module.name)

@@ -23,7 +23,7 @@ from pydantic import (
 
 from evaluators import registry
 from evaluators.benchmark import TaskSpec
-from evaluators.benchmarks.rows_file import ROWS_TASK, is_rows_file
+from evaluators.benchmarks.own_rows import ROWS_TASK, is_rows_file
 from evaluators.prompting import QueryMode
 from jobs.config_errors import SettingsError, explain, nearest_file, unknown_task
 from jobs.gate_settings import GateSettings, MarginSettings

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluators.benchmarks.zeroscrolls_tasks import ZEROSCROLLS_TASKS
+from evaluators.benchmarks.zeroscrolls.tasks import ZEROSCROLLS_TASKS
 from jobs.result_schema import DONE_STATUSES, ResultError, Row
 from jobs.summary import Setting, grouped, setting_of
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
-from evaluators.benchmarks.haystack import load_haystack
+from evaluators.benchmarks.ruler.filler import load_haystack
 from evaluators.item import BenchmarkItem
 
 if TYPE_CHECKING:  # imported where used, so that collecting the tests stays fast

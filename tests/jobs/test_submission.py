@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evaluators.benchmarks.zeroscrolls_tasks import ZEROSCROLLS_TASKS
+from evaluators.benchmarks.zeroscrolls.tasks import ZEROSCROLLS_TASKS
 from jobs.report import main
 from jobs.result_schema import FAILED, ResultError, Row
 from jobs.results import ResultStore

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evaluators.benchmark import BenchmarkError
-from evaluators.benchmarks.haystack import PYDOC_LABEL, load_haystack
+from evaluators.benchmarks.ruler.filler import PYDOC_LABEL, load_haystack
 
 TEXT = 'One day it rained.  It rained\n\nfor long! "Really?" he asked. "Yes." Pi is 3.14 here.'
 SENTENCES = ("One day it rained.", "It rained for long!", '"Really?" he asked.', '"Yes."', "Pi is 3.14 here.")

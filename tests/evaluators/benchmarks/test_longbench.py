@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 
 from evaluators.benchmark import BenchmarkError, TaskSpec
-from evaluators.benchmarks.longbench_source import HUB_REVISION
+from evaluators.benchmarks.longbench.tasks import HUB_REVISION
 from evaluators.item import BenchmarkItem
 from evaluators.registry import list_tasks, load_items
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evaluators.benchmark import BenchmarkError, TaskSpec
-from evaluators.benchmarks.haystack import load_haystack
+from evaluators.benchmarks.ruler.filler import load_haystack
 from evaluators.item import BenchmarkItem
 from evaluators.prompting import QueryMode, num_prompt_tokens, tokenize_item
 from evaluators.registry import load_items

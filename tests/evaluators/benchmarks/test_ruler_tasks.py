@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from evaluators.benchmark import BenchmarkError, TaskSpec
-from evaluators.benchmarks.ruler_draft import NOISE
-from evaluators.benchmarks.ruler_fit import largest_that_fits
+from evaluators.benchmarks.ruler.draft import NOISE, largest_that_fits
 from evaluators.item import BenchmarkItem
 from evaluators.prompting import num_prompt_tokens
 from evaluators.registry import list_tasks, load_items

@@ -13,7 +13,7 @@ import huggingface_hub
 import pytest
 
 from evaluators.benchmark import BenchmarkError, TaskSpec
-from evaluators.benchmarks.zeroscrolls_tasks import ZEROSCROLLS_TASKS
+from evaluators.benchmarks.zeroscrolls.tasks import ZEROSCROLLS_TASKS
 from evaluators.item import BenchmarkItem
 from evaluators.prompting import PromptError, QueryMode, tokenize_item
 from evaluators.registry import load_items

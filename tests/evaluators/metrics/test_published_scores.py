@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from evaluators.benchmarks.longbench_e import length_bucket
+from evaluators.benchmarks.longbench.longbench import length_bucket
 from evaluators.registry import describe_tasks, score
 from evaluators.statistics.intervals import published_score
 

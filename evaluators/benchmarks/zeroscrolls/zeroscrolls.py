@@ -7,9 +7,13 @@ scored, and can be written as a submission to the leaderboard.
 from __future__ import annotations
 
 from evaluators.benchmark import TaskInfo, TaskSpec
-from evaluators.benchmarks.zeroscrolls_rows import ZeroScrollsRow, read_rows
-from evaluators.benchmarks.zeroscrolls_source import HUB_REPOSITORY, open_task_file
-from evaluators.benchmarks.zeroscrolls_tasks import ZEROSCROLLS_TASKS, ZeroScrollsTask
+from evaluators.benchmarks.zeroscrolls.rows import ZeroScrollsRow, read_rows
+from evaluators.benchmarks.zeroscrolls.tasks import (
+    HUB_REPOSITORY,
+    ZEROSCROLLS_TASKS,
+    ZeroScrollsTask,
+    open_task_file,
+)
 from evaluators.item import BenchmarkItem, text_digest
 from evaluators.registry import register_benchmark
 from evaluators.tokenizer import Tokenizer

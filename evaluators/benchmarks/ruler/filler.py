@@ -1,7 +1,12 @@
-"""Filler prose as whole sentences with single blanks, from a file or from what every Python brings along."""
+"""What fills a context: prose as whole sentences with single blanks, and words to draw from.
+
+Prose comes from a file or from what every Python brings along; words are wonderwords' lists, sorted, so that a draw is the
+same on every machine.
+"""
 
 from __future__ import annotations
 
+import functools
 import gzip
 import itertools
 import json
@@ -100,3 +105,11 @@ def _is_prose(paragraph: str) -> bool:
         and num_odd_chars <= _MAX_NOT_PROSE_RATIO * len(paragraph)
         and not _MARKUP.search(paragraph)
     )
+
+
+@functools.cache
+def words_of(*categories: str) -> list[str]:
+    """The different words of "noun", "adjective" or "verb" together, sorted."""
+    from wonderwords import RandomWord
+
+    return sorted(set(RandomWord().filter(include_categories=list(categories))))

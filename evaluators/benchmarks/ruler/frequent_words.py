@@ -11,7 +11,7 @@ import string
 from dataclasses import dataclass
 
 from evaluators.benchmark import BenchmarkError, TaskSpec
-from evaluators.benchmarks.ruler_draft import GENERATED_UNUSED, RulerText, length_of, random_of
+from evaluators.benchmarks.ruler.draft import GENERATED_UNUSED, RulerText, length_of, random_of
 from evaluators.item import text_digest
 from evaluators.tokenizer import Tokenizer
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 import sys
 
 from evaluators.benchmark import TaskInfo, TaskSpec
-from evaluators.benchmarks.ruler_cwe import CommonWords
-from evaluators.benchmarks.ruler_draft import Draft, RulerTask, Source, length_of
-from evaluators.benchmarks.ruler_fit import largest_size
-from evaluators.benchmarks.ruler_fwe import FrequentWords
-from evaluators.benchmarks.ruler_niah import NeedleTask
-from evaluators.benchmarks.ruler_qa import QuestionTask
-from evaluators.benchmarks.ruler_qa_files import parse_hotpotqa, parse_squad
-from evaluators.benchmarks.ruler_vt import VariableTracking
+from evaluators.benchmarks.ruler.common_words import CommonWords
+from evaluators.benchmarks.ruler.draft import Draft, RulerTask, Source, largest_size, length_of
+from evaluators.benchmarks.ruler.frequent_words import FrequentWords
+from evaluators.benchmarks.ruler.needles import NeedleTask
+from evaluators.benchmarks.ruler.questions import QuestionTask, parse_hotpotqa, parse_squad
+from evaluators.benchmarks.ruler.variables import VariableTracking
 from evaluators.item import BenchmarkItem, text_digest
 from evaluators.registry import register_benchmark
 from evaluators.tokenizer import Tokenizer

@@ -11,8 +11,8 @@ import random
 from dataclasses import dataclass
 
 from evaluators.benchmark import TaskSpec
-from evaluators.benchmarks.ruler_draft import GENERATED_UNUSED, RulerText, length_of, random_of
-from evaluators.benchmarks.ruler_words import words_of
+from evaluators.benchmarks.ruler.draft import GENERATED_UNUSED, RulerText, length_of, random_of
+from evaluators.benchmarks.ruler.filler import words_of
 from evaluators.item import text_digest
 from evaluators.tokenizer import Tokenizer
 

@@ -7,15 +7,17 @@ lone needle in noise or needles evenly; here all lone needles visit the depths o
 from __future__ import annotations
 
 import itertools
+import random
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from evaluators.benchmark import TaskSpec
-from evaluators.benchmarks.haystack import Haystack, load_haystack
-from evaluators.benchmarks.ruler_depths import depth_of_item, official_depths
-from evaluators.benchmarks.ruler_draft import GENERATED_UNUSED, NOISE, RulerText, random_of
-from evaluators.benchmarks.ruler_needles import Needle, draw_needles
+from evaluators.benchmarks.ruler.draft import GENERATED_UNUSED, NOISE, RulerText, random_of
+from evaluators.benchmarks.ruler.filler import Haystack, load_haystack, words_of
 from evaluators.item import text_digest
 from evaluators.tokenizer import Tokenizer
 
@@ -34,6 +36,8 @@ _PREFIX_ONE = " The special magic {kind} for {query} mentioned in the provided t
 _PREFIX_MANY = " The special magic {kind} for {query} mentioned in the provided text are"
 
 Filler = Literal["prose", "noise", "needles"]
+_NEEDLE = "One of the special magic {kind} for {key} is: {value}."
+_NUM_DEPTHS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,3 +170,53 @@ def _listed(values: list[str]) -> str:
     """The different values as the authors list them: "a", "a, and b", "a, b, and c"."""
     *first, last = dict.fromkeys(values)
     return f"{', '.join(first)}, and {last}" if first else last
+
+
+_MIN_VALUE, _MAX_VALUE = 1_000_000, 9_999_999  # seven digits
+
+
+@dataclass(frozen=True, slots=True)
+class Needle:
+    """A sentence that gives a key's value; `kind` is the value's, in the plural: "numbers" or "uuids"."""
+
+    kind: str
+    key: str
+    value: str
+
+    @property
+    def sentence(self) -> str:
+        """The official wording, plural and all."""
+        return _NEEDLE.format(kind=self.kind, key=self.key, value=self.value)
+
+
+def draw_needles(
+    draw: random.Random, key_kind: str, value_kind: str, num_keys: int, num_values: int
+) -> list[Needle]:
+    """`num_values` needles for each of `num_keys` keys, key by key."""
+    needles = []
+    for _ in range(num_keys):
+        key = _draw(draw, key_kind)
+        needles += [Needle(value_kind, key, _draw(draw, value_kind)) for _ in range(num_values)]
+    return needles
+
+
+def _draw(draw: random.Random, kind: str) -> str:
+    if kind == "words":
+        return f"{draw.choice(words_of('adjective'))}-{draw.choice(words_of('noun'))}"
+    if kind == "numbers":
+        return str(draw.randint(_MIN_VALUE, _MAX_VALUE))
+    assert kind == "uuids", kind
+    return str(uuid.UUID(int=draw.getrandbits(128), version=4))
+
+
+def official_depths() -> list[int]:
+    """40 depths from 0 to 100 percent of the haystack, ascending."""
+    return [int(depth) for depth in np.linspace(0, 100, num=_NUM_DEPTHS).round()]
+
+
+def depth_of_item(seed: int, index: int) -> int:
+    """Depth of item `index`, percent: each run of 40 items visits every depth once, in an order the seed shuffles."""
+    depths = official_depths()
+    block, place = divmod(index, _NUM_DEPTHS)
+    random.Random(f"depths/{seed}/{block}").shuffle(depths)
+    return depths[place]

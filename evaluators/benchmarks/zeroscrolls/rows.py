@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from evaluators.benchmark import BenchmarkError
-from evaluators.benchmarks.json_rows import JsonRow, read_json_rows, text_field, texts_field
-from evaluators.benchmarks.zeroscrolls_tasks import ZeroScrollsTask
+from evaluators.benchmarks.sources.json_rows import JsonRow, read_json_rows, text_field, texts_field
+from evaluators.benchmarks.zeroscrolls.tasks import ZeroScrollsTask
 
 _PLACES = ("document_start_index", "query_start_index", "query_end_index")
 _FIELDS = "id, input, output and the indices of document and query"

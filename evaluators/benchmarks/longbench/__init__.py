@@ -1,0 +1,1 @@
+"""LongBench and LongBench-E: tasks, templates and how a row becomes an item."""

@@ -1,0 +1,70 @@
+"""The 21 tasks of LongBench v1 as their authors define them, and where their rows lie.
+
+The wording is data (templates.json); the lines come from the user's folder or from the hub's pinned archive.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from evaluators.benchmark import TaskSpec
+from evaluators.benchmarks.sources.files import find_in_folder, hub_file, open_lines
+
+HUB_REPOSITORY = "zai-org/LongBench"  # THUDM/LongBench redirects here
+HUB_REVISION = "5e628be450b7e67fb7ae6e201bd6d8f7056f7672"
+_HUB_ARCHIVE = "data.zip"
+
+
+@dataclass(frozen=True, slots=True)
+class LongBenchTask:
+    """A task's definition; its prompt is `before`, the row's context, `after`.
+
+    `metric` says how a prediction is cut before scoring as well (`…_first_line`), so a stored prediction is scored
+    again by it alone. `has_e_version`: LongBench-E has the task with items spread evenly over lengths.
+    """
+
+    about: str
+    before: str
+    after: str
+    max_new_tokens: int
+    metric: str
+    use_chat_template: bool
+    stop_at_newline: bool = False
+    has_e_version: bool = False
+
+
+@functools.cache
+def longbench_tasks() -> dict[str, LongBenchTask]:
+    """Every task by its official name."""
+    file = importlib.resources.files(__package__) / "templates.json"
+    tasks: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["tasks"]
+    return {task: _definition(**fields) for task, fields in tasks.items()}
+
+
+def _definition(*, prompt: str, **fields: Any) -> LongBenchTask:
+    before, after = prompt.split("{context}")
+    return LongBenchTask(before=before, after=after, **fields)
+
+
+@contextmanager
+def open_task_file(spec: TaskSpec, stem: str) -> Iterator[tuple[Iterable[bytes], str]]:
+    """Yield the lines of `stem`.jsonl as bytes, and the name of their source for messages.
+
+    Raises BenchmarkError when the folder, file or hub cannot be read, also while the lines are read.
+    """
+    if spec.data is None:
+        revision = spec.revision or HUB_REVISION
+        path = hub_file(spec, HUB_REPOSITORY, _HUB_ARCHIVE, revision, f"{stem}.jsonl or .jsonl.gz")
+        source = f"{HUB_REPOSITORY}/data/{stem}.jsonl"
+    else:
+        spec.refuse_options(("revision",), "the data come from a local folder; remove `revision` or `data`.")
+        path = find_in_folder(spec, (f"{stem}.jsonl", f"{stem}.jsonl.gz"))
+        source = str(path)
+    with open_lines(path, source, zip_member=f"data/{stem}.jsonl") as lines:
+        yield lines, source

@@ -1,0 +1,1 @@
+"""ZeroSCROLLS: tasks, and how a row becomes an item."""
