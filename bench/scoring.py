@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.benchmarks.longbench.tasks import longbench_tasks
-from evaluators.registry import list_metrics, score, scorer_label
+from evaluators.scoring import list_metrics, score, scorer_label
 from evaluators.statistics.intervals import published_score
 
 TARGET_S = 120.0

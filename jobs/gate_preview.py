@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from evaluators import registry
+from evaluators import scoring
 from jobs.cells import PlannedCell
 from jobs.config import Settings
 from jobs.identity import prompt_digest
@@ -52,7 +52,7 @@ def _asked(planned: PlannedCell) -> Row:
         "variant": planned.cell.label,
         "cluster_id": item.cluster_id,
         "metric": item.metric,
-        "scorer": registry.scorer_label(item.metric) if item.answers else None,
+        "scorer": scoring.scorer_label(item.metric) if item.answers else None,
         "answers": list(item.answers),
         "context_tokens": len(tokens.context_ids),
         "tail_tokens": len(tokens.tail_ids),

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from evaluators import registry
+from evaluators import scoring
 from jobs.result_schema import DONE_STATUSES, Row
 from jobs.results import ResultStore
 from jobs.rows import score_columns
@@ -96,7 +96,7 @@ def _new_columns(row: Row) -> Row | str:
     if row["prediction"] is None or row["metric"] is None:
         return "the row holds no prediction or no metric"
     try:
-        if row["all_classes"] is None and registry.uses_classes(row["metric"]):
+        if row["all_classes"] is None and scoring.uses_classes(row["metric"]):
             return (
                 f"{row['metric']} needs class names, which rows of that time did not hold; run the sweep anew"
             )

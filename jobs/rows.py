@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from evaluators import registry
+from evaluators import scoring
 from evaluators.item import BenchmarkItem
 from jobs.identity import prompt_digest
 from jobs.result_schema import FAILED, OK, RESULT_SCHEMA, TRUNCATED, Row
@@ -263,11 +263,11 @@ def _scored(prediction: str, item: BenchmarkItem) -> Row:
 
 def score_columns(metric: str, prediction: str, answers: Sequence[str], all_classes: Sequence[str]) -> Row:
     """All that a row says of its score; raises what the metric raises."""
-    score = registry.score_item(metric, prediction, answers, all_classes)
+    score = scoring.score_item(metric, prediction, answers, all_classes)
     return {
         **_or_reason("score", score.value, "score_reason", ""),
         "score_parts": _json(dict(score.parts)) if score.parts else None,
-        "scorer": registry.scorer_label(metric),
+        "scorer": scoring.scorer_label(metric),
     }
 
 

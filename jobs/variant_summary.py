@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluators import registry
+from evaluators import scoring
 from evaluators.statistics.intervals import Interval, mean_interval, paired_difference
 from jobs.result_schema import DONE_STATUSES, Row
 from kvmerger.variants import FULL, NO_CONTEXT
@@ -146,7 +146,7 @@ def _corpus_score(rows: Sequence[Row]) -> float | None:
     scored = [row for row in rows if row["score"] is not None]
     if not scored or any(row["score_parts"] is None for row in scored):
         return None
-    return registry.corpus_score(scored[0]["metric"], [json.loads(row["score_parts"]) for row in scored])
+    return scoring.corpus_score(scored[0]["metric"], [json.loads(row["score_parts"]) for row in scored])
 
 
 def _mean(rows: Sequence[Row], column: str) -> float | None:

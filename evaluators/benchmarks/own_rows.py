@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluators import registry
+from evaluators import scoring
 from evaluators.benchmark import BenchmarkError, TaskInfo, TaskSpec
 from evaluators.benchmarks.sources.files import open_lines
 from evaluators.benchmarks.sources.json_rows import JsonRow, read_json_rows, text_field, texts_field
@@ -177,11 +177,11 @@ def _refuse_misspelt(raw: JsonRow, where: str) -> None:
 
 
 def _check_metric(row: OwnRow, where: str) -> None:
-    known = registry.list_metrics()
+    known = scoring.list_metrics()
     if row.metric not in known:
         hint = nearest_name_hint(row.metric, known)
         raise BenchmarkError(f"{where}: there is no metric {row.metric!r}. {hint}")
-    if registry.uses_classes(row.metric) and not row.all_classes:
+    if scoring.uses_classes(row.metric) and not row.all_classes:
         raise BenchmarkError(
             f"{where}: the metric {row.metric!r} needs all_classes, the names to choose from."
         )

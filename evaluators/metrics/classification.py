@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluators.metrics.longbench_scoring import best_over_answers, first_line
-from evaluators.registry import register_metric
+from evaluators.metrics.best_answer import best_over_answers, first_line
+from evaluators.scoring import register_metric
 
 
 def class_share(prediction: str, answer: str, all_classes: Sequence[str]) -> float:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from evaluators.metrics.longbench_scoring import best_over_answers
-from evaluators.registry import register_metric
+from evaluators.metrics.best_answer import best_over_answers
+from evaluators.scoring import register_metric
 
 BACKEND = "difflib"
 _NOT_CODE = ("`", "#", "//")  # what marks a fence or a comment

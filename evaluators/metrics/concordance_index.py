@@ -6,8 +6,8 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from evaluators.metrics.longbench_scoring import best_over_answers
-from evaluators.registry import register_metric
+from evaluators.metrics.best_answer import best_over_answers
+from evaluators.scoring import register_metric
 
 _NOT_A_LIST = re.compile(r"[^0-9\s,]")
 

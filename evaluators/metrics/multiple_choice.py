@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from evaluators.metrics.longbench_scoring import best_over_answers
-from evaluators.registry import register_metric
+from evaluators.metrics.best_answer import best_over_answers
+from evaluators.scoring import register_metric
 
 _LETTER = re.compile(r"\b[A-D]\b")
 

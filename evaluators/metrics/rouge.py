@@ -2,15 +2,16 @@
 
 It is the summary-level F of the package rouge 1.0.1, which counts sets of words and is neither the paper's nor
 google's ROUGE-L. The package fills a dict cell by cell and traces back recursively; here rows are bits of an
-integer. Scores are the package's, its failures (0.0) included.
+integer. Scores are the package's, its failures (0.0) included. Chinese texts are cut into words first (rouge_zh_score).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluators.metrics.longbench_scoring import best_over_answers
-from evaluators.registry import register_metric
+from evaluators.metrics.best_answer import best_over_answers, first_line
+from evaluators.metrics.chinese_words import cut_words
+from evaluators.scoring import register_metric
 
 # Python allows 1,000 frames by default, and the package's trace-back recurses once a step. Nine frames lie
 # below its first call when the authors' eval.py runs; deeper, it fails, and the authors score a failure 0.
@@ -90,3 +91,22 @@ def _rising_columns(gold: list[str], predicted: list[str]) -> tuple[dict[str, in
 def rouge(prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()) -> float:
     """The best `rouge_l` over the answers, 0 to 1; identical texts score 1 - 5e-9."""
     return best_over_answers(lambda answer: rouge_l(prediction, answer), answers)
+
+
+@register_metric("rouge_first_line")
+def rouge_first_line(prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()) -> float:
+    """The best `rouge_l` of the first line over the answers, 0 to 1: what eval.py does for samsum."""
+    line = first_line(prediction)
+    return best_over_answers(lambda answer: rouge_l(line, answer), answers)
+
+
+def rouge_l_zh(prediction: str, answer: str) -> float:
+    """`rouge_l` of the words jieba finds; "。" ends no sentence, as the authors have it."""
+    # The authors' function calls their rouge_score, so it recurses from one frame higher.
+    return rouge_l(" ".join(cut_words(prediction)), " ".join(cut_words(answer)), extra_frames=1)
+
+
+@register_metric("rouge_zh", package="jieba")
+def rouge_zh(prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()) -> float:
+    """The best `rouge_l_zh` over the answers, 0 to 1."""
+    return best_over_answers(lambda answer: rouge_l_zh(prediction, answer), answers)

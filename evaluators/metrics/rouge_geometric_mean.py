@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluators.registry import register_metric_of_parts
+from evaluators.scoring import register_metric_of_parts
 
 _TYPES = ("rouge1", "rouge2", "rougeL")
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from evaluators.benchmark import TaskSpec
 from evaluators.item import BenchmarkItem
 from evaluators.prompting import QueryMode, tokenize_item
-from evaluators.registry import MetricError, describe_tasks, list_metrics, list_tasks, load_items, score
+from evaluators.registry import describe_tasks, list_tasks, load_items
+from evaluators.scoring import MetricError, list_metrics, score
 
 from .conftest import CASES, CHAT_TEMPLATE, MakeTokenizer
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from evaluators.benchmark import BenchmarkError, TaskSpec, UnknownNameError
-from evaluators.registry import describe_tasks, list_tasks, load_items, score, scorer_details
+from evaluators.registry import describe_tasks, list_tasks, load_items
+from evaluators.scoring import score, scorer_details
 
 from .conftest import MakeTokenizer
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from evaluators.registry import score
+from evaluators.scoring import score
 
 
 def survival_concordance(event_times: list[int], predicted: list[int]) -> float:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from evaluators.benchmarks.longbench.longbench import length_bucket
-from evaluators.registry import describe_tasks, score
+from evaluators.registry import describe_tasks
+from evaluators.scoring import score
 from evaluators.statistics.intervals import published_score
 
 from ..conftest import SHARED_DATA

@@ -9,7 +9,7 @@ from statistics import fmean
 
 import pytest
 
-from evaluators.registry import MetricError, corpus_score, score_item, scorer_label
+from evaluators.scoring import MetricError, corpus_score, score_item, scorer_label
 
 NAME = "rouge_geometric_mean"
 WORDS = ["the", "crew", "reached", "land", "sails", "sail", "Storm", "night", "mill", "it's", "-", "7"]

@@ -1,0 +1,175 @@
+"""A metric exists by being registered, and scores a prediction against answers; without any there is no score."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Protocol, TypeVar
+
+from evaluators.benchmark import UnknownNameError
+from evaluators.hints import nearest_name_hint
+from evaluators.registry import import_shipped
+
+
+class Metric(Protocol):
+    """Scores a prediction, 0 to 1, against at least one answer; pure, and any text is a valid prediction."""
+
+    def __call__(self, prediction: str, answers: Sequence[str], all_classes: Sequence[str]) -> float: ...
+
+
+class PartsMetric(Protocol):
+    """As `Metric`, but gives several named numbers, always of the same names, each 0 to 1."""
+
+    def __call__(
+        self, prediction: str, answers: Sequence[str], all_classes: Sequence[str]
+    ) -> dict[str, float]: ...
+
+
+Combine = Callable[[Mapping[str, float]], float]
+"""Makes one number, 0 to 1, of a metric's parts: of an item's, or of their means over a corpus."""
+
+
+@dataclass(frozen=True, slots=True)
+class ItemScore:
+    """One prediction's score, 0 to 1, and the parts it was made of (none, for most metrics)."""
+
+    value: float
+    parts: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scorer:
+    """A registered metric: either a plain one, or one of parts with what combines them."""
+
+    metric: Metric | None = None
+    parts_metric: PartsMetric | None = None
+    combine: Combine | None = None
+    details: str = ""
+    package: str = ""
+    uses_classes: bool = False
+
+
+class MetricError(ValueError):
+    """A metric was asked to score against nothing."""
+
+
+MetricT = TypeVar("MetricT", bound=Metric)
+
+
+PartsMetricT = TypeVar("PartsMetricT", bound=PartsMetric)
+
+
+_scorers: dict[str, _Scorer] = {}
+
+
+def register_metric(
+    name: str, *, details: str = "", package: str = "", uses_classes: bool = False
+) -> Callable[[MetricT], MetricT]:
+    """Register a metric function under `name`; returns the function unchanged.
+
+    `details` says what the name leaves open and scores depend on, such as a backend; `package` is the library whose
+    version they depend on. `uses_classes`: the metric reads `all_classes`.
+    """
+
+    def add(metric: MetricT) -> MetricT:
+        _add_scorer(name, _Scorer(metric, details=details, package=package, uses_classes=uses_classes))
+        return metric
+
+    return add
+
+
+def register_metric_of_parts(
+    name: str, combine: Combine, *, details: str = "", package: str = ""
+) -> Callable[[PartsMetricT], PartsMetricT]:
+    """Register a metric that is no mean over items where it was published; returns the function unchanged.
+
+    An item's score is `combine` of its parts, and the published number `combine` of the parts' means (`corpus_score`).
+    """
+
+    def add(metric: PartsMetricT) -> PartsMetricT:
+        _add_scorer(name, _Scorer(parts_metric=metric, combine=combine, details=details, package=package))
+        return metric
+
+    return add
+
+
+def _add_scorer(name: str, scorer: _Scorer) -> None:
+    assert name not in _scorers, f"two metrics are called {name!r}"
+    _scorers[name] = scorer
+
+
+def list_metrics() -> list[str]:
+    """Every metric's name, sorted."""
+    import_shipped("evaluators.metrics")
+    return sorted(_scorers)
+
+
+def scorer_details(name: str) -> str:
+    """What a metric's name leaves open and its scores depend on ("difflib" for code_sim); "" for most."""
+    scorer = _scorers[_known_metric(name)]
+    version = f"{scorer.package} {_version_of(scorer.package)}" if scorer.package else ""
+    return ", ".join(part for part in (version, scorer.details) if part)
+
+
+def scorer_label(name: str) -> str:
+    """The metric's name with its `scorer_details`, as "code_sim (difflib)"."""
+    details = scorer_details(name)
+    return f"{name} ({details})" if details else name
+
+
+def uses_classes(name: str) -> bool:
+    """Whether a metric reads the item's class names."""
+    return _scorers[_known_metric(name)].uses_classes
+
+
+def score(name: str, prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()) -> float:
+    """Score one prediction, 0 to 1, with the metric `name`.
+
+    Raises UnknownNameError for an unknown metric and MetricError without answers: not scored is not 0.
+    """
+    return score_item(name, prediction, answers, all_classes).value
+
+
+def score_item(
+    name: str, prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()
+) -> ItemScore:
+    """As `score`, with the parts that `corpus_score` wants."""
+    scorer = _scorers[_known_metric(name)]
+    if not answers:
+        raise MetricError(
+            f"{name}: there is no answer to score against; store a null score with this reason."
+        )
+    if scorer.metric is not None:
+        return ItemScore(scorer.metric(prediction, answers, all_classes), {})
+    assert scorer.parts_metric is not None and scorer.combine is not None
+    parts = scorer.parts_metric(prediction, answers, all_classes)
+    return ItemScore(scorer.combine(parts), parts)
+
+
+def corpus_score(name: str, parts_of_items: Sequence[Mapping[str, float]]) -> float | None:
+    """The published number, 0 to 1, of a metric of parts; None for a metric whose published number is the mean.
+
+    Raises UnknownNameError for an unknown metric and MetricError without items.
+    """
+    combine = _scorers[_known_metric(name)].combine
+    if combine is None:
+        return None
+    if not parts_of_items:
+        raise MetricError(f"{name}: there is no item to make a corpus score of.")
+    return combine({part: fmean(parts[part] for parts in parts_of_items) for part in parts_of_items[0]})
+
+
+@functools.cache
+def _version_of(package: str) -> str:
+    return importlib.metadata.version(package)
+
+
+def _known_metric(name: str) -> str:
+    known = list_metrics()
+    if name not in known:
+        raise UnknownNameError(f"There is no metric {name!r}. {nearest_name_hint(name, known)}")
+    return name
