@@ -20,10 +20,10 @@ from bench.race_ours import copy_bandwidth
 from bench.random_llama import random_llama, weight_bytes_per_step
 from kvmerger.batch import Answer, Batch
 from kvmerger.buckets import bucket_for
+from kvmerger.cache.layer_cache import storage_bytes
 from kvmerger.compress import compress_all
 from kvmerger.fused import needs_of, rows_of, with_references
 from kvmerger.generation import Prompt, Question
-from kvmerger.layer_cache import storage_bytes
 from kvmerger.models import LoadedModel
 from kvmerger.prefill import prefill
 from kvmerger.step_graphs import StepGraphs, graphs_for

@@ -19,8 +19,8 @@ from torch import Tensor
 from bench.kernel_ragged import Heads
 from bench.kernel_timing import DEVICE, Bench, Ceilings, Measured
 from kvmerger import ranking
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels import dispatch, merging_reference, nearest_reference
-from kvmerger.layer_cache import LayerCache
 
 NUM_LAYERS = 32
 

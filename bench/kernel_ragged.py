@@ -24,10 +24,10 @@ from torch.nn import functional as F
 
 from bench import kernel_timing
 from bench.kernel_timing import Bench, Ceilings, Measured
+from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.cache.ragged_layer import RaggedLayer
 from kvmerger.kernels import dispatch, reference
-from kvmerger.layer_cache import LayerCache
 from kvmerger.ragged_cache import RaggedCache
-from kvmerger.ragged_layer import RaggedLayer
 
 TAIL_TOKENS = 64
 FULL_ROWS = 2

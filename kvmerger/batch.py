@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvmerger.cache.ragged_layer import Room
 from kvmerger.decode_loop import Progress, catch_up, decode_eagerly
 from kvmerger.decode_rule import DecodeRule
 from kvmerger.decoding_rows import DecodingRows, RuleFailure
@@ -25,7 +26,6 @@ from kvmerger.generation import Prompt, Question
 from kvmerger.memory import MemoryPoint
 from kvmerger.models import LoadedModel
 from kvmerger.ragged_cache import Prefix, RaggedCache
-from kvmerger.ragged_layer import Room
 from kvmerger.step_graphs import StepGraphs
 
 

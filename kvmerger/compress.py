@@ -15,11 +15,11 @@ from statistics import fmean
 import torch
 
 from kvmerger.budget import Budget, BudgetError, LikeVariant, effective_ratio, num_slots_for
+from kvmerger.cache.head_counters import numbers_of
+from kvmerger.cache.layer_cache import LayerCache, storage_bytes
 from kvmerger.decode_rule import DecodeRule, require_rule
 from kvmerger.device_time import now_s
 from kvmerger.evidence import forget_frames
-from kvmerger.head_counters import numbers_of
-from kvmerger.layer_cache import LayerCache, storage_bytes
 from kvmerger.policies.base import CacheShape, Policy, declared_needs
 from kvmerger.prefill import Prefilled
 from kvmerger.ragged_cache import Prefix

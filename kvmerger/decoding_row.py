@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kvmerger.cache.layer_cache import storage_bytes
 from kvmerger.decode_rule import DecodeRule
 from kvmerger.kernels.reference import SlotMass
-from kvmerger.layer_cache import storage_bytes
 from kvmerger.own_slots import NewToken, OwnSlots, Scores
 from kvmerger.ragged_cache import RaggedCache
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.decode_rule import DecodeRule, DecodeStep, Heirs, leaving_columns
 from kvmerger.kernels.reference import SlotMass
-from kvmerger.layer_cache import LayerCache
 from kvmerger.ragged_cache import Prefix
 
 

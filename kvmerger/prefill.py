@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from kvmerger.cache.layer_cache import LayerCache, room_for
 from kvmerger.evidence import Evidence, LayerStates, Need, needs_hidden_states
 from kvmerger.kernels.prompt_attention import causal_attention
-from kvmerger.layer_cache import LayerCache
 from kvmerger.models import LoadedModel
-from kvmerger.stacks import room_for
 
 
 @dataclass(frozen=True, slots=True)

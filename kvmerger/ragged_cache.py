@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from kvmerger.cache.layer_cache import LayerCache, storage_bytes
+from kvmerger.cache.ragged_layer import Arrival, OneEach, RaggedLayer, Room
+from kvmerger.cache.row_table import PrefixTable
 from kvmerger.kernels.dispatch import write_tails
-from kvmerger.kernels.row_table import PrefixTable
-from kvmerger.layer_cache import LayerCache, storage_bytes
-from kvmerger.ragged_layer import Arrival, OneEach, RaggedLayer, Room
 
 Prefix = tuple[LayerCache, ...]
 """One variant's cache, layer by layer."""

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from kvmerger.budget import Budget
+from kvmerger.cache.head_counters import HeadCounters
+from kvmerger.cache.layer_cache import LayerCache, storage_addresses
 from kvmerger.evidence import Evidence, Need
-from kvmerger.head_counters import HeadCounters
 from kvmerger.kernels.dispatch import is_for_triton
-from kvmerger.layer_cache import LayerCache, storage_addresses
 from kvmerger.policies.base import Policy
 
 # Bytes of a stack's keys; longer layers come one by one. In plain torch this bounds what merging holds at a time in fp32,
@@ -92,19 +92,6 @@ def stacked_budget(budget_L: Sequence[Budget]) -> Budget:
     """Every head's slots; the ratio is the first layer's."""
     return Budget(
         tuple(num_slots for budget in budget_L for num_slots in budget.num_slots_H), budget_L[0].asked_ratio
-    )
-
-
-def room_for(num_layers: int, k_HND: Tensor) -> tuple[LayerCache, ...]:
-    """Layers like the one of ``k_HND``, their keys and values yet to be written, that `stacked` need not copy."""
-    num_heads, num_tokens, head_dim = k_HND.shape
-    k_LFD = k_HND.new_empty(num_layers, num_heads * num_tokens, head_dim)
-    v_LFD = torch.empty_like(k_LFD)
-    position_N = torch.arange(num_tokens, dtype=torch.int32, device=k_HND.device)
-    position_LF = position_N.repeat(num_layers, num_heads)
-    return tuple(
-        LayerCache(k_FD, v_FD, position_F, (num_tokens,) * num_heads)
-        for k_FD, v_FD, position_F in zip(k_LFD, v_LFD, position_LF, strict=True)
     )
 
 

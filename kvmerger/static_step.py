@@ -15,13 +15,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kvmerger.cache.ragged_layer import OneEach
 from kvmerger.decode_loop import Progress
 from kvmerger.decoding_rows import ActingRows
 from kvmerger.kernels.dispatch import ragged_attention
 from kvmerger.kernels.reference import SlotMass
 from kvmerger.models import LoadedModel
 from kvmerger.ragged_cache import RaggedCache
-from kvmerger.ragged_layer import OneEach
 
 _NO_TOKEN = -1
 

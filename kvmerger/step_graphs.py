@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from kvmerger.cache.ragged_layer import Room, new_columns
 from kvmerger.decode_loop import Progress
 from kvmerger.decoding_rows import ActingRows
 from kvmerger.device_memory import free_memory
@@ -27,7 +28,6 @@ from kvmerger.kernels.dispatch import has_triton, is_supported
 from kvmerger.model_source import DTYPES
 from kvmerger.models import LoadedModel
 from kvmerger.ragged_cache import Prefix, RaggedCache
-from kvmerger.ragged_layer import Room, new_columns
 from kvmerger.refusals import Refusals
 from kvmerger.static_step import StaticStep
 

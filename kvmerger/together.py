@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 
 from kvmerger.batch import Answer, Batch, Row, answers_of
+from kvmerger.cache.ragged_layer import Room, new_room
 from kvmerger.decode_loop import Progress, catch_up, decode_eagerly
 from kvmerger.decoding_rows import ActingRows
 from kvmerger.device_time import now_s
@@ -24,7 +25,6 @@ from kvmerger.extend import extend, pad_tokens
 from kvmerger.generation import Prompt
 from kvmerger.models import LoadedModel
 from kvmerger.ragged_cache import RaggedCache
-from kvmerger.ragged_layer import Room, new_room
 from kvmerger.step_graphs import LEAST_TAIL_TOKENS, StepGraphs, rounded_up
 
 OfARow = TypeVar("OfARow")

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from kvmerger import ranking
+from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.cache.ragged_layer import RaggedLayer
 from kvmerger.kernels import merging_reference, nearest_reference, prompt_reference, reference
 from kvmerger.kernels.layer_reference import LayerKernels
 from kvmerger.kernels.reference import Attended
-from kvmerger.layer_cache import LayerCache
-from kvmerger.ragged_layer import RaggedLayer
 
 MOST_HEAD_DIM = 256
 SLOT_ALIGNMENT_BYTES = 16  # one vector load

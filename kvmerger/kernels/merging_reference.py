@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kvmerger.layer_cache import LayerCache
+from kvmerger.cache.layer_cache import LayerCache
 
 
 def segment_sums(values_FX: Tensor, length_R: Tensor) -> Tensor:

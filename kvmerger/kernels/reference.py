@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvmerger.layer_cache import LayerCache
-from kvmerger.ragged_layer import RaggedLayer
+from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.cache.ragged_layer import RaggedLayer
 
 
 class SlotMass(NamedTuple):

@@ -11,9 +11,9 @@ import torch
 import triton
 from torch import Tensor
 
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels.triton_pairs import pairs_kernel, unit_sum_kernel
 from kvmerger.kernels.triton_segments import merge_kernel, reduce_kernel
-from kvmerger.layer_cache import LayerCache
 
 RUNS_OF_A_BLOCK = 128
 SLOTS_OF_A_BLOCK = 16

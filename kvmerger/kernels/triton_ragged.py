@@ -17,11 +17,11 @@ import torch
 import triton
 from torch import Tensor
 
+from kvmerger.cache.ragged_layer import RaggedLayer
+from kvmerger.cache.row_table import DeviceRows, PrefixTable, lengths_on_device
 from kvmerger.kernels.reference import Attended, SlotMass
-from kvmerger.kernels.row_table import DeviceRows, PrefixTable, lengths_on_device
 from kvmerger.kernels.triton_attend import attend_kernel, combine_kernel
 from kvmerger.kernels.triton_mass import mass_kernel
-from kvmerger.ragged_layer import RaggedLayer
 
 PARTS_AT_ONCE = 16
 FEWEST_DOT_ROWS = 16

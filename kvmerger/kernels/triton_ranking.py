@@ -13,9 +13,9 @@ import torch
 import triton
 from torch import Tensor
 
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels.triton_highest import highest_kernel
 from kvmerger.kernels.triton_slots import take_kernel
-from kvmerger.layer_cache import LayerCache
 from kvmerger.uploads import upload
 
 # Longer rows are read again for every two bits. A thread has 16 columns of a full block in its registers.

@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kvmerger.head_counters import HeadCounters, PerHead
+from kvmerger.cache.head_counters import HeadCounters, PerHead
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels.dispatch import merged_slots, pair_cosines
-from kvmerger.layer_cache import LayerCache
 from kvmerger.merging.groups import Groups
 from kvmerger.merging.segments import run_sums
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvmerger.budget import Budget, BudgetSpec
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.decode_rule import DecodeRule
 from kvmerger.evidence import Evidence, Need
-from kvmerger.layer_cache import LayerCache
 
 
 class PolicyError(ValueError):

@@ -19,9 +19,9 @@ from kvmerger.budget import (
     effective_ratio,
     num_slots_for,
 )
+from kvmerger.cache.head_counters import PerHead
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.evidence import NEIGHBOUR_COSINES, Evidence, Need
-from kvmerger.head_counters import PerHead
-from kvmerger.layer_cache import LayerCache
 from kvmerger.merging.groups import Groups, whole_runs
 from kvmerger.merging.links import LINKS, Links, link_scores
 from kvmerger.merging.mass import attention_mass

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from kvmerger.budget import Budget
+from kvmerger.cache.head_counters import PerHead
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.evidence import Evidence, LayerStates, Need, register_evidence
-from kvmerger.head_counters import PerHead
-from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.parameters import require_count, require_flag
 from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from kvmerger.budget import Budget
+from kvmerger.cache.head_counters import HeadCounters, PerHead
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.evidence import Evidence
-from kvmerger.head_counters import HeadCounters, PerHead
 from kvmerger.kernels.dispatch import highest_places, take_slots
-from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.base import Policy
 from kvmerger.ranking import marked_places
 

@@ -9,9 +9,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.decode_rule import DecodeRule, DecodeStep
 from kvmerger.evidence import Evidence
-from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.decoding import DecodingPolicy
 from kvmerger.policies.registry import register_wrapper
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.evidence import ATTENTION_MASS, Evidence, Need
 from kvmerger.kernels.dispatch import is_among_highest
-from kvmerger.layer_cache import LayerCache
 from kvmerger.merging.groups import groups_of
 from kvmerger.merging.mass import attention_mass
 from kvmerger.merging.merge import merge_groups

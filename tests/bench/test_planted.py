@@ -5,8 +5,8 @@ import torch
 
 from bench.planted import planted_keys
 from kvmerger.budget import Budget
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.evidence import Evidence, LayerStates
-from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.composition import build
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kvmerger.budget import Budget, BudgetError
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.evidence import Evidence, LayerStates
-from kvmerger.layer_cache import LayerCache
 from kvmerger.policies import registry
 from kvmerger.policies.base import Policy
 from kvmerger.policies.composition import build

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kvmerger import ranking
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels import dispatch
-from kvmerger.layer_cache import LayerCache
 from tests.kvmerger.kernels.ranking_tests import (  # noqa: F401  (collected here)
     MANY,
     check_ranking,

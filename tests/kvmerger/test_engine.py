@@ -7,11 +7,11 @@ import torch
 
 from kvmerger.batch import Batch, Row
 from kvmerger.buckets import bucket_for
+from kvmerger.cache.layer_cache import storage_addresses, storage_bytes
 from kvmerger.compress import compress_all, empty_prefix
 from kvmerger.engine import Engine
 from kvmerger.extend import extend, pad_tokens
 from kvmerger.generation import Prompt, Question
-from kvmerger.layer_cache import storage_addresses, storage_bytes
 from kvmerger.prefill import prefill
 from kvmerger.variants import FULL, NO_CONTEXT, build_variant, parse_policies
 from tests.tiny_models import VOCAB_SIZE, TinyModel, assert_same_greedy_tokens, tiny_model

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import pytest
 from torch import Tensor
 
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.engine import Engine
 from kvmerger.evidence import LayerStates, Need, register_evidence
 from kvmerger.generation import Generation, Prompt, PromptError, Question, VariantFailure
-from kvmerger.layer_cache import LayerCache
 from kvmerger.limits import Limits
 from kvmerger.policies.base import Policy
 from kvmerger.policies.selection import keep_highest

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from kvmerger.budget import Budget, KeptRatio
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.compress import compress_all
 from kvmerger.contract import random_prefill
 from kvmerger.evidence import Evidence
-from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.knorm import Knorm
 from kvmerger.variants import Variant
 

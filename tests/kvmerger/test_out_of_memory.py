@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmerger import batch, compress, fused, own_slots
+from kvmerger.cache.layer_cache import storage_bytes
 from kvmerger.compress import compress_all
 from kvmerger.engine import Engine
 from kvmerger.evidence import ATTENTION_MASS
 from kvmerger.generation import Generation, VariantFailure
 from kvmerger.groups import by_bytes, by_rows, expected_bytes
 from kvmerger.kernels import dispatch
-from kvmerger.layer_cache import storage_bytes
 from kvmerger.limits import Limits
 from kvmerger.prefill import prefill
 from kvmerger.step_graphs import StepGraphs

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.counted_draws import uniform
 from kvmerger.decode_rule import DecodeRule, DecodeRuleError, Heirs
 from kvmerger.kernels.reference import SlotMass
-from kvmerger.layer_cache import LayerCache
 from kvmerger.own_slots import NewToken, OwnSlots, Scores
 from kvmerger.policies.cam import ValuesAreHandedOn
 from kvmerger.policies.h2o_decode import LowestScoreLeaves

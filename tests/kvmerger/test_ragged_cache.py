@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvmerger.layer_cache import LayerCache
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.ragged_cache import RaggedCache
 
 NUM_HEADS, HEAD_DIM, CAPACITY, NUM_LAYERS = 2, 4, 12, 2

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.evidence import Evidence, Need
-from kvmerger.layer_cache import LayerCache
 from kvmerger.merging.mass import ATTENTION_SOURCES, AttentionSource, attention_mass, mass_need
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.parameters import require_choices, require_count

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.evidence import Evidence
-from kvmerger.layer_cache import LayerCache
 from kvmerger.merging.groups import groups_of
 from kvmerger.merging.merge import LOG_MASSES, LogMass, merge_groups, slot_log_mass
 from kvmerger.merging.targets import more_similar_neighbour

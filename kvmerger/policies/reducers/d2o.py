@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.evidence import Evidence
-from kvmerger.layer_cache import LayerCache
 from kvmerger.merging.groups import groups_of
 from kvmerger.merging.merge import merge_groups
 from kvmerger.merging.targets import most_similar_kept

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from kvmerger.budget import BudgetError, BudgetSpec
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.evidence import Evidence, LayerStates, Need, register_evidence
-from kvmerger.layer_cache import LayerCache
 from kvmerger.merging.groups import Groups, groups_of
 from kvmerger.merging.merge import merge_groups, slot_log_mass
 from kvmerger.merging.segments import run_maxima, run_sums

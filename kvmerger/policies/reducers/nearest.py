@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.evidence import Evidence, Need
 from kvmerger.kernels.dispatch import row_norms
-from kvmerger.layer_cache import LayerCache
 from kvmerger.merging.groups import Groups, groups_of
 from kvmerger.merging.merge import merge_groups
 from kvmerger.merging.targets import most_similar_kept

@@ -10,8 +10,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.evidence import NEIGHBOUR_COSINES, Evidence, Need
-from kvmerger.layer_cache import LayerCache
 from kvmerger.merging.groups import groups_of
 from kvmerger.merging.merge import LOG_MASSES, LogMass, merge_groups, slot_log_mass
 from kvmerger.merging.sets import runs_of

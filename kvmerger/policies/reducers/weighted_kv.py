@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.evidence import Evidence
-from kvmerger.layer_cache import LayerCache
 from kvmerger.merging.groups import Groups, groups_of
 from kvmerger.merging.merge import merge_groups
 from kvmerger.merging.targets import first_kept_after

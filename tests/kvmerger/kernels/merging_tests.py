@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels import merging_reference
-from kvmerger.layer_cache import LayerCache
 from tests.kvmerger.kernels.poison import poisoned_memory
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16

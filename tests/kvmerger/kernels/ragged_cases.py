@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.cache.ragged_layer import RaggedLayer
+from kvmerger.cache.row_table import PrefixTable, lengths_on_device
 from kvmerger.kernels import reference
 from kvmerger.kernels.reference import Attended
-from kvmerger.kernels.row_table import PrefixTable, lengths_on_device
-from kvmerger.layer_cache import LayerCache
-from kvmerger.ragged_layer import RaggedLayer
 from tests.kvmerger.kernels.poison import poisoned_memory
 
 POISON = float("nan")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kvmerger import ranking
-from kvmerger.layer_cache import LayerCache
+from kvmerger.cache.layer_cache import LayerCache
 from tests.kvmerger.kernels.poison import poisoned_memory
 
 SPECIAL = (math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0)

@@ -2,8 +2,8 @@
 
 import torch
 
-from kvmerger.kernels.row_table import PrefixTable, lengths_on_device
-from kvmerger.layer_cache import LayerCache
+from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.cache.row_table import PrefixTable, lengths_on_device
 
 CPU = torch.device("cpu")
 

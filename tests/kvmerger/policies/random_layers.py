@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from kvmerger.budget import Budget
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.evidence import Evidence, LayerStates
-from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.base import Policy
 from kvmerger.policies.scoring import ScoringPolicy
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kvmerger.budget import Budget, BudgetError, KeptRatio, LikeVariant, SlotCount
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.evidence import Evidence, LayerStates
-from kvmerger.layer_cache import LayerCache
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.composition import build
 from kvmerger.policies.kvmerger import KVMerger

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from kvmerger.budget import Budget, BudgetError, KeptRatio, LikeVariant
+from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.compress import compress_all
 from kvmerger.contract import random_prefill
 from kvmerger.evidence import Evidence, LayerStates
-from kvmerger.layer_cache import LayerCache
 from kvmerger.policies import registry
 from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.composition import build

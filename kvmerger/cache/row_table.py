@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvmerger.layer_cache import LayerCache
+from kvmerger.cache.layer_cache import LayerCache
 
 NUM_COLUMNS = 5
 LOG_MASS_BYTES = 4  # of one fp32

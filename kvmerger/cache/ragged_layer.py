@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvmerger.kernels.row_table import NUM_COLUMNS, DeviceRows
-from kvmerger.layer_cache import LayerCache
+from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.cache.row_table import NUM_COLUMNS, DeviceRows
 
 
 @dataclass(frozen=True, slots=True)

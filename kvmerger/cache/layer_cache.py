@@ -15,7 +15,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from kvmerger.head_counters import HeadCounters, PerHead
+from kvmerger.cache.head_counters import HeadCounters, PerHead
 from kvmerger.uploads import upload
 
 
@@ -257,3 +257,16 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
         if tensor.numel()
     }
     return sum(sizes.values())
+
+
+def room_for(num_layers: int, k_HND: Tensor) -> tuple[LayerCache, ...]:
+    """Layers like the one of ``k_HND``, their keys and values yet to be written, that `stacked` need not copy."""
+    num_heads, num_tokens, head_dim = k_HND.shape
+    k_LFD = k_HND.new_empty(num_layers, num_heads * num_tokens, head_dim)
+    v_LFD = torch.empty_like(k_LFD)
+    position_N = torch.arange(num_tokens, dtype=torch.int32, device=k_HND.device)
+    position_LF = position_N.repeat(num_layers, num_heads)
+    return tuple(
+        LayerCache(k_FD, v_FD, position_F, (num_tokens,) * num_heads)
+        for k_FD, v_FD, position_F in zip(k_LFD, v_LFD, position_LF, strict=True)
+    )
