@@ -18,9 +18,11 @@ from torch import Tensor
 
 from bench.kernel_ragged import Heads
 from bench.kernel_timing import DEVICE, Bench, Ceilings, Measured
-from kvmerger import ranking
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.kernels import dispatch, merging_reference, nearest_reference
+from kvmerger.kernels import dispatch
+from kvmerger.kernels.reference import merging as merging_reference
+from kvmerger.kernels.reference import nearest as nearest_reference
+from kvmerger.kernels.reference import ranking
 
 NUM_LAYERS = 32
 
@@ -79,7 +81,7 @@ def _measure_search(
     deadline_s: float,
     report: Callable[[Measured], None],
 ) -> None:
-    from kvmerger.kernels.triton_nearest import HALF, Tiling, most_similar_kept
+    from kvmerger.kernels.triton.nearest import HALF, Tiling, most_similar_kept
 
     k_HND = torch.randn(heads.num_heads, num_tokens, heads.head_dim, device=DEVICE).bfloat16()
     is_kept_HN = torch.rand(heads.num_heads, num_tokens, device=DEVICE) < 0.5

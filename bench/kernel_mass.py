@@ -22,8 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench import kernel_timing
 from bench.kernel_ragged import Heads
 from bench.kernel_timing import Bench, Ceilings, Measured, first_call_s
-from kvmerger.kernels import dispatch, prompt_reference
+from kvmerger.kernels import dispatch
 from kvmerger.kernels.prompt_attention import causal_attention
+from kvmerger.kernels.reference import prompt as prompt_reference
 
 WINDOW_TOKENS = 64
 MOST_REFERENCE_TOKENS = 16384
@@ -106,7 +107,7 @@ def measure_fp32_mass(
     report: Callable[[Measured], None],
 ) -> None:
     """Report mass in fp32, where our kernel has no tensor cores and the reference has cuBLAS: `dispatch` keeps the latter."""
-    from kvmerger.kernels import triton_prompt
+    from kvmerger.kernels.triton import prompt as triton_prompt
 
     q_1QND, k_1HND, v_1HND = (tensor.float() for tensor in make_prompt(heads, num_tokens))
     scaling = heads.head_dim**-0.5

@@ -38,7 +38,8 @@ def tune_all(
     heads: Heads, num_rows: int, num_slots: int, deadline_s: float, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
     """Tune decoding, extending and mass; returns each one's times by tiling, and the best."""
-    from kvmerger.kernels import triton_prompt, triton_ragged  # only where there is a GPU is Triton, too
+    from kvmerger.kernels.triton import prompt as triton_prompt  # only where there is a GPU is Triton, too
+    from kvmerger.kernels.triton import ragged as triton_ragged
 
     found = {}
     for num_tokens, choices in RAGGED_CHOICES.items():

@@ -16,7 +16,7 @@ from torch import Tensor
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.decode_rule import DecodeRule, DecodeRuleError, DecodeStep, Heirs
 from kvmerger.decoding_row import DecodingRow
-from kvmerger.kernels.reference import SlotMass, ragged_attention
+from kvmerger.kernels.reference.ragged import SlotMass, ragged_attention
 from kvmerger.ragged_cache import Prefix, RaggedCache
 
 NUM_TAIL, NUM_STEPS = 3, 12

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kvmerger.cache.layer_cache import storage_bytes
 from kvmerger.decode_rule import DecodeRule
-from kvmerger.kernels.reference import SlotMass
+from kvmerger.kernels.reference.ragged import SlotMass
 from kvmerger.own_slots import NewToken, OwnSlots, Scores
 from kvmerger.ragged_cache import RaggedCache
 

@@ -17,7 +17,7 @@ from kvmerger.decode_rule import DecodeRule
 from kvmerger.decoding_row import DecodingRow
 from kvmerger.device_time import now_s
 from kvmerger.extend import Extended
-from kvmerger.kernels.reference import SlotMass
+from kvmerger.kernels.reference.ragged import SlotMass
 from kvmerger.ragged_cache import RaggedCache
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kvmerger.kernels.dispatch import ragged_attention
-from kvmerger.kernels.reference import SlotMass
+from kvmerger.kernels.reference.ragged import SlotMass
 from kvmerger.models import LoadedModel
 from kvmerger.ragged_cache import RaggedCache
 

@@ -1,6 +1,6 @@
 """A Llama-like decoder in a dozen kernels a layer, where transformers takes about forty: the same numbers, sooner.
 
-It rounds where transformers rounds (`kernels/layer_reference`), so that results differ by the order of sums alone. Attention
+It rounds where transformers rounds (`kernels.reference.layer`), so that results differ by the order of sums alone. Attention
 is answered by a session, as behind the seam. A token's numbers depend on the number of tokens and rows of its own call,
 never on who watches, nor on whether the last layer's output is wanted.
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kvmerger.attention import InputWatch, Session
-from kvmerger.kernels.layer_reference import HeadNorms, LayerKernels
+from kvmerger.kernels.reference.layer import HeadNorms, LayerKernels
 
 # What stands between one layer's attention and the next one's products is computed for so many tokens at a time: of 131,072
 # tokens of an 8B model the MLP alone would hold 11 GB.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kvmerger.fused_decoder import FusedDecoder, FusedLayer, Norm, Product
-from kvmerger.kernels.layer_reference import HeadNorms, LayerKernels
+from kvmerger.kernels.reference.layer import HeadNorms, LayerKernels
 from kvmerger.model_source import DTYPES, SUPPORTED_MODEL_TYPES, sliding_window
 
 _DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}

@@ -29,7 +29,7 @@ from kvmerger.attention import (
 from kvmerger.fused_decoder import FusedDecoder
 from kvmerger.joined_weights import is_fusable, join
 from kvmerger.kernels.dispatch import layer_kernels
-from kvmerger.kernels.layer_reference import LayerKernels
+from kvmerger.kernels.reference.layer import LayerKernels
 from kvmerger.model_source import (
     DTYPES,
     ModelError,

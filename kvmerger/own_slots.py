@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.decode_rule import DecodeRule, DecodeStep, Heirs, leaving_columns
-from kvmerger.kernels.reference import SlotMass
+from kvmerger.kernels.reference.ragged import SlotMass
 from kvmerger.ragged_cache import Prefix
 
 

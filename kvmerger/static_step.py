@@ -19,7 +19,7 @@ from kvmerger.cache.ragged_layer import OneEach
 from kvmerger.decode_loop import Progress
 from kvmerger.decoding_rows import ActingRows
 from kvmerger.kernels.dispatch import ragged_attention
-from kvmerger.kernels.reference import SlotMass
+from kvmerger.kernels.reference.ragged import SlotMass
 from kvmerger.models import LoadedModel
 from kvmerger.ragged_cache import RaggedCache
 

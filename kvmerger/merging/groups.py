@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvmerger.kernels.nearest_reference import EVICTED
+from kvmerger.kernels.reference.nearest import EVICTED
+from kvmerger.kernels.reference.ranking import marked_places
 from kvmerger.merging.sets import Runs
-from kvmerger.ranking import marked_places
 
 
 class Groups(NamedTuple):

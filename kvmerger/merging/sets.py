@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kvmerger.kernels.dispatch import is_among_highest
-from kvmerger.ranking import marked_places
+from kvmerger.kernels.reference.ranking import marked_places
 
 
 class Runs(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kvmerger.kernels import dispatch
-from kvmerger.kernels.nearest_reference import EVICTED, NO_COSINE
+from kvmerger.kernels.reference.nearest import EVICTED, NO_COSINE
 from kvmerger.merging.segments import first_argmax
 from kvmerger.merging.sets import Runs
 

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from kvmerger.kernels import dispatch, layer_reference, reference
+from kvmerger.kernels import dispatch
+from kvmerger.kernels.reference import layer as layer_reference
+from kvmerger.kernels.reference import ragged as reference
 from tests.kvmerger.kernels.layer_tests import (  # noqa: F401  (collected here)
     assert_near,
     test_gated_is_the_references,
@@ -12,7 +14,7 @@ from tests.kvmerger.kernels.layer_tests import (  # noqa: F401  (collected here)
     test_tails_get_each_rows_new_tokens_and_nothing_else,
 )
 
-triton_layer = pytest.importorskip("kvmerger.kernels.triton_layer", exc_type=ImportError)
+triton_layer = pytest.importorskip("kvmerger.kernels.triton.layer", exc_type=ImportError)
 
 pytestmark = pytest.mark.gpu
 TOO_MANY = 2**31

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from kvmerger.kernels import dispatch, nearest_reference
+from kvmerger.kernels import dispatch
+from kvmerger.kernels.reference import nearest as nearest_reference
 from tests.kvmerger.kernels.nearest_tests import (  # noqa: F401  (collected here)
     FIELDS,
     MANY,
@@ -40,7 +41,7 @@ def test_dispatch_takes_the_triton_path(seed: int, monkeypatch: pytest.MonkeyPat
 
 
 def test_any_tiling_finds_the_same(seed: int) -> None:
-    from kvmerger.kernels.triton_nearest import Tiling, most_similar_kept
+    from kvmerger.kernels.triton.nearest import Tiling, most_similar_kept
 
     k_HND, is_kept_HN = (it.cuda() for it in random_keys(seed, 500, 128, torch.bfloat16))
     expected = most_similar_kept(k_HND, is_kept_HN)

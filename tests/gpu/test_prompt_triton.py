@@ -5,7 +5,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kvmerger.evidence import ATTENTION_MASS, Evidence, LayerStates, window_attention
-from kvmerger.kernels import dispatch, prompt_attention, prompt_reference
+from kvmerger.kernels import dispatch, prompt_attention
+from kvmerger.kernels.reference import prompt as prompt_reference
 from kvmerger.prefill import PrefillSession
 from tests.kvmerger.kernels.mass_cases import (
     FIELDS,
@@ -25,7 +26,7 @@ from tests.kvmerger.kernels.mass_tests import (  # noqa: F401  (collected here)
 )
 from tests.kvmerger.kernels.poison import poisoned_memory
 
-triton_prompt = pytest.importorskip("kvmerger.kernels.triton_prompt", exc_type=ImportError)
+triton_prompt = pytest.importorskip("kvmerger.kernels.triton.prompt", exc_type=ImportError)
 
 pytestmark = pytest.mark.gpu
 BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from kvmerger.kernels import dispatch, reference
-from kvmerger.kernels.reference import Attended
+from kvmerger.kernels import dispatch
+from kvmerger.kernels.reference import ragged as reference
+from kvmerger.kernels.reference.ragged import Attended
 from kvmerger.ragged_cache import RaggedCache
 from tests.kvmerger.kernels.ragged_cases import (
     FEW,

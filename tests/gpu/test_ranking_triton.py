@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kvmerger import ranking
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels import dispatch
+from kvmerger.kernels.reference import ranking
 from tests.kvmerger.kernels.ranking_tests import (  # noqa: F401  (collected here)
     MANY,
     check_ranking,
@@ -15,7 +15,7 @@ from tests.kvmerger.kernels.ranking_tests import (  # noqa: F401  (collected her
     test_the_same_are_among_the_highest_as_in_a_stable_sort,
 )
 
-triton_ranking = pytest.importorskip("kvmerger.kernels.triton_ranking", exc_type=ImportError)
+triton_ranking = pytest.importorskip("kvmerger.kernels.triton.ranking", exc_type=ImportError)
 
 pytestmark = pytest.mark.gpu
 

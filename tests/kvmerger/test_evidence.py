@@ -17,7 +17,8 @@ from kvmerger.evidence import (
     register_evidence,
     window_attention,
 )
-from kvmerger.kernels import dispatch, prompt_reference
+from kvmerger.kernels import dispatch
+from kvmerger.kernels.reference import prompt as prompt_reference
 
 
 def random_states(seed: int, dtype: torch.dtype, num_tokens: int = 157) -> LayerStates:

@@ -19,7 +19,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from kvmerger import fused_decoder, joined_weights
 from kvmerger.extend import extend, pad_tokens
 from kvmerger.joined_weights import is_fusable
-from kvmerger.kernels import layer_reference
+from kvmerger.kernels.reference import layer as layer_reference
 from kvmerger.models import LoadedModel, probed
 from kvmerger.prefill import prefill
 from kvmerger.ragged_cache import RaggedCache

@@ -11,7 +11,7 @@ from torch import Tensor
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.counted_draws import uniform
 from kvmerger.decode_rule import DecodeRule, DecodeRuleError, Heirs
-from kvmerger.kernels.reference import SlotMass
+from kvmerger.kernels.reference.ragged import SlotMass
 from kvmerger.own_slots import NewToken, OwnSlots, Scores
 from kvmerger.policies.cam import ValuesAreHandedOn
 from kvmerger.policies.h2o_decode import LowestScoreLeaves

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kvmerger.decode_rule import DecodeRule, Heirs
-from kvmerger.kernels.reference import SlotMass
+from kvmerger.kernels.reference.ragged import SlotMass
 from kvmerger.own_slots import NewToken, OwnSlots, Scores
 from kvmerger.policies.streaming_llm_decode import OldestLeaves
 from tests.kvmerger.test_own_slots import (

@@ -21,7 +21,7 @@ def device() -> str:
 
 
 def test_no_token_has_no_mass() -> None:
-    from kvmerger.kernels import triton_prompt
+    from kvmerger.kernels.triton import prompt as triton_prompt
 
     q_QND, k_HND = torch.empty(6, 0, 16), torch.empty(2, 0, 16)
     assert triton_prompt.attention_mass(q_QND, k_HND, 1.0).shape == (2, 0)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvmerger.kernels import layer_reference
-from kvmerger.kernels.layer_reference import HeadNorms
+from kvmerger.kernels.reference import layer as layer_reference
+from kvmerger.kernels.reference.layer import HeadNorms
 from tests.kvmerger.kernels.poison import poisoned_memory
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -39,7 +39,7 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
 def test_norms_are_the_references(
     shape: tuple[int, int], has_added: bool, dtype: torch.dtype, seed: int, device: str
 ) -> None:
-    from kvmerger.kernels import triton_layer
+    from kvmerger.kernels.triton import layer as triton_layer
 
     x_XE, added_XE = (drawn(seed + index, shape, dtype, device) for index in range(2))
     weight_E = drawn(seed + 2, shape[1:], dtype, device)
@@ -64,7 +64,7 @@ def test_norms_are_the_references(
 def test_rotated_heads_are_the_references(
     heads: tuple[int, int], head_dim: int, has_norms: bool, dtype: torch.dtype, seed: int, device: str
 ) -> None:
-    from kvmerger.kernels import triton_layer
+    from kvmerger.kernels.triton import layer as triton_layer
 
     num_tokens, num_products = 5, (heads[0] + 2 * heads[1]) * head_dim
     qkv_XF = drawn(seed, (num_tokens, num_products), dtype, device)
@@ -88,7 +88,7 @@ def test_rotated_heads_are_the_references(
 @dtypes
 @pytest.mark.parametrize("shape", [(1, 96), (3, 1024), (2, 3001)], ids=str)
 def test_gated_is_the_references(shape: tuple[int, int], dtype: torch.dtype, seed: int, device: str) -> None:
-    from kvmerger.kernels import triton_layer
+    from kvmerger.kernels.triton import layer as triton_layer
 
     gate_up_XJ = drawn(seed, (shape[0], 2 * shape[1]), dtype, device)
     gate_up_XJ[0, :3] = torch.tensor([100.0, -100.0, 0.0])  # where exponentials end
@@ -103,7 +103,7 @@ def test_gated_is_the_references(shape: tuple[int, int], dtype: torch.dtype, see
 def test_tails_get_each_rows_new_tokens_and_nothing_else(
     num_tokens: int, num_heads: int, head_dim: int, dtype: torch.dtype, seed: int, device: str
 ) -> None:
-    from kvmerger.kernels import triton_tails
+    from kvmerger.kernels.triton import layer as triton_tails
 
     rng, capacity, num_rows = random.Random(seed), 11, 5
     num_new_R = [num_tokens, 0, *(rng.randint(0, num_tokens) for _ in range(3))]

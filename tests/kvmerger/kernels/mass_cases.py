@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvmerger.kernels import prompt_attention, prompt_reference
+from kvmerger.kernels import prompt_attention
+from kvmerger.kernels.reference import prompt as prompt_reference
 from tests.kvmerger.kernels.poison import poisoned_memory
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -85,7 +86,7 @@ def slow_column_sums(prompt: Prompt, first_query: int = 0) -> tuple[Tensor, Tens
 
 def check_mass(prompt: Prompt, *, has_lse: bool) -> None:
     """Triton's mass is the loop's and the reference's; every query's attention is somewhere, and bits repeat."""
-    from kvmerger.kernels import triton_prompt
+    from kvmerger.kernels.triton import prompt as triton_prompt
 
     sums_QN, expected_lse_QN = slow_column_sums(prompt)
     num_heads, num_tokens = prompt.k_HND.shape[:2]
@@ -109,7 +110,7 @@ def check_mass(prompt: Prompt, *, has_lse: bool) -> None:
 
 def check_any_tiling(prompt: Prompt) -> None:
     """However the work is cut, the numbers are the same up to rounding; blocks of queries may be the longer ones."""
-    from kvmerger.kernels import triton_prompt
+    from kvmerger.kernels.triton import prompt as triton_prompt
 
     arguments = (prompt.q_QND, prompt.k_HND, prompt.scaling)
     expected_HN = triton_prompt.attention_mass(*arguments)
@@ -121,7 +122,7 @@ def check_any_tiling(prompt: Prompt) -> None:
 
 def check_window(prompt: Prompt, window_tokens: int, *, has_lse: bool) -> None:
     """Triton's window attention is the loop's and the reference's."""
-    from kvmerger.kernels import triton_prompt
+    from kvmerger.kernels.triton import prompt as triton_prompt
 
     num_tokens = prompt.k_HND.shape[1]
     first_query = max(0, num_tokens - window_tokens)
@@ -136,7 +137,7 @@ def check_window(prompt: Prompt, window_tokens: int, *, has_lse: bool) -> None:
 
 def check_log_sum_exp(prompt: Prompt) -> None:
     """Our own log-sum-exp is the loop's."""
-    from kvmerger.kernels import triton_prompt
+    from kvmerger.kernels.triton import prompt as triton_prompt
 
     with poisoned_memory():
         lse_QN = triton_prompt.log_sum_exp(prompt.q_QND, prompt.k_HND, prompt.scaling)

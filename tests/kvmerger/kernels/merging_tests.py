@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.kernels import merging_reference
+from kvmerger.kernels.reference import merging as merging_reference
 from tests.kvmerger.kernels.poison import poisoned_memory
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -38,7 +38,7 @@ def random_groups(rng: random.Random, num_tokens: int) -> tuple[list[list[int]],
 def test_groups_become_the_loops_slots(
     num_tokens: int, head_dim: int, dtype: torch.dtype, seed: int, device: str
 ) -> None:
-    from kvmerger.kernels import triton_merging
+    from kvmerger.kernels.triton import merging as triton_merging
 
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     k_FD, v_FD = torch.randn(2, num_tokens, head_dim, generator=generator).to(dtype).to(device)
@@ -84,7 +84,7 @@ def check_slots(
 
 
 def test_runs_give_the_loops_numbers(seed: int, device: str) -> None:
-    from kvmerger.kernels import triton_merging
+    from kvmerger.kernels.triton import merging as triton_merging
 
     rng = random.Random(seed)
     lengths = [rng.choice((1, 1, 2, 5, 30)) for _ in range(140)]
@@ -107,7 +107,7 @@ def test_runs_give_the_loops_numbers(seed: int, device: str) -> None:
 def test_rows_and_pairs_have_float64s_numbers(
     num_tokens: int, head_dim: int, dtype: torch.dtype, seed: int, device: str
 ) -> None:
-    from kvmerger.kernels import triton_merging
+    from kvmerger.kernels.triton import merging as triton_merging
 
     generator = torch.Generator().manual_seed(seed)
     x_FD = torch.randn(num_tokens, head_dim, generator=generator).to(dtype).to(device)
@@ -135,7 +135,7 @@ def test_rows_and_pairs_have_float64s_numbers(
 def test_mean_units_and_cosines_with_them_are_float64s(
     num_tokens: int, head_dim: int, dtype: torch.dtype, seed: int, device: str
 ) -> None:
-    from kvmerger.kernels import triton_merging
+    from kvmerger.kernels.triton import merging as triton_merging
 
     generator = torch.Generator().manual_seed(seed)
     x_HND = (torch.randn(3, num_tokens, head_dim, generator=generator) + 0.5).to(dtype).to(device)

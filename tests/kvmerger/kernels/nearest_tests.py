@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvmerger.kernels import nearest_reference
-from kvmerger.kernels.nearest_reference import EVICTED, NO_COSINE
+from kvmerger.kernels.reference import nearest as nearest_reference
+from kvmerger.kernels.reference.nearest import EVICTED, NO_COSINE
 from tests.kvmerger.kernels.poison import poisoned_memory
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -50,7 +50,7 @@ def test_the_most_similar_kept_token_is_float64s(
 
 def check_nearest(num_tokens: int, head_dim: int, dtype: torch.dtype, seed: int, device: str) -> None:
     """No kept token is more similar in float64 than the one found, but for rounding, nor equal and earlier."""
-    from kvmerger.kernels import triton_nearest
+    from kvmerger.kernels.triton import nearest as triton_nearest
 
     k_HND, is_kept_HN = (it.to(device) for it in random_keys(seed, num_tokens, head_dim, dtype))
     with poisoned_memory():
@@ -82,7 +82,7 @@ def check_nearest(num_tokens: int, head_dim: int, dtype: torch.dtype, seed: int,
 
 
 def test_a_heads_bits_are_its_own(seed: int, device: str) -> None:
-    from kvmerger.kernels import triton_nearest
+    from kvmerger.kernels.triton import nearest as triton_nearest
 
     k_HND, is_kept_HN = (it.to(device) for it in random_keys(seed, 70, 32, BF16))
     together = triton_nearest.most_similar_kept(k_HND, is_kept_HN)

@@ -14,8 +14,8 @@ from torch import Tensor
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.cache.ragged_layer import RaggedLayer
 from kvmerger.cache.row_table import PrefixTable, lengths_on_device
-from kvmerger.kernels import reference
-from kvmerger.kernels.reference import Attended
+from kvmerger.kernels.reference import ragged as reference
+from kvmerger.kernels.reference.ragged import Attended
 from tests.kvmerger.kernels.poison import poisoned_memory
 
 POISON = float("nan")
@@ -227,7 +227,7 @@ def check_bounds_are_filled_with_zeros(case: Case) -> None:
 
 def check_any_tiling(case: Case) -> None:
     """However the work is cut, the numbers are the same up to rounding."""
-    from kvmerger.kernels import triton_ragged
+    from kvmerger.kernels.triton import ragged as triton_ragged
 
     for tiling in (
         triton_ragged.Tiling(16, 16, split_slots=16, most_parts=3),
@@ -244,7 +244,7 @@ def check_any_tiling(case: Case) -> None:
 
 def attend_into_poison(case: Case, tiling: Any = None) -> Attended:
     """Triton's result when all memory it gets unwritten holds NaN."""
-    from kvmerger.kernels import triton_ragged
+    from kvmerger.kernels.triton import ragged as triton_ragged
 
     with poisoned_memory():
         return triton_ragged.ragged_attention(*arguments(case), tiling)

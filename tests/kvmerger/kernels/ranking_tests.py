@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvmerger import ranking
 from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.kernels.reference import ranking
 from tests.kvmerger.kernels.poison import poisoned_memory
 
 SPECIAL = (math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0)
@@ -58,7 +58,7 @@ def test_the_same_are_among_the_highest_as_in_a_stable_sort(
 
 def check_ranking(num_columns: int, block: int | None, dtype: torch.dtype, seed: int, device: str) -> None:
     """Marks and places are those of Python's sort, and of the reference, for rows of every kind and none to all columns."""
-    from kvmerger.kernels import triton_ranking
+    from kvmerger.kernels.triton import ranking as triton_ranking
 
     rng = random.Random(f"{seed} {num_columns} {dtype}")
     kinds = [*KINDS, rng.choice(KINDS), rng.choice(KINDS)]
@@ -75,7 +75,7 @@ def check_ranking(num_columns: int, block: int | None, dtype: torch.dtype, seed:
 
 
 def test_scores_may_lie_in_memory_in_any_way(seed: int, device: str) -> None:
-    from kvmerger.kernels import triton_ranking
+    from kvmerger.kernels.triton import ranking as triton_ranking
 
     scores_NH = torch.randn(40, 3, generator=torch.Generator().manual_seed(seed)).to(device)
     for scores_HN in (scores_NH.T, scores_NH.T[:, 3:31], scores_NH[:, 0].expand(3, -1), scores_NH.T[:, ::2]):
@@ -84,7 +84,7 @@ def test_scores_may_lie_in_memory_in_any_way(seed: int, device: str) -> None:
 
 
 def test_no_column_is_no_place(device: str) -> None:
-    from kvmerger.kernels import triton_ranking
+    from kvmerger.kernels.triton import ranking as triton_ranking
 
     nothing_HN = torch.empty(3, 0, device=device)
     assert triton_ranking.is_among_highest(nothing_HN, (0, 0, 0)).shape == (3, 0)
@@ -98,7 +98,7 @@ def test_no_column_is_no_place(device: str) -> None:
 def test_slots_are_copied_bit_for_bit(
     head_dim: int, dtype: torch.dtype, num_chosen: int, seed: int, device: str
 ) -> None:
-    from kvmerger.kernels import triton_ranking
+    from kvmerger.kernels.triton import ranking as triton_ranking
 
     generator = torch.Generator().manual_seed(seed)
     k_HND, v_HND = torch.randn(2, 3, 50, head_dim, generator=generator).to(dtype).to(device)

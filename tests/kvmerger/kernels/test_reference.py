@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.cache.ragged_layer import RaggedLayer
-from kvmerger.kernels.reference import ragged_attention
+from kvmerger.kernels.reference.ragged import ragged_attention
 
 HEAD_DIM, TAIL_CAPACITY, SCALING = 8, 9, 0.4
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}

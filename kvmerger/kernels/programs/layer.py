@@ -4,7 +4,7 @@ No program reads another token's numbers, so a token's bits depend on itself alo
 131,072 tokens has more than 2³¹ numbers. Whoever launches turns off ``enable_fp_fusion``, or an fp32 product would not be
 rounded before it is added.
 
-Shapes: as in `layer_reference`; R rows, T new tokens of a row, C tail capacity; H heads of a block, S half a head.
+Shapes: as in `reference.layer`; R rows, T new tokens of a row, C tail capacity; H heads of a block, S half a head.
 """
 
 from __future__ import annotations

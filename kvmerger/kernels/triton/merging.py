@@ -1,8 +1,8 @@
-"""Merging on a GPU: `merging_reference` with the same arguments and the same results, up to rounding.
+"""Merging on a GPU: `reference.merging` with the same arguments and the same results, up to rounding.
 
 No fp32 copy of keys or values is ever in memory, and sums are taken member after member, as the reference takes them.
 
-Shapes: as in `merging_reference`.
+Shapes: as in `reference.merging`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import triton
 from torch import Tensor
 
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.kernels.triton_pairs import pairs_kernel, unit_sum_kernel
-from kvmerger.kernels.triton_segments import merge_kernel, reduce_kernel
+from kvmerger.kernels.programs.merging import merge_kernel, pairs_kernel, reduce_kernel, unit_sum_kernel
 
 RUNS_OF_A_BLOCK = 128
 SLOTS_OF_A_BLOCK = 16

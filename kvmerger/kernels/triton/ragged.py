@@ -3,7 +3,7 @@
 A whole layer of a batch is one launch, or two where few queries face many slots and the slots are split. As in the
 reference, a row's bits depend on its own numbers and on the batch's shape, never on its neighbours.
 
-Shapes: as in `reference` and `triton_attend`.
+Shapes: as in `reference.ragged` and `programs.ragged`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from torch import Tensor
 
 from kvmerger.cache.ragged_layer import RaggedLayer
 from kvmerger.cache.row_table import DeviceRows, PrefixTable, lengths_on_device
-from kvmerger.kernels.reference import Attended, SlotMass
-from kvmerger.kernels.triton_attend import attend_kernel, combine_kernel
-from kvmerger.kernels.triton_mass import mass_kernel
+from kvmerger.kernels.programs.ragged import attend_kernel, combine_kernel, mass_kernel
+from kvmerger.kernels.reference.ragged import Attended, SlotMass
 
 PARTS_AT_ONCE = 16
 FEWEST_DOT_ROWS = 16
+# Three stages of keys and values of 128 numbers, with 64 queries 113 KiB, and some room.
+AHEAD_SHARED_BYTES = 128 * 1024
+MOST_AHEAD_DIM = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,6 @@ class Tiling:
 HALF = Tiling(queries=64, slots=64)
 # 1.13 times as fast on an H200, for half as much shared memory again.
 HALF_AHEAD = replace(HALF, num_stages=3)
-# Three stages of keys and values of 128 numbers, with 64 queries 113 KiB, and some room.
-AHEAD_SHARED_BYTES = 128 * 1024
-MOST_AHEAD_DIM = 128
 # fp32 dots are unrolled, and compile for minutes when large.
 FULL = Tiling(queries=16, slots=32)
 

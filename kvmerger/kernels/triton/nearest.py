@@ -1,8 +1,8 @@
-"""The most similar kept token on a GPU: `nearest_reference` with the same results, up to rounding.
+"""The most similar kept token on a GPU: `reference.nearest` with the same results, up to rounding.
 
 All heads of all layers are one launch; each head is searched by itself, so that its bits are its own.
 
-Shapes: as in `nearest_reference` and `triton_search`.
+Shapes: as in `reference.nearest` and `programs.nearest`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import torch
 import triton
 from torch import Tensor
 
-from kvmerger.kernels.nearest_reference import EVICTED, NO_COSINE
-from kvmerger.kernels.triton_merging import row_norms
-from kvmerger.kernels.triton_pairs import LEAST_UNIT_NORM
-from kvmerger.kernels.triton_search import nearest_kernel
-from kvmerger.ranking import marked_places
+from kvmerger.kernels.programs.merging import LEAST_UNIT_NORM
+from kvmerger.kernels.programs.nearest import nearest_kernel
+from kvmerger.kernels.reference.nearest import EVICTED, NO_COSINE
+from kvmerger.kernels.reference.ranking import marked_places
+from kvmerger.kernels.triton.merging import row_norms
 from kvmerger.uploads import upload
 
 FEWEST_DOT_DIMS = 16
+# Above this head size blocks must be smaller, to fit smaller GPUs' shared memory.
+MOST_NARROW_DIM = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,6 @@ class Tiling:
 
 HALF = Tiling(128, 32, 8, 3)  # the fastest of four on an H200 (`bench.kernels --only compress`)
 FULL = Tiling(32, 32, 4, 2)  # fp32 dots are unrolled, and spill registers when large
-# Above this head size blocks must be smaller, to fit smaller GPUs' shared memory.
-MOST_NARROW_DIM = 128
 HALF_WIDE, FULL_WIDE = Tiling(64, 32, 4, 2), Tiling(16, 32, 4, 2)
 
 

@@ -1,6 +1,6 @@
-"""`layer_reference` on a GPU, a launch each: the same results, up to the order of a norm's sum and last bits of exponentials.
+"""`reference.layer` on a GPU, a launch each: the same results, up to the order of a norm's sum and last bits of exponentials.
 
-Shapes: as in `layer_reference`.
+Shapes: as in `reference.layer`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import torch
 import triton
 from torch import Tensor
 
-from kvmerger.kernels.layer_reference import HeadNorms
-from kvmerger.kernels.triton_tokens import gate_kernel, norm_kernel, rotate_kernel
+from kvmerger.kernels.programs.layer import gate_kernel, norm_kernel, rotate_kernel, tail_kernel
+from kvmerger.kernels.reference.layer import HeadNorms
 
 # What one program holds. A norm's sum depends on its number of warps, so that follows from the hidden size alone.
 BLOCK_NUMBERS = 1024
 NUMBERS_PER_WARP = 512
 MOST_WARPS = 16
+TAIL_BLOCK_NUMBERS = 2048
 
 
 def rms_norm(
@@ -81,3 +82,38 @@ def gated(gate_up_XJ: Tensor) -> Tensor:
     grid = (num_tokens, triton.cdiv(num_dims, BLOCK_NUMBERS))
     gate_kernel[grid](gate_up_XJ, out_XI, num_dims, BLOCK_I=BLOCK_NUMBERS, enable_fp_fusion=False)
     return out_XI
+
+
+def write_tails(
+    tail_k_RHCD: Tensor,
+    tail_v_RHCD: Tensor,
+    k_RHTD: Tensor,
+    v_RHTD: Tensor,
+    tail_start_R: Tensor,
+    num_new_R: Tensor,
+) -> None:
+    """Write each row's first ``num_new_R[r]`` keys and values from place ``tail_start_R[r]`` on, both int32.
+
+    There must be room: nothing here knows the tails' capacity.
+    """
+    num_rows, num_heads, num_tokens, head_dim = k_RHTD.shape
+    assert k_RHTD.stride(3) == v_RHTD.stride(3) == 1, "a head's numbers lie one after the other"
+    assert tail_k_RHCD.stride() == tail_v_RHCD.stride() and tail_k_RHCD.stride()[2:] == (head_dim, 1)
+    block_dims = triton.next_power_of_2(head_dim)
+    block_heads = min(max(TAIL_BLOCK_NUMBERS // block_dims, 1), triton.next_power_of_2(num_heads))
+    tail_kernel[(num_rows * num_tokens, triton.cdiv(num_heads, block_heads))](
+        k_RHTD,
+        v_RHTD,
+        tail_k_RHCD,
+        tail_v_RHCD,
+        tail_start_R,
+        num_new_R,
+        num_heads,
+        num_tokens,
+        *k_RHTD.stride()[:3],
+        *v_RHTD.stride()[:3],
+        *tail_k_RHCD.stride()[:2],
+        HEAD_DIM=head_dim,
+        BLOCK_D=block_dims,
+        BLOCK_H=block_heads,
+    )

@@ -2,7 +2,7 @@
 
 A ranking is one launch for all heads of all layers, and so is a copy. Neither waits for the device.
 
-Shapes: as in `ranking` and `triton_highest`.
+Shapes: as in `reference.ranking` and `programs.ranking`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import triton
 from torch import Tensor
 
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.kernels.triton_highest import highest_kernel
-from kvmerger.kernels.triton_slots import take_kernel
+from kvmerger.kernels.programs.ranking import highest_kernel, take_kernel
 from kvmerger.uploads import upload
 
 # Longer rows are read again for every two bits. A thread has 16 columns of a full block in its registers.

@@ -1,10 +1,11 @@
-"""The Triton kernel of a ranking: which scores of one row are among its highest, without putting any in order.
+"""The Triton kernels of a ranking: which scores of one row are among its highest, and the slots they choose, copied.
 
-One program has one row. Scores become whole numbers in the same order, the lowest number that still counts is found bit by
-bit by counting, and of equal ones the earliest are taken: what torch's stable sort keeps. Whole numbers throughout, so that
-there is no rounding and every call gives the same bits.
+Nothing is put in order. One program has one row. Scores become whole numbers in the same order, the lowest number that
+still counts is found bit by bit by counting, and of equal ones the earliest are taken: what torch's stable sort keeps.
+Whole numbers throughout, so that there is no rounding and every call gives the same bits.
 
-Shapes: H rows, N columns, B columns of a block, K places of all rows together.
+Shapes: H rows, N columns, B columns of a block, K places of all rows together or chosen slots, F flat slots
+to choose from, S slots of a block, D head size.
 """
 
 from __future__ import annotations
@@ -105,3 +106,26 @@ def _keys(score_N, first, num_columns, stride_N, BLOCK_B: tl.constexpr, KEY_BITS
     key_B = tl.where(score_B == 0.0, 0, key_B ^ (sign_B & most))
     key_B = tl.where(score_B != score_B, most, key_B)
     return tl.where(is_in_B, key_B, ~most)
+
+
+# fmt: off
+@triton.jit(do_not_specialize=["num_chosen"])
+def take_kernel(
+    k_FD, v_FD, position_F, slot_K, k_KD, v_KD, position_K, num_chosen,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
+):
+    # fmt: on
+    """One block of chosen slots."""
+    # A whole model's slots have more than 2³¹ numbers.
+    chosen_S = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
+    is_chosen_S, d_D = chosen_S < num_chosen, tl.arange(0, BLOCK_D)
+    slot_S = tl.load(slot_K + chosen_S, mask=is_chosen_S, other=0)
+    is_in_SD = is_chosen_S[:, None] & (d_D < HEAD_DIM)[None, :]
+    from_SD = slot_S[:, None] * HEAD_DIM + d_D[None, :]
+    to_SD = chosen_S[:, None] * HEAD_DIM + d_D[None, :]
+    k_SD = tl.load(k_FD + from_SD, mask=is_in_SD)
+    v_SD = tl.load(v_FD + from_SD, mask=is_in_SD)
+    tl.store(k_KD + to_SD, k_SD, mask=is_in_SD)
+    tl.store(v_KD + to_SD, v_SD, mask=is_in_SD)
+    position_S = tl.load(position_F + slot_S, mask=is_chosen_S)
+    tl.store(position_K + chosen_S, position_S, mask=is_chosen_S)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvmerger.kernels.triton_pairs import LEAST_UNIT_NORM
+from kvmerger.kernels.programs.merging import LEAST_UNIT_NORM
 
 NO_COSINE = tl.constexpr(-2.0)
 EVICTED = tl.constexpr(-1)

@@ -1,8 +1,8 @@
-"""A prompt's attention mass on a GPU: `prompt_reference` with the same results, up to rounding.
+"""A prompt's attention mass on a GPU: `reference.prompt` with the same results, up to rounding.
 
 Costs one q·k product of causal attention where the attention itself left its log-sum-exp, two where not.
 
-Shapes: as in `prompt_reference` and `triton_columns`.
+Shapes: as in `reference.prompt` and `programs.prompt`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import torch
 import triton
 from torch import Tensor
 
-from kvmerger.kernels.triton_columns import column_mass_kernel, log_sum_exp_kernel
+from kvmerger.kernels.programs.prompt import column_mass_kernel, log_sum_exp_kernel
 
 FEWEST_DOT_DIMS = 16
+# Above this head size blocks must be smaller, to fit the registers and smaller GPUs' shared memory.
+MOST_NARROW_DIM = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,6 @@ class Tiling:
 # programs share a multiprocessor, and one's exponentials run beside another's products.
 HALF = Tiling(128, 64, 4, 2)
 FULL = Tiling(32, 32, 4, 2)  # fp32 dots are unrolled, and spill registers when large
-# Above this head size blocks must be smaller, to fit the registers and smaller GPUs' shared memory.
-MOST_NARROW_DIM = 128
 HALF_WIDE, FULL_WIDE = Tiling(64, 32, 4, 2), Tiling(32, 16, 4, 2)
 
 

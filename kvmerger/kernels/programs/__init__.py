@@ -1,0 +1,1 @@
+"""Triton programs, as the device runs them. Launched by `kernels.triton` alone."""

@@ -1,0 +1,1 @@
+"""What each kernel computes, in plain torch: the definition. Never fast, always right."""

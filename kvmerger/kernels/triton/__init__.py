@@ -1,0 +1,1 @@
+"""Launchers: tensors in, tensors out, with the reference's signatures."""
