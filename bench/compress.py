@@ -32,10 +32,10 @@ from kvmerger.budget import Budget, KeptRatio, num_slots_for
 from kvmerger.cache.layer_cache import LayerCache, room_for, storage_addresses
 from kvmerger.compress import compress_all
 from kvmerger.device_time import now_s
-from kvmerger.evidence import Evidence, LayerStates, Need
 from kvmerger.policies.base import Policy
 from kvmerger.policies.composition import build
-from kvmerger.prefill import Prefilled
+from kvmerger.prefill.evidence import Evidence, LayerStates, Need
+from kvmerger.prefill.prefill import Prefilled
 from kvmerger.variants import Variant
 
 POLICIES = (

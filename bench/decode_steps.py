@@ -24,8 +24,8 @@ from kvmerger.cache.layer_cache import storage_bytes
 from kvmerger.compress import compress_all
 from kvmerger.fused import needs_of, rows_of, with_references
 from kvmerger.generation import Prompt, Question
-from kvmerger.models import LoadedModel
-from kvmerger.prefill import prefill
+from kvmerger.models.loading import LoadedModel
+from kvmerger.prefill.prefill import prefill
 from kvmerger.step_graphs import StepGraphs, graphs_for
 from kvmerger.variants import FULL_AA, build_variant, parse_policies
 

@@ -25,7 +25,7 @@ from bench.random_llama import SHAPES, make_prompt, race_variants, random_llama
 from bench.records import append, default_path, provenance
 from kvmerger.engine import Engine
 from kvmerger.generation import Prompt
-from kvmerger.models import LoadedModel
+from kvmerger.models.loading import LoadedModel
 from kvmerger.variants import Variant
 
 _WINDOW_ITEMS = 3

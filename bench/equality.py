@@ -24,8 +24,8 @@ from kvmerger.buckets import ROW_BUCKETS, bucket_for
 from kvmerger.compress import compress_all
 from kvmerger.fused import needs_of, rows_of, with_references
 from kvmerger.generation import Prompt
-from kvmerger.models import LoadedModel
-from kvmerger.prefill import prefill
+from kvmerger.models.loading import LoadedModel
+from kvmerger.prefill.prefill import prefill
 from kvmerger.step_graphs import StepGraphs, graphs_for
 from kvmerger.variants import FULL, FULL_AA, Variant
 

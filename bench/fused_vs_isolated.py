@@ -25,7 +25,7 @@ from jobs.results import ResultStore
 from jobs.work import WorkUnit
 from kvmerger.engine import Engine
 from kvmerger.generation import Generation, Prompt, Question
-from kvmerger.models import load_model
+from kvmerger.models.loading import load_model
 from kvmerger.variants import REFERENCE_LABELS, Variant, build_variant
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "jobs" / "configs" / "demo.yaml"

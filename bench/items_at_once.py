@@ -25,7 +25,7 @@ from kvmerger.device_memory import free_memory
 from kvmerger.engine import Engine
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits
-from kvmerger.models import LoadedModel
+from kvmerger.models.loading import LoadedModel
 
 _S_PER_HOUR = 3600
 _RUN_LENGTH = 2.0

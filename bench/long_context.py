@@ -26,8 +26,8 @@ from bench.random_llama import NUM_NEW_TOKENS, SHAPES, make_prompt, random_llama
 from kvmerger.engine import Engine
 from kvmerger.extend import _ExtendSession
 from kvmerger.generation import Generation
-from kvmerger.models import LoadedModel
-from kvmerger.prefill import PrefillSession
+from kvmerger.models.loading import LoadedModel
+from kvmerger.prefill.prefill import PrefillSession
 from kvmerger.variants import build_variant, parse_policies
 
 _GIB = 2**30

@@ -34,7 +34,7 @@ from bench.random_llama import (
 from bench.records import append, default_path, provenance, read
 from kvmerger.device_memory import free_memory
 from kvmerger.generation import Prompt
-from kvmerger.models import LoadedModel
+from kvmerger.models.loading import LoadedModel
 from kvmerger.variants import Variant
 
 _KIBI = 1024

@@ -24,7 +24,7 @@ from bench.static_decoding import StaticDecoder
 from kvmerger.device_memory import free_memory
 from kvmerger.device_time import now_s
 from kvmerger.generation import Prompt
-from kvmerger.models import LoadedModel
+from kvmerger.models.loading import LoadedModel
 
 PRESSES = {
     "streaming_llm": "StreamingLLMPress",

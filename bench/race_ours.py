@@ -18,7 +18,7 @@ from bench.random_llama import weight_bytes_per_step
 from kvmerger.engine import Engine
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits
-from kvmerger.models import LoadedModel
+from kvmerger.models.loading import LoadedModel
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, Variant
 
 NUM_REPEATS = 3

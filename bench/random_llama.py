@@ -25,13 +25,13 @@ from typing import Any
 
 import torch
 
-from kvmerger.attention import ATTENTION_NAME, register_attention
 from kvmerger.compress import compress_all
 from kvmerger.fused import needs_of
 from kvmerger.generation import Prompt, Question
-from kvmerger.model_source import ModelInfo
-from kvmerger.models import LoadedModel, load_tokenizer, probed
-from kvmerger.prefill import prefill
+from kvmerger.models.attention import ATTENTION_NAME, register_attention
+from kvmerger.models.loading import LoadedModel, load_tokenizer, probed
+from kvmerger.models.source import ModelInfo
+from kvmerger.prefill.prefill import prefill
 from kvmerger.variants import FULL, Variant, build_variant, parse_policies
 
 NUM_NEW_TOKENS = 64

@@ -68,7 +68,7 @@ def _task(info: TaskInfo) -> str:
 
 
 def _models() -> Table:
-    from kvmerger.model_source import SUPPORTED_MODEL_TYPES, SUPPORTED_ROPE_TYPES
+    from kvmerger.models.source import SUPPORTED_MODEL_TYPES, SUPPORTED_ROPE_TYPES
 
     families = ", ".join(SUPPORTED_MODEL_TYPES)
     rows = [

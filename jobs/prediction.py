@@ -21,7 +21,7 @@ _PREFILL_TOKENS_PER_STEP = 50
 
 
 class ModelShape(Protocol):
-    """The part of `kvmerger.models.ModelInfo` that a plan reads."""
+    """The part of `kvmerger.models.loading.ModelInfo` that a plan reads."""
 
     @property
     def name(self) -> str: ...

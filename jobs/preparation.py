@@ -25,7 +25,7 @@ from kvmerger.budget import BudgetError
 from kvmerger.variants import REFERENCE_LABELS, Variant, VariantSpec, build_variant
 
 if TYPE_CHECKING:
-    from kvmerger.models import ModelInfo
+    from kvmerger.models.loading import ModelInfo
     from kvmerger.policies.base import Policy
 
 _SOURCE_DIGITS = 12
@@ -57,7 +57,7 @@ def prepare(settings: Settings, store: ResultStore) -> Prepared:
     variants = {
         spec.label: build_variant(spec) for spec in settings.variants if spec.label not in REFERENCE_LABELS
     }
-    from kvmerger.models import load_info, load_tokenizer
+    from kvmerger.models.loading import load_info, load_tokenizer
 
     asked = settings.model
     model = load_info(

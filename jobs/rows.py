@@ -31,7 +31,7 @@ _NO_PEAK_REASON = "a peak per variant is measured in isolated runs on CUDA only"
 
 
 class ModelFacts(Protocol):
-    """The part of `kvmerger.models.ModelInfo` that a row states."""
+    """The part of `kvmerger.models.loading.ModelInfo` that a row states."""
 
     @property
     def revision(self) -> str | None: ...

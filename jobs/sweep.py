@@ -150,7 +150,7 @@ def _dry_run(settings: Settings, prepared: Prepared, store: ResultStore) -> Rend
     from jobs.dry_run import render_dry_run
     from jobs.forecast import forecast
     from jobs.prompt_check import check_prompts
-    from kvmerger.models import load_end_ids, num_parameters
+    from kvmerger.models.loading import load_end_ids, num_parameters
 
     asked, model = settings.model, prepared.model
     rows = [

@@ -62,7 +62,7 @@ def load_engine(settings: ModelSettings) -> LoadedEngine:
         ModelError: the model cannot be found or is not supported.
     """
     from kvmerger.engine import Engine
-    from kvmerger.models import load_model, load_tokenizer
+    from kvmerger.models.loading import load_model, load_tokenizer
     from kvmerger.variants import build_variant
 
     model = load_model(

@@ -17,7 +17,7 @@ from kvmerger.decoding_rows import RuleFailure
 from kvmerger.device_time import now_s
 from kvmerger.fidelity import compare, continuation_nll, fetched
 from kvmerger.generation import Generation, Prompt, VariantFailure
-from kvmerger.models import LoadedModel
+from kvmerger.models.loading import LoadedModel
 from kvmerger.variants import FULL
 
 _FIDELITY, _NLL = "fidelity", "nll"

@@ -24,7 +24,7 @@ from kvmerger.device_time import now_s
 from kvmerger.extend import Extended, extend, pad_tokens
 from kvmerger.generation import Prompt, Question
 from kvmerger.memory import MemoryPoint
-from kvmerger.models import LoadedModel
+from kvmerger.models.loading import LoadedModel
 from kvmerger.ragged_cache import Prefix, RaggedCache
 from kvmerger.step_graphs import StepGraphs
 

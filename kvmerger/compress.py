@@ -19,9 +19,9 @@ from kvmerger.cache.head_counters import numbers_of
 from kvmerger.cache.layer_cache import LayerCache, storage_bytes
 from kvmerger.decode_rule import DecodeRule, require_rule
 from kvmerger.device_time import now_s
-from kvmerger.evidence import forget_frames
 from kvmerger.policies.base import CacheShape, Policy, declared_needs
-from kvmerger.prefill import Prefilled
+from kvmerger.prefill.evidence import forget_frames
+from kvmerger.prefill.prefill import Prefilled
 from kvmerger.ragged_cache import Prefix
 from kvmerger.stacks import Stacks, stacked_budget, unstacked
 from kvmerger.variants import FULL, Variant, VariantError

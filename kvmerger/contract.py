@@ -22,7 +22,7 @@ from kvmerger.decode_rule import DecodeRule, require_rule
 from kvmerger.policies.base import Policy, declared_needs
 from kvmerger.policies.composition import build
 from kvmerger.policies.scoring import ScoringPolicy
-from kvmerger.prefill import Prefilled
+from kvmerger.prefill.prefill import Prefilled
 from kvmerger.variants import Variant, VariantSpec, build_variant
 
 KEPT_RATIO = 0.5

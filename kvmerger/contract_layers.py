@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from kvmerger.cache.layer_cache import LayerCache, room_for
-from kvmerger.evidence import Evidence, LayerStates, needs_hidden_states
 from kvmerger.policies.base import Policy, declared_needs
-from kvmerger.prefill import Prefilled
+from kvmerger.prefill.evidence import Evidence, LayerStates, needs_hidden_states
+from kvmerger.prefill.prefill import Prefilled
 
 NUM_LAYERS, NUM_KV_HEADS, NUM_QUERY_HEADS, HEAD_DIM, NUM_TOKENS = 8, 2, 4, 16, 311
 # A neighbour's share in each key, so that some neighbours are alike and some are not, as in real prompts.

@@ -17,7 +17,7 @@ from kvmerger.fused_many import run_fused_many
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.isolated import run_isolated
 from kvmerger.limits import Limits
-from kvmerger.models import LoadedModel
+from kvmerger.models.loading import LoadedModel
 from kvmerger.refusals import Refusals
 from kvmerger.step_graphs import graphs_for
 from kvmerger.variants import REFERENCE_LABELS, Variant, VariantError

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kvmerger.kernels.dispatch import ragged_attention
 from kvmerger.kernels.reference.ragged import SlotMass
-from kvmerger.models import LoadedModel
+from kvmerger.models.loading import LoadedModel
 from kvmerger.ragged_cache import RaggedCache
 
 # Any token will do where a row has none: what it computes is never read.

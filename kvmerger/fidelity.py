@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from kvmerger.models import LoadedModel
+from kvmerger.models.loading import LoadedModel
 from kvmerger.uploads import upload
 
 # fp32 logits alive at a time, per model call: 64 MiB.

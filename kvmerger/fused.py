@@ -27,13 +27,13 @@ from kvmerger.compress import (
 )
 from kvmerger.device_memory import free_memory
 from kvmerger.device_time import now_s
-from kvmerger.evidence import Need
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.groups import Group, by_bytes, by_rows, expected_bytes, plannable_bytes, tail_bytes
 from kvmerger.limits import Limits
-from kvmerger.models import LoadedModel
+from kvmerger.models.loading import LoadedModel
 from kvmerger.policies.base import declared_needs
-from kvmerger.prefill import Prefilled, prefill
+from kvmerger.prefill.evidence import Need
+from kvmerger.prefill.prefill import Prefilled, prefill
 from kvmerger.step_graphs import StepGraphs
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, Variant
 

@@ -31,8 +31,8 @@ from kvmerger.groups import (
     tail_bytes,
 )
 from kvmerger.limits import Limits
-from kvmerger.models import LoadedModel
-from kvmerger.prefill import prompt_seed
+from kvmerger.models.loading import LoadedModel
+from kvmerger.prefill.prefill import prompt_seed
 from kvmerger.step_graphs import StepGraphs
 from kvmerger.variants import FULL_AA, NO_CONTEXT, REFERENCE_LABELS, Variant
 

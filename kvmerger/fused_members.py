@@ -14,7 +14,7 @@ import torch
 
 from kvmerger.fused import FusedRun, make_room, out_of_memory
 from kvmerger.groups import Group
-from kvmerger.models import LoadedModel
+from kvmerger.models.loading import LoadedModel
 from kvmerger.step_graphs import StepGraphs
 from kvmerger.together import Party, Together
 

@@ -20,8 +20,8 @@ from kvmerger.device_time import now_s
 from kvmerger.fused import failures_of, needs_of, out_of_memory, rows_of, with_references
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits
-from kvmerger.models import LoadedModel
-from kvmerger.prefill import prefill
+from kvmerger.models.loading import LoadedModel
+from kvmerger.prefill.prefill import prefill
 from kvmerger.refusals import Refusals
 from kvmerger.step_graphs import graphs_for
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, Variant

@@ -18,9 +18,9 @@ from torch import Tensor
 from kvmerger.budget import Budget
 from kvmerger.cache.head_counters import HeadCounters
 from kvmerger.cache.layer_cache import LayerCache, storage_addresses
-from kvmerger.evidence import Evidence, Need
 from kvmerger.kernels.dispatch import is_for_triton
 from kvmerger.policies.base import Policy
+from kvmerger.prefill.evidence import Evidence, Need
 
 # Bytes of a stack's keys; longer layers come one by one. In plain torch this bounds what merging holds at a time in fp32,
 # about 12 times as much; on a CPU that should fit its cache.

@@ -20,7 +20,7 @@ from kvmerger.decode_loop import Progress
 from kvmerger.decoding_rows import ActingRows
 from kvmerger.kernels.dispatch import ragged_attention
 from kvmerger.kernels.reference.ragged import SlotMass
-from kvmerger.models import LoadedModel
+from kvmerger.models.loading import LoadedModel
 from kvmerger.ragged_cache import RaggedCache
 
 _NO_TOKEN = -1

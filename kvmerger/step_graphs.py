@@ -25,8 +25,8 @@ from kvmerger.decoding_rows import ActingRows
 from kvmerger.device_memory import free_memory
 from kvmerger.device_time import now_s
 from kvmerger.kernels.dispatch import has_triton, is_supported
-from kvmerger.model_source import DTYPES
-from kvmerger.models import LoadedModel
+from kvmerger.models.loading import LoadedModel
+from kvmerger.models.source import DTYPES
 from kvmerger.ragged_cache import Prefix, RaggedCache
 from kvmerger.refusals import Refusals
 from kvmerger.static_step import StaticStep

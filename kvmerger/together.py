@@ -23,7 +23,7 @@ from kvmerger.decoding_rows import ActingRows
 from kvmerger.device_time import now_s
 from kvmerger.extend import extend, pad_tokens
 from kvmerger.generation import Prompt
-from kvmerger.models import LoadedModel
+from kvmerger.models.loading import LoadedModel
 from kvmerger.ragged_cache import RaggedCache
 from kvmerger.step_graphs import LEAST_TAIL_TOKENS, StepGraphs, rounded_up
 

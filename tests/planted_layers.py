@@ -8,7 +8,7 @@ import random
 
 import torch
 
-from kvmerger.evidence import LayerStates
+from kvmerger.prefill.evidence import LayerStates
 
 NUM_HEADS, NUM_QUERY_HEADS, NUM_TOKENS, HEAD_DIM = 2, 4, 96, 12
 Slot = tuple[int, torch.Tensor, torch.Tensor, float]

@@ -5,9 +5,9 @@ import math
 import torch
 
 from kvmerger.budget import Budget
-from kvmerger.evidence import Evidence, LayerStates
 from kvmerger.policies.kvmerger import KVMerger
 from kvmerger.policies.random_tokens import random_numbers
+from kvmerger.prefill.evidence import Evidence, LayerStates
 from tests.planted_layers import (
     NUM_HEADS,
     NUM_TOKENS,

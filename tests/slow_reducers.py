@@ -7,8 +7,8 @@ import math
 
 import torch
 
-from kvmerger.evidence import LayerStates
 from kvmerger.policies.base import Policy
+from kvmerger.prefill.evidence import LayerStates
 from tests.planted_layers import (
     NUM_HEADS,
     NUM_TOKENS,

@@ -20,9 +20,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from kvmerger.attention import ATTENTION_NAME, register_attention
-from kvmerger.model_source import ModelInfo
-from kvmerger.models import LoadedModel
+from kvmerger.models.attention import ATTENTION_NAME, register_attention
+from kvmerger.models.loading import LoadedModel
+from kvmerger.models.source import ModelInfo
 
 VOCAB_SIZE = 211
 TIE_LOGITS = 1e-3

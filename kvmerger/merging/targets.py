@@ -15,8 +15,7 @@ from torch import Tensor
 
 from kvmerger.kernels import dispatch
 from kvmerger.kernels.reference.nearest import EVICTED, NO_COSINE
-from kvmerger.merging.segments import first_argmax
-from kvmerger.merging.sets import Runs
+from kvmerger.merging.runs import Runs, first_argmax
 
 
 class Targets(NamedTuple):

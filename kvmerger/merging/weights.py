@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from kvmerger.kernels.dispatch import pair_distances
-from kvmerger.merging.groups import Groups
-from kvmerger.merging.segments import run_sums
+from kvmerger.merging.merge import Groups
+from kvmerger.merging.runs import run_sums
 
 Weights = Literal["gaussian", "mean", "attention", "gaussian_attention"]
 WEIGHTS = ("gaussian", "mean", "attention", "gaussian_attention")

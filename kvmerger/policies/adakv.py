@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, share_of
-from kvmerger.evidence import Evidence, Need
 from kvmerger.kernels.dispatch import is_among_highest
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.parameters import require_share
 from kvmerger.policies.registry import register_wrapper
 from kvmerger.policies.scoring import ScoringPolicy
+from kvmerger.prefill.evidence import Evidence, Need
 
 
 @register_wrapper("adakv")

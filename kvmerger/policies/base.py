@@ -14,7 +14,7 @@ from typing import ClassVar
 from kvmerger.budget import Budget, BudgetSpec
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.decode_rule import DecodeRule
-from kvmerger.evidence import Evidence, Need
+from kvmerger.prefill.evidence import Evidence, Need
 
 
 class PolicyError(ValueError):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvmerger.evidence import ATTENTION_MASS, Evidence, Need
 from kvmerger.policies.parameters import require_share
 from kvmerger.policies.registry import register
 from kvmerger.policies.snapkv import SnapKV
+from kvmerger.prefill.evidence import ATTENTION_MASS, Evidence, Need
 
 
 @register("blended_attention")

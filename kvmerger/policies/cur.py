@@ -9,10 +9,10 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from kvmerger.evidence import Evidence, LayerStates, Need, register_evidence
 from kvmerger.policies.parameters import require_choice, require_count, require_flag
 from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy
+from kvmerger.prefill.evidence import Evidence, LayerStates, Need, register_evidence
 
 LEVERAGE_TYPES = ("key", "value", "kv_avg", "kv_product")
 

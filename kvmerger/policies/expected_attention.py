@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kvmerger.budget import BudgetError, BudgetSpec
-from kvmerger.evidence import Evidence, LayerStates, Need, register_evidence
 from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.parameters import require_count, require_flag
 from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy
+from kvmerger.prefill.evidence import Evidence, LayerStates, Need, register_evidence
 
 
 class _MeanRotation(NamedTuple):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvmerger.evidence import Evidence, LayerStates, Need, register_evidence
 from kvmerger.kernels import dispatch
 from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy
+from kvmerger.prefill.evidence import Evidence, LayerStates, Need, register_evidence
 
 ANCHOR_COSINES = Need("anchor_cosines")
 

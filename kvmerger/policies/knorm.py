@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvmerger.evidence import KEY_NORMS, Evidence, Need
 from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy
+from kvmerger.prefill.evidence import KEY_NORMS, Evidence, Need
 
 
 @register("knorm")

@@ -21,13 +21,17 @@ from kvmerger.budget import (
 )
 from kvmerger.cache.head_counters import PerHead
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.evidence import NEIGHBOUR_COSINES, Evidence, Need
-from kvmerger.merging.groups import Groups, whole_runs
-from kvmerger.merging.links import LINKS, Links, link_scores
-from kvmerger.merging.mass import attention_mass
-from kvmerger.merging.merge import LOG_MASSES, LogMass, merge_groups, slot_log_mass
-from kvmerger.merging.segments import first_argmax
-from kvmerger.merging.sets import Runs, eligible_links, highest_links, runs_of
+from kvmerger.merging.merge import LOG_MASSES, Groups, LogMass, merge_groups, slot_log_mass, whole_runs
+from kvmerger.merging.runs import (
+    LINKS,
+    Links,
+    Runs,
+    eligible_links,
+    first_argmax,
+    highest_links,
+    link_scores,
+    runs_of,
+)
 from kvmerger.merging.weights import WEIGHTS, Weights, counted, member_weights
 from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.parameters import (
@@ -39,6 +43,7 @@ from kvmerger.policies.parameters import (
 from kvmerger.policies.protection import ProtectingPolicy
 from kvmerger.policies.random_tokens import random_numbers
 from kvmerger.policies.registry import register
+from kvmerger.prefill.evidence import NEIGHBOUR_COSINES, Evidence, Need, attention_mass
 
 # Draws for links and for pivots are independent: far from each other and from another layer's.
 _LINK_SEED_OFFSET = 499_979

@@ -13,10 +13,10 @@ from torch import Tensor
 from kvmerger.budget import Budget
 from kvmerger.cache.head_counters import PerHead
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.evidence import Evidence, LayerStates, Need, register_evidence
 from kvmerger.policies.parameters import require_count, require_flag
 from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy
+from kvmerger.prefill.evidence import Evidence, LayerStates, Need, register_evidence
 
 
 @register_evidence("lag_scores", reads_queries=False)

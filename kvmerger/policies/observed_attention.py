@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvmerger.evidence import ATTENTION_MASS, Evidence, Need
 from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy
+from kvmerger.prefill.evidence import ATTENTION_MASS, Evidence, Need
 
 
 @register("observed_attention")

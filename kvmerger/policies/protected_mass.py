@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError
-from kvmerger.evidence import Evidence, Need
 from kvmerger.kernels.dispatch import is_among_highest
-from kvmerger.merging.mass import attention_mass
 from kvmerger.policies.protection import ProtectingPolicy
 from kvmerger.policies.registry import register
 from kvmerger.policies.selection import SelectingPolicy
+from kvmerger.prefill.evidence import Evidence, Need, attention_mass
 
 
 @register("protected_mass")

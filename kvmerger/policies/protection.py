@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
-from kvmerger.evidence import Evidence, Need
-from kvmerger.merging.mass import ATTENTION_SOURCES, AttentionSource, mass_need
 from kvmerger.merging.protected import ProtectedRatios, protected_ratios
-from kvmerger.merging.sets import protect
+from kvmerger.merging.runs import protect
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.parameters import require_choices, require_count, require_ratio
 from kvmerger.policies.registry import name_of
+from kvmerger.prefill.evidence import ATTENTION_SOURCES, AttentionSource, Evidence, Need, mass_need
 
 
 @dataclass(frozen=True)

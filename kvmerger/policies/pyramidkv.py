@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
-from kvmerger.evidence import Evidence
 from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.registry import register
 from kvmerger.policies.snapkv import SnapKV
+from kvmerger.prefill.evidence import Evidence
 
 
 @register("pyramidkv")

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.evidence import Evidence
 from kvmerger.kernels.dispatch import is_among_highest
 from kvmerger.policies.base import CacheShape
 from kvmerger.policies.selection import SelectingPolicy, keep_highest
+from kvmerger.prefill.evidence import Evidence
 
 
 @dataclass(frozen=True)

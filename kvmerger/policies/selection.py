@@ -14,10 +14,10 @@ from torch import Tensor
 from kvmerger.budget import Budget
 from kvmerger.cache.head_counters import HeadCounters, PerHead
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.evidence import Evidence
 from kvmerger.kernels.dispatch import highest_places, take_slots
 from kvmerger.kernels.reference.ranking import marked_places
 from kvmerger.policies.base import Policy
+from kvmerger.prefill.evidence import Evidence
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kvmerger.budget import BudgetError, BudgetSpec
-from kvmerger.evidence import Evidence, Need, window_attention
 from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.parameters import require_count
 from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy
+from kvmerger.prefill.evidence import Evidence, Need, window_attention
 
 
 @register("snapkv")

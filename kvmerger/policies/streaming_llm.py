@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvmerger.evidence import Evidence
 from kvmerger.policies.base import PolicyError
 from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy
+from kvmerger.prefill.evidence import Evidence
 
 
 @register("streaming_llm")

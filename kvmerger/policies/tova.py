@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvmerger.evidence import Evidence, Need, window_attention
 from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy
+from kvmerger.prefill.evidence import Evidence, Need, window_attention
 
 _LAST_QUERY = window_attention(1)
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from kvmerger.budget import Budget, BudgetError
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.decode_rule import DecodeRule, DecodeStep
-from kvmerger.evidence import Evidence
 from kvmerger.policies.decoding import DecodingPolicy
 from kvmerger.policies.registry import register_wrapper
+from kvmerger.prefill.evidence import Evidence
 
 
 @dataclass(frozen=True)

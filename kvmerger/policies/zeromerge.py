@@ -13,16 +13,14 @@ from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.evidence import ATTENTION_MASS, Evidence, Need
 from kvmerger.kernels.dispatch import is_among_highest
-from kvmerger.merging.groups import groups_of
-from kvmerger.merging.mass import attention_mass
-from kvmerger.merging.merge import merge_groups
+from kvmerger.merging.merge import groups_of, merge_groups
 from kvmerger.merging.targets import own_index
 from kvmerger.merging.weights import normalised
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.parameters import is_number, require_count, require_ratio
 from kvmerger.policies.registry import register
+from kvmerger.prefill.evidence import ATTENTION_MASS, Evidence, Need, attention_mass
 from kvmerger.uploads import upload
 
 

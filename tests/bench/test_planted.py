@@ -6,8 +6,8 @@ import torch
 from bench.planted import planted_keys
 from kvmerger.budget import Budget
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.evidence import Evidence, LayerStates
 from kvmerger.policies.composition import build
+from kvmerger.prefill.evidence import Evidence, LayerStates
 
 
 @pytest.mark.parametrize(

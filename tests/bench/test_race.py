@@ -28,7 +28,7 @@ from bench.records import append, read, sources_digest
 from bench.scaling import items_per_hour, saved_model
 from bench.scaling import markdown as scaling_table
 from bench.static_decoding import StaticDecoder
-from kvmerger.models import load_end_ids, load_info, load_tokenizer
+from kvmerger.models.loading import load_end_ids, load_info, load_tokenizer
 
 BARE = {"seconds": 0.5, "weight_bytes": 10e9, "bytes_per_s": 2e12, "peak_bytes": None, "num_variants": 1}
 FUSED = {

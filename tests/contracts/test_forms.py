@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from kvmerger.contract import check_policy
-from kvmerger.evidence import KEY_NORMS
 from kvmerger.policies.base import Policy
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.policies.selection import keep_highest
+from kvmerger.prefill.evidence import KEY_NORMS
 
 
 @dataclass(frozen=True)

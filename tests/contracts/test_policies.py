@@ -8,11 +8,11 @@ import torch
 
 from kvmerger.contract import check_policy
 from kvmerger.decode_rule import DecodeRule, Heirs
-from kvmerger.evidence import ATTENTION_MASS, KEY_NORMS, Need, register_evidence
 from kvmerger.policies import registry
 from kvmerger.policies.base import Policy
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.policies.selection import keep_highest
+from kvmerger.prefill.evidence import ATTENTION_MASS, KEY_NORMS, Need, register_evidence
 from kvmerger.variants import VariantError
 
 # Every wrapper behind a ranking that differs between heads, unless it wants one that does not.

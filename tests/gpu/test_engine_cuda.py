@@ -10,8 +10,8 @@ from kvmerger.buckets import bucket_for
 from kvmerger.compress import compress_all
 from kvmerger.counted_draws import uniform
 from kvmerger.engine import Engine
-from kvmerger.models import LoadedModel, probed
-from kvmerger.prefill import prefill
+from kvmerger.models.loading import LoadedModel, probed
+from kvmerger.prefill.prefill import prefill
 from kvmerger.variants import FULL, build_variant, parse_policies
 from tests.kvmerger import test_decoding
 from tests.kvmerger.test_engine import NUM_NEW_TOKENS, POLICIES, make_prompt, make_rows

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kvmerger.evidence import ATTENTION_MASS, Evidence, LayerStates, window_attention
 from kvmerger.kernels import dispatch, prompt_attention
 from kvmerger.kernels.reference import prompt as prompt_reference
-from kvmerger.prefill import PrefillSession
+from kvmerger.prefill.evidence import ATTENTION_MASS, Evidence, LayerStates, window_attention
+from kvmerger.prefill.prefill import PrefillSession
 from tests.kvmerger.kernels.mass_cases import (
     FIELDS,
     LONG,

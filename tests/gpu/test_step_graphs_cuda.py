@@ -11,7 +11,7 @@ from kvmerger import fused
 from kvmerger.batch import Batch
 from kvmerger.decode_rule import DecodeRule
 from kvmerger.engine import Engine
-from kvmerger.models import LoadedModel, probed
+from kvmerger.models.loading import LoadedModel, probed
 from kvmerger.step_graphs import StepGraphs, graphs_for
 from kvmerger.variants import build_variant, parse_policies
 from tests.gpu.little_memory import at_most, bytes_for

@@ -4,7 +4,7 @@ import pytest
 
 from evaluators import registry as benchmarks
 from jobs.sweep import main
-from kvmerger.model_source import SUPPORTED_MODEL_TYPES
+from kvmerger.models.source import SUPPORTED_MODEL_TYPES
 from kvmerger.policies import registry as policies
 
 

@@ -10,7 +10,7 @@ import torch
 from kvmerger.batch import Batch, Row
 from kvmerger.compress import compress_all
 from kvmerger.generation import Prompt, Question
-from kvmerger.prefill import prefill, prompt_seed
+from kvmerger.prefill.prefill import prefill, prompt_seed
 from kvmerger.variants import build_variant, parse_policies
 from tests.kvmerger.decode_reference import (
     Rule,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from kvmerger.demo_model import _gguf_file, _read_tokenizer
+from kvmerger.models.demo import _gguf_file, _read_tokenizer
 
 pytestmark = pytest.mark.demo
 PIECES = (

@@ -12,7 +12,7 @@ from kvmerger.compress import compress_all, empty_prefix
 from kvmerger.engine import Engine
 from kvmerger.extend import extend, pad_tokens
 from kvmerger.generation import Prompt, Question
-from kvmerger.prefill import prefill
+from kvmerger.prefill.prefill import prefill
 from kvmerger.variants import FULL, NO_CONTEXT, build_variant, parse_policies
 from tests.tiny_models import VOCAB_SIZE, TinyModel, assert_same_greedy_tokens, tiny_model
 

@@ -10,11 +10,11 @@ from kvmerger.batch import Batch
 from kvmerger.buckets import bucket_for
 from kvmerger.cache.layer_cache import storage_addresses
 from kvmerger.compress import compress_all
-from kvmerger.demo_model import demo_folder
 from kvmerger.engine import Engine
 from kvmerger.generation import Prompt, Question
-from kvmerger.models import load_model, load_tokenizer
-from kvmerger.prefill import prefill
+from kvmerger.models.demo import demo_folder
+from kvmerger.models.loading import load_model, load_tokenizer
+from kvmerger.prefill.prefill import prefill
 from kvmerger.variants import FULL, build_variant, parse_policies
 from tests.kvmerger.test_engine import make_rows
 from tests.tiny_models import TinyModel, assert_same_greedy_tokens

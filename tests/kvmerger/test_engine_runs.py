@@ -9,11 +9,11 @@ from torch import Tensor
 
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.engine import Engine
-from kvmerger.evidence import LayerStates, Need, register_evidence
 from kvmerger.generation import Generation, Prompt, PromptError, Question, VariantFailure
 from kvmerger.limits import Limits
 from kvmerger.policies.base import Policy
 from kvmerger.policies.selection import keep_highest
+from kvmerger.prefill.evidence import LayerStates, Need, register_evidence
 from kvmerger.variants import VariantError, build_variant, parse_policies
 from tests.kvmerger.test_engine import NUM_NEW_TOKENS, make_prompt, variants
 from tests.tiny_models import VOCAB_SIZE, tiny_model

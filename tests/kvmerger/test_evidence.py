@@ -6,7 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from kvmerger.evidence import (
+from kvmerger.kernels import dispatch
+from kvmerger.kernels.reference import prompt as prompt_reference
+from kvmerger.prefill.evidence import (
     ATTENTION_MASS,
     KEY_NORMS,
     NEIGHBOUR_COSINES,
@@ -17,8 +19,6 @@ from kvmerger.evidence import (
     register_evidence,
     window_attention,
 )
-from kvmerger.kernels import dispatch
-from kvmerger.kernels.reference import prompt as prompt_reference
 
 
 def random_states(seed: int, dtype: torch.dtype, num_tokens: int = 157) -> LayerStates:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import kvmerger.fidelity as fidelity_module
 from bench.op_counter import OpCounter
 from kvmerger.fidelity import compare, continuation_nll, fetched
-from kvmerger.models import LoadedModel
+from kvmerger.models.loading import LoadedModel
 from tests.tiny_models import VOCAB_SIZE, tiny_model
 
 

@@ -10,9 +10,9 @@ import torch
 
 from kvmerger import isolated
 from kvmerger.engine import Engine
-from kvmerger.evidence import Need
 from kvmerger.generation import Generation, VariantFailure
-from kvmerger.prefill import Prefilled
+from kvmerger.prefill.evidence import Need
+from kvmerger.prefill.prefill import Prefilled
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, Variant, build_variant, parse_policies
 from tests.kvmerger.test_engine import make_prompt
 from tests.tiny_models import tiny_model

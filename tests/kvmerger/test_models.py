@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kvmerger.attention import SeamError
-from kvmerger.model_source import ModelError, check_config, load_info
-from kvmerger.models import load_model
+from kvmerger.models.attention import SeamError
+from kvmerger.models.loading import load_model
+from kvmerger.models.source import ModelError, check_config, load_info
 from tests.tiny_models import tiny_model
 
 

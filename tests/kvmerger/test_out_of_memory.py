@@ -16,12 +16,12 @@ from kvmerger import batch, compress, fused, own_slots
 from kvmerger.cache.layer_cache import storage_bytes
 from kvmerger.compress import compress_all
 from kvmerger.engine import Engine
-from kvmerger.evidence import ATTENTION_MASS
 from kvmerger.generation import Generation, VariantFailure
 from kvmerger.groups import by_bytes, by_rows, expected_bytes
 from kvmerger.kernels import dispatch
 from kvmerger.limits import Limits
-from kvmerger.prefill import prefill
+from kvmerger.prefill.evidence import ATTENTION_MASS
+from kvmerger.prefill.prefill import prefill
 from kvmerger.step_graphs import StepGraphs
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, REFERENCE_LABELS, build_variant, parse_policies
 from tests.kvmerger.test_decoding import NUM_LAYERS, OTHERS, POLICIES, make_prompt

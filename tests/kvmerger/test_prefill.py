@@ -2,8 +2,8 @@
 
 import torch
 
-from kvmerger.evidence import LayerStates, Need, register_evidence
-from kvmerger.prefill import prefill, prompt_seed
+from kvmerger.prefill.evidence import LayerStates, Need, register_evidence
+from kvmerger.prefill.prefill import prefill, prompt_seed
 from tests.tiny_models import tiny_model
 
 UNROTATED_QUERIES = Need("test_unrotated_queries")

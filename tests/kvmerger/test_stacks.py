@@ -10,9 +10,9 @@ from kvmerger.budget import Budget
 from kvmerger.cache.head_counters import HeadCounters, PerHead
 from kvmerger.cache.layer_cache import LayerCache, room_for
 from kvmerger.contract_layers import NUM_KV_HEADS, NUM_LAYERS, NUM_TOKENS, random_prefill
-from kvmerger.evidence import KEY_NORMS
 from kvmerger.kernels.reference.ranking import marked_places
 from kvmerger.policies.composition import build
+from kvmerger.prefill.evidence import KEY_NORMS
 from kvmerger.stacks import Stacks, stacked, unstacked
 
 EVEN = Budget.uniform(NUM_TOKENS // 2, NUM_KV_HEADS, 0.5)

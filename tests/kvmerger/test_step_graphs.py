@@ -17,7 +17,7 @@ from kvmerger.batch import Batch, Row
 from kvmerger.compress import compress_all
 from kvmerger.decode_rule import DecodeRule
 from kvmerger.generation import Prompt, Question
-from kvmerger.prefill import prefill
+from kvmerger.prefill.prefill import prefill
 from kvmerger.step_graphs import MOST_GRAPHS, StepGraphs, rounded_up
 from kvmerger.variants import build_variant, parse_policies
 from tests.kvmerger.test_decoding import OTHERS, POLICIES

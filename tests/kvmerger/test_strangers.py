@@ -19,12 +19,12 @@ from kvmerger.compress import compress_all
 from kvmerger.contract import random_prefill
 from kvmerger.decode_rule import DecodeRule
 from kvmerger.engine import Engine
-from kvmerger.evidence import ATTENTION_MASS, Need
 from kvmerger.fused import needs_of
 from kvmerger.generation import Generation, Prompt, Question, VariantFailure
 from kvmerger.policies.base import Policy
 from kvmerger.policies.knorm import Knorm
-from kvmerger.prefill import prefill
+from kvmerger.prefill.evidence import ATTENTION_MASS, Need
+from kvmerger.prefill.prefill import prefill
 from kvmerger.variants import Variant, build_variant, parse_policies
 from tests.tiny_models import VOCAB_SIZE, TinyModel, tiny_model
 

@@ -13,12 +13,18 @@ from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.evidence import Evidence, Need
-from kvmerger.merging.mass import ATTENTION_SOURCES, AttentionSource, attention_mass, mass_need
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.parameters import require_choices, require_count
 from kvmerger.policies.registry import name_of
 from kvmerger.policies.selection import SelectingPolicy
+from kvmerger.prefill.evidence import (
+    ATTENTION_SOURCES,
+    AttentionSource,
+    Evidence,
+    Need,
+    attention_mass,
+    mass_need,
+)
 
 
 @dataclass(frozen=True)

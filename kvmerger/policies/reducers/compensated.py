@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.evidence import Evidence
-from kvmerger.merging.groups import groups_of
-from kvmerger.merging.merge import LOG_MASSES, LogMass, merge_groups, slot_log_mass
+from kvmerger.merging.merge import LOG_MASSES, LogMass, groups_of, merge_groups, slot_log_mass
 from kvmerger.merging.targets import more_similar_neighbour
 from kvmerger.merging.weights import WEIGHTS, Weights, member_weights
 from kvmerger.policies.parameters import require_choices, require_positive, require_switches
 from kvmerger.policies.reducers.base import AttentionReducer
 from kvmerger.policies.registry import name_of, register_wrapper
+from kvmerger.prefill.evidence import Evidence
 
 
 @register_wrapper("compensated")

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.evidence import Evidence
-from kvmerger.merging.groups import groups_of
-from kvmerger.merging.merge import merge_groups
+from kvmerger.merging.merge import groups_of, merge_groups
 from kvmerger.merging.targets import most_similar_kept
 from kvmerger.policies.parameters import require_switches
 from kvmerger.policies.reducers.base import Reducer
 from kvmerger.policies.registry import name_of, register_wrapper
+from kvmerger.prefill.evidence import Evidence
 
 
 @register_wrapper("d2o")

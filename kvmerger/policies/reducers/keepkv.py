@@ -13,15 +13,14 @@ from torch import Tensor
 
 from kvmerger.budget import BudgetError, BudgetSpec
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.evidence import Evidence, LayerStates, Need, register_evidence
-from kvmerger.merging.groups import Groups, groups_of
-from kvmerger.merging.merge import merge_groups, slot_log_mass
-from kvmerger.merging.segments import run_maxima, run_sums
+from kvmerger.merging.merge import Groups, groups_of, merge_groups, slot_log_mass
+from kvmerger.merging.runs import run_maxima, run_sums
 from kvmerger.merging.targets import most_similar_kept
 from kvmerger.policies.base import CacheShape
 from kvmerger.policies.parameters import require_choices, require_cosine, require_count
 from kvmerger.policies.reducers.base import Reducer
 from kvmerger.policies.registry import name_of, register_wrapper
+from kvmerger.prefill.evidence import Evidence, LayerStates, Need, register_evidence
 
 
 @register_wrapper("keepkv")

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.evidence import Evidence, Need
 from kvmerger.kernels.dispatch import row_norms
-from kvmerger.merging.groups import Groups, groups_of
-from kvmerger.merging.merge import merge_groups
+from kvmerger.merging.merge import Groups, groups_of, merge_groups
 from kvmerger.merging.targets import most_similar_kept
 from kvmerger.merging.weights import normalised
 from kvmerger.policies.parameters import require_choices, require_cosine, require_switches
 from kvmerger.policies.reducers.base import AttentionReducer
 from kvmerger.policies.registry import name_of, register_wrapper
+from kvmerger.prefill.evidence import Evidence, Need
 
 _WEIGHTS = ("similarity", "mean", "attention")
 

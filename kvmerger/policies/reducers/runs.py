@@ -11,10 +11,8 @@ from typing import Literal
 from torch import Tensor
 
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.evidence import NEIGHBOUR_COSINES, Evidence, Need
-from kvmerger.merging.groups import groups_of
-from kvmerger.merging.merge import LOG_MASSES, LogMass, merge_groups, slot_log_mass
-from kvmerger.merging.sets import runs_of
+from kvmerger.merging.merge import LOG_MASSES, LogMass, groups_of, merge_groups, slot_log_mass
+from kvmerger.merging.runs import runs_of
 from kvmerger.merging.targets import heaviest_kept_of_run
 from kvmerger.merging.weights import WEIGHTS, Weights, counted, member_weights
 from kvmerger.policies.base import PolicyError
@@ -26,6 +24,7 @@ from kvmerger.policies.parameters import (
 )
 from kvmerger.policies.reducers.base import AttentionReducer
 from kvmerger.policies.registry import name_of, register_wrapper
+from kvmerger.prefill.evidence import NEIGHBOUR_COSINES, Evidence, Need
 
 
 @register_wrapper("kvmerger")

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.evidence import Evidence
-from kvmerger.merging.groups import Groups, groups_of
-from kvmerger.merging.merge import merge_groups
+from kvmerger.merging.merge import Groups, groups_of, merge_groups
 from kvmerger.merging.targets import first_kept_after
 from kvmerger.policies.reducers.base import AttentionReducer
 from kvmerger.policies.registry import register_wrapper
+from kvmerger.prefill.evidence import Evidence
 
 # A float running sum may differ from call to call on CUDA, an integer one cannot. 2⁻³² nats is below fp32's own rounding
 # of the weights, and a million tokens of e^±88 each still fit.

@@ -5,8 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmerger.merging.segments import first_argmax, run_sums
-from kvmerger.merging.sets import Runs, eligible_links, highest_links, protect, runs_of
+from kvmerger.merging.runs import (
+    Runs,
+    eligible_links,
+    first_argmax,
+    highest_links,
+    protect,
+    run_sums,
+    runs_of,
+)
 
 links = st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=3)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from kvmerger.budget import Budget
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.evidence import Evidence, LayerStates
 from kvmerger.policies.base import Policy
 from kvmerger.policies.scoring import ScoringPolicy
+from kvmerger.prefill.evidence import Evidence, LayerStates
 
 NUM_TOKENS, NUM_QUERY_HEADS, NUM_KV_HEADS, HEAD_DIM = 120, 4, 2, 8
 RAGGED = Budget((30, 45), 0.3)

@@ -13,11 +13,11 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from kvmerger.budget import Budget, BudgetError, SlotCount
-from kvmerger.evidence import LayerStates
 from kvmerger.policies.adakv import AdaKV
 from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.expected_attention import ExpectedAttention
-from kvmerger.prefill import prefill
+from kvmerger.prefill.evidence import LayerStates
+from kvmerger.prefill.prefill import prefill
 from kvmerger.variants import parse_policy_entry
 from tests.kvmerger.policies.random_layers import assert_scores_and_choice, evidence_for, kept_positions
 from tests.tiny_models import VOCAB_SIZE, tiny_model

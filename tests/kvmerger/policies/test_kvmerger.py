@@ -7,7 +7,6 @@ import torch
 
 from kvmerger.budget import Budget, BudgetError, KeptRatio, LikeVariant, SlotCount
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.evidence import Evidence, LayerStates
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.composition import build
 from kvmerger.policies.kvmerger import KVMerger
@@ -16,6 +15,7 @@ from kvmerger.policies.kvmerger_plus import KVMergerPlus
 from kvmerger.policies.pivots_only import PivotsOnly
 from kvmerger.policies.protected_mass import ProtectedMass
 from kvmerger.policies.zeromerge import ZeroMerge
+from kvmerger.prefill.evidence import Evidence, LayerStates
 from kvmerger.variants import VariantError
 from tests.planted_layers import (
     HEAD_DIM,

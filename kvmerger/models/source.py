@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from kvmerger import demo_model
+from kvmerger.models import demo as demo_model
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 # "dynamic" and "longrope" recompute frequencies from the largest position, so keys of one prompt would not fit another.

@@ -11,12 +11,17 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kvmerger.kernels import dispatch
+
+AttentionSource = Literal["prefill", "window"]
+ATTENTION_SOURCES = ("prefill", "window")
+# Softmax underflows to 0 where nobody looks. A set of such tokens still needs weights, and ratios that fp32 can hold.
+_LEAST_MASS = 1e-20
 
 
 class EvidenceError(RuntimeError):
@@ -216,3 +221,15 @@ def _neighbour_cosines(states: LayerStates) -> Tensor:
     index_HN = torch.arange(num_heads * num_tokens, device=states.k_HND.device).view(num_heads, num_tokens)
     first_F, next_F = index_HN[:, :-1].flatten(), index_HN[:, 1:].flatten()
     return dispatch.pair_cosines(states.k_HND.flatten(0, 1), first_F, next_F).view(num_heads, num_tokens - 1)
+
+
+def mass_need(source: AttentionSource, window_size: int) -> Need:
+    """The attention of all of ``prefill``, or of its last ``window_size`` tokens."""
+    return ATTENTION_MASS if source == "prefill" else window_attention(window_size)
+
+
+def attention_mass(evidence: Evidence, need: Need) -> Tensor:
+    """The evidence ``need`` averaged over the query heads of each group: fp32 (H, N), positive."""
+    mass_XN = evidence.get(need)
+    mass_HN = mass_XN.view(evidence.num_heads, -1, mass_XN.shape[-1]).mean(dim=1)
+    return mass_HN.clamp_min(_LEAST_MASS)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kvmerger.attention import InputWatch, Session
 from kvmerger.kernels.reference.layer import HeadNorms, LayerKernels
+from kvmerger.models.attention import InputWatch, Session
 
 # What stands between one layer's attention and the next one's products is computed for so many tokens at a time: of 131,072
 # tokens of an 8B model the MLP alone would hold 11 GB.

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kvmerger.attention import (
+from kvmerger.kernels.dispatch import layer_kernels
+from kvmerger.kernels.reference.layer import LayerKernels
+from kvmerger.models.attention import (
     ATTENTION_NAME,
     SESSION_KEYWORD,
     InputWatch,
@@ -26,11 +28,9 @@ from kvmerger.attention import (
     register_attention,
     watching_inputs,
 )
-from kvmerger.fused_decoder import FusedDecoder
-from kvmerger.joined_weights import is_fusable, join
-from kvmerger.kernels.dispatch import layer_kernels
-from kvmerger.kernels.reference.layer import LayerKernels
-from kvmerger.model_source import (
+from kvmerger.models.fast_decoder import FusedDecoder
+from kvmerger.models.joined_weights import is_fusable, join
+from kvmerger.models.source import (
     DTYPES,
     ModelError,
     ModelInfo,

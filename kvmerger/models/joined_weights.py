@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kvmerger.fused_decoder import FusedDecoder, FusedLayer, Norm, Product
 from kvmerger.kernels.reference.layer import HeadNorms, LayerKernels
-from kvmerger.model_source import DTYPES, SUPPORTED_MODEL_TYPES, sliding_window
+from kvmerger.models.fast_decoder import FusedDecoder, FusedLayer, Norm, Product
+from kvmerger.models.source import DTYPES, SUPPORTED_MODEL_TYPES, sliding_window
 
 _DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}

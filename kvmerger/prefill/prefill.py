@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from kvmerger.cache.layer_cache import LayerCache, room_for
-from kvmerger.evidence import Evidence, LayerStates, Need, needs_hidden_states
 from kvmerger.kernels.prompt_attention import causal_attention
-from kvmerger.models import LoadedModel
+from kvmerger.models.loading import LoadedModel
+from kvmerger.prefill.evidence import Evidence, LayerStates, Need, needs_hidden_states
 
 
 @dataclass(frozen=True, slots=True)

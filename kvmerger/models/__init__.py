@@ -1,0 +1,1 @@
+"""Weights behind the seam: finding, loading, probing. Knows no variant."""
