@@ -5,8 +5,8 @@ import math
 import torch
 
 from kvmerger.budget import Budget
-from kvmerger.policies.kvmerger import KVMerger
-from kvmerger.policies.random_tokens import random_numbers
+from kvmerger.policies.mergers.kvmerger import KVMerger
+from kvmerger.policies.ranking.random_tokens import random_numbers
 from kvmerger.prefill.evidence import Evidence, LayerStates
 from tests.planted_layers import (
     NUM_HEADS,

@@ -1,8 +1,13 @@
-"""Name → policy class. Classes, never instances: an instance is built from its spec every time (`composition`)."""
+"""Name → policy class. Classes, never instances: an instance is built from its spec every time (`building`).
+
+Every module under this folder is imported when a name is first asked for: adding a file is enough to add a policy.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, TypeVar
@@ -39,11 +44,13 @@ def register_wrapper(name: str) -> Callable[[PolicyClass], PolicyClass]:
 
 def names() -> list[str]:
     """Every registered policy, sorted."""
+    _import_shipped()
     return sorted(_POLICIES)
 
 
 def wrapper_names() -> list[str]:
     """Everything that may follow a policy's name and a ``+``, sorted."""
+    _import_shipped()
     return sorted(_WRAPPERS)
 
 
@@ -62,6 +69,7 @@ class Description:
 
 def describe() -> list[Description]:
     """Every registered policy, then everything that may follow a ``+``; each sorted by name."""
+    _import_shipped()
     return [
         Description(
             name,
@@ -100,6 +108,7 @@ def get_wrapper(name: str) -> type[Policy]:
     Raises:
         VariantError: there is none, with the nearest name.
     """
+    _import_shipped()
     if name not in _WRAPPERS:
         raise VariantError(
             f"nothing called {name!r} may follow a `+`{nearest(name, wrapper_names())}; there is {wrapper_names()}"
@@ -113,6 +122,7 @@ def get(name: str) -> type[Policy]:
     Raises:
         VariantError: there is none, with the nearest name or the import's own error.
     """
+    _import_shipped()
     if name in _POLICIES:
         return _POLICIES[name]
     module_name, separator, class_name = name.partition(":")
@@ -130,3 +140,10 @@ def get(name: str) -> type[Policy]:
     if not (isinstance(found, type) and issubclass(found, Policy)):
         raise VariantError(f"policy {name!r} is not a subclass of kvmerger.policies.base.Policy")
     return found
+
+
+@functools.cache
+def _import_shipped() -> None:
+    package = importlib.import_module("kvmerger.policies")
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)

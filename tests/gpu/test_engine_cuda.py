@@ -8,9 +8,9 @@ import torch
 from kvmerger.batch import Batch
 from kvmerger.buckets import bucket_for
 from kvmerger.compress import compress_all
-from kvmerger.counted_draws import uniform
 from kvmerger.engine import Engine
 from kvmerger.models.loading import LoadedModel, probed
+from kvmerger.policies.decoding.cam import uniform
 from kvmerger.prefill.prefill import prefill
 from kvmerger.variants import FULL, build_variant, parse_policies
 from tests.kvmerger import test_decoding

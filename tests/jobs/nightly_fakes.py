@@ -27,7 +27,7 @@ _NUM_WORDS = 8
 _NEW_TOKENS = 4
 _PLANTED = """
 import dataclasses
-from kvmerger.policies.knorm import Knorm
+from kvmerger.policies.ranking.knorm import Knorm
 
 @dataclasses.dataclass(frozen=True)
 class Planted(Knorm):

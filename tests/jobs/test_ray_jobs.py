@@ -21,7 +21,7 @@ ONE_ACTOR = "actors={count: 1, num_cpus: 1}"
 POLICY = """
 from dataclasses import dataclass
 
-from kvmerger.policies.knorm import Knorm
+from kvmerger.policies.ranking.knorm import Knorm
 import {helper}
 
 

@@ -202,7 +202,7 @@ def test_an_interrupt_keeps_rows_and_prints_a_partial_table(
 
 OWN_POLICY = """
 from dataclasses import dataclass
-from kvmerger.policies.knorm import Knorm
+from kvmerger.policies.ranking.knorm import Knorm
 
 @dataclass(frozen=True)
 class Mine(Knorm):

@@ -12,7 +12,7 @@ from kvmerger.engine import Engine
 from kvmerger.generation import Generation, VariantFailure
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.composition import build
-from kvmerger.policies.streaming_llm_decode import OldestLeaves
+from kvmerger.policies.decoding.streaming_llm_decode import OldestLeaves
 from kvmerger.variants import build_variant, parse_policies
 from tests.kvmerger.test_decoding import (
     BUCKET,

@@ -11,7 +11,7 @@ from kvmerger.budget import Budget, KeptRatio
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.compress import compress_all
 from kvmerger.contract import random_prefill
-from kvmerger.policies.knorm import Knorm
+from kvmerger.policies.ranking.knorm import Knorm
 from kvmerger.prefill.evidence import Evidence
 from kvmerger.variants import Variant
 

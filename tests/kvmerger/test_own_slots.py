@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.counted_draws import uniform
 from kvmerger.decode_rule import DecodeRule, DecodeRuleError, Heirs
 from kvmerger.kernels.reference.ragged import SlotMass
 from kvmerger.own_slots import NewToken, OwnSlots, Scores
-from kvmerger.policies.cam import ValuesAreHandedOn
-from kvmerger.policies.h2o_decode import LowestScoreLeaves
-from kvmerger.policies.streaming_llm_decode import OldestLeaves
-from kvmerger.policies.tova_decode import LeastAttendedLeaves
+from kvmerger.policies.decoding.cam import ValuesAreHandedOn, uniform
+from kvmerger.policies.decoding.h2o_decode import LowestScoreLeaves
+from kvmerger.policies.decoding.streaming_llm_decode import OldestLeaves
+from kvmerger.policies.decoding.tova_decode import LeastAttendedLeaves
 from tests.kvmerger.decode_reference import Slot, drawn
 
 NUM_LAYERS, NUM_HEADS, HEAD_DIM, NUM_TAIL, NUM_STEPS, CONTEXT = 3, 2, 8, 3, 25, 100

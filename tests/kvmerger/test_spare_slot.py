@@ -9,7 +9,7 @@ from torch import Tensor
 from kvmerger.decode_rule import DecodeRule, Heirs
 from kvmerger.kernels.reference.ragged import SlotMass
 from kvmerger.own_slots import NewToken, OwnSlots, Scores
-from kvmerger.policies.streaming_llm_decode import OldestLeaves
+from kvmerger.policies.decoding.streaming_llm_decode import OldestLeaves
 from tests.kvmerger.test_own_slots import (
     CONTEXT,
     HEAD_DIM,

@@ -22,7 +22,7 @@ from kvmerger.engine import Engine
 from kvmerger.fused import needs_of
 from kvmerger.generation import Generation, Prompt, Question, VariantFailure
 from kvmerger.policies.base import Policy
-from kvmerger.policies.knorm import Knorm
+from kvmerger.policies.ranking.knorm import Knorm
 from kvmerger.prefill.evidence import ATTENTION_MASS, Need
 from kvmerger.prefill.prefill import prefill
 from kvmerger.variants import Variant, build_variant, parse_policies

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from kvmerger.budget import Budget, BudgetError, KeptRatio, LikeVariant, SlotCount
-from kvmerger.policies.adakv import AdaKV
+from kvmerger.policies.allocation.adakv import AdaKV
 from kvmerger.policies.base import CacheShape
-from kvmerger.policies.knorm import Knorm
-from kvmerger.policies.observed_attention import ObservedAttention
+from kvmerger.policies.ranking.knorm import Knorm
+from kvmerger.policies.ranking.observed_attention import ObservedAttention
+from kvmerger.policies.ranking.snapkv import SnapKV
+from kvmerger.policies.ranking.streaming_llm import StreamingLLM
 from kvmerger.policies.scoring import ScoringPolicy
-from kvmerger.policies.snapkv import SnapKV
-from kvmerger.policies.streaming_llm import StreamingLLM
 from tests.kvmerger.policies.random_layers import (
     DTYPES,
     HEAD_DIM,

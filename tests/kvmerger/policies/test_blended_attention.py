@@ -5,8 +5,8 @@ import torch
 
 from kvmerger.budget import Budget
 from kvmerger.policies.base import PolicyError
-from kvmerger.policies.blended_attention import BlendedAttention
-from kvmerger.policies.snapkv import SnapKV
+from kvmerger.policies.ranking.blended_attention import BlendedAttention
+from kvmerger.policies.ranking.snapkv import SnapKV
 from kvmerger.prefill.evidence import ATTENTION_MASS, Evidence, LayerStates, window_attention
 
 NUM_TOKENS, WINDOW = 90, 16

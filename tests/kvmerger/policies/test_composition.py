@@ -2,10 +2,10 @@
 
 import pytest
 
-from kvmerger.policies.adakv import AdaKV
+from kvmerger.policies.allocation.adakv import AdaKV
 from kvmerger.policies.base import PolicyError
 from kvmerger.policies.composition import build
-from kvmerger.policies.snapkv import SnapKV
+from kvmerger.policies.ranking.snapkv import SnapKV
 from kvmerger.variants import VariantError, parse_policy_entry
 
 

@@ -7,7 +7,7 @@ import torch
 
 from kvmerger.budget import BudgetError, SlotCount
 from kvmerger.policies.base import CacheShape, PolicyError
-from kvmerger.policies.cur import CUR, LEVERAGE_TYPES
+from kvmerger.policies.ranking.cur import CUR, LEVERAGE_TYPES
 from tests.kvmerger.policies.random_layers import (
     DTYPES,
     NUM_TOKENS,

@@ -8,11 +8,11 @@ import torch
 from kvmerger.budget import Budget, BudgetError, KeptRatio, LikeVariant, SlotCount
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
-from kvmerger.policies.knorm import Knorm
-from kvmerger.policies.random_tokens import Random
+from kvmerger.policies.ranking.knorm import Knorm
+from kvmerger.policies.ranking.random_tokens import Random
+from kvmerger.policies.ranking.snapkv import SnapKV
+from kvmerger.policies.ranking.streaming_llm import StreamingLLM
 from kvmerger.policies.selection import keep_highest
-from kvmerger.policies.snapkv import SnapKV
-from kvmerger.policies.streaming_llm import StreamingLLM
 from kvmerger.prefill.evidence import Evidence, LayerStates
 
 NUM_TOKENS = 120

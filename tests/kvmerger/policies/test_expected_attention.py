@@ -13,9 +13,9 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from kvmerger.budget import Budget, BudgetError, SlotCount
-from kvmerger.policies.adakv import AdaKV
+from kvmerger.policies.allocation.adakv import AdaKV
 from kvmerger.policies.base import CacheShape, PolicyError
-from kvmerger.policies.expected_attention import ExpectedAttention
+from kvmerger.policies.ranking.expected_attention import ExpectedAttention
 from kvmerger.prefill.evidence import LayerStates
 from kvmerger.prefill.prefill import prefill
 from kvmerger.variants import parse_policy_entry

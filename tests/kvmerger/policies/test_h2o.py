@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from kvmerger.budget import Budget, KeptRatio, SlotCount
-from kvmerger.policies.adakv import AdaKV
+from kvmerger.policies.allocation.adakv import AdaKV
 from kvmerger.policies.base import CacheShape, PolicyError
-from kvmerger.policies.h2o import H2O
+from kvmerger.policies.ranking.h2o import H2O
 from tests.kvmerger.policies.random_layers import (
     DTYPES,
     NUM_TOKENS,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kvmerger.policies.keydiff import KeyDiff
+from kvmerger.policies.ranking.keydiff import KeyDiff
 from tests.kvmerger.policies.random_layers import (
     DTYPES,
     HEAD_DIM,

@@ -9,12 +9,12 @@ from kvmerger.budget import Budget, BudgetError, KeptRatio, LikeVariant, SlotCou
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.composition import build
-from kvmerger.policies.kvmerger import KVMerger
-from kvmerger.policies.kvmerger_paper import KVMergerPaper
-from kvmerger.policies.kvmerger_plus import KVMergerPlus
-from kvmerger.policies.pivots_only import PivotsOnly
-from kvmerger.policies.protected_mass import ProtectedMass
-from kvmerger.policies.zeromerge import ZeroMerge
+from kvmerger.policies.mergers.kvmerger import KVMerger
+from kvmerger.policies.mergers.kvmerger_paper import KVMergerPaper
+from kvmerger.policies.mergers.kvmerger_plus import KVMergerPlus
+from kvmerger.policies.mergers.pivots_only import PivotsOnly
+from kvmerger.policies.mergers.protected_mass import ProtectedMass
+from kvmerger.policies.mergers.zeromerge import ZeroMerge
 from kvmerger.prefill.evidence import Evidence, LayerStates
 from kvmerger.variants import VariantError
 from tests.planted_layers import (

@@ -8,8 +8,8 @@ import torch
 
 from kvmerger.budget import Budget, BudgetError, SlotCount
 from kvmerger.policies.base import CacheShape, PolicyError
-from kvmerger.policies.lagkv import LagKV
-from kvmerger.policies.streaming_llm import StreamingLLM
+from kvmerger.policies.ranking.lagkv import LagKV
+from kvmerger.policies.ranking.streaming_llm import StreamingLLM
 from tests.kvmerger.policies.random_layers import (
     DTYPES,
     HEAD_DIM,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kvmerger.policies.observed_attention import ObservedAttention
+from kvmerger.policies.ranking.observed_attention import ObservedAttention
 from tests.kvmerger.policies.random_layers import (
     DTYPES,
     NUM_TOKENS,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kvmerger.budget import Budget
-from kvmerger.policies.tova import TOVA
+from kvmerger.policies.ranking.tova import TOVA
 from tests.kvmerger.policies.random_layers import (
     DTYPES,
     NUM_QUERY_HEADS,

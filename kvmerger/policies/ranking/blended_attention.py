@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvmerger.policies.parameters import require_share
+from kvmerger.policies.ranking.snapkv import SnapKV
 from kvmerger.policies.registry import register
-from kvmerger.policies.snapkv import SnapKV
 from kvmerger.prefill.evidence import ATTENTION_MASS, Evidence, Need
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from kvmerger.policies.kvmerger import KVMerger
+from kvmerger.policies.mergers.kvmerger import KVMerger
 from kvmerger.policies.registry import register
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from kvmerger.merging.merge import LogMass
 from kvmerger.merging.weights import Weights
-from kvmerger.policies.kvmerger import KVMerger
+from kvmerger.policies.mergers.kvmerger import KVMerger
 from kvmerger.policies.registry import register
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kvmerger.merging.weights import Weights
-from kvmerger.policies.kvmerger import KVMerger
+from kvmerger.policies.mergers.kvmerger import KVMerger
 from kvmerger.policies.registry import register
 
 

@@ -34,14 +34,14 @@ from kvmerger.merging.runs import (
 )
 from kvmerger.merging.weights import WEIGHTS, Weights, counted, member_weights
 from kvmerger.policies.base import CacheShape, PolicyError
+from kvmerger.policies.mergers.protection import ProtectingPolicy
 from kvmerger.policies.parameters import (
     require_choices,
     require_cosine,
     require_positive,
     require_switches,
 )
-from kvmerger.policies.protection import ProtectingPolicy
-from kvmerger.policies.random_tokens import random_numbers
+from kvmerger.policies.ranking.random_tokens import random_numbers
 from kvmerger.policies.registry import register
 from kvmerger.prefill.evidence import NEIGHBOUR_COSINES, Evidence, Need, attention_mass
 

@@ -9,8 +9,8 @@ from fractions import Fraction
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
 from kvmerger.policies.base import CacheShape, PolicyError
+from kvmerger.policies.ranking.snapkv import SnapKV
 from kvmerger.policies.registry import register
-from kvmerger.policies.snapkv import SnapKV
 from kvmerger.prefill.evidence import Evidence
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError
 from kvmerger.kernels.dispatch import is_among_highest
-from kvmerger.policies.protection import ProtectingPolicy
+from kvmerger.policies.mergers.protection import ProtectingPolicy
 from kvmerger.policies.registry import register
 from kvmerger.policies.selection import SelectingPolicy
 from kvmerger.prefill.evidence import Evidence, Need, attention_mass

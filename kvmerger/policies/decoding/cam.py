@@ -3,23 +3,31 @@
 Shapes: L layers, H KV heads, X columns, M heirs, as in `decode_rule`.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from kvmerger.counted_draws import uniform
 from kvmerger.decode_rule import DecodeRule, DecodeStep, Heirs
 from kvmerger.policies.base import PolicyError
-from kvmerger.policies.decoding import ScoredDecodingPolicy
-from kvmerger.policies.h2o_decode import LowestScoreLeaves
+from kvmerger.policies.decoding.base import ScoredDecodingPolicy
+from kvmerger.policies.decoding.h2o_decode import LowestScoreLeaves
+from kvmerger.policies.decoding.streaming_llm_decode import OldestLeaves
 from kvmerger.policies.parameters import require_choice, require_count
 from kvmerger.policies.registry import register_wrapper
-from kvmerger.policies.streaming_llm_decode import OldestLeaves
 
 # Keeps 0 / 0 from becoming NaN where nobody ever attended to a window; far below any softmax that counts.
 _LEAST_SCORE = 1e-30
+_MASK = 0xFFFFFFFF
+# Odd multipliers and shifts of a 32-bit finaliser with low bias (Chris Wellons, "Prospecting for Hash Functions", 2018).
+_ROUNDS = ((16, 0x7FEB352D), (15, 0x846CA68B))
+_LAST_SHIFT = 16
+# fp32 holds 24 bits exactly, so no draw is rounded up to 1.
+_DRAWN_BITS = 24
 
 
 @dataclass(frozen=True)
@@ -109,3 +117,24 @@ class CaM(ScoredDecodingPolicy):
         )
         # As in `random`: seeds of neighbouring repeats never meet, whatever the prompt's 32 bits are.
         return ValuesAreHandedOn(chooser, self.num_heirs, (prompt_seed << 16) + self.seed, room=self.room)
+
+
+def uniform(seed: int, shape: Sequence[int], count: Tensor) -> Tensor:
+    """Numbers in [0, 1), fp32 of ``shape`` on the device of ``count`` (int64, no dimension).
+
+    Each depends on ``seed``, its place in ``shape`` and ``count`` alone.
+    """
+    bits = _mixed(torch.zeros_like(count), seed & _MASK)
+    bits = _mixed(bits, (seed >> 32) & _MASK)
+    bits = _mixed(bits, count & _MASK)
+    for size in shape:
+        bits = _mixed(bits[..., None], torch.arange(size, device=count.device))
+    return (bits >> (32 - _DRAWN_BITS)).float() / 2**_DRAWN_BITS
+
+
+def _mixed(bits: Tensor, more: Tensor | int) -> Tensor:
+    # Products of two 32-bit numbers overflow int64; their low 32 bits, all that is kept, are right nevertheless.
+    bits = (bits * _ROUNDS[0][1] + more + 1) & _MASK
+    for shift, multiplier in _ROUNDS:
+        bits = ((bits ^ (bits >> shift)) * multiplier) & _MASK
+    return bits ^ (bits >> _LAST_SHIFT)

@@ -1,0 +1,1 @@
+"""Who gets how many slots: layers and heads. Never which tokens fill them."""

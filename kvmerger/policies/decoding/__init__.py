@@ -1,0 +1,1 @@
+"""`+name`: what leaves while answering."""

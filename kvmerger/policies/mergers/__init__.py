@@ -1,0 +1,1 @@
+"""Policies whose slots are merged tokens: KVMerger, its controls, ZeroMerge."""
