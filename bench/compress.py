@@ -29,14 +29,13 @@ from torch.nn import functional as F
 from bench.op_counter import OpCounter
 from bench.planted import planted_keys
 from kvmerger.budget import Budget, KeptRatio, num_slots_for
+from kvmerger.building import Variant, build
 from kvmerger.cache.layer_cache import LayerCache, room_for, storage_addresses
-from kvmerger.compress import compress_all
-from kvmerger.device_time import now_s
+from kvmerger.device import now_s
+from kvmerger.engine.compress import compress_all
 from kvmerger.policies.base import Policy
-from kvmerger.policies.composition import build
 from kvmerger.prefill.evidence import Evidence, LayerStates, Need
 from kvmerger.prefill.prefill import Prefilled
-from kvmerger.variants import Variant
 
 POLICIES = (
     "knorm", "streaming_llm", "snapkv", "h2o", "snapkv+adakv", "kvmerger", "kvmerger_paper", "pivots_only",

@@ -18,16 +18,17 @@ from rich.table import Table
 
 from bench.race_ours import copy_bandwidth
 from bench.random_llama import random_llama, weight_bytes_per_step
-from kvmerger.batch import Answer, Batch
-from kvmerger.buckets import bucket_for
+from kvmerger.building import build_variant
 from kvmerger.cache.layer_cache import storage_bytes
-from kvmerger.compress import compress_all
-from kvmerger.fused import needs_of, rows_of, with_references
+from kvmerger.decoding.batch import Answer, Batch
+from kvmerger.decoding.step_graphs import StepGraphs, graphs_for
+from kvmerger.engine.compress import compress_all
+from kvmerger.engine.fused import needs_of, rows_of, with_references
 from kvmerger.generation import Prompt, Question
+from kvmerger.limits import bucket_for
 from kvmerger.models.loading import LoadedModel
 from kvmerger.prefill.prefill import prefill
-from kvmerger.step_graphs import StepGraphs, graphs_for
-from kvmerger.variants import FULL_AA, build_variant, parse_policies
+from kvmerger.variants import FULL_AA, parse_policies
 
 GIB = 2**30
 NUM_REPEATS = 3

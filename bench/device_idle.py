@@ -23,10 +23,10 @@ import torch
 from bench.race import tokens_of
 from bench.random_llama import SHAPES, make_prompt, race_variants, random_llama
 from bench.records import append, default_path, provenance
+from kvmerger.building import Variant
 from kvmerger.engine import Engine
 from kvmerger.generation import Prompt
 from kvmerger.models.loading import LoadedModel
-from kvmerger.variants import Variant
 
 _WINDOW_ITEMS = 3
 _NUM_WINDOWS = 8

@@ -19,15 +19,16 @@ from torch import Tensor
 
 from bench.race import tokens_of
 from bench.random_llama import SHAPES, make_prompt, race_variants, random_llama
-from kvmerger.batch import Batch, Row
-from kvmerger.buckets import ROW_BUCKETS, bucket_for
-from kvmerger.compress import compress_all
-from kvmerger.fused import needs_of, rows_of, with_references
+from kvmerger.building import Variant
+from kvmerger.decoding.batch import Batch, Row
+from kvmerger.decoding.step_graphs import StepGraphs, graphs_for
+from kvmerger.engine.compress import compress_all
+from kvmerger.engine.fused import needs_of, rows_of, with_references
 from kvmerger.generation import Prompt
+from kvmerger.limits import ROW_BUCKETS, bucket_for
 from kvmerger.models.loading import LoadedModel
 from kvmerger.prefill.prefill import prefill
-from kvmerger.step_graphs import StepGraphs, graphs_for
-from kvmerger.variants import FULL, FULL_AA, Variant
+from kvmerger.variants import FULL, FULL_AA
 
 _RUN_LENGTH = 2.0
 _MOST_ROWS = 32

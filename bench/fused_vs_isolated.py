@@ -23,10 +23,11 @@ from jobs.config import Settings, load_settings
 from jobs.preparation import prepare
 from jobs.results import ResultStore
 from jobs.work import WorkUnit
+from kvmerger.building import Variant, build_variant
 from kvmerger.engine import Engine
 from kvmerger.generation import Generation, Prompt, Question
 from kvmerger.models.loading import load_model
-from kvmerger.variants import REFERENCE_LABELS, Variant, build_variant
+from kvmerger.variants import REFERENCE_LABELS
 
 DEFAULT_CONFIG = Path(__file__).parent.parent / "jobs" / "configs" / "demo.yaml"
 EXECUTIONS = ("fused", "isolated")

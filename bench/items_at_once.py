@@ -20,11 +20,10 @@ from bench.race import tokens_of
 from bench.race_clock import timed
 from bench.random_llama import NUM_NEW_TOKENS, SHAPES, make_prompt, race_variants, random_llama
 from bench.records import append, default_path, provenance
-from kvmerger.buckets import bucket_for
-from kvmerger.device_memory import free_memory
+from kvmerger.device import free_memory
 from kvmerger.engine import Engine
 from kvmerger.generation import Generation, Prompt, VariantFailure
-from kvmerger.limits import Limits
+from kvmerger.limits import Limits, bucket_for
 from kvmerger.models.loading import LoadedModel
 
 _S_PER_HOUR = 3600

@@ -26,9 +26,9 @@ from bench import kernel_timing
 from bench.kernel_timing import Bench, Ceilings, Measured
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.cache.ragged_layer import RaggedLayer
+from kvmerger.decoding.ragged_cache import RaggedCache
 from kvmerger.kernels import dispatch
 from kvmerger.kernels.reference import ragged as reference
-from kvmerger.ragged_cache import RaggedCache
 
 TAIL_TOKENS = 64
 FULL_ROWS = 2

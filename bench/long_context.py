@@ -23,12 +23,13 @@ import torch
 
 from bench.race import tokens_of
 from bench.random_llama import NUM_NEW_TOKENS, SHAPES, make_prompt, random_llama
+from kvmerger.building import build_variant
+from kvmerger.decoding.extend import _ExtendSession
 from kvmerger.engine import Engine
-from kvmerger.extend import _ExtendSession
 from kvmerger.generation import Generation
 from kvmerger.models.loading import LoadedModel
 from kvmerger.prefill.prefill import PrefillSession
-from kvmerger.variants import build_variant, parse_policies
+from kvmerger.variants import parse_policies
 
 _GIB = 2**30
 _MOST_RECORDED_EVENTS = 100_000

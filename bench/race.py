@@ -32,10 +32,10 @@ from bench.random_llama import (
     random_llama,
 )
 from bench.records import append, default_path, provenance, read
-from kvmerger.device_memory import free_memory
+from kvmerger.building import Variant
+from kvmerger.device import free_memory
 from kvmerger.generation import Prompt
 from kvmerger.models.loading import LoadedModel
-from kvmerger.variants import Variant
 
 _KIBI = 1024
 _SECONDS = 540.0

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from kvmerger.device_time import now_s
+from kvmerger.device import now_s
 
 T = TypeVar("T")
 

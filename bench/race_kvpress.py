@@ -21,8 +21,7 @@ from torch import Tensor
 from bench.race_clock import Deadline, timed
 from bench.random_llama import BUDGETS, EVICTING
 from bench.static_decoding import StaticDecoder
-from kvmerger.device_memory import free_memory
-from kvmerger.device_time import now_s
+from kvmerger.device import free_memory, now_s
 from kvmerger.generation import Prompt
 from kvmerger.models.loading import LoadedModel
 

@@ -15,11 +15,12 @@ import torch
 
 from bench.race_clock import timed
 from bench.random_llama import weight_bytes_per_step
+from kvmerger.building import Variant
 from kvmerger.engine import Engine
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits
 from kvmerger.models.loading import LoadedModel
-from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, Variant
+from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
 NUM_REPEATS = 3
 _OF_A_BATCH = (

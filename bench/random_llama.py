@@ -25,14 +25,15 @@ from typing import Any
 
 import torch
 
-from kvmerger.compress import compress_all
-from kvmerger.fused import needs_of
+from kvmerger.building import Variant, build_variant
+from kvmerger.engine.compress import compress_all
+from kvmerger.engine.fused import needs_of
 from kvmerger.generation import Prompt, Question
 from kvmerger.models.attention import ATTENTION_NAME, register_attention
 from kvmerger.models.loading import LoadedModel, load_tokenizer, probed
 from kvmerger.models.source import ModelInfo
 from kvmerger.prefill.prefill import prefill
-from kvmerger.variants import FULL, Variant, build_variant, parse_policies
+from kvmerger.variants import FULL, parse_policies
 
 NUM_NEW_TOKENS = 64
 BUDGETS = (0.5, 0.35)

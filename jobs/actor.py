@@ -32,7 +32,7 @@ class EngineActor:
     def load(self) -> None:
         """Load the model; raises what loading raises."""
         if 0 < self._num_gpus < 1:
-            from kvmerger.device_memory import keep_to
+            from kvmerger.device import keep_to
 
             keep_to(self._num_gpus)
         self._runner.load()

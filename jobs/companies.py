@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 
 from jobs.config import Settings
-from kvmerger.buckets import bucket_for
-from kvmerger.limits import Limits
+from kvmerger.limits import Limits, bucket_for
 
 MOST_CONTEXT_TOKENS = 4096
 """Of a context that has company where nothing else is asked for: with longer ones a step reads more K/V than weights."""

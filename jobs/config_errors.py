@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from kvmerger.variants import nearest
+from kvmerger.names import nearest
 
 
 class SettingsError(ValueError):

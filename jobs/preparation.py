@@ -22,7 +22,8 @@ from jobs.config import Settings
 from jobs.plan import Plan, build_plan
 from jobs.results import ResultStore
 from kvmerger.budget import BudgetError
-from kvmerger.variants import REFERENCE_LABELS, Variant, VariantSpec, build_variant
+from kvmerger.building import Variant, build_variant
+from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 
 if TYPE_CHECKING:
     from kvmerger.models.loading import ModelInfo

@@ -203,7 +203,7 @@ def _print_where_to_go(console: Console, settings: Settings, page: str, result: 
 
 def _check_policy(name: str) -> int:
     from jobs.contract_messages import traces_once
-    from kvmerger.contract import check_policy
+    from kvmerger.contract.checks import check_policy
 
     results = check_policy(name)
     for it, message in zip(results, traces_once([it.message for it in results]), strict=True):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvmerger.budget import LikeVariant
-from kvmerger.variants import REFERENCE_LABELS, VariantError, VariantSpec
+from kvmerger.names import VariantError
+from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class DeviceLostError(RuntimeError):
 
 
 class EngineLike(Protocol):
-    """The part of `kvmerger.engine.Engine` that runs a unit."""
+    """The part of `kvmerger.engine.engine.Engine` that runs a unit."""
 
     def run(self, prompt: Prompt, variants: Sequence[Any], *, execution: Any, seed: int) -> Sequence[Outcome]:
         """One outcome per variant and question, the reference rows included."""
@@ -61,9 +61,9 @@ def load_engine(settings: ModelSettings) -> LoadedEngine:
     Raises:
         ModelError: the model cannot be found or is not supported.
     """
+    from kvmerger.building import build_variant
     from kvmerger.engine import Engine
     from kvmerger.models.loading import load_model, load_tokenizer
-    from kvmerger.variants import build_variant
 
     model = load_model(
         settings.name, revision=settings.revision, dtype=settings.dtype, device=settings.device

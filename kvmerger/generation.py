@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
-
-from kvmerger.memory import MemoryPoint
+from typing import Literal, NamedTuple
 
 
 class PromptError(ValueError):
@@ -75,6 +73,18 @@ class Prompt:
                 raise PromptError(
                     f"token {unknown[0]} is outside the model's vocabulary of {vocab_size}: wrong tokenizer?"
                 )
+
+
+class MemoryPoint(NamedTuple):
+    """One moment. ``live_bytes`` are in use; ``reserved_bytes`` include room reserved for tokens still to come.
+
+    For a row under a decode rule they also include the prefix and tail it keeps, to be put back to where its answer began.
+    """
+
+    step: int
+    phase: str
+    live_bytes: int
+    reserved_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
-"""Bounds on what the engine does at once."""
+"""Bounds on what the engine does at once, and how many rows a batch has: few sizes, so that few shapes are ever computed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,3 +21,17 @@ class Limits:
         """Refuse limits that leave nothing to run."""
         if self.max_rows < 1 or self.max_fidelity_tokens < 1:
             raise ValueError(f"limits must be at least 1, got {self}")
+
+
+def bucket_for(num_rows: int) -> int:
+    """The smallest bucket that holds ``num_rows``; beyond the largest, the next multiple of it."""
+    for bucket in ROW_BUCKETS:
+        if bucket >= num_rows:
+            return bucket
+    return -(-num_rows // ROW_BUCKETS[-1]) * ROW_BUCKETS[-1]
+
+
+def another_bucket(num_rows: int, taken: int) -> int:
+    """The smallest bucket that holds ``num_rows`` and is not ``taken``."""
+    smallest = bucket_for(num_rows)
+    return smallest if smallest != taken else bucket_for(taken + 1)

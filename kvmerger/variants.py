@@ -6,8 +6,7 @@ fresh policy from it each time, so no policy can carry state from one item to th
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,11 @@ from kvmerger.budget import (
     parse_budget,
 )
 from kvmerger.merging.protected import protected_ratios
+from kvmerger.names import VariantError, nearest
 
 if TYPE_CHECKING:
-    from kvmerger.policies.base import Policy
+    pass
+
 
 FULL = "full"
 NO_CONTEXT = "no_context"
@@ -49,10 +50,6 @@ _RATIO_HELP = (
 )
 
 
-class VariantError(ValueError):
-    """A policy entry that cannot be understood, or parameters the policy does not have."""
-
-
 @dataclass(frozen=True, slots=True)
 class VariantSpec:
     """One policy at one budget. ``params`` are (name, value) pairs sorted by name; values are hashable."""
@@ -77,15 +74,6 @@ class VariantSpec:
             case LikeVariant(label=label):
                 budget = {"like": others[label].canonical(others) if others and label in others else label}
         return {"policy": self.policy, "params": dict(self.params), "budget": budget}
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """A spec brought to life: the policy instance the engine calls, and the budget it gets."""
-
-    label: str
-    policy: Policy
-    budget: BudgetSpec | None
 
 
 def parse_policy_entry(entry: str | Mapping[str, Any]) -> list[VariantSpec]:
@@ -140,24 +128,6 @@ def parse_policies(entries: Sequence[str | Mapping[str, Any]]) -> list[VariantSp
     for spec in specs:
         _check_like(spec, by_label)
     return specs
-
-
-def build_variant(spec: VariantSpec) -> Variant:
-    """Make the policy a spec names (imports torch).
-
-    Raises:
-        VariantError: unknown policy or parameter, with the nearest name there is, or values the policy cannot take.
-        PolicyError: values the policy itself refuses.
-    """
-    from kvmerger.policies.composition import build
-
-    return Variant(spec.label, build(spec.policy, dict(spec.params)), spec.budget)
-
-
-def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """``" (did you mean 'x'?)"`` for the known name closest to ``name``, or nothing; ``cutoff`` 0–1, lower guesses more."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 _RESERVED_KEYS = ("budget", "compression_ratio", "label", "name")

@@ -20,9 +20,9 @@ from jobs.rows import RunContext
 from jobs.work import Cell, PlannedItem, WorkUnit
 from jobs.worker import LoadedEngine
 from kvmerger.budget import KeptRatio, SlotCount, num_slots_for
-from kvmerger.generation import Generation, Prompt, Question, VariantFailure
-from kvmerger.memory import MemoryPoint
-from kvmerger.variants import FULL, NO_CONTEXT, REFERENCE_LABELS, VariantError, VariantSpec
+from kvmerger.generation import Generation, MemoryPoint, Prompt, Question, VariantFailure
+from kvmerger.names import VariantError
+from kvmerger.variants import FULL, NO_CONTEXT, REFERENCE_LABELS, VariantSpec
 
 NUM_LAYERS, NUM_KV_HEADS, BYTES_PER_SLOT = 2, 3, 8
 EOS_ID = 0

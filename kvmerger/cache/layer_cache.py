@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kvmerger.cache.head_counters import HeadCounters, PerHead
-from kvmerger.uploads import upload
+from kvmerger.device import upload
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -73,7 +73,7 @@ def _attention_forward(
     session: Session | None = kwargs.pop(SESSION_KEYWORD, None)
     if session is None:
         raise SeamError(
-            f"attention was called without a session; run this model through kvmerger.engine.Engine ({module})"
+            f"attention was called without a session; run this model through kvmerger.engine.engine.Engine ({module})"
         )
     # transformers hands custom attention names no mask, so a mask can only mean padding that would be ignored.
     if attention_mask is not None:

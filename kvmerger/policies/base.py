@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from kvmerger.budget import Budget, BudgetSpec
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.decode_rule import DecodeRule
+from kvmerger.decoding.decode_rule import DecodeRule
 from kvmerger.prefill.evidence import Evidence, Need
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, TypeVar
 
+from kvmerger.names import VariantError, nearest
 from kvmerger.policies.base import Policy
-from kvmerger.variants import VariantError, nearest
 
 PolicyClass = TypeVar("PolicyClass", bound=type[Policy])
 INNER = "inner"

@@ -5,8 +5,8 @@ import torch
 
 from bench.planted import planted_keys
 from kvmerger.budget import Budget
+from kvmerger.building import build
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.policies.composition import build
 from kvmerger.prefill.evidence import Evidence, LayerStates
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from kvmerger.contract import check_policy
+from kvmerger.contract.checks import check_policy
 from kvmerger.policies.base import Policy
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.policies.selection import keep_highest

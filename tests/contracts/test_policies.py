@@ -6,14 +6,14 @@ from typing import ClassVar
 import pytest
 import torch
 
-from kvmerger.contract import check_policy
-from kvmerger.decode_rule import DecodeRule, Heirs
+from kvmerger.contract.checks import check_policy
+from kvmerger.decoding.decode_rule import DecodeRule, Heirs
+from kvmerger.names import VariantError
 from kvmerger.policies import registry
 from kvmerger.policies.base import Policy
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.policies.selection import keep_highest
 from kvmerger.prefill.evidence import ATTENTION_MASS, KEY_NORMS, Need, register_evidence
-from kvmerger.variants import VariantError
 
 # Every wrapper behind a ranking that differs between heads, unless it wants one that does not.
 FRONT = {"tova_decode": "tova"}

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from kvmerger.device_memory import free_memory
+from kvmerger.device import free_memory
 
 
 def bytes_for(share: float, run: Callable[[], object]) -> int:

@@ -4,13 +4,12 @@ import pytest
 import torch
 
 from kvmerger.budget import Budget, BudgetError, KeptRatio
+from kvmerger.building import Variant, build
 from kvmerger.cache.layer_cache import room_for
-from kvmerger.compress import compress_all
-from kvmerger.contract_layers import NUM_KV_HEADS, NUM_LAYERS, NUM_TOKENS, random_prefill
-from kvmerger.policies.composition import build
+from kvmerger.contract.layers import NUM_KV_HEADS, NUM_LAYERS, NUM_TOKENS, random_prefill
+from kvmerger.engine.compress import compress_all
 from kvmerger.prefill.evidence import Evidence, LayerStates
 from kvmerger.prefill.prefill import Prefilled
-from kvmerger.variants import Variant
 from tests.kvmerger.test_waits import NAMES
 
 pytestmark = pytest.mark.gpu

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kvmerger.device_memory import available_bytes, free_memory, keep_to
-from kvmerger.groups import plannable_bytes
+from kvmerger.device import available_bytes, free_memory, keep_to
+from kvmerger.engine.groups import plannable_bytes
 
 pytestmark = pytest.mark.gpu
 SHARE = 0.02

@@ -5,14 +5,15 @@ import gc
 import pytest
 import torch
 
-from kvmerger.batch import Batch
-from kvmerger.buckets import bucket_for
-from kvmerger.compress import compress_all
+from kvmerger.building import build_variant
+from kvmerger.decoding.batch import Batch
 from kvmerger.engine import Engine
+from kvmerger.engine.compress import compress_all
+from kvmerger.limits import bucket_for
 from kvmerger.models.loading import LoadedModel, probed
 from kvmerger.policies.decoding.cam import uniform
 from kvmerger.prefill.prefill import prefill
-from kvmerger.variants import FULL, build_variant, parse_policies
+from kvmerger.variants import FULL, parse_policies
 from tests.kvmerger import test_decoding
 from tests.kvmerger.test_engine import NUM_NEW_TOKENS, POLICIES, make_prompt, make_rows
 from tests.tiny_models import TinyModel, assert_same_greedy_tokens, tiny_model

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvmerger.cuda_recorder import CudaRecorder
-from kvmerger.extend import extend, pad_tokens
+from kvmerger.decoding.cuda_recorder import CudaRecorder
+from kvmerger.decoding.extend import extend, pad_tokens
+from kvmerger.decoding.ragged_cache import RaggedCache
 from kvmerger.models import fast_decoder as fused_decoder
 from kvmerger.models.loading import LoadedModel, probed
 from kvmerger.prefill.prefill import prefill
-from kvmerger.ragged_cache import RaggedCache
 from tests.kvmerger.test_prefill import UNROTATED_QUERIES
 from tests.tiny_models import VOCAB_SIZE, tiny_model
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from kvmerger.budget import Budget, BudgetError
+from kvmerger.building import build
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.policies import registry
 from kvmerger.policies.base import Policy
-from kvmerger.policies.composition import build
 from kvmerger.policies.reducers.base import Reducer
 from kvmerger.prefill.evidence import Evidence, LayerStates
 from tests.planted_layers import NUM_HEADS, planted_states

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from kvmerger.budget import Budget
+from kvmerger.building import build
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels import dispatch
 from kvmerger.kernels.reference import merging as merging_reference
-from kvmerger.policies.composition import build
 from kvmerger.prefill.evidence import Evidence, LayerStates
 from tests.kvmerger.kernels.merging_tests import (  # noqa: F401  (collected here)
     test_groups_become_the_loops_slots,

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from kvmerger.decoding.ragged_cache import RaggedCache
 from kvmerger.kernels import dispatch
 from kvmerger.kernels.reference import ragged as reference
 from kvmerger.kernels.reference.ragged import Attended
-from kvmerger.ragged_cache import RaggedCache
 from tests.kvmerger.kernels.ragged_cases import (
     FEW,
     FIELDS,

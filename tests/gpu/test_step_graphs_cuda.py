@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from kvmerger import fused
-from kvmerger.batch import Batch
-from kvmerger.decode_rule import DecodeRule
-from kvmerger.engine import Engine
+from kvmerger.building import build_variant
+from kvmerger.decoding.batch import Batch
+from kvmerger.decoding.decode_rule import DecodeRule
+from kvmerger.decoding.step_graphs import StepGraphs, graphs_for
+from kvmerger.engine import Engine, fused
 from kvmerger.models.loading import LoadedModel, probed
-from kvmerger.step_graphs import StepGraphs, graphs_for
-from kvmerger.variants import build_variant, parse_policies
+from kvmerger.variants import parse_policies
 from tests.gpu.little_memory import at_most, bytes_for
 from tests.gpu.test_engine_cuda import on_cuda
 from tests.kvmerger.test_decoding import OTHERS, POLICIES

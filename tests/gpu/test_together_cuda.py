@@ -5,12 +5,11 @@ import random
 import pytest
 import torch
 
-from kvmerger import fused_many, fused_members
-from kvmerger.batch import Batch
-from kvmerger.engine import Engine
+from kvmerger.decoding.batch import Batch
+from kvmerger.decoding.together import Party, Together
+from kvmerger.engine import Engine, fused_many, fused_members
 from kvmerger.generation import Generation
 from kvmerger.limits import Limits
-from kvmerger.together import Party, Together
 from tests.gpu.little_memory import at_most, bytes_for
 from tests.gpu.test_engine_cuda import on_cuda
 from tests.gpu.test_step_graphs_cuda import graphs_of

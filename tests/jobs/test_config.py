@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from evaluators.prompting import QueryMode
 from jobs.config import DEMO_CONFIG, Settings, load_settings
 from kvmerger.budget import KeptRatio, LikeVariant
+from kvmerger.building import build_variant
 from kvmerger.policies.base import CacheShape
-from kvmerger.variants import FULL, build_variant
+from kvmerger.variants import FULL
 from tests.jobs.config_fakes import MINIMAL, refused, write
 
 

@@ -14,8 +14,9 @@ from evaluators.item import BenchmarkItem
 from jobs.config import DEMO_CONFIG, Settings, load_settings
 from jobs.plan import Plan
 from jobs.published_figures import shipped_publications
+from kvmerger.building import build_variant
 from kvmerger.policies.base import CacheShape
-from kvmerger.variants import FULL, VariantSpec, build_variant
+from kvmerger.variants import FULL, VariantSpec
 from tests.jobs.plan_fakes import Model, WordTokenizer, plan_of
 
 LLAMA_2 = Model("Llama-2-7b-chat-hf", "r", "bfloat16", 32, 32, 128, 4096)

@@ -7,7 +7,8 @@ import pytest
 
 from evaluators.item import BenchmarkItem
 from jobs.plan import PlanError
-from kvmerger.variants import REFERENCE_LABELS, VariantError, VariantSpec
+from kvmerger.names import VariantError
+from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 from tests.jobs.plan_fakes import Model, identities, item, plan_of, settings_of
 
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from jobs.published_figures import MEAN, SHIPPED, PublishedError, load_publication, shipped_publications
-from kvmerger.variants import FULL, build_variant
+from kvmerger.building import build_variant
+from kvmerger.variants import FULL
 
 PAPER: dict[str, Any] = {
     "source": "A paper",

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmerger.buckets import ROW_BUCKETS, another_bucket, bucket_for
+from kvmerger.limits import ROW_BUCKETS, another_bucket, bucket_for
 
 
 @given(num_rows=st.integers(1, 1000))

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from kvmerger.budget import KeptRatio
-from kvmerger.compress import compress_all
-from kvmerger.contract import random_prefill
-from kvmerger.policies.composition import build
-from kvmerger.variants import Variant
+from kvmerger.building import Variant, build
+from kvmerger.contract.checks import random_prefill
+from kvmerger.engine.compress import compress_all
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ import random
 import pytest
 import torch
 
-from kvmerger.batch import Batch, Row
-from kvmerger.compress import compress_all
+from kvmerger.building import build_variant
+from kvmerger.decoding.batch import Batch, Row
+from kvmerger.engine.compress import compress_all
 from kvmerger.generation import Prompt, Question
 from kvmerger.prefill.prefill import prefill, prompt_seed
-from kvmerger.variants import build_variant, parse_policies
+from kvmerger.variants import parse_policies
 from tests.kvmerger.decode_reference import (
     Rule,
     SlowDecoder,

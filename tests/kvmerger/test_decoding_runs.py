@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import pytest
 
 from kvmerger.budget import BudgetError
-from kvmerger.decode_rule import DecodeRule
+from kvmerger.building import build, build_variant
+from kvmerger.decoding.decode_rule import DecodeRule
 from kvmerger.engine import Engine
 from kvmerger.generation import Generation, VariantFailure
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
-from kvmerger.policies.composition import build
 from kvmerger.policies.decoding.streaming_llm_decode import OldestLeaves
-from kvmerger.variants import build_variant, parse_policies
+from kvmerger.variants import parse_policies
 from tests.kvmerger.test_decoding import (
     BUCKET,
     NUM_LAYERS,

@@ -5,15 +5,16 @@ import random
 import pytest
 import torch
 
-from kvmerger.batch import Batch, Row
-from kvmerger.buckets import bucket_for
+from kvmerger.building import build_variant
 from kvmerger.cache.layer_cache import storage_addresses, storage_bytes
-from kvmerger.compress import compress_all, empty_prefix
+from kvmerger.decoding.batch import Batch, Row
+from kvmerger.decoding.extend import extend, pad_tokens
 from kvmerger.engine import Engine
-from kvmerger.extend import extend, pad_tokens
+from kvmerger.engine.compress import compress_all, empty_prefix
 from kvmerger.generation import Prompt, Question
+from kvmerger.limits import bucket_for
 from kvmerger.prefill.prefill import prefill
-from kvmerger.variants import FULL, NO_CONTEXT, build_variant, parse_policies
+from kvmerger.variants import FULL, NO_CONTEXT, parse_policies
 from tests.tiny_models import VOCAB_SIZE, TinyModel, assert_same_greedy_tokens, tiny_model
 
 NUM_NEW_TOKENS = 33

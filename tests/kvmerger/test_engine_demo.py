@@ -6,16 +6,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from kvmerger.batch import Batch
-from kvmerger.buckets import bucket_for
+from kvmerger.building import build_variant
 from kvmerger.cache.layer_cache import storage_addresses
-from kvmerger.compress import compress_all
+from kvmerger.decoding.batch import Batch
 from kvmerger.engine import Engine
+from kvmerger.engine.compress import compress_all
 from kvmerger.generation import Prompt, Question
+from kvmerger.limits import bucket_for
 from kvmerger.models.demo import demo_folder
 from kvmerger.models.loading import load_model, load_tokenizer
 from kvmerger.prefill.prefill import prefill
-from kvmerger.variants import FULL, build_variant, parse_policies
+from kvmerger.variants import FULL, parse_policies
 from tests.kvmerger.test_engine import make_rows
 from tests.tiny_models import TinyModel, assert_same_greedy_tokens
 

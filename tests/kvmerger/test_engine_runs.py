@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 import pytest
 from torch import Tensor
 
+from kvmerger.building import build_variant
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.engine import Engine
 from kvmerger.generation import Generation, Prompt, PromptError, Question, VariantFailure
 from kvmerger.limits import Limits
+from kvmerger.names import VariantError
 from kvmerger.policies.base import Policy
 from kvmerger.policies.selection import keep_highest
 from kvmerger.prefill.evidence import LayerStates, Need, register_evidence
-from kvmerger.variants import VariantError, build_variant, parse_policies
+from kvmerger.variants import parse_policies
 from tests.kvmerger.test_engine import NUM_NEW_TOKENS, make_prompt, variants
 from tests.tiny_models import VOCAB_SIZE, tiny_model
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kvmerger.batch import Batch
-from kvmerger.extend import extend, pad_tokens
-from kvmerger.ragged_cache import RaggedCache
+from kvmerger.decoding.batch import Batch
+from kvmerger.decoding.extend import extend, pad_tokens
+from kvmerger.decoding.ragged_cache import RaggedCache
 from tests.kvmerger.test_engine import make_prompt, make_rows
 from tests.tiny_models import tiny_model
 

@@ -10,10 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvmerger.batch import Batch
+from kvmerger.decoding.batch import Batch
+from kvmerger.decoding.step_graphs import Refusals, StepGraphs
 from kvmerger.generation import Prompt
-from kvmerger.refusals import Refusals
-from kvmerger.step_graphs import StepGraphs
 from tests.kvmerger.test_decoding import POLICIES
 from tests.kvmerger.test_step_graphs import Calls, make_prompt, make_rows
 from tests.tiny_models import TinyModel, tiny_model

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import kvmerger.fidelity as fidelity_module
+import kvmerger.engine.fidelity as fidelity_module
 from bench.op_counter import OpCounter
-from kvmerger.fidelity import compare, continuation_nll, fetched
+from kvmerger.engine.fidelity import compare, continuation_nll, fetched
 from kvmerger.models.loading import LoadedModel
 from tests.tiny_models import VOCAB_SIZE, tiny_model
 

@@ -16,14 +16,14 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
-from kvmerger.extend import extend, pad_tokens
+from kvmerger.decoding.extend import extend, pad_tokens
+from kvmerger.decoding.ragged_cache import RaggedCache
 from kvmerger.kernels.reference import layer as layer_reference
 from kvmerger.models import fast_decoder as fused_decoder
 from kvmerger.models import joined_weights
 from kvmerger.models.joined_weights import is_fusable
 from kvmerger.models.loading import LoadedModel, probed
 from kvmerger.prefill.prefill import prefill
-from kvmerger.ragged_cache import RaggedCache
 from tests.kvmerger.test_prefill import UNROTATED_QUERIES
 from tests.tiny_models import VOCAB_SIZE, TinyModel, tiny_model
 

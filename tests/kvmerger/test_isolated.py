@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from kvmerger import isolated
-from kvmerger.engine import Engine
+from kvmerger.building import Variant, build_variant
+from kvmerger.engine import Engine, isolated
 from kvmerger.generation import Generation, VariantFailure
 from kvmerger.prefill.evidence import Need
 from kvmerger.prefill.prefill import Prefilled
-from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, Variant, build_variant, parse_policies
+from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, parse_policies
 from tests.kvmerger.test_engine import make_prompt
 from tests.tiny_models import tiny_model
 

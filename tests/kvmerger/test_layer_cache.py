@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from kvmerger.budget import Budget, KeptRatio
+from kvmerger.building import Variant
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.compress import compress_all
-from kvmerger.contract import random_prefill
+from kvmerger.contract.checks import random_prefill
+from kvmerger.engine.compress import compress_all
 from kvmerger.policies.ranking.knorm import Knorm
 from kvmerger.prefill.evidence import Evidence
-from kvmerger.variants import Variant
 
 
 @pytest.mark.parametrize("repeat", range(20))

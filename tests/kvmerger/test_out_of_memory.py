@@ -12,18 +12,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmerger import batch, compress, fused, own_slots
+from kvmerger.building import build_variant
 from kvmerger.cache.layer_cache import storage_bytes
-from kvmerger.compress import compress_all
-from kvmerger.engine import Engine
+from kvmerger.decoding import batch, own_slots
+from kvmerger.decoding.step_graphs import StepGraphs
+from kvmerger.engine import Engine, compress, fused
+from kvmerger.engine.compress import compress_all
+from kvmerger.engine.groups import by_bytes, by_rows, expected_bytes
 from kvmerger.generation import Generation, VariantFailure
-from kvmerger.groups import by_bytes, by_rows, expected_bytes
 from kvmerger.kernels import dispatch
 from kvmerger.limits import Limits
 from kvmerger.prefill.evidence import ATTENTION_MASS
 from kvmerger.prefill.prefill import prefill
-from kvmerger.step_graphs import StepGraphs
-from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, REFERENCE_LABELS, build_variant, parse_policies
+from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, REFERENCE_LABELS, parse_policies
 from tests.kvmerger.test_decoding import NUM_LAYERS, OTHERS, POLICIES, make_prompt
 from tests.kvmerger.test_step_graphs import Calls
 from tests.tiny_models import TinyModel, tiny_model

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.decode_rule import DecodeRule, DecodeRuleError, Heirs
+from kvmerger.decoding.decode_rule import DecodeRule, DecodeRuleError, Heirs
+from kvmerger.decoding.own_slots import NewToken, OwnSlots, Scores
 from kvmerger.kernels.reference.ragged import SlotMass
-from kvmerger.own_slots import NewToken, OwnSlots, Scores
 from kvmerger.policies.decoding.cam import ValuesAreHandedOn, uniform
 from kvmerger.policies.decoding.h2o_decode import LowestScoreLeaves
 from kvmerger.policies.decoding.streaming_llm_decode import OldestLeaves

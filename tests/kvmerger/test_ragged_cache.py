@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.ragged_cache import RaggedCache
+from kvmerger.decoding.ragged_cache import RaggedCache
 
 NUM_HEADS, HEAD_DIM, CAPACITY, NUM_LAYERS = 2, 4, 12, 2
 
@@ -38,7 +38,7 @@ def test_append_writes_each_rows_new_tokens_behind_its_tail_and_nothing_else(
 
 def test_the_engine_imports_without_triton(repo_root: Path) -> None:
     code = (
-        "import sys, kvmerger.engine, kvmerger.kernels.dispatch\n"
+        "import sys, kvmerger.engine.engine, kvmerger.kernels.dispatch\n"
         "assert not [name for name in sys.modules if name.startswith('kvmerger.kernels.triton')]"
     )
     subprocess.run([sys.executable, "-c", code], cwd=repo_root, check=True)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvmerger.decode_rule import DecodeRule, Heirs
+from kvmerger.decoding.decode_rule import DecodeRule, Heirs
+from kvmerger.decoding.own_slots import NewToken, OwnSlots, Scores
 from kvmerger.kernels.reference.ragged import SlotMass
-from kvmerger.own_slots import NewToken, OwnSlots, Scores
 from kvmerger.policies.decoding.streaming_llm_decode import OldestLeaves
 from tests.kvmerger.test_own_slots import (
     CONTEXT,

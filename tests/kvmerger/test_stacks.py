@@ -5,15 +5,15 @@ import random
 import pytest
 import torch
 
-import kvmerger.stacks
+import kvmerger.engine.stacks
 from kvmerger.budget import Budget
+from kvmerger.building import build
 from kvmerger.cache.head_counters import HeadCounters, PerHead
 from kvmerger.cache.layer_cache import LayerCache, room_for
-from kvmerger.contract_layers import NUM_KV_HEADS, NUM_LAYERS, NUM_TOKENS, random_prefill
+from kvmerger.contract.layers import NUM_KV_HEADS, NUM_LAYERS, NUM_TOKENS, random_prefill
+from kvmerger.engine.stacks import Stacks, stacked, unstacked
 from kvmerger.kernels.reference.ranking import marked_places
-from kvmerger.policies.composition import build
 from kvmerger.prefill.evidence import KEY_NORMS
-from kvmerger.stacks import Stacks, stacked, unstacked
 
 EVEN = Budget.uniform(NUM_TOKENS // 2, NUM_KV_HEADS, 0.5)
 
@@ -80,11 +80,11 @@ def test_layers_are_stacked_while_they_are_alike_and_fit(seed: int, monkeypatch:
     prefilled = random_prefill(seed, torch.float32, policy)
     stacks = Stacks(prefilled.layers, prefilled.evidence)
     layer_bytes = prefilled.layers[0].k_SD.nbytes
-    monkeypatch.setitem(kvmerger.stacks._MOST_KEY_BYTES, "cpu", 4 * layer_bytes)
+    monkeypatch.setitem(kvmerger.engine.stacks._MOST_KEY_BYTES, "cpu", 4 * layer_bytes)
     assert NUM_LAYERS == 8
     together = [range(1), range(1, 5), range(5, 7), range(7, 8)]
     assert list(stacks.stretches(policy, [EVEN] * 8)) == together
-    monkeypatch.setitem(kvmerger.stacks._MOST_KEY_BYTES, "cpu", layer_bytes - 1)
+    monkeypatch.setitem(kvmerger.engine.stacks._MOST_KEY_BYTES, "cpu", layer_bytes - 1)
     assert list(stacks.stretches(policy, [EVEN] * 8)) == [range(index, index + 1) for index in range(8)]
 
 

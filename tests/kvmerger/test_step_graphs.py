@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from kvmerger.batch import Batch, Row
-from kvmerger.compress import compress_all
-from kvmerger.decode_rule import DecodeRule
+from kvmerger.building import build_variant
+from kvmerger.decoding.batch import Batch, Row
+from kvmerger.decoding.decode_rule import DecodeRule
+from kvmerger.decoding.step_graphs import MOST_GRAPHS, StepGraphs, rounded_up
+from kvmerger.engine.compress import compress_all
 from kvmerger.generation import Prompt, Question
 from kvmerger.prefill.prefill import prefill
-from kvmerger.step_graphs import MOST_GRAPHS, StepGraphs, rounded_up
-from kvmerger.variants import build_variant, parse_policies
+from kvmerger.variants import parse_policies
 from tests.kvmerger.test_decoding import OTHERS, POLICIES
 from tests.tiny_models import VOCAB_SIZE, TinyModel, tiny_model
 

@@ -13,19 +13,20 @@ import pytest
 import torch
 
 from bench.op_counter import OpCounter
-from kvmerger.batch import Batch, Row
 from kvmerger.budget import KeptRatio
-from kvmerger.compress import compress_all
-from kvmerger.contract import random_prefill
-from kvmerger.decode_rule import DecodeRule
+from kvmerger.building import Variant, build_variant
+from kvmerger.contract.checks import random_prefill
+from kvmerger.decoding.batch import Batch, Row
+from kvmerger.decoding.decode_rule import DecodeRule
 from kvmerger.engine import Engine
-from kvmerger.fused import needs_of
+from kvmerger.engine.compress import compress_all
+from kvmerger.engine.fused import needs_of
 from kvmerger.generation import Generation, Prompt, Question, VariantFailure
 from kvmerger.policies.base import Policy
 from kvmerger.policies.ranking.knorm import Knorm
 from kvmerger.prefill.evidence import ATTENTION_MASS, Need
 from kvmerger.prefill.prefill import prefill
-from kvmerger.variants import Variant, build_variant, parse_policies
+from kvmerger.variants import parse_policies
 from tests.tiny_models import VOCAB_SIZE, TinyModel, tiny_model
 
 # Prompts warn where an error makes them answer apart: then it reached more than its variant.

@@ -12,16 +12,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmerger import compress, fused, fused_many, fused_members, together
-from kvmerger.batch import Batch
-from kvmerger.buckets import bucket_for
-from kvmerger.engine import Engine
+from kvmerger.building import build_variant
+from kvmerger.decoding import together
+from kvmerger.decoding.batch import Batch
+from kvmerger.decoding.step_graphs import StepGraphs
+from kvmerger.decoding.together import Party, Together
+from kvmerger.engine import Engine, compress, fused, fused_many, fused_members
+from kvmerger.engine.groups import Seats, companies
 from kvmerger.generation import Generation, Prompt, Question, VariantFailure
-from kvmerger.groups import Seats, companies
-from kvmerger.limits import Limits
-from kvmerger.step_graphs import StepGraphs
-from kvmerger.together import Party, Together
-from kvmerger.variants import FULL, FULL_AA, REFERENCE_LABELS, build_variant, parse_policies
+from kvmerger.limits import Limits, bucket_for
+from kvmerger.variants import FULL, FULL_AA, REFERENCE_LABELS, parse_policies
 from tests.kvmerger.test_decoding import OTHERS, POLICIES
 from tests.kvmerger.test_step_graphs import Calls, make_rows, with_ends
 from tests.tiny_models import VOCAB_SIZE, TinyModel, tiny_model

@@ -3,8 +3,10 @@
 import pytest
 
 from kvmerger.budget import BudgetError, KeptRatio, LikeVariant, SlotCount
+from kvmerger.building import build_variant
+from kvmerger.names import VariantError
 from kvmerger.policies.base import PolicyError
-from kvmerger.variants import VariantError, VariantSpec, build_variant, parse_policies, parse_policy_entry
+from kvmerger.variants import VariantSpec, parse_policies, parse_policy_entry
 
 
 def test_a_list_of_budgets_gives_one_variant_each() -> None:

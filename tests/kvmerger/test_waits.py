@@ -5,11 +5,10 @@ import torch
 
 from bench.op_counter import OpCounter
 from kvmerger.budget import Budget, KeptRatio
-from kvmerger.compress import compress_all
-from kvmerger.contract_layers import NUM_KV_HEADS, NUM_LAYERS, NUM_TOKENS, random_prefill
+from kvmerger.building import Variant, build
+from kvmerger.contract.layers import NUM_KV_HEADS, NUM_LAYERS, NUM_TOKENS, random_prefill
+from kvmerger.engine.compress import compress_all
 from kvmerger.policies import registry
-from kvmerger.policies.composition import build
-from kvmerger.variants import Variant
 
 NAMES = [
     *registry.names(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvmerger.uploads import upload
+from kvmerger.device import upload
 
 
 def is_among_highest(scores_HN: Tensor, count_H: tuple[int, ...]) -> Tensor:

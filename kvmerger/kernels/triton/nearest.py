@@ -14,12 +14,12 @@ import torch
 import triton
 from torch import Tensor
 
+from kvmerger.device import upload
 from kvmerger.kernels.programs.merging import LEAST_UNIT_NORM
 from kvmerger.kernels.programs.nearest import nearest_kernel
 from kvmerger.kernels.reference.nearest import EVICTED, NO_COSINE
 from kvmerger.kernels.reference.ranking import marked_places
 from kvmerger.kernels.triton.merging import row_norms
-from kvmerger.uploads import upload
 
 FEWEST_DOT_DIMS = 16
 # Above this head size blocks must be smaller, to fit smaller GPUs' shared memory.

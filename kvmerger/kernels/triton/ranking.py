@@ -14,8 +14,8 @@ import triton
 from torch import Tensor
 
 from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.device import upload
 from kvmerger.kernels.programs.ranking import highest_kernel, take_kernel
-from kvmerger.uploads import upload
 
 # Longer rows are read again for every two bits. A thread has 16 columns of a full block in its registers.
 MOST_BLOCK_COLUMNS = 16384

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.decode_rule import DecodeRule
+from kvmerger.decoding.decode_rule import DecodeRule
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.parameters import require_count
 from kvmerger.prefill.evidence import ATTENTION_MASS, Evidence, Need

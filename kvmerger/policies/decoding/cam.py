@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kvmerger.decode_rule import DecodeRule, DecodeStep, Heirs
+from kvmerger.decoding.decode_rule import DecodeRule, DecodeStep, Heirs
 from kvmerger.policies.base import PolicyError
 from kvmerger.policies.decoding.base import ScoredDecodingPolicy
 from kvmerger.policies.decoding.h2o_decode import LowestScoreLeaves

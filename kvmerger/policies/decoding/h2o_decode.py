@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kvmerger.decode_rule import DecodeRule, DecodeStep
+from kvmerger.decoding.decode_rule import DecodeRule, DecodeStep
 from kvmerger.policies.decoding.base import ScoredDecodingPolicy
 from kvmerger.policies.parameters import require_count
 from kvmerger.policies.registry import register_wrapper

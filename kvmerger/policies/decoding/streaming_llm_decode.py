@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvmerger.decode_rule import DecodeRule, DecodeStep
+from kvmerger.decoding.decode_rule import DecodeRule, DecodeStep
 from kvmerger.policies.decoding.base import DecodingPolicy
 from kvmerger.policies.parameters import require_count
 from kvmerger.policies.registry import register_wrapper

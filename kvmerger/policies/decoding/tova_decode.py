@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.decode_rule import DecodeRule, DecodeStep
+from kvmerger.decoding.decode_rule import DecodeRule, DecodeStep
 from kvmerger.policies.decoding.base import DecodingPolicy
 from kvmerger.policies.registry import register_wrapper
 from kvmerger.prefill.evidence import Evidence

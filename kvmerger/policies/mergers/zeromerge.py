@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
 from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.device import upload
 from kvmerger.kernels.dispatch import is_among_highest
 from kvmerger.merging.merge import groups_of, merge_groups
 from kvmerger.merging.targets import own_index
@@ -21,7 +22,6 @@ from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.parameters import is_number, require_count, require_ratio
 from kvmerger.policies.registry import register
 from kvmerger.prefill.evidence import ATTENTION_MASS, Evidence, Need, attention_mass
-from kvmerger.uploads import upload
 
 
 @register("zeromerge")

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from kvmerger.budget import Budget, share_of
+from kvmerger.device import upload
 from kvmerger.policies.parameters import require_share
 from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.prefill.evidence import ATTENTION_MASS, Evidence, Need
-from kvmerger.uploads import upload
 
 
 @register("h2o")

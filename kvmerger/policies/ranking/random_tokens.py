@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvmerger.device import upload
 from kvmerger.policies.base import PolicyError
 from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.prefill.evidence import Evidence
-from kvmerger.uploads import upload
 
 # Layers get seeds this far apart, so that neighbouring sweep seeds never meet on another layer.
 _LAYER_SEED_STRIDE = 1_000_003

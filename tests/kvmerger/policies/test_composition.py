@@ -2,11 +2,12 @@
 
 import pytest
 
+from kvmerger.building import build
+from kvmerger.names import VariantError
 from kvmerger.policies.allocation.adakv import AdaKV
 from kvmerger.policies.base import PolicyError
-from kvmerger.policies.composition import build
 from kvmerger.policies.ranking.snapkv import SnapKV
-from kvmerger.variants import VariantError, parse_policy_entry
+from kvmerger.variants import parse_policy_entry
 
 
 def test_parameters_go_to_the_part_that_has_them() -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from kvmerger.budget import Budget, BudgetError, KeptRatio, LikeVariant, SlotCount
+from kvmerger.building import build
 from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.names import VariantError
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
-from kvmerger.policies.composition import build
 from kvmerger.policies.mergers.kvmerger import KVMerger
 from kvmerger.policies.mergers.kvmerger_paper import KVMergerPaper
 from kvmerger.policies.mergers.kvmerger_plus import KVMergerPlus
@@ -16,7 +17,6 @@ from kvmerger.policies.mergers.pivots_only import PivotsOnly
 from kvmerger.policies.mergers.protected_mass import ProtectedMass
 from kvmerger.policies.mergers.zeromerge import ZeroMerge
 from kvmerger.prefill.evidence import Evidence, LayerStates
-from kvmerger.variants import VariantError
 from tests.planted_layers import (
     HEAD_DIM,
     NUM_HEADS,

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from kvmerger.budget import Budget, BudgetError, KeptRatio, LikeVariant, SlotCount
-from kvmerger.compress import compress_all
-from kvmerger.contract_layers import NUM_KV_HEADS, NUM_LAYERS, NUM_TOKENS, random_prefill
+from kvmerger.building import Variant
+from kvmerger.contract.layers import NUM_KV_HEADS, NUM_LAYERS, NUM_TOKENS, random_prefill
+from kvmerger.engine.compress import compress_all
 from kvmerger.policies.allocation.adakv import AdaKV
 from kvmerger.policies.allocation.pyramidkv import PyramidKV
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.ranking.snapkv import SnapKV
-from kvmerger.variants import Variant
 from tests.kvmerger.policies.random_layers import evidence_for, random_states
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from kvmerger.building import build
 from kvmerger.policies import registry
-from kvmerger.policies.composition import build
 
 DESCRIBED = {(described.name, described.is_wrapper): described for described in registry.describe()}
 

@@ -4,16 +4,17 @@ import pytest
 import torch
 
 from kvmerger.budget import Budget, BudgetError, KeptRatio, LikeVariant
+from kvmerger.building import Variant, build
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.compress import compress_all
-from kvmerger.contract import random_prefill
+from kvmerger.contract.checks import random_prefill
+from kvmerger.engine.compress import compress_all
+from kvmerger.names import VariantError
 from kvmerger.policies import registry
 from kvmerger.policies.base import CacheShape, PolicyError
-from kvmerger.policies.composition import build
 from kvmerger.policies.reducers.base import Reducer
 from kvmerger.policies.reducers.weighted_kv import WeightedKV
 from kvmerger.prefill.evidence import Evidence, LayerStates
-from kvmerger.variants import FULL, Variant, VariantError
+from kvmerger.variants import FULL
 from tests.planted_layers import NUM_HEADS, NUM_TOKENS, assert_slots, planted_states
 from tests.slow_reducers import kept_sets, slow_reduce
 

@@ -16,16 +16,16 @@ from typing import TypeVar
 
 import torch
 
-from kvmerger.batch import Answer, Batch, Row, answers_of
 from kvmerger.cache.ragged_layer import Room, new_room
-from kvmerger.decode_loop import Progress, catch_up, decode_eagerly
-from kvmerger.decoding_rows import ActingRows
-from kvmerger.device_time import now_s
-from kvmerger.extend import extend, pad_tokens
+from kvmerger.decoding.acting_rows import ActingRows
+from kvmerger.decoding.batch import Answer, Batch, Row, answers_of
+from kvmerger.decoding.decode_loop import Progress, catch_up, decode_eagerly
+from kvmerger.decoding.extend import extend, pad_tokens
+from kvmerger.decoding.ragged_cache import RaggedCache
+from kvmerger.decoding.step_graphs import LEAST_TAIL_TOKENS, StepGraphs, rounded_up
+from kvmerger.device import now_s
 from kvmerger.generation import Prompt
 from kvmerger.models.loading import LoadedModel
-from kvmerger.ragged_cache import RaggedCache
-from kvmerger.step_graphs import LEAST_TAIL_TOKENS, StepGraphs, rounded_up
 
 OfARow = TypeVar("OfARow")
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.decode_rule import DecodeRule, DecodeStep, Heirs, leaving_columns
+from kvmerger.decoding.decode_rule import DecodeRule, DecodeStep, Heirs, leaving_columns
+from kvmerger.decoding.ragged_cache import Prefix
 from kvmerger.kernels.reference.ragged import SlotMass
-from kvmerger.ragged_cache import Prefix
 
 
 class Scores(NamedTuple):

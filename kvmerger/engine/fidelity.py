@@ -15,8 +15,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from kvmerger.device import upload
 from kvmerger.models.loading import LoadedModel
-from kvmerger.uploads import upload
 
 # fp32 logits alive at a time, per model call: 64 MiB.
 _MAX_CHUNK_LOGITS = 2**24

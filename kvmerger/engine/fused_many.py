@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from kvmerger.buckets import another_bucket
-from kvmerger.compress import references_first
-from kvmerger.fused import FusedRun, make_room, run_fused
-from kvmerger.fused_members import Member, Trouble, answer_members
-from kvmerger.generation import Generation, Prompt, VariantFailure
-from kvmerger.groups import (
+from kvmerger.building import Variant
+from kvmerger.decoding.step_graphs import StepGraphs
+from kvmerger.engine.compress import references_first
+from kvmerger.engine.fused import FusedRun, make_room, run_fused
+from kvmerger.engine.fused_members import Member, Trouble, answer_members
+from kvmerger.engine.groups import (
     Group,
     Seats,
     by_rows,
@@ -30,11 +30,11 @@ from kvmerger.groups import (
     plannable_bytes,
     tail_bytes,
 )
-from kvmerger.limits import Limits
+from kvmerger.generation import Generation, Prompt, VariantFailure
+from kvmerger.limits import Limits, another_bucket
 from kvmerger.models.loading import LoadedModel
 from kvmerger.prefill.prefill import prompt_seed
-from kvmerger.step_graphs import StepGraphs
-from kvmerger.variants import FULL_AA, NO_CONTEXT, REFERENCE_LABELS, Variant
+from kvmerger.variants import FULL_AA, NO_CONTEXT, REFERENCE_LABELS
 
 POSITION_BYTES = 4
 """Of a slot, beside its key and value."""

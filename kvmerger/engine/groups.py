@@ -14,11 +14,11 @@ from itertools import accumulate
 
 import torch
 
-from kvmerger.buckets import another_bucket, bucket_for
 from kvmerger.budget import LikeVariant, num_slots_for
-from kvmerger.device_memory import available_bytes
+from kvmerger.building import Variant
+from kvmerger.device import available_bytes
 from kvmerger.generation import Prompt
-from kvmerger.variants import Variant
+from kvmerger.limits import another_bucket, bucket_for
 
 SHARE_PLANNED = 0.9
 """Of the free memory: the rest is for what compressing and a forward pass need in between, and for the allocator's gaps."""

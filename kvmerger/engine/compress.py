@@ -15,16 +15,18 @@ from statistics import fmean
 import torch
 
 from kvmerger.budget import Budget, BudgetError, LikeVariant, effective_ratio, num_slots_for
+from kvmerger.building import Variant
 from kvmerger.cache.head_counters import numbers_of
 from kvmerger.cache.layer_cache import LayerCache, storage_bytes
-from kvmerger.decode_rule import DecodeRule, require_rule
-from kvmerger.device_time import now_s
+from kvmerger.decoding.decode_rule import DecodeRule, require_rule
+from kvmerger.decoding.ragged_cache import Prefix
+from kvmerger.device import now_s
+from kvmerger.engine.stacks import Stacks, stacked_budget, unstacked
+from kvmerger.names import VariantError
 from kvmerger.policies.base import CacheShape, Policy, declared_needs
 from kvmerger.prefill.evidence import forget_frames
 from kvmerger.prefill.prefill import Prefilled
-from kvmerger.ragged_cache import Prefix
-from kvmerger.stacks import Stacks, stacked_budget, unstacked
-from kvmerger.variants import FULL, Variant, VariantError
+from kvmerger.variants import FULL
 
 SlotsLH = tuple[tuple[int, ...], ...]
 """Numbers of slots, by layer and head."""

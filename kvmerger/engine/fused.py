@@ -14,10 +14,12 @@ from functools import partial
 
 import torch
 
-from kvmerger.answering import Answered, Answering, References
-from kvmerger.batch import Answer, Batch, Row
-from kvmerger.buckets import another_bucket
-from kvmerger.compress import (
+from kvmerger.building import Variant
+from kvmerger.decoding.batch import Answer, Batch, Row
+from kvmerger.decoding.step_graphs import StepGraphs
+from kvmerger.device import free_memory, now_s
+from kvmerger.engine.answering import Answered, Answering, References
+from kvmerger.engine.compress import (
     Compressed,
     Compression,
     SlotsLH,
@@ -25,17 +27,14 @@ from kvmerger.compress import (
     empty_prefix,
     references_first,
 )
-from kvmerger.device_memory import free_memory
-from kvmerger.device_time import now_s
+from kvmerger.engine.groups import Group, by_bytes, by_rows, expected_bytes, plannable_bytes, tail_bytes
 from kvmerger.generation import Generation, Prompt, VariantFailure
-from kvmerger.groups import Group, by_bytes, by_rows, expected_bytes, plannable_bytes, tail_bytes
-from kvmerger.limits import Limits
+from kvmerger.limits import Limits, another_bucket
 from kvmerger.models.loading import LoadedModel
 from kvmerger.policies.base import declared_needs
 from kvmerger.prefill.evidence import Need
 from kvmerger.prefill.prefill import Prefilled, prefill
-from kvmerger.step_graphs import StepGraphs
-from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, Variant
+from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
 
 def run_fused(

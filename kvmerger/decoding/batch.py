@@ -17,16 +17,15 @@ import torch
 from torch import Tensor
 
 from kvmerger.cache.ragged_layer import Room
-from kvmerger.decode_loop import Progress, catch_up, decode_eagerly
-from kvmerger.decode_rule import DecodeRule
-from kvmerger.decoding_rows import DecodingRows, RuleFailure
-from kvmerger.device_time import now_s
-from kvmerger.extend import Extended, extend, pad_tokens
-from kvmerger.generation import Prompt, Question
-from kvmerger.memory import MemoryPoint
+from kvmerger.decoding.acting_rows import DecodingRows, RuleFailure
+from kvmerger.decoding.decode_loop import Progress, catch_up, decode_eagerly
+from kvmerger.decoding.decode_rule import DecodeRule
+from kvmerger.decoding.extend import Extended, extend, pad_tokens
+from kvmerger.decoding.ragged_cache import Prefix, RaggedCache
+from kvmerger.decoding.step_graphs import StepGraphs
+from kvmerger.device import now_s
+from kvmerger.generation import MemoryPoint, Prompt, Question
 from kvmerger.models.loading import LoadedModel
-from kvmerger.ragged_cache import Prefix, RaggedCache
-from kvmerger.step_graphs import StepGraphs
 
 
 @dataclass(frozen=True, slots=True)

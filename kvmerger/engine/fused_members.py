@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import torch
 
-from kvmerger.fused import FusedRun, make_room, out_of_memory
-from kvmerger.groups import Group
+from kvmerger.decoding.step_graphs import StepGraphs
+from kvmerger.decoding.together import Party, Together
+from kvmerger.engine.fused import FusedRun, make_room, out_of_memory
+from kvmerger.engine.groups import Group
 from kvmerger.models.loading import LoadedModel
-from kvmerger.step_graphs import StepGraphs
-from kvmerger.together import Party, Together
 
 
 class Member(NamedTuple):

@@ -11,16 +11,17 @@ from typing import Literal
 
 import torch
 
-from kvmerger.compress import references_first
-from kvmerger.fused import run_fused
-from kvmerger.fused_many import run_fused_many
+from kvmerger.building import Variant
+from kvmerger.decoding.step_graphs import Refusals, graphs_for
+from kvmerger.engine.compress import references_first
+from kvmerger.engine.fused import run_fused
+from kvmerger.engine.fused_many import run_fused_many
+from kvmerger.engine.isolated import run_isolated
 from kvmerger.generation import Generation, Prompt, VariantFailure
-from kvmerger.isolated import run_isolated
 from kvmerger.limits import Limits
 from kvmerger.models.loading import LoadedModel
-from kvmerger.refusals import Refusals
-from kvmerger.step_graphs import graphs_for
-from kvmerger.variants import REFERENCE_LABELS, Variant, VariantError
+from kvmerger.names import VariantError
+from kvmerger.variants import REFERENCE_LABELS
 
 _EXECUTIONS = ("fused", "isolated")
 

@@ -12,19 +12,18 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kvmerger.answering import Answered, Answering, References
-from kvmerger.batch import Batch
-from kvmerger.buckets import another_bucket, bucket_for
-from kvmerger.compress import SlotsLH, compress_all, references_first
-from kvmerger.device_time import now_s
-from kvmerger.fused import failures_of, needs_of, out_of_memory, rows_of, with_references
+from kvmerger.building import Variant
+from kvmerger.decoding.batch import Batch
+from kvmerger.decoding.step_graphs import Refusals, graphs_for
+from kvmerger.device import now_s
+from kvmerger.engine.answering import Answered, Answering, References
+from kvmerger.engine.compress import SlotsLH, compress_all, references_first
+from kvmerger.engine.fused import failures_of, needs_of, out_of_memory, rows_of, with_references
 from kvmerger.generation import Generation, Prompt, VariantFailure
-from kvmerger.limits import Limits
+from kvmerger.limits import Limits, another_bucket, bucket_for
 from kvmerger.models.loading import LoadedModel
 from kvmerger.prefill.prefill import prefill
-from kvmerger.refusals import Refusals
-from kvmerger.step_graphs import graphs_for
-from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, Variant
+from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
 
 def run_isolated(

@@ -14,16 +14,16 @@ from math import isclose, nan
 import torch
 
 from kvmerger.budget import Budget, BudgetError, KeptRatio
+from kvmerger.building import Variant, build, build_variant
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.compress import compress_all
-from kvmerger.contract_decoding import Decoded, decode_at_random
-from kvmerger.contract_layers import NUM_KV_HEADS, NUM_LAYERS, NUM_QUERY_HEADS, NUM_TOKENS, random_prefill
-from kvmerger.decode_rule import DecodeRule, require_rule
+from kvmerger.contract.decoding import Decoded, decode_at_random
+from kvmerger.contract.layers import NUM_KV_HEADS, NUM_LAYERS, NUM_QUERY_HEADS, NUM_TOKENS, random_prefill
+from kvmerger.decoding.decode_rule import DecodeRule, require_rule
+from kvmerger.engine.compress import compress_all
 from kvmerger.policies.base import Policy, declared_needs
-from kvmerger.policies.composition import build
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.prefill.prefill import Prefilled
-from kvmerger.variants import Variant, VariantSpec, build_variant
+from kvmerger.variants import VariantSpec
 
 KEPT_RATIO = 0.5
 

@@ -11,11 +11,11 @@ from math import isfinite
 
 from torch import Tensor
 
-from kvmerger.batch import Answer, Batch, Row
-from kvmerger.compress import DID_NOTHING, Compressed, merged_counters
-from kvmerger.decoding_rows import RuleFailure
-from kvmerger.device_time import now_s
-from kvmerger.fidelity import compare, continuation_nll, fetched
+from kvmerger.decoding.acting_rows import RuleFailure
+from kvmerger.decoding.batch import Answer, Batch, Row
+from kvmerger.device import now_s
+from kvmerger.engine.compress import DID_NOTHING, Compressed, merged_counters
+from kvmerger.engine.fidelity import compare, continuation_nll, fetched
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.models.loading import LoadedModel
 from kvmerger.variants import FULL

@@ -1,4 +1,4 @@
-"""A policy's name to an instance: ``snapkv``, ``my_module:MyPolicy``, or parts joined by ``+``.
+"""A spec to a variant, its policy's name to an instance: ``snapkv``, ``my_module:MyPolicy``, or parts joined by ``+``.
 
 The first part is a policy; every further one wraps what stands to its left: ``snapkv+adakv`` ranks tokens as SnapKV does
 and lets AdaKV share the budget out among heads. Parameters go to the part that has them.
@@ -7,11 +7,33 @@ and lets AdaKV share the budget out among heads. Parameters go to the part that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from kvmerger.budget import BudgetSpec
+from kvmerger.names import VariantError, nearest
 from kvmerger.policies import registry
 from kvmerger.policies.base import Policy, PolicyError
-from kvmerger.variants import VariantError, nearest
+from kvmerger.variants import VariantSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A spec brought to life: the policy instance the engine calls, and the budget it gets."""
+
+    label: str
+    policy: Policy
+    budget: BudgetSpec | None
+
+
+def build_variant(spec: VariantSpec) -> Variant:
+    """Make the policy a spec names.
+
+    Raises:
+        VariantError: unknown policy or parameter, with the nearest name there is, or values the policy cannot take.
+        PolicyError: values the policy itself refuses.
+    """
+    return Variant(spec.label, build(spec.policy, dict(spec.params)), spec.budget)
 
 
 def build(name: str, params: Mapping[str, Any]) -> Policy:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from kvmerger.cache.ragged_layer import OneEach
-from kvmerger.decode_loop import Progress
-from kvmerger.decoding_rows import ActingRows
+from kvmerger.decoding.acting_rows import ActingRows
+from kvmerger.decoding.decode_loop import Progress
+from kvmerger.decoding.ragged_cache import RaggedCache
 from kvmerger.kernels.dispatch import ragged_attention
 from kvmerger.kernels.reference.ragged import SlotMass
 from kvmerger.models.loading import LoadedModel
-from kvmerger.ragged_cache import RaggedCache
 
 _NO_TOKEN = -1
 

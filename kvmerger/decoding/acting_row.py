@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from kvmerger.cache.layer_cache import storage_bytes
-from kvmerger.decode_rule import DecodeRule
+from kvmerger.decoding.decode_rule import DecodeRule
+from kvmerger.decoding.own_slots import NewToken, OwnSlots, Scores
+from kvmerger.decoding.ragged_cache import RaggedCache
 from kvmerger.kernels.reference.ragged import SlotMass
-from kvmerger.own_slots import NewToken, OwnSlots, Scores
-from kvmerger.ragged_cache import RaggedCache
 
 
 class DecodingRow:

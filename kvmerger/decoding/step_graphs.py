@@ -12,7 +12,7 @@ other error, so a step is given up only when it could not be recorded twice in a
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -20,16 +20,14 @@ import torch
 from torch import Tensor
 
 from kvmerger.cache.ragged_layer import Room, new_columns
-from kvmerger.decode_loop import Progress
-from kvmerger.decoding_rows import ActingRows
-from kvmerger.device_memory import free_memory
-from kvmerger.device_time import now_s
+from kvmerger.decoding.acting_rows import ActingRows
+from kvmerger.decoding.decode_loop import Progress
+from kvmerger.decoding.ragged_cache import Prefix, RaggedCache
+from kvmerger.decoding.static_step import StaticStep
+from kvmerger.device import free_memory, now_s
 from kvmerger.kernels.dispatch import has_triton, is_supported
 from kvmerger.models.loading import LoadedModel
 from kvmerger.models.source import DTYPES
-from kvmerger.ragged_cache import Prefix, RaggedCache
-from kvmerger.refusals import Refusals
-from kvmerger.static_step import StaticStep
 
 MOST_GRAPHS = 8
 """Kept at once, the longest unused goes first. Each holds its kernels' arguments; what they compute with, they share."""
@@ -63,6 +61,26 @@ class _Key(NamedTuple):
 class _Recorded(NamedTuple):
     step: StaticStep
     repeat: Callable[[], None]
+
+
+class Refusals:
+    """One for all that records a model's steps: a failed recording may cost memory until the process ends."""
+
+    def __init__(self) -> None:
+        self._num_failed: Counter[RuleNames] = Counter()
+
+    def __contains__(self, rules: RuleNames) -> bool:
+        """Whether steps with these rules are not to be tried, or any step at all."""
+        return any(self._num_failed[names] >= MOST_FAILURES for names in (rules, frozenset()))
+
+    def failed(self, rules: RuleNames) -> bool:
+        """Count a failure; whether it was the last one there will be."""
+        self._num_failed[rules] += 1
+        return rules in self
+
+    def succeeded(self, rules: RuleNames) -> None:
+        """Begin to count anew."""
+        del self._num_failed[rules]
 
 
 class StepGraphs:
@@ -206,7 +224,7 @@ def graphs_for(model: LoadedModel, refusals: Refusals | None = None) -> StepGrap
     a_query = torch.empty(1, 1, 1, model.info.head_dim, dtype=DTYPES[model.info.dtype], device="meta")
     if not is_supported(a_query):
         return None
-    from kvmerger.cuda_recorder import CudaRecorder
+    from kvmerger.decoding.cuda_recorder import CudaRecorder
 
     return StepGraphs(model, CudaRecorder(model.device), refusals=refusals)
 
@@ -215,3 +233,8 @@ def rounded_up(count: int, least: int, finer: int = 4) -> int:
     """``least``, or ``count`` rounded up to one of few sizes: ``finer`` of them between a power of two and the next."""
     step = max(least, 1 << max(count - 1, 1).bit_length() - 1) // finer
     return max(least, -(-count // max(step, 1)) * max(step, 1))
+
+
+RuleNames = frozenset[str]
+MOST_FAILURES = 2
+"""In a row. A failure that passes has passed by the next batch, most likely; and each costs about two eager steps."""

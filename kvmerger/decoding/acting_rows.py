@@ -13,12 +13,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kvmerger.decode_rule import DecodeRule
-from kvmerger.decoding_row import DecodingRow
-from kvmerger.device_time import now_s
-from kvmerger.extend import Extended
+from kvmerger.decoding.acting_row import DecodingRow
+from kvmerger.decoding.decode_rule import DecodeRule
+from kvmerger.decoding.extend import Extended
+from kvmerger.decoding.ragged_cache import RaggedCache
+from kvmerger.device import now_s
 from kvmerger.kernels.reference.ragged import SlotMass
-from kvmerger.ragged_cache import RaggedCache
 
 
 @dataclass(frozen=True, slots=True)

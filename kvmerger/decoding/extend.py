@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kvmerger.decoding.ragged_cache import RaggedCache
 from kvmerger.kernels.dispatch import ragged_attention
 from kvmerger.kernels.reference.ragged import SlotMass
 from kvmerger.models.loading import LoadedModel
-from kvmerger.ragged_cache import RaggedCache
 
 # Any token will do where a row has none: what it computes is never read.
 _PAD_ID = 0

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.decode_rule import DecodeRule, DecodeRuleError, DecodeStep, Heirs
-from kvmerger.decoding_row import DecodingRow
+from kvmerger.decoding.acting_row import DecodingRow
+from kvmerger.decoding.decode_rule import DecodeRule, DecodeRuleError, DecodeStep, Heirs
+from kvmerger.decoding.ragged_cache import Prefix, RaggedCache
 from kvmerger.kernels.reference.ragged import SlotMass, ragged_attention
-from kvmerger.ragged_cache import Prefix, RaggedCache
 
 NUM_TAIL, NUM_STEPS = 3, 12
 _ACTING, _NEIGHBOUR = 0, 1

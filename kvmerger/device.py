@@ -1,10 +1,13 @@
-"""A device's memory among its users: what nothing uses any more is handed back, and who has a share keeps to it."""
+"""A device's memory and clock: what nothing uses any more is handed back, a share is kept to, seconds include queued work."""
 
 from __future__ import annotations
 
 import gc
+import time
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 _BESIDE_TORCH_BYTES = 2**30
 """What CUDA's context, kernels and libraries take outside torch's allocator; 0.75 GiB on an H200 with torch 2.11."""
@@ -33,3 +36,18 @@ def free_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def now_s(device: torch.device) -> float:
+    """Seconds on a clock with no particular start, once ``device`` has finished all it was asked to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def upload(numbers: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+    """``numbers`` (int64 where they are no tensor yet) on ``device``.
+
+    ``torch.tensor(numbers, device=…)`` waits until everything queued before the copy is done.
+    """
+    return torch.as_tensor(numbers).to(device, non_blocking=True)

@@ -1,0 +1,1 @@
+"""What every policy must do, for our tests and for a user's `--check-policy`."""

@@ -1,0 +1,1 @@
+"""Tokens come, rows answer: extending, stepping, recording. Never which variant a row is."""
