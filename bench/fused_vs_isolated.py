@@ -19,9 +19,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from jobs.config import Settings, load_settings
 from jobs.preparation import prepare
 from jobs.results import ResultStore
+from jobs.settings.schema import Settings, load_settings
 from jobs.work import WorkUnit
 from kvmerger.building import Variant, build_variant
 from kvmerger.engine import Engine

@@ -32,7 +32,7 @@ from bench.simulated_nights import (
 )
 from bench.statistics_coverage import RECORDED
 from evaluators.statistics.intervals import proportion_interval
-from jobs.gate_settings import GateSettings
+from jobs.settings.gate import GateSettings
 
 NUM_ITEMS = (50, 100, 200, 400, 800)
 MARGIN = 0.01

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import socket
 
-from jobs.config import ModelSettings
 from jobs.result_schema import Row
 from jobs.rows import RunContext
+from jobs.settings.schema import ModelSettings
 from jobs.work import WorkUnit
 from jobs.worker import LoadEngine, UnitRunner
 

@@ -13,8 +13,8 @@ import ray
 
 from jobs.actor import EngineActor
 from jobs.actor_resources import ActorResources
-from jobs.config import ModelSettings
 from jobs.rows import RunContext
+from jobs.settings.schema import ModelSettings
 from jobs.work import WorkUnit
 from jobs.worker import LoadEngine
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.config import ActorSettings
+from jobs.settings.schema import ActorSettings
 
 _ROUNDING = 1e-9  # a third of a GPU fits three times, whatever its last bit says
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from jobs.console.paths import shown
 from jobs.gate import HEAVY_COLUMNS
 from jobs.result_schema import Row
 from jobs.results import ResultStore
-from jobs.shown_paths import shown
 from jobs.summary import planned_rows
 
 _POINTER = "baseline.json"

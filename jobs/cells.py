@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from evaluators.item import BenchmarkItem
 from evaluators.prompting import PromptError, TokenizedPrompt, Tokenizer, tokenize_item
-from jobs.config import Settings
 from jobs.identity import RunSettings, cell_identity, item_digest
 from jobs.prediction import ModelShape
+from jobs.settings.schema import Settings
 from jobs.variant_list import VariantList
 from jobs.work import Cell, PlannedItem
 from kvmerger.budget import LikeVariant, num_slots_for

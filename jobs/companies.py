@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
-from jobs.config import Settings
+from jobs.settings.schema import Settings
 from kvmerger.limits import Limits, bucket_for
 
 MOST_CONTEXT_TOKENS = 4096

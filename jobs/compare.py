@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.command_line import EXIT_BAD_INPUT, EXIT_OK
 from jobs.comparability import HEAVY_COLUMNS, ComparisonError
 from jobs.comparison import Comparison, compare_folders, compare_variants
 from jobs.comparison_table import render_comparison
+from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
 from jobs.report import report_console
 from jobs.result_schema import ResultError, Row
 from jobs.results import ResultStore

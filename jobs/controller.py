@@ -18,7 +18,6 @@ import ray
 from jobs import run_events
 from jobs.actor_pool import ActorPool, Answer
 from jobs.actor_resources import ActorResources, ResourcesError, resources_for
-from jobs.config import Settings
 from jobs.failure import ErrorKind, FailurePolicy
 from jobs.lost_units import SAID_NOTHING, rows_left_out, rows_of_lost, without_own_policies
 from jobs.ray_answers import cause_of, event_of
@@ -47,6 +46,7 @@ from jobs.scheduler_events import (
     UnitFailed,
     UnitFinished,
 )
+from jobs.settings.schema import Settings
 from jobs.shipped_code import source_paths
 from jobs.storage_advice import Placement, read_mounts, storage_advice
 from jobs.work import WorkUnit

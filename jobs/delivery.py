@@ -7,9 +7,9 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from jobs.config import Settings
 from jobs.result_schema import ResultError
 from jobs.results import ResultStore
+from jobs.settings.schema import Settings
 from jobs.tracker import NullTracker, SweepReport
 
 _MARKER = ".delivered"

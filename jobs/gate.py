@@ -12,15 +12,15 @@ from typing import Literal
 
 from evaluators.hints import nearest_name_hint
 from jobs.comparability import GATE_RUN_COLUMNS, ComparisonError, check_comparable, differences_to_tell
-from jobs.config import Settings
-from jobs.config_errors import SettingsError
 from jobs.gate_check import Check, with_correction
 from jobs.gate_memory import memory_checks
 from jobs.gate_quality import quality_checks
-from jobs.gate_settings import GateSettings
 from jobs.gate_sides import BASELINE, TONIGHT, task_sides
 from jobs.gate_speed import speed_checks
 from jobs.result_schema import DONE_STATUSES, Row
+from jobs.settings.errors import SettingsError
+from jobs.settings.gate import GateSettings
+from jobs.settings.schema import Settings
 from jobs.work import Cell
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 

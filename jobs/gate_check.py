@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from evaluators.statistics.paired_tests import holm
-from jobs.gate_settings import GateSettings
+from jobs.settings.gate import GateSettings
 
 Verdict = Literal["pass", "fail", "inconclusive", "not measured"]
 Kind = Literal["quality", "memory", "speed"]

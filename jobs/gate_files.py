@@ -13,9 +13,9 @@ from rich.console import Console
 
 from jobs.gate import NightVerdict
 from jobs.gate_log import NightNames
-from jobs.gate_settings import GateSettings
 from jobs.gate_table import verdict_table
 from jobs.results import ResultStore
+from jobs.settings.gate import GateSettings
 
 JSON_NAME, MARKDOWN_NAME = "gate.json", "gate.md"
 _MARKDOWN_COLUMNS = 140

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Sequence
 
 from jobs.gate_check import Check, Verdict, worst_of
-from jobs.gate_settings import MarginSettings
 from jobs.gate_sides import TaskSides
 from jobs.pairing import Pairs
+from jobs.settings.gate import MarginSettings
 
 _PERCENT = 100
 _METRICS = {"kv_bytes": "KV bytes", "peak_bytes": "peak bytes"}

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from evaluators import scoring
 from jobs.cells import PlannedCell
-from jobs.config import Settings
 from jobs.identity import prompt_digest
 from jobs.preparation import Prepared
 from jobs.result_schema import OK, RESULT_SCHEMA, Row
+from jobs.settings.schema import Settings
 from kvmerger.variants import FULL
 
 

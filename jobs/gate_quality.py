@@ -8,9 +8,9 @@ from evaluators.statistics.macro_average import TaskPairs
 from jobs.differences import NO_SCALE, noise_pairs
 from jobs.gate_check import Check
 from jobs.gate_paired import PairedTask, Scale, paired_check, passed_everywhere
-from jobs.gate_settings import MarginSettings
 from jobs.gate_sides import TaskSides
 from jobs.pairing import ANSWER_NLL, METRICS, SCORE, Metric, Pairs
+from jobs.settings.gate import MarginSettings
 from kvmerger.variants import NO_CONTEXT
 
 _POINTS = 100

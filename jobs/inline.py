@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from jobs.config import Settings
 from jobs.result_schema import Row
 from jobs.rows import Failure, RowMaker, RunContext, failed_rows
 from jobs.run_events import OnEvent, OnRows, UnitEnded, UnitStarted, WorkerReady, WorkerStarting
+from jobs.settings.schema import Settings
 from jobs.work import WorkUnit
 from jobs.worker import DeviceLostError, LoadEngine, UnitRunner, load_engine
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluators.benchmark import TaskInfo
-from jobs.command_line import EXIT_OK
+from jobs.console.command_line import EXIT_OK
 from jobs.report import report_console
 
 if TYPE_CHECKING:

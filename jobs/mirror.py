@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from jobs.command_line import EXIT_BAD_INPUT, EXIT_OK
+from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
 from jobs.mirror_content import MirrorContent, sweep_of_folder
 from jobs.result_schema import ResultError
 from jobs.results import ResultStore

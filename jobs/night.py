@@ -15,16 +15,15 @@ from pathlib import Path
 from rich.console import Console
 
 from jobs.baseline import Baseline, BaselineError, Baselines, FolderBaseline, PromotedNight
-from jobs.command_line import EXIT_INTERRUPTED
 from jobs.comparability import ComparisonError
-from jobs.config import Settings
+from jobs.console.command_line import EXIT_INTERRUPTED
+from jobs.console.paths import shown
 from jobs.delivery import UnreachableTracker, mark_delivered, undelivered
 from jobs.gate import HEAVY_COLUMNS, NightVerdict, check_baseline, gated_labels, judge_night
 from jobs.gate_files import JSON_NAME, MARKDOWN_NAME, write_gate_files
 from jobs.gate_log import NightNames, log_lines
 from jobs.gate_preview import contexts_by_task, planned_facts
 from jobs.gate_resolution import resolutions
-from jobs.gate_settings import GateSettings
 from jobs.gate_table import verdict_table
 from jobs.mirror import mirror_folder
 from jobs.mlflow_baseline import MlflowBaseline
@@ -32,7 +31,8 @@ from jobs.preparation import Prepared, prepare
 from jobs.result_schema import DONE_STATUSES, ResultError, Row
 from jobs.results import ResultStore
 from jobs.session import Session, SessionResult
-from jobs.shown_paths import shown
+from jobs.settings.gate import GateSettings
+from jobs.settings.schema import Settings
 from jobs.summary import planned_rows
 from jobs.tracker import TrackingError
 

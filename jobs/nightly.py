@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.command_line import find_policies_beside, overrides_of, told_to_users
+from jobs.console.command_line import find_policies_beside, overrides_of, told_to_users
 
 if TYPE_CHECKING:
-    from jobs.config import Settings
-    from jobs.gate_settings import GateSettings
+    from jobs.settings.gate import GateSettings
+    from jobs.settings.schema import Settings
 
 _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "nightly.yaml"
 _EPILOG = """\
@@ -81,8 +81,8 @@ def _name(text: str) -> str:
 
 def _night(options: argparse.Namespace) -> int:
     find_policies_beside(options.config)
-    from jobs.config import load_settings
-    from jobs.config_errors import SettingsError
+    from jobs.settings.errors import SettingsError
+    from jobs.settings.schema import load_settings
 
     settings = load_settings(options.config, overrides_of(options))
     if settings.gate is None:
@@ -123,7 +123,7 @@ def _of_night(settings: Settings, gate: GateSettings, name: str) -> Settings:
 
 def _command(options: argparse.Namespace) -> str:
     """The command line again, without --promote."""
-    from jobs.shown_paths import python, shown
+    from jobs.console.paths import python, shown
 
     words = [python(), "jobs/nightly.py", "--config", shown(options.config)]
     for override in options.overrides:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer
 from jobs.cells import CellPlanner, CheckCell, PlannedCell, VariantFacts
-from jobs.config import Settings
 from jobs.prediction import ModelShape
+from jobs.settings.schema import Settings
 from jobs.units import Outlook, cut_units, outlook_of
 from jobs.variant_list import VariantList
 from jobs.work import WorkUnit

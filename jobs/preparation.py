@@ -18,9 +18,9 @@ from evaluators import registry
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer
 from jobs.cells import VariantFacts
-from jobs.config import Settings
 from jobs.plan import Plan, build_plan
 from jobs.results import ResultStore
+from jobs.settings.schema import Settings
 from kvmerger.budget import BudgetError
 from kvmerger.building import Variant, build_variant
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec

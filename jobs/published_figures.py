@@ -23,8 +23,8 @@ from pydantic import (
 
 from evaluators import registry
 from evaluators.prompting import QueryMode
-from jobs.config_errors import explain, nearest_name
 from jobs.result_schema import ResultError
+from jobs.settings.errors import explain, nearest_name
 from kvmerger.variants import FULL, VariantSpec, parse_policies
 
 SHIPPED = Path(__file__).parent / "published"

@@ -19,7 +19,7 @@ import ray
 from ray import exceptions as ray_errors
 from ray.experimental import internal_kv
 
-from jobs.interrupts import sigterm_interrupts
+from jobs.console.interrupts import sigterm_interrupts
 from jobs.shipped_code import runtime_env_to_join, runtime_env_to_start
 
 _CONNECT_TIMEOUT_S = 5.0

@@ -16,7 +16,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from evaluators.statistics.intervals import MIN_CLUSTERS
-from jobs.command_line import EXIT_BAD_INPUT, EXIT_OK
+from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
 from jobs.published_beside import published_beside
 from jobs.published_table import render_published
 from jobs.report_table import overall_table, shown_name, task_table

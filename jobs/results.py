@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from evaluators.hints import nearest_path_hint
-from jobs.output_folder import file_in_the_way
+from jobs.console.paths import file_in_the_way
 from jobs.result_schema import DONE_STATUSES, RESULT_SCHEMA, ResultError, Row, check_rows
 from jobs.work import Cell
 

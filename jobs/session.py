@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 from jobs.cells import PlannedCell
-from jobs.config import Settings
 from jobs.identity import unit_id
 from jobs.mirror_content import MirrorContent, shared_tags, tracked_sweep, tracked_variant
 from jobs.preparation import Prepared
@@ -25,6 +24,7 @@ from jobs.results import ResultStore
 from jobs.rows import Failure, RowMaker, RunContext
 from jobs.run_events import OnEvent, OnRows
 from jobs.run_meta import describe_run
+from jobs.settings.schema import Settings
 from jobs.summary import ResultSummary, planned_rows
 from jobs.tracker import RunStatus, TrackedSweep, Tracker
 from jobs.tracking import make_tracker

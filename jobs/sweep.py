@@ -12,17 +12,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.command_line import EXIT_INTERRUPTED, EXIT_OK, find_policies_beside, overrides_of, told_to_users
+from jobs.console.command_line import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_SOME_FAILED,
+    find_policies_beside,
+    overrides_of,
+    told_to_users,
+)
+from jobs.console.policy_check import check_policy
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from jobs.config import Settings
     from jobs.preparation import Prepared
     from jobs.results import ResultStore
     from jobs.session import SessionResult
+    from jobs.settings.schema import Settings
 
-EXIT_SOME_FAILED = 3
+
 _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 _EPILOG = """\
 exit codes: 0 all rows are there, 2 bad input, 3 some rows failed, 130 interrupted
@@ -50,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     find_policies_beside(options.config)
-    return _check_policy(options.check_policy) if options.check_policy else _sweep(options)
+    return check_policy(options.check_policy) if options.check_policy else _sweep(options)
 
 
 def _validate(arguments: Sequence[str]) -> int:
@@ -108,7 +116,7 @@ def _positive(text: str) -> int:
 
 
 def _settings_of(options: argparse.Namespace) -> Settings:
-    from jobs.config import load_settings
+    from jobs.settings.schema import load_settings
 
     return load_settings(options.config, overrides_of(options), options.limit)
 
@@ -168,9 +176,9 @@ def _dry_run(settings: Settings, prepared: Prepared, store: ResultStore) -> Rend
 
 def _shown_page(store: ResultStore, page: Path | ValueError | None) -> str:
     """Where the page with figures is, or why there is none, which is no reason to fail a sweep."""
+    from jobs.console.paths import shown
     from jobs.report_page import DEFAULT_NAME, write_report
     from jobs.result_schema import ResultError
-    from jobs.shown_paths import shown
 
     try:
         page = page or write_report(store, store.root / DEFAULT_NAME)
@@ -183,7 +191,7 @@ def _print_where_to_go(console: Console, settings: Settings, page: str, result: 
     def line(head: str, text: str) -> None:
         console.print(f"[bold]{head:<12}[/bold]{text}", highlight=False, soft_wrap=True)
 
-    from jobs.shown_paths import python, shown
+    from jobs.console.paths import python, shown
 
     folder = shown(settings.output_dir)
     line("report", page)
@@ -199,18 +207,6 @@ def _print_where_to_go(console: Console, settings: Settings, page: str, result: 
         f"{python()} jobs/sweep.py --set model.name=HUB_ID_OR_FOLDER "
         "--set 'tasks=[{name: longbench/qasper, data: FOLDER, limit: 20}]' --output_dir results/mine",
     )
-
-
-def _check_policy(name: str) -> int:
-    from jobs.contract_messages import traces_once
-    from kvmerger.contract.checks import check_policy
-
-    results = check_policy(name)
-    for it, message in zip(results, traces_once([it.message for it in results]), strict=True):
-        print(f"{'ok  ' if it.is_ok else 'FAIL'}  {it.name}{f': {message}' if message else ''}")
-    num_failed = sum(not it.is_ok for it in results)
-    print(f"{name}: {len(results) - num_failed} of {len(results)} checks passed")
-    return EXIT_SOME_FAILED if num_failed else EXIT_OK
 
 
 if __name__ == "__main__":

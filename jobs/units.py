@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from evaluators.prompting import QueryMode
 from jobs.cells import PlannedCell
 from jobs.companies import MOST_CONTEXT_TOKENS, companies, items_at_once
-from jobs.config import Settings
 from jobs.identity import unit_id
 from jobs.prediction import ModelShape, context_bytes, cost_tokens, most_slots, num_pieces
+from jobs.settings.schema import Settings
 from jobs.variant_list import VariantList
 from jobs.work import PlannedItem, WorkUnit
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kvmerger.budget import (
     BudgetSpec,
@@ -20,10 +20,6 @@ from kvmerger.budget import (
 )
 from kvmerger.merging.protected import protected_ratios
 from kvmerger.names import VariantError, nearest
-
-if TYPE_CHECKING:
-    pass
-
 
 FULL = "full"
 NO_CONTEXT = "no_context"

@@ -30,7 +30,7 @@ ONLY_IN = {
 }
 HEAVY = {"torch", "ray", "mlflow", "transformers", "accelerate", "datasets", "gguf", "triton"}
 LIGHT_FILES = (
-    "jobs/config.py",
+    "jobs/settings/schema.py",
     "jobs/plan.py",
     "jobs/scheduler.py",
     "jobs/failure.py",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.merging_study import other_slots, same_slots
-from jobs.config import load_settings
+from jobs.settings.schema import load_settings
 
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "merging_study.yaml"
 LABELS = [spec.label for spec in load_settings(CONFIG).variants]

@@ -24,7 +24,7 @@ from evaluators.statistics.macro_average import TaskPairs
 from evaluators.statistics.paired_tests import holm
 from jobs.gate_check import Check, with_correction
 from jobs.gate_paired import PairedTask, Scale, paired_check, passed_everywhere
-from jobs.gate_settings import GateSettings
+from jobs.settings.gate import GateSettings
 
 MARGIN = 0.02
 

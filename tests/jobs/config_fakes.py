@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import load_settings
-from jobs.config_errors import SettingsError
+from jobs.settings.errors import SettingsError
+from jobs.settings.schema import load_settings
 
 MINIMAL = """
 tasks: [{name: ruler/niah_single_2, length: 1024, limit: 6}]

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from evaluators.item import BenchmarkItem
 from jobs.cells import VariantFacts
-from jobs.config import Settings
 from jobs.plan import Plan, build_plan
+from jobs.settings.schema import Settings
 from kvmerger.variants import VariantSpec
 
 CONTEXT = "one two three four five six seven eight nine ten"

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from jobs.config import ModelSettings
+from jobs.settings.schema import ModelSettings
 from jobs.worker import LoadedEngine
 from kvmerger.generation import Prompt
 from tests.fakes import FakeEngine, FakeInfo, FakeTokenizer, build_fake_variant

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from jobs.actor_resources import ActorResources, ResourcesError, num_that_fit, resources_for
-from jobs.config import ActorSettings
+from jobs.settings.schema import ActorSettings
 
 
 def node(is_alive: bool = True, **resources: float) -> dict[str, Any]:

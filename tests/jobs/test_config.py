@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from evaluators.prompting import QueryMode
-from jobs.config import DEMO_CONFIG, Settings, load_settings
+from jobs.settings.schema import DEMO_CONFIG, Settings, load_settings
 from kvmerger.budget import KeptRatio, LikeVariant
 from kvmerger.building import build_variant
 from kvmerger.policies.base import CacheShape

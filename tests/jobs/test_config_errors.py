@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from jobs.config import _SECTIONS, Settings, load_settings
-from jobs.config_errors import SettingsError
+from jobs.settings.errors import SettingsError
+from jobs.settings.schema import _SECTIONS, Settings, load_settings
 from tests.jobs.config_fakes import MINIMAL, refused, write
 
 AN_ITEM_COUNT = "items_at_once: 'auto' or a whole number from 1 on, got "

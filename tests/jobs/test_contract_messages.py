@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 
-from jobs.contract_messages import traces_once
+from jobs.console.policy_check import traces_once
 
 
 def crash() -> None:

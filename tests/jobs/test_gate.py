@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from jobs.comparability import ComparisonError
-from jobs.config_errors import SettingsError
 from jobs.differences import NO_SCALE
 from jobs.gate import NightVerdict, check_baseline, gated_labels, judge_night
 from jobs.gate_check import Check
 from jobs.gate_log import MAX_LINES, NightNames, log_lines
 from jobs.gate_paired import INSIDE_NOISE
-from jobs.gate_settings import GateSettings, MarginSettings
 from jobs.result_schema import FAILED, Row
+from jobs.settings.errors import SettingsError
+from jobs.settings.gate import GateSettings, MarginSettings
 from jobs.work import Cell
 from tests.fakes import make_settings
 from tests.jobs.paired_fakes import paired_rows

@@ -9,7 +9,7 @@ import pytest
 
 from evaluators.statistics.noninferiority import no_worse_than
 from jobs.gate_resolution import Resolution, resolutions
-from jobs.gate_settings import GateSettings, MarginSettings
+from jobs.settings.gate import GateSettings, MarginSettings
 from tests.jobs.paired_fakes import paired_rows
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from jobs.config_errors import SettingsError
-from jobs.overrides import apply_overrides
+from jobs.settings.errors import SettingsError
+from jobs.settings.file import apply_overrides
 
 RAW = {"tasks": [{"name": "a"}, {"name": "b"}], "model": None, "tracking": False}
 

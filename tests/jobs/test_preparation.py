@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from jobs import ray_session
-from jobs.config import load_settings
 from jobs.preparation import prepare
 from jobs.ray_session import Cluster
 from jobs.results import ResultStore
+from jobs.settings.schema import load_settings
 from tests.jobs.sweep_fakes import save_data, save_settings, save_tiny_model
 
 CPUS, GPUS = ({"Alive": True, "Resources": {"CPU": 8.0, **more}} for more in ({}, {"GPU": 4.0}))

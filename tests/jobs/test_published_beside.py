@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from jobs.config import DEMO_CONFIG, load_settings
 from jobs.published_beside import PublishedBeside, published_beside
 from jobs.report import render
 from jobs.report_page import render_page
 from jobs.result_schema import FAILED, RESULT_SCHEMA, Row
+from jobs.settings.schema import DEMO_CONFIG, load_settings
 from jobs.summary import ResultSummary, planned_rows, summarize
 from kvmerger.variants import FULL
 from tests.jobs.row_fakes import make_sweep_rows

@@ -14,12 +14,12 @@ from ray import exceptions as ray_errors
 from jobs import controller
 from jobs.actor_pool import Answer, Call
 from jobs.actor_resources import ActorResources, ResourcesError
-from jobs.config import Settings
 from jobs.failure import ErrorKind, FailurePolicy
 from jobs.ray_answers import error_kind, event_of
 from jobs.result_schema import check_rows
 from jobs.run_events import UnitEnded, UnitStarted, WorkerLost
 from jobs.scheduler_events import ActorDied, UnitFailed
+from jobs.settings.schema import Settings
 from jobs.work import WorkUnit
 from jobs.worker import DeviceLostError, LoadEngine
 from tests.fakes import (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.shown_paths import python, shown
+from jobs.console.paths import python, shown
 
 
 def test_a_path_inside_the_current_folder_is_relative(

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-EXIT_OK, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
+EXIT_OK, EXIT_BAD_INPUT, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 130
 _OUR_PACKAGES = ("kvmerger", "evaluators", "jobs")
 
 
 def told_to_users(run: Callable[[], int]) -> int:
     """The exit code of ``run``. What a user can cause is told in a sentence, without a trace; anything else is raised."""
-    from jobs.interrupts import sigterm_interrupts
+    from jobs.console.interrupts import sigterm_interrupts
 
     try:
         with sigterm_interrupts():

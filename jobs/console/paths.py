@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,3 +16,12 @@ def shown(path: Path) -> str:
 def python() -> str:
     """The Python that is running: a newcomer has not activated its environment, and plain `python` may be another."""
     return shown(Path(sys.executable))
+
+
+def file_in_the_way(folder: Path) -> str | None:
+    """A sentence about the file that stands where `folder`, or a folder it lies in, should be; None when none does."""
+    for place in (folder, *folder.parents):
+        if os.path.lexists(place):
+            kind = "a file" if place.exists() else "a link to nothing"
+            return None if place.is_dir() else f"{place} is {kind}, not a folder; choose another output_dir"
+    return None

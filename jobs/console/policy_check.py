@@ -1,8 +1,10 @@
-"""What checks of a policy say: an error that breaks many of them is shown with its traceback once."""
+"""`--check-policy`: the contract tests on one policy; an error that breaks many is shown with its traceback once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+
+from jobs.console.command_line import EXIT_OK, EXIT_SOME_FAILED
 
 _TRACE = "Traceback (most recent call last):"
 _FRAME = '  File "'
@@ -23,3 +25,15 @@ def traces_once(messages: Sequence[str]) -> Iterator[str]:
         else:
             seen |= {where_raised} if is_traced else set()
             yield message
+
+
+def check_policy(name: str) -> int:
+    """Run the contract tests on one policy and print what each says; the exit code."""
+    from kvmerger.contract import checks
+
+    results = checks.check_policy(name)
+    for it, message in zip(results, traces_once([it.message for it in results]), strict=True):
+        print(f"{'ok  ' if it.is_ok else 'FAIL'}  {it.name}{f': {message}' if message else ''}")
+    num_failed = sum(not it.is_ok for it in results)
+    print(f"{name}: {len(results) - num_failed} of {len(results)} checks passed")
+    return EXIT_SOME_FAILED if num_failed else EXIT_OK

@@ -25,11 +25,10 @@ from evaluators import registry
 from evaluators.benchmark import TaskSpec
 from evaluators.benchmarks.own_rows import ROWS_TASK, is_rows_file
 from evaluators.prompting import QueryMode
-from jobs.config_errors import SettingsError, explain, nearest_file, unknown_task
-from jobs.gate_settings import GateSettings, MarginSettings
-from jobs.output_folder import file_in_the_way
-from jobs.overrides import apply_overrides, path_of
-from jobs.settings_file import SHIPPED_CONFIGS, read_settings_file
+from jobs.console.paths import file_in_the_way
+from jobs.settings.errors import SettingsError, explain, nearest_file, unknown_task
+from jobs.settings.file import SHIPPED_CONFIGS, apply_overrides, path_of, read_settings_file
+from jobs.settings.gate import GateSettings, MarginSettings
 from kvmerger.variants import VariantSpec, parse_policies
 
 DEMO_CONFIG = SHIPPED_CONFIGS / "demo.yaml"

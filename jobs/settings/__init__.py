@@ -1,0 +1,1 @@
+"""What may be asked. Never torch, Ray or MLflow."""
