@@ -19,10 +19,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from jobs.preparation import prepare
-from jobs.results import ResultStore
+from jobs.planning.preparation import prepare
+from jobs.planning.work import WorkUnit
 from jobs.settings.schema import Settings, load_settings
-from jobs.work import WorkUnit
 from kvmerger.building import Variant, build_variant
 from kvmerger.engine import Engine
 from kvmerger.generation import Generation, Prompt, Question
@@ -75,7 +74,7 @@ def main() -> None:
 
 def owed_units(settings: Settings) -> tuple[WorkUnit, ...]:
     """The sweep's units as if nothing had been computed yet."""
-    return prepare(settings, ResultStore(settings.output_dir / "never-written")).plan.units
+    return prepare(settings, done=(), find_device=lambda: settings.model.device).plan.units
 
 
 def run_once(engine: Engine, unit: WorkUnit, variants: Sequence[Variant], order: Sequence[str]) -> Timed:

@@ -25,9 +25,10 @@ from evaluators.statistics.intervals import Interval
 from evaluators.statistics.macro_average import TaskPairs, macro_difference, macro_test
 from evaluators.statistics.paired_tests import holm
 from jobs.pairing import ANSWER_NLL, Metric, pair
-from jobs.result_schema import Row
-from jobs.results import ResultStore
-from jobs.summary import grouped, planned_rows, task_of
+from jobs.results.grouping import grouped, task_of
+from jobs.results.planned import planned_rows
+from jobs.results.schema import Row
+from jobs.results.store import ResultStore
 from jobs.variant_summary import NllScale
 
 KL = Metric("kl_mean", "KL", is_higher_better=False, unit_factor=1)

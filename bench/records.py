@@ -30,7 +30,7 @@ def provenance(device: str) -> dict[str, Any]:
 
 def code() -> dict[str, str | None]:
     """``sources``: a digest of our Python files; ``commit``: of the checkout, None where there is none."""
-    from jobs.run_meta import git_commit
+    from jobs.results.provenance import git_commit
 
     commit = git_commit()
     if commit is not None:

@@ -102,7 +102,7 @@ def run_sweep(settings: Mapping[str, Any], actors: int, config: Path) -> dict[st
     if code not in (_EXIT_OK, _EXIT_SOME_FAILED):
         raise SystemExit(f"the sweep of {config} ended with exit code {code}; what it said is above")
     wall_s = time.monotonic() - start_s
-    from jobs.results import ResultStore
+    from jobs.results.store import ResultStore
 
     rows = ResultStore(Path(settings["output_dir"])).read_table().to_pylist()
     finished = {row["item_id"]: row["created_at_s"] for row in rows}

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import socket
 
-from jobs.result_schema import Row
-from jobs.rows import RunContext
+from jobs.planning.work import WorkUnit
+from jobs.results.rows import RunContext
+from jobs.results.schema import Row
 from jobs.settings.schema import ModelSettings
-from jobs.work import WorkUnit
 from jobs.worker import LoadEngine, UnitRunner
 
 

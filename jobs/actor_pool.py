@@ -13,9 +13,9 @@ import ray
 
 from jobs.actor import EngineActor
 from jobs.actor_resources import ActorResources
-from jobs.rows import RunContext
+from jobs.planning.work import WorkUnit
+from jobs.results.rows import RunContext
 from jobs.settings.schema import ModelSettings
-from jobs.work import WorkUnit
 from jobs.worker import LoadEngine
 
 

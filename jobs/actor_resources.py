@@ -6,11 +6,12 @@ Never more actors than the nodes hold, unless the cluster can grow.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.settings.schema import ActorSettings
+from jobs.settings.schema import ActorSettings, Settings
 
 _ROUNDING = 1e-9  # a third of a GPU fits three times, whatever its last bit says
 
@@ -64,6 +65,25 @@ def resources_for(
 def has_gpus(nodes: Sequence[Mapping[str, Any]]) -> bool:
     """Whether any node of `ray.nodes()` that is alive has a GPU."""
     return any(node["Resources"].get("GPU", 0) for node in nodes if node["Alive"])
+
+
+def device_of_the_actors(settings: Settings) -> str:
+    """Where the work will be done: `auto` is decided by what actors ask for, else by the nodes of the cluster they join.
+
+    Raises:
+        RayStartError: the cluster that is to be joined cannot be.
+    """
+    device, num_gpus = settings.model.device, settings.actors.num_gpus
+    if settings.executor != "ray" or device != "auto":
+        return device
+    if num_gpus is not None:
+        return "cuda" if num_gpus else "cpu"
+    if os.environ.get("RAY_ADDRESS"):
+        from jobs.ray_session import ray_session
+
+        with ray_session(()) as cluster:
+            return "cuda" if has_gpus(cluster.nodes) else "cpu"
+    return device
 
 
 def num_that_fit(totals: Iterable[Mapping[str, float]], num_cpus: float, num_gpus: float) -> int:

@@ -14,9 +14,9 @@ from typing import Protocol
 
 from jobs.console.paths import shown
 from jobs.gate import HEAVY_COLUMNS
-from jobs.result_schema import Row
-from jobs.results import ResultStore
-from jobs.summary import planned_rows
+from jobs.results.planned import planned_rows
+from jobs.results.schema import Row
+from jobs.results.store import ResultStore
 
 _POINTER = "baseline.json"
 

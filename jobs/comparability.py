@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jobs.result_schema import DONE_STATUSES, Row
+from jobs.results.schema import DONE_STATUSES, Row
 from kvmerger.variants import FULL
 
 _MAX_SHOWN_CHARS = 60

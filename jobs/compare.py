@@ -17,9 +17,9 @@ from jobs.comparison import Comparison, compare_folders, compare_variants
 from jobs.comparison_table import render_comparison
 from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
 from jobs.report import report_console
-from jobs.result_schema import ResultError, Row
-from jobs.results import ResultStore
-from jobs.summary import planned_rows
+from jobs.results.planned import planned_rows
+from jobs.results.schema import ResultError, Row
+from jobs.results.store import ResultStore
 
 DEFAULT_MARGIN_POINTS = 2.0
 _POINTS = 100  # a score of 1

@@ -15,8 +15,8 @@ from evaluators.statistics.noninferiority import MarginResult, judge_margin
 from jobs.comparability import ComparisonError, check_comparable, differences_to_tell, run_key
 from jobs.differences import NO_SCALE, Difference, TaskComparison, judge, noise_pairs
 from jobs.pairing import METRICS, SCORE, Metric, Pairs, pair
-from jobs.result_schema import Row
-from jobs.summary import grouped, setting_of, task_of
+from jobs.results.grouping import grouped, setting_of, task_of
+from jobs.results.schema import Row
 from jobs.variant_summary import NllScale
 from kvmerger.variants import REFERENCE_LABELS
 

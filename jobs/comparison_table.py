@@ -14,7 +14,7 @@ from jobs.differences import HOLDS_ZERO, NOT_SIGNIFICANT, Difference
 from jobs.pairing import METRICS, SCORE
 from jobs.report_numbers import instead_of_ends
 from jobs.report_table import UNKNOWN, add_folding_column, human_bytes, titled_table
-from jobs.summary import Setting
+from jobs.results.grouping import Setting
 
 _ROOMY_COLUMNS = 100
 _VERDICT_STYLES = {"better": "green", "worse": "red", "pass": "green", "fail": "red"}

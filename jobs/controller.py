@@ -20,10 +20,11 @@ from jobs.actor_pool import ActorPool, Answer
 from jobs.actor_resources import ActorResources, ResourcesError, resources_for
 from jobs.failure import ErrorKind, FailurePolicy
 from jobs.lost_units import SAID_NOTHING, rows_left_out, rows_of_lost, without_own_policies
+from jobs.planning.work import WorkUnit
 from jobs.ray_answers import cause_of, event_of
 from jobs.ray_session import Cluster, job_env, ray_session
-from jobs.result_schema import Row
-from jobs.rows import RunContext
+from jobs.results.rows import RunContext
+from jobs.results.schema import Row
 from jobs.run_events import OnEvent, OnRows, UnitEnded
 from jobs.scheduler import Scheduler
 from jobs.scheduler_events import (
@@ -49,7 +50,6 @@ from jobs.scheduler_events import (
 from jobs.settings.schema import Settings
 from jobs.shipped_code import source_paths
 from jobs.storage_advice import Placement, read_mounts, storage_advice
-from jobs.work import WorkUnit
 from jobs.worker import LoadEngine, load_engine
 
 PLACEMENT_TIMEOUT_S = 600.0

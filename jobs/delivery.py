@@ -7,8 +7,8 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from jobs.result_schema import ResultError
-from jobs.results import ResultStore
+from jobs.results.schema import ResultError
+from jobs.results.store import ResultStore
 from jobs.settings.schema import Settings
 from jobs.tracker import NullTracker, SweepReport
 

@@ -19,8 +19,8 @@ from evaluators.statistics.noise_floor import NoiseFloor, floor_of, noise_floor
 from evaluators.statistics.noninferiority import too_few_reason
 from evaluators.statistics.paired_tests import ALPHA, PairedTest, holm, paired_test
 from jobs.pairing import METRICS, Metric, Pairs, pair
-from jobs.result_schema import Row
-from jobs.summary import Setting, grouped, setting_of, task_of
+from jobs.results.grouping import Setting, grouped, setting_of, task_of
+from jobs.results.schema import Row
 from jobs.variant_summary import NllScale
 from kvmerger.variants import FULL, FULL_AA, REFERENCE_LABELS
 

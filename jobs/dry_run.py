@@ -11,9 +11,9 @@ from rich.text import Text
 
 from evaluators.tokenizer import decode
 from jobs.forecast import Forecast
-from jobs.plan import Plan
-from jobs.preparation import Prepared
-from jobs.prompt_check import PromptCheck
+from jobs.planning.plan import Plan
+from jobs.planning.preparation import Prepared
+from jobs.planning.prompt_check import PromptCheck
 from jobs.prompt_table import render_prompts
 from jobs.report_table import add_folding_column, human_bytes
 

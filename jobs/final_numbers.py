@@ -19,8 +19,9 @@ from jobs.metric_points import MetricPoint, Readings, is_finite, mean_numbers, t
 from jobs.pairing import SCORE
 from jobs.report_facts import without_passwords
 from jobs.report_numbers import score_interval
-from jobs.result_schema import DONE_STATUSES, Row
-from jobs.summary import MacroMean, ResultSummary, grouped, task_of
+from jobs.results.grouping import grouped, task_of
+from jobs.results.schema import DONE_STATUSES, Row
+from jobs.summary import MacroMean, ResultSummary
 from jobs.variant_summary import VariantSummary
 from kvmerger.variants import FULL
 

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from jobs.plan import Plan
-from jobs.prediction import cost_tokens_of
-from jobs.prefills import prefill_of
-from jobs.result_schema import DONE_STATUSES, Row
-from jobs.summary import grouped
+from jobs.planning.plan import Plan
+from jobs.planning.prediction import cost_tokens_of
+from jobs.results.grouping import grouped, prefill_of
+from jobs.results.schema import DONE_STATUSES, Row
 
 _FLOPS_PER_PARAMETER_AND_TOKEN = 2
 # What one device was seen to do: the demo model prefills 730 tokens/s on 2 CPU cores, 8B-shaped weights about

@@ -17,11 +17,11 @@ from jobs.gate_memory import memory_checks
 from jobs.gate_quality import quality_checks
 from jobs.gate_sides import BASELINE, TONIGHT, task_sides
 from jobs.gate_speed import speed_checks
-from jobs.result_schema import DONE_STATUSES, Row
+from jobs.planning.work import Cell
+from jobs.results.schema import DONE_STATUSES, Row
 from jobs.settings.errors import SettingsError
 from jobs.settings.gate import GateSettings
 from jobs.settings.schema import Settings
-from jobs.work import Cell
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
 NightOutcome = Literal["pass", "fail", "inconclusive", "too many failed"]

@@ -14,7 +14,7 @@ from rich.console import Console
 from jobs.gate import NightVerdict
 from jobs.gate_log import NightNames
 from jobs.gate_table import verdict_table
-from jobs.results import ResultStore
+from jobs.results.store import ResultStore
 from jobs.settings.gate import GateSettings
 
 JSON_NAME, MARKDOWN_NAME = "gate.json", "gate.md"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from evaluators import scoring
-from jobs.cells import PlannedCell
-from jobs.identity import prompt_digest
-from jobs.preparation import Prepared
-from jobs.result_schema import OK, RESULT_SCHEMA, Row
+from jobs.planning.cells import PlannedCell
+from jobs.planning.identity import prompt_digest
+from jobs.planning.preparation import Prepared
+from jobs.results.schema import OK, RESULT_SCHEMA, Row
 from jobs.settings.schema import Settings
 from kvmerger.variants import FULL
 

@@ -13,9 +13,9 @@ from evaluators.statistics.intervals import MIN_CLUSTERS, MIN_DISCORDANT_PAIRS, 
 from evaluators.statistics.noninferiority import ONE_SIDED_ALPHA, detectable_margin, needed_clusters
 from jobs.differences import noise_pairs
 from jobs.pairing import ANSWER_NLL, SCORE, Metric
-from jobs.result_schema import Row
+from jobs.results.grouping import grouped, task_of
+from jobs.results.schema import Row
 from jobs.settings.gate import GateSettings
-from jobs.summary import grouped, task_of
 
 _POINTS = 100
 _PERCENT = 100

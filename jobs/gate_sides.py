@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from jobs.comparability import run_key
 from jobs.pairing import Pairs, pair
-from jobs.result_schema import DONE_STATUSES, Row
-from jobs.summary import grouped, task_of
+from jobs.results.grouping import grouped, task_of
+from jobs.results.schema import DONE_STATUSES, Row
 from jobs.variant_summary import NllScale
 
 TONIGHT, BASELINE = "this night", "the baseline"

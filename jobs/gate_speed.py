@@ -14,8 +14,8 @@ from jobs.gate_check import Check
 from jobs.gate_paired import PairedTask, Scale, paired_check
 from jobs.gate_sides import BASELINE, TONIGHT, TaskSides
 from jobs.pairing import Pairs, pair
-from jobs.prefills import ISOLATED
-from jobs.result_schema import DONE_STATUSES, Row
+from jobs.results.grouping import ISOLATED
+from jobs.results.schema import DONE_STATUSES, Row
 from jobs.settings.gate import MarginSettings
 from kvmerger.variants import FULL, FULL_AA
 

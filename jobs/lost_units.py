@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from jobs.failure import ErrorKind
-from jobs.result_schema import Row
-from jobs.rows import Failure, RowMaker, RunContext, failed_rows
-from jobs.work import WorkUnit
+from jobs.planning.work import WorkUnit
+from jobs.results.rows import Failure, RowMaker, RunContext, failed_rows
+from jobs.results.schema import Row
 from kvmerger.budget import LikeVariant
 from kvmerger.variants import VariantSpec
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from evaluators.statistics.intervals import Interval
 from evaluators.statistics.macro_average import TaskPairs, macro_difference
-from jobs.result_schema import DONE_STATUSES, Row
-from jobs.summary import grouped, task_of
+from jobs.results.grouping import grouped, task_of
+from jobs.results.schema import DONE_STATUSES, Row
 
 
 def macro_intervals(rows: Sequence[Row], column: str) -> dict[str, Interval]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeGuard
 
 from jobs.metric_keys import metric_key
-from jobs.result_schema import DONE_STATUSES, STATUSES, Row
-from jobs.summary import task_of
+from jobs.results.grouping import task_of
+from jobs.results.schema import DONE_STATUSES, STATUSES, Row
 
 SCORE, PUBLISHED_SCORE = "score", "published_score"
 ANSWER_NLL, KL, TOP1 = "fidelity/answer_nll", "fidelity/kl", "fidelity/top1_agreement"

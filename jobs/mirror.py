@@ -18,8 +18,8 @@ import yaml
 
 from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
 from jobs.mirror_content import MirrorContent, sweep_of_folder
-from jobs.result_schema import ResultError
-from jobs.results import ResultStore
+from jobs.results.schema import ResultError
+from jobs.results.store import ResultStore
 from jobs.tracker import RunStatus, TrackingError
 from jobs.tracking import make_tracker
 

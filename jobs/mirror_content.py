@@ -29,10 +29,12 @@ from jobs.mirror_files import write_report, write_rows, write_texts
 from jobs.report import render
 from jobs.report_facts import run_facts, without_passwords
 from jobs.report_page import SHOWN_COLUMNS, ReportPage, render_page
-from jobs.result_schema import ResultError, Row
-from jobs.results import ResultStore
+from jobs.results.grouping import setting_of
+from jobs.results.planned import planned_rows, planned_table
+from jobs.results.schema import ResultError, Row
+from jobs.results.store import ResultStore
 from jobs.run_description import summary_text, sweep_description, variant_description
-from jobs.summary import ResultSummary, planned_rows, planned_table, setting_of, summarize
+from jobs.summary import ResultSummary, summarize
 from jobs.tracker import RunStatus, SweepReport, TrackedSweep, TrackedVariant, VariantReport
 from kvmerger.variants import REFERENCE_LABELS
 

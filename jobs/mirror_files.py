@@ -18,8 +18,8 @@ from jobs.figures.standalone import page_colors, standalone
 from jobs.metric_keys import file_name
 from jobs.report_facts import without_passwords
 from jobs.report_page import DEFAULT_NAME, TEMPLATES, ReportPage, SettingPage
-from jobs.result_schema import Row
-from jobs.summary import grouped, task_of
+from jobs.results.grouping import grouped, task_of
+from jobs.results.schema import Row
 
 SUMMARY, SETTINGS, ENVIRONMENT = "summary.md", "settings.yaml", "environment.json"
 ROWS = "rows/rows.parquet"

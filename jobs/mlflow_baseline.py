@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from jobs.baseline import Baseline, BaselineError, rows_of
 from jobs.mirror_files import ROWS
-from jobs.results import ResultStore
+from jobs.results.store import ResultStore
 from jobs.tracker import TrackingError
 from jobs.tracking_uri import check_usable, is_absent_file
 

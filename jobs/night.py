@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from jobs.actor_resources import device_of_the_actors
 from jobs.baseline import Baseline, BaselineError, Baselines, FolderBaseline, PromotedNight
 from jobs.comparability import ComparisonError
 from jobs.console.command_line import EXIT_INTERRUPTED
@@ -27,13 +28,13 @@ from jobs.gate_resolution import resolutions
 from jobs.gate_table import verdict_table
 from jobs.mirror import mirror_folder
 from jobs.mlflow_baseline import MlflowBaseline
-from jobs.preparation import Prepared, prepare
-from jobs.result_schema import DONE_STATUSES, ResultError, Row
-from jobs.results import ResultStore
+from jobs.planning.preparation import Prepared, prepare
+from jobs.results.planned import planned_rows
+from jobs.results.schema import DONE_STATUSES, ResultError, Row
+from jobs.results.store import ResultStore
 from jobs.session import Session, SessionResult
 from jobs.settings.gate import GateSettings
 from jobs.settings.schema import Settings
-from jobs.summary import planned_rows
 from jobs.tracker import TrackingError
 
 EXIT_PASS, EXIT_REGRESSION, EXIT_BAD_INPUT, EXIT_TOO_MANY_FAILED, EXIT_INCONCLUSIVE = range(5)
@@ -85,7 +86,9 @@ class Night:
         if not is_dry:
             self._deliver_earlier_nights()
         with self.console.status("reading the model's configuration, tokenizer and items …"):
-            prepared = prepare(self.settings, self._store)
+            prepared = prepare(
+                self.settings, self._store.identities(), lambda: device_of_the_actors(self.settings)
+            )
         self._refuse_other_questions(planned_facts(prepared, self.settings))
         self._say_before(prepared)
         if is_dry:

@@ -95,7 +95,7 @@ def _night(options: argparse.Namespace) -> int:
         gate = gate.model_copy(update={"baseline": options.baseline.expanduser().absolute()})
     from jobs.night import Night, night_name
     from jobs.report import report_console
-    from jobs.run_meta import git_commit
+    from jobs.results.provenance import git_commit
 
     name = options.night or night_name(datetime.datetime.now(datetime.UTC), git_commit())
     night = Night(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from evaluators.statistics.macro_average import TaskPairs
 from evaluators.statistics.paired_tests import is_binary
-from jobs.result_schema import DONE_STATUSES, Row
+from jobs.results.schema import DONE_STATUSES, Row
 
 
 @dataclass(frozen=True, slots=True)

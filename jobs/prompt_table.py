@@ -8,7 +8,7 @@ from rich.console import ConsoleRenderable, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from jobs.prompt_check import PromptCheck
+from jobs.planning.prompt_check import PromptCheck
 
 
 def render_prompts(checks: Sequence[PromptCheck], end_tokens: Sequence[str]) -> RenderableType:

@@ -18,7 +18,8 @@ from jobs.published_figures import (
     PublishedTable,
     shipped_publications,
 )
-from jobs.summary import ResultSummary, Setting, TaskSummary
+from jobs.results.grouping import Setting
+from jobs.summary import ResultSummary, TaskSummary
 from jobs.variant_summary import VariantSummary, mean_of, shown_label_of
 
 _PERCENT = 100

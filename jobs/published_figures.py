@@ -23,7 +23,7 @@ from pydantic import (
 
 from evaluators import registry
 from evaluators.prompting import QueryMode
-from jobs.result_schema import ResultError
+from jobs.results.schema import ResultError
 from jobs.settings.errors import explain, nearest_name
 from kvmerger.variants import FULL, VariantSpec, parse_policies
 

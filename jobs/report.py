@@ -20,8 +20,8 @@ from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
 from jobs.published_beside import published_beside
 from jobs.published_table import render_published
 from jobs.report_table import overall_table, shown_name, task_table
-from jobs.result_schema import ResultError
-from jobs.results import ResultStore
+from jobs.results.schema import ResultError
+from jobs.results.store import ResultStore
 from jobs.summary import ResultSummary, TaskSummary, summarize
 
 _LOG_COLUMNS = 100
@@ -155,7 +155,7 @@ def _report(store: ResultStore, html: Path | None, width: int | None) -> int:
 
 
 def _rescore(store: ResultStore) -> None:
-    from jobs.rescore import change_lines, rescore_results
+    from jobs.results.rescore import change_lines, rescore_results
 
     for line in change_lines(rescore_results(store, time.time())):
         print(line)

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.prefills import prefill_of
-from jobs.result_schema import DONE_STATUSES, Row
-from jobs.summary import ResultSummary, Setting, grouped, setting_of
+from jobs.results.grouping import Setting, grouped, prefill_of, setting_of
+from jobs.results.schema import DONE_STATUSES, Row
+from jobs.summary import ResultSummary
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from evaluators.statistics.intervals import MIN_CLUSTERS
 from jobs.differences import Difference
 from jobs.figures.series import policies_of
-from jobs.summary import MacroMean, ResultSummary, Setting, TaskSummary
+from jobs.results.grouping import Setting
+from jobs.summary import MacroMean, ResultSummary, TaskSummary
 from kvmerger.variants import FULL, REFERENCE_LABELS
 
 _NLL = "answer_nll"

@@ -26,18 +26,11 @@ from jobs.report_facts import run_facts
 from jobs.report_headline import headline, settings_in_words
 from jobs.report_numbers import ends_in_percent, plain, shown_count, shown_interval, shown_score
 from jobs.report_table import human_bytes, shown_name
-from jobs.result_schema import DONE_STATUSES, ResultError, Row
-from jobs.results import ResultStore
-from jobs.summary import (
-    MacroMean,
-    ResultSummary,
-    Setting,
-    TaskSummary,
-    planned_rows,
-    setting_of,
-    summarize,
-    task_of,
-)
+from jobs.results.grouping import Setting, setting_of, task_of
+from jobs.results.planned import planned_rows
+from jobs.results.schema import DONE_STATUSES, ResultError, Row
+from jobs.results.store import ResultStore
+from jobs.summary import MacroMean, ResultSummary, TaskSummary, summarize
 from jobs.worst_items import PolicyLosses, worst_items
 from kvmerger.variants import REFERENCE_LABELS
 

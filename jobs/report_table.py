@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluators.statistics.intervals import Interval, proportion_interval
-from jobs.summary import MacroMean, Setting, TaskSummary
+from jobs.results.grouping import Setting
+from jobs.summary import MacroMean, TaskSummary
 from jobs.variant_summary import VariantSummary
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, REFERENCE_LABELS
 

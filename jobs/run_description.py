@@ -14,7 +14,8 @@ from jobs.pairing import SCORE
 from jobs.report_headline import headline, settings_in_words
 from jobs.report_numbers import Shown, instead_of_ends, plain, shown_interval, shown_score
 from jobs.report_table import human_bytes, shown_name
-from jobs.summary import MacroMean, ResultSummary, Setting, TaskSummary
+from jobs.results.grouping import Setting
+from jobs.summary import MacroMean, ResultSummary, TaskSummary
 from jobs.tracker import EXPERIMENT_ID, RUN_ID, VIEW
 from jobs.variant_summary import VariantSummary
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jobs.failure import ErrorKind
-from jobs.result_schema import FAILED, Row
-from jobs.work import WorkUnit
+from jobs.planning.work import WorkUnit
+from jobs.results.schema import FAILED, Row
 
 
 @dataclass(frozen=True, slots=True)

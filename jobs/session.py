@@ -13,22 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from jobs.cells import PlannedCell
-from jobs.identity import unit_id
 from jobs.mirror_content import MirrorContent, shared_tags, tracked_sweep, tracked_variant
-from jobs.preparation import Prepared
+from jobs.planning.cells import PlannedCell
+from jobs.planning.identity import unit_id
+from jobs.planning.preparation import Prepared
+from jobs.planning.work import WorkUnit
 from jobs.progress import ProgressView
 from jobs.report_page import DEFAULT_NAME, ReportPage, write_page
-from jobs.result_schema import DONE_STATUSES, ResultError, Row
-from jobs.results import ResultStore
-from jobs.rows import Failure, RowMaker, RunContext
+from jobs.results.planned import planned_rows
+from jobs.results.provenance import describe_run
+from jobs.results.rows import Failure, RowMaker, RunContext
+from jobs.results.schema import DONE_STATUSES, ResultError, Row
+from jobs.results.store import ResultStore
 from jobs.run_events import OnEvent, OnRows
-from jobs.run_meta import describe_run
 from jobs.settings.schema import Settings
-from jobs.summary import ResultSummary, planned_rows
+from jobs.summary import ResultSummary
 from jobs.tracker import RunStatus, TrackedSweep, Tracker
 from jobs.tracking import make_tracker
-from jobs.work import WorkUnit
 
 logger = logging.getLogger(__name__)
 

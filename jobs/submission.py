@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluators.benchmarks.zeroscrolls.tasks import ZEROSCROLLS_TASKS
-from jobs.result_schema import DONE_STATUSES, ResultError, Row
-from jobs.summary import Setting, grouped, setting_of
+from jobs.results.grouping import Setting, grouped, setting_of
+from jobs.results.schema import DONE_STATUSES, ResultError, Row
 
 SUBMISSION_LINK = "https://zero.scrolls-benchmark.com/submission"
 _COLUMNS = ("Task", "ID", "Prediction")

@@ -8,47 +8,19 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
-from jobs.result_schema import DONE_STATUSES, FAILED, OK, TRUNCATED, Row
+from jobs.planning.work import Cell
+from jobs.results.grouping import Setting, grouped, setting_of, task_of
+from jobs.results.planned import planned_rows
+from jobs.results.schema import DONE_STATUSES, FAILED, OK, TRUNCATED, Row
 from jobs.variant_summary import NllScale, VariantSummary, mean_of, shown_label_of, summarize_variant
-from jobs.work import Cell
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
-_HEAVY_COLUMNS = {
-    "slots",
-    "trace",
-    "seconds",
-    "counters",
-    "versions",
-    "failure_traceback",
-    "prediction",
-    "answers",
-    "all_classes",
-    "prompt_tail",
-    "item_metadata",
-}
 _SHOWN_FIRST = (FULL, FULL_AA, NO_CONTEXT)
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Setting:
-    """What all tables of one comparison share."""
-
-    query_mode: str
-    model: str
-    model_revision: str
-    execution: str
-
-    @property
-    def model_name(self) -> str:
-        """The model's name with its revision, a local folder by its last part."""
-        name = self.model.rstrip("/").rpartition("/")[2] if self.model.startswith("/") else self.model
-        return f"{name}@{self.model_revision}" if self.model_revision else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,52 +102,6 @@ def summarize(table: pa.Table, planned: Sequence[Cell] | None = None) -> ResultS
         num_missing=num_planned - len(found),
         num_other=table.num_rows - len(found),
     )
-
-
-def planned_rows(
-    table: pa.Table, planned: Sequence[Cell] | None = None, heavy: Collection[str] = ()
-) -> list[Row]:
-    """The rows of `planned` that are there, under its labels and in its order; of the heavy columns only `heavy`."""
-    left_out = _HEAVY_COLUMNS.difference(heavy)
-    rows: list[Row] = table.select([it for it in table.column_names if it not in left_out]).to_pylist()
-    if planned is None:
-        return rows
-    by_identity = {row["identity"]: row for row in rows}
-    return [
-        {**by_identity[cell.identity], "variant": cell.label}
-        for cell in planned
-        if cell.identity in by_identity
-    ]
-
-
-def planned_table(table: pa.Table, planned: Sequence[Cell] | None = None) -> pa.Table:
-    """The same rows as `planned_rows`, with every column, as a table."""
-    if planned is None:
-        return table
-    place = {identity: index for index, identity in enumerate(table["identity"].to_pylist())}
-    found = [cell for cell in planned if cell.identity in place]
-    taken = table.take(pa.array([place[cell.identity] for cell in found], type=pa.int64()))
-    column = table.schema.get_field_index("variant")
-    labels = pa.array([cell.label for cell in found], type=pa.string())
-    return taken.set_column(column, table.schema.field(column), labels)
-
-
-def grouped(rows: Iterable[Row], key_of: Callable[[Row], Any]) -> dict[Any, list[Row]]:
-    """Rows by a key, in the order the keys come."""
-    groups: dict[Any, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(key_of(row), []).append(row)
-    return groups
-
-
-def setting_of(row: Row) -> Setting:
-    """What a row shares with the rows it may be compared with."""
-    return Setting(row["query_mode"], row["model"], row["model_revision"] or "", row["execution"])
-
-
-def task_of(row: Row) -> str:
-    """The task's full name, such as "longbench/qasper"."""
-    return f"{row['benchmark']}/{row['task']}"
 
 
 def _summarize_task(setting: Setting, task: str, rows: Sequence[Row]) -> TaskSummary:

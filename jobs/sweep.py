@@ -25,8 +25,8 @@ from jobs.console.policy_check import check_policy
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from jobs.preparation import Prepared
-    from jobs.results import ResultStore
+    from jobs.planning.preparation import Prepared
+    from jobs.results.store import ResultStore
     from jobs.session import SessionResult
     from jobs.settings.schema import Settings
 
@@ -124,14 +124,15 @@ def _settings_of(options: argparse.Namespace) -> Settings:
 def _sweep(options: argparse.Namespace) -> int:
     settings = _settings_of(options)
     from jobs.report import report_console
-    from jobs.results import ResultStore
+    from jobs.results.store import ResultStore
 
     console = report_console()
     store = ResultStore(settings.output_dir)
-    from jobs.preparation import prepare
+    from jobs.actor_resources import device_of_the_actors
+    from jobs.planning.preparation import prepare
 
     with console.status("reading the model's configuration, tokenizer and items …"):
-        prepared = prepare(settings, store)
+        prepared = prepare(settings, store.identities(), lambda: device_of_the_actors(settings))
     if options.dry_run:
         console.print(_dry_run(settings, prepared, store))
         return EXIT_OK
@@ -157,7 +158,7 @@ def _sweep(options: argparse.Namespace) -> int:
 def _dry_run(settings: Settings, prepared: Prepared, store: ResultStore) -> RenderableType:
     from jobs.dry_run import render_dry_run
     from jobs.forecast import forecast
-    from jobs.prompt_check import check_prompts
+    from jobs.planning.prompt_check import check_prompts
     from kvmerger.models.loading import load_end_ids, num_parameters
 
     asked, model = settings.model, prepared.model
@@ -178,7 +179,7 @@ def _shown_page(store: ResultStore, page: Path | ValueError | None) -> str:
     """Where the page with figures is, or why there is none, which is no reason to fail a sweep."""
     from jobs.console.paths import shown
     from jobs.report_page import DEFAULT_NAME, write_report
-    from jobs.result_schema import ResultError
+    from jobs.results.schema import ResultError
 
     try:
         page = page or write_report(store, store.root / DEFAULT_NAME)

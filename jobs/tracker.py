@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from jobs.metric_points import MetricPoint, Readings
-from jobs.result_schema import Row
+from jobs.results.schema import Row
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 RUN_ID, EXPERIMENT_ID = "{run_id}", "{experiment_id}"

@@ -19,7 +19,7 @@ from jobs.console.paths import python
 from jobs.courier import Courier
 from jobs.metric_points import RunningMeans
 from jobs.mlflow_runs import MlflowRuns, open_runs
-from jobs.result_schema import Row
+from jobs.results.schema import Row
 from jobs.tracker import NullTracker, SweepReport, TrackedSweep, Tracker, TrackingError
 from jobs.tracking_uri import check_usable, is_http
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from evaluators import scoring
 from evaluators.statistics.intervals import Interval, mean_interval, paired_difference
-from jobs.result_schema import DONE_STATUSES, Row
+from jobs.results.schema import DONE_STATUSES, Row
 from kvmerger.variants import FULL, NO_CONTEXT
 
 _NAMED_BY_OUTCOME = "kvmerger_paper"

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from evaluators.tokenizer import Tokenizer, decode
-from jobs.result_schema import FAILED, Row
-from jobs.rows import Failure, ModelFacts, Outcome, RowMaker, RunContext, build_rows, failed_rows
+from jobs.planning.work import PlannedItem, WorkUnit
+from jobs.results.rows import Failure, ModelFacts, Outcome, RowMaker, RunContext, build_rows, failed_rows
+from jobs.results.schema import FAILED, Row
 from jobs.settings.schema import ModelSettings
-from jobs.work import PlannedItem, WorkUnit
 from kvmerger.generation import Prompt, Question, VariantFailure
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 

@@ -6,8 +6,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from jobs.result_schema import DONE_STATUSES, Row
-from jobs.summary import Setting, grouped, setting_of, task_of
+from jobs.results.grouping import Setting, grouped, setting_of, task_of
+from jobs.results.schema import DONE_STATUSES, Row
 from kvmerger.variants import FULL, REFERENCE_LABELS
 
 _NUM_SHOWN = 3

@@ -15,9 +15,9 @@ from typing import Any
 
 from evaluators.item import BenchmarkItem
 from evaluators.prompting import TokenizedPrompt
-from jobs.rows import RunContext
+from jobs.planning.work import Cell, PlannedItem, WorkUnit
+from jobs.results.rows import RunContext
 from jobs.settings.schema import ModelSettings, Settings
-from jobs.work import Cell, PlannedItem, WorkUnit
 from jobs.worker import LoadedEngine
 from kvmerger.budget import KeptRatio, SlotCount, num_slots_for
 from kvmerger.generation import Generation, MemoryPoint, Prompt, Question, VariantFailure

@@ -31,15 +31,15 @@ ONLY_IN = {
 HEAVY = {"torch", "ray", "mlflow", "transformers", "accelerate", "datasets", "gguf", "triton"}
 LIGHT_FILES = (
     "jobs/settings/schema.py",
-    "jobs/plan.py",
+    "jobs/planning/plan.py",
     "jobs/scheduler.py",
     "jobs/failure.py",
-    "jobs/results.py",
+    "jobs/results/store.py",
     "jobs/report.py",
     "jobs/report_page.py",
     "jobs/differences.py",
     "jobs/compare.py",
-    "jobs/work.py",
+    "jobs/planning/work.py",
     "jobs/nightly.py",
     "jobs/gate.py",
     "jobs/gate_files.py",
@@ -216,7 +216,7 @@ def test_help_loads_nothing_heavy(repo_root: Path) -> None:
         ("evaluators/a.py", "def f():\n    import torch.nn.functional as F"),
         ("evaluators/metrics/a.py", "from ...kvmerger import budget"),
         ("evaluators/a.py", "if TYPE_CHECKING:\n    from kvmerger.budget import BudgetSpec"),
-        ("jobs/plan.py", "def f():\n    from ray import remote"),
+        ("jobs/planning/plan.py", "def f():\n    from ray import remote"),
         ("jobs/inline.py", "import importlib\nx = importlib.import_module('ray.util')"),
         ("jobs/controller.py", "class A:\n    import mlflow"),
     ],
@@ -246,20 +246,20 @@ def test_import_rule_leaves_the_rest_alone(path: str, source: str) -> None:
 )
 def test_light_rule_follows_our_own_files(statement: str) -> None:
     chain = {
-        "jobs/plan.py": "from evaluators.prompting import tokenize_item",
+        "jobs/planning/plan.py": "from evaluators.prompting import tokenize_item",
         "evaluators/__init__.py": "",
         "evaluators/prompting.py": "class A:\n    from . import registry",
         "evaluators/registry.py": statement,
     }
-    assert len(heavy_at_import(chain, "jobs/plan.py")) == 1
-    in_package = {"jobs/plan.py": "import kvmerger.budget", "kvmerger/__init__.py": statement}
-    assert len(heavy_at_import(in_package, "jobs/plan.py")) == 1
+    assert len(heavy_at_import(chain, "jobs/planning/plan.py")) == 1
+    in_package = {"jobs/planning/plan.py": "import kvmerger.budget", "kvmerger/__init__.py": statement}
+    assert len(heavy_at_import(in_package, "jobs/planning/plan.py")) == 1
 
 
 def test_light_rule_allows_lazy_and_typing_imports() -> None:
     lazy = "def f():\n    import ray\ng = lambda: __import__('mlflow')"
     typing_only = "if TYPE_CHECKING:\n    import torch\nelse:\n    import json"
-    assert heavy_at_import({"jobs/plan.py": f"{lazy}\n{typing_only}"}, "jobs/plan.py") == []
+    assert heavy_at_import({"jobs/planning/plan.py": f"{lazy}\n{typing_only}"}, "jobs/planning/plan.py") == []
 
 
 def test_size_rule_sees_one_line_too_many() -> None:

@@ -10,8 +10,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.result_schema import DONE_STATUSES, Row
-from jobs.summary import Setting, setting_of
+from jobs.results.grouping import Setting, setting_of
+from jobs.results.schema import DONE_STATUSES, Row
 
 _NUM_BANDS = 5
 _MAX_DEPTH_PERCENT = 100

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from evaluators.statistics.intervals import Interval
 from jobs.differences import Difference
 from jobs.report_numbers import instead_of_ends
-from jobs.summary import Setting
+from jobs.results.grouping import Setting
 
 _WIDTH, _HEIGHT, _MARGIN = 120, 14, 4  # of a cell's drawing, in its own units
 MACRO, NOISE = "mean of the tasks", "full again (A/A noise)"

@@ -12,8 +12,9 @@ from markupsafe import Markup
 from jobs.figures.series import series_name
 from jobs.figures.style import FAINT, INK, SeriesStyle, look, new_panel, to_svg
 from jobs.report_table import shown_name
-from jobs.result_schema import DONE_STATUSES, Row
-from jobs.summary import TaskSummary, grouped
+from jobs.results.grouping import grouped
+from jobs.results.schema import DONE_STATUSES, Row
+from jobs.summary import TaskSummary
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
 _MIB = 2**20

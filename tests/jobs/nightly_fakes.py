@@ -17,7 +17,7 @@ import torch
 import yaml
 from transformers import LlamaForCausalLM
 
-from jobs.results import ResultStore
+from jobs.results.store import ResultStore
 from jobs.sweep import main as sweep
 from tests.jobs.sweep_fakes import save_tiny_model
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.result_schema import Row
+from jobs.results.schema import Row
 from tests.jobs.row_fakes import make_row
 
 LOSSES = {"full": 0.0, "full_aa": 0.0, "no_context": 3.0, "snapkv@0.5": 0.3, "kvmerger@0.5": 0.0}

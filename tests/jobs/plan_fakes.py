@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from evaluators.item import BenchmarkItem
-from jobs.cells import VariantFacts
-from jobs.plan import Plan, build_plan
+from jobs.planning.cells import VariantFacts
+from jobs.planning.plan import Plan, build_plan
 from jobs.settings.schema import Settings
 from kvmerger.variants import VariantSpec
 

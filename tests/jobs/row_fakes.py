@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.result_schema import OK, RESULT_SCHEMA, Row
+from jobs.results.schema import OK, RESULT_SCHEMA, Row
 
 
 def make_row(identity: str, unit_id: str = "u1", **values: Any) -> Row:

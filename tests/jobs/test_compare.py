@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.compare import main
-from jobs.results import ResultStore
+from jobs.results.store import ResultStore
 from tests.jobs.paired_fakes import LOSSES, paired_rows
 
 

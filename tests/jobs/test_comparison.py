@@ -6,7 +6,7 @@ from jobs.comparability import ComparisonError
 from jobs.comparison import Comparison, compare_folders, compare_variants
 from jobs.differences import Difference, differences_between
 from jobs.pairing import ANSWER_NLL, SCORE, Metric
-from jobs.result_schema import FAILED
+from jobs.results.schema import FAILED
 from tests.jobs.paired_fakes import LOSSES, paired_rows
 
 

@@ -14,11 +14,11 @@ from jobs import controller
 from jobs.actor_pool import Answer, Call
 from jobs.controller import Controller
 from jobs.failure import DEFAULT_MAX_ATTEMPTS, ErrorKind, FailurePolicy
-from jobs.result_schema import Row, check_rows
+from jobs.planning.work import WorkUnit
+from jobs.results.schema import Row, check_rows
 from jobs.run_events import OnRows, UnitStarted, WorkerLost
 from jobs.scheduler import Scheduler
 from jobs.scheduler_events import ActorReady, UnitFinished
-from jobs.work import WorkUnit
 from jobs.worker import UnitRunner
 from kvmerger.budget import LikeVariant
 from kvmerger.variants import VariantSpec

@@ -13,7 +13,7 @@ from jobs.differences import (
     differences_to_full,
 )
 from jobs.pairing import ANSWER_NLL, SCORE, Metric
-from jobs.result_schema import FAILED, Row
+from jobs.results.schema import FAILED, Row
 from tests.jobs.paired_fakes import LOSSES, paired_rows
 
 

@@ -10,7 +10,7 @@ import pytest
 from jobs.differences import Difference, differences_to_full
 from jobs.final_numbers import charted_traces, flat_params, listed_keys, sweep_readings, variant_readings
 from jobs.pairing import ANSWER_NLL, SCORE
-from jobs.result_schema import FAILED, RESULT_SCHEMA, Row
+from jobs.results.schema import FAILED, RESULT_SCHEMA, Row
 from jobs.summary import ResultSummary, summarize
 from tests.jobs.row_fakes import make_sweep_rows
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jobs.forecast import forecast
-from jobs.prediction import cost_tokens_of
+from jobs.planning.prediction import cost_tokens_of
 from tests.jobs.plan_fakes import item, plan_of, settings_of
 
 ROW = {

@@ -15,10 +15,10 @@ from jobs.gate import NightVerdict, check_baseline, gated_labels, judge_night
 from jobs.gate_check import Check
 from jobs.gate_log import MAX_LINES, NightNames, log_lines
 from jobs.gate_paired import INSIDE_NOISE
-from jobs.result_schema import FAILED, Row
+from jobs.planning.work import Cell
+from jobs.results.schema import FAILED, Row
 from jobs.settings.errors import SettingsError
 from jobs.settings.gate import GateSettings, MarginSettings
-from jobs.work import Cell
 from tests.fakes import make_settings
 from tests.jobs.paired_fakes import paired_rows
 

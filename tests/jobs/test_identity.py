@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-import jobs.identity as identity_module
+import jobs.planning.identity as identity_module
 from tests.jobs.plan_fakes import CONTEXT, Model, identities, item, plan_of, settings_of
 
 CHANGES: dict[str, dict[str, Any]] = {

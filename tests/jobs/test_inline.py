@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from jobs import inline
+from jobs.planning.work import WorkUnit
 from jobs.run_events import UnitEnded, UnitStarted, WorkerReady, WorkerStarting
-from jobs.work import WorkUnit
 from jobs.worker import DeviceLostError, UnitRunner
 from tests.fakes import RAISE_ID, FakeLoad, Recorder, make_context, make_planned, make_settings, make_unit
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from jobs.report_facts import num_prefills
-from jobs.result_schema import Row
-from jobs.results import ResultStore
+from jobs.results.schema import Row
+from jobs.results.store import ResultStore
 from jobs.sweep import main
 from tests.jobs.sweep_fakes import save_data, save_settings, save_tiny_model
 

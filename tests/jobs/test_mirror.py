@@ -17,12 +17,12 @@ from mlflow import MlflowClient
 
 from jobs.mirror import main
 from jobs.mirror_content import MirrorContent, sweep_of_folder
+from jobs.planning.work import Cell
 from jobs.report import main as report
-from jobs.result_schema import RESULT_SCHEMA, Row
-from jobs.results import ResultStore
-from jobs.summary import grouped
+from jobs.results.grouping import grouped
+from jobs.results.schema import RESULT_SCHEMA, Row
+from jobs.results.store import ResultStore
 from jobs.sweep import main as sweep
-from jobs.work import Cell
 from tests.jobs.row_fakes import make_sweep_rows
 
 TASKS = ("longbench/qasper", "rows/Büros + Rest @ 50 %")

@@ -14,10 +14,10 @@ from jobs.baseline import BaselineError
 from jobs.gate import HEAVY_COLUMNS
 from jobs.mirror_files import ROWS
 from jobs.mlflow_baseline import MlflowBaseline
-from jobs.results import ResultStore
-from jobs.summary import planned_rows, planned_table
+from jobs.planning.work import Cell
+from jobs.results.planned import planned_rows, planned_table
+from jobs.results.store import ResultStore
 from jobs.tracker import TrackingError
-from jobs.work import Cell
 from tests.jobs.row_fakes import make_row
 
 EXPERIMENT = "nightly"

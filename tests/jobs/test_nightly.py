@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from jobs.nightly import main
-from jobs.results import ResultStore
+from jobs.results.store import ResultStore
 from tests.jobs.nightly_fakes import LABEL, NUM_ITEMS, plant, save_night, save_sure_model
 
 NUM_FEW = 3

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from jobs.pairing import ANSWER_NLL, SCORE, pair
-from jobs.result_schema import FAILED, TRUNCATED, Row
+from jobs.results.schema import FAILED, TRUNCATED, Row
 from tests.jobs.row_fakes import make_row
 
 

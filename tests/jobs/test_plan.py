@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from evaluators.item import BenchmarkItem
-from jobs.plan import PlanError
+from jobs.planning.plan import PlanError
 from kvmerger.names import VariantError
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 from tests.jobs.plan_fakes import Model, identities, item, plan_of, settings_of

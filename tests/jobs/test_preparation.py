@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from jobs import ray_session
-from jobs.preparation import prepare
+from jobs.actor_resources import device_of_the_actors
+from jobs.planning.preparation import prepare
 from jobs.ray_session import Cluster
-from jobs.results import ResultStore
 from jobs.settings.schema import load_settings
 from tests.jobs.sweep_fakes import save_data, save_settings, save_tiny_model
 
@@ -52,7 +52,7 @@ def test_what_auto_means_is_decided_where_the_actors_are_and_once(
     model = save_tiny_model(tmp_path / "model")
     config = save_settings(tmp_path, model, save_data(tmp_path / "data", 2))
     settings = load_settings(config, ["executor=ray", *overrides])
-    prepared = prepare(settings, ResultStore(settings.output_dir))
+    prepared = prepare(settings, done=(), find_device=lambda: device_of_the_actors(settings))
     assert (prepared.model.device, prepared.model.dtype) == (device, dtype)
     settled = prepared.settled(settings)
     assert (settled.model.device, settled.model.dtype) == (device, dtype)

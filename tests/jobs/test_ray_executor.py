@@ -15,12 +15,12 @@ from jobs import controller
 from jobs.actor_pool import Answer, Call
 from jobs.actor_resources import ActorResources, ResourcesError
 from jobs.failure import ErrorKind, FailurePolicy
+from jobs.planning.work import WorkUnit
 from jobs.ray_answers import error_kind, event_of
-from jobs.result_schema import check_rows
+from jobs.results.schema import check_rows
 from jobs.run_events import UnitEnded, UnitStarted, WorkerLost
 from jobs.scheduler_events import ActorDied, UnitFailed
 from jobs.settings.schema import Settings
-from jobs.work import WorkUnit
 from jobs.worker import DeviceLostError, LoadEngine
 from tests.fakes import (
     DIE_ID,

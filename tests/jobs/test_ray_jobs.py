@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.results import ResultStore
+from jobs.results.store import ResultStore
 from tests.jobs.ray_head import CALL_TIMEOUT_S, RAY, RayHead, ray_head
 from tests.jobs.sweep_fakes import save_data, save_settings, save_tiny_model
 

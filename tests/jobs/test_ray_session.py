@@ -6,8 +6,8 @@ import pytest
 import ray
 
 from jobs import controller
+from jobs.planning.work import WorkUnit
 from jobs.ray_session import RayStartError
-from jobs.work import WorkUnit
 from tests.fakes import FakeLoad, Recorder, make_context, make_settings, make_unit
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from jobs.differences import differences_to_full
 from jobs.report_headline import headline
-from jobs.result_schema import RESULT_SCHEMA, Row
+from jobs.results.schema import RESULT_SCHEMA, Row
 from jobs.summary import summarize
 from tests.jobs.row_fakes import make_sweep_rows
 

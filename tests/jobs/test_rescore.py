@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from jobs.rescore import change_lines, rescore, rescore_results
-from jobs.result_schema import FAILED, Row
-from jobs.results import ResultStore
+from jobs.results.rescore import change_lines, rescore, rescore_results
+from jobs.results.schema import FAILED, Row
+from jobs.results.store import ResultStore
 from tests.jobs.row_fakes import make_row
 
 NOW_S = 100.0

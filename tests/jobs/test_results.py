@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs.result_schema import FAILED, RESULT_SCHEMA, TRUNCATED, ResultError, Row
-from jobs.results import ResultStore
-from jobs.work import Cell
+from jobs.planning.work import Cell
+from jobs.results.schema import FAILED, RESULT_SCHEMA, TRUNCATED, ResultError, Row
+from jobs.results.store import ResultStore
 from tests.jobs.row_fakes import make_row
 
 

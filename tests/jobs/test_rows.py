@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.rescore import rescore
-from jobs.result_schema import RESULT_SCHEMA, check_rows
-from jobs.rows import Failure, RowMaker, build_rows, failed_rows
-from jobs.work import WorkUnit
+from jobs.planning.work import WorkUnit
+from jobs.results.rescore import rescore
+from jobs.results.rows import Failure, RowMaker, build_rows, failed_rows
+from jobs.results.schema import RESULT_SCHEMA, check_rows
 from kvmerger.generation import Generation, Prompt, Question, VariantFailure
 from tests.fakes import (
     KNORM,

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.differences import Difference, differences_to_full
 from jobs.report_headline import headline
-from jobs.result_schema import RESULT_SCHEMA
+from jobs.results.schema import RESULT_SCHEMA
 from jobs.run_description import MAX_CHARS, summary_text, sweep_description, variant_description
 from jobs.summary import ResultSummary, summarize
 from jobs.tracker import EXPERIMENT_ID, RUN_ID

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import run_meta
+from jobs.results import provenance as run_meta
 
 
 def test_in_a_repository_the_variable_has_no_say(monkeypatch: pytest.MonkeyPatch, repo_root: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from evaluators.benchmarks.zeroscrolls.tasks import ZEROSCROLLS_TASKS
 from jobs.report import main
-from jobs.result_schema import FAILED, ResultError, Row
-from jobs.results import ResultStore
+from jobs.results.schema import FAILED, ResultError, Row
+from jobs.results.store import ResultStore
 from jobs.submission import build_submissions
 from tests.jobs.row_fakes import make_row
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.results import ResultStore
+from jobs.results.store import ResultStore
 from jobs.sweep import main
 from tests.jobs.sweep_fakes import hear_interrupts, save_data, save_settings, save_tiny_model
 

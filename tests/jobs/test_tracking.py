@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from jobs.metric_points import MetricPoint, Readings
-from jobs.result_schema import Row
+from jobs.results.schema import Row
 from jobs.tracker import (
     EXPERIMENT_ID,
     RUN_ID,

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.companies import FEWEST_UNITS, MOST_CONTEXT_TOKENS, companies, items_at_once
+from jobs.planning.units import FEWEST_UNITS, MOST_CONTEXT_TOKENS, companies, items_at_once
 from kvmerger.variants import REFERENCE_LABELS
 from tests.jobs.plan_fakes import CONTEXT, Model, identities, item, plan_of, settings_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.result_schema import check_rows
+from jobs.results.schema import check_rows
 from jobs.worker import UnitRunner
 from tests.fakes import (
     KNORM,

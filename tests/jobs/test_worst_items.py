@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from jobs.result_schema import Row
+from jobs.results.schema import Row
 from jobs.worst_items import visible, worst_items
 from tests.jobs.row_fakes import make_row
 

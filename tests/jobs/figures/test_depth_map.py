@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jobs.figures.depth_map import depth_maps
-from jobs.result_schema import FAILED, Row
+from jobs.results.schema import FAILED, Row
 from tests.jobs.row_fakes import make_row
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.figures.memory_trace import draw, trace_panel
 from jobs.figures.style import series_styles
-from jobs.result_schema import RESULT_SCHEMA, Row
+from jobs.results.schema import RESULT_SCHEMA, Row
 from jobs.summary import summarize
 from tests.jobs.row_fakes import FULL_BYTES, make_sweep_rows
 

@@ -10,7 +10,7 @@ from jobs.figures.quality import draw
 from jobs.figures.quality_panel import NLL, RECOVERED, SCORE, macro_panel, task_panel
 from jobs.figures.series import series_names
 from jobs.figures.style import series_styles
-from jobs.result_schema import RESULT_SCHEMA, Row
+from jobs.results.schema import RESULT_SCHEMA, Row
 from jobs.summary import ResultSummary, summarize
 from tests.jobs.row_fakes import make_sweep_rows
 

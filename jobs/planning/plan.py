@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer
-from jobs.cells import CellPlanner, CheckCell, PlannedCell, VariantFacts
-from jobs.prediction import ModelShape
+from jobs.planning.cells import CellPlanner, CheckCell, PlannedCell, VariantFacts
+from jobs.planning.prediction import ModelShape
+from jobs.planning.units import Outlook, cut_units, outlook_of
+from jobs.planning.variant_list import VariantList
+from jobs.planning.work import WorkUnit
 from jobs.settings.schema import Settings
-from jobs.units import Outlook, cut_units, outlook_of
-from jobs.variant_list import VariantList
-from jobs.work import WorkUnit
 
 
 class PlanError(ValueError):

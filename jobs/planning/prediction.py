@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from jobs.work import PlannedItem
+from jobs.planning.work import PlannedItem
 from kvmerger.budget import LikeVariant, num_slots_for
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 

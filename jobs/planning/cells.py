@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from evaluators.item import BenchmarkItem
 from evaluators.prompting import PromptError, TokenizedPrompt, Tokenizer, tokenize_item
-from jobs.identity import RunSettings, cell_identity, item_digest
-from jobs.prediction import ModelShape
+from jobs.planning.identity import RunSettings, cell_identity, item_digest
+from jobs.planning.prediction import ModelShape
+from jobs.planning.variant_list import VariantList
+from jobs.planning.work import Cell, PlannedItem
 from jobs.settings.schema import Settings
-from jobs.variant_list import VariantList
-from jobs.work import Cell, PlannedItem
 from kvmerger.budget import LikeVariant, num_slots_for
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from evaluators import scoring
-from jobs.result_schema import DONE_STATUSES, Row
-from jobs.results import ResultStore
-from jobs.rows import score_columns
-from jobs.summary import grouped, task_of
+from jobs.results.grouping import grouped, task_of
+from jobs.results.rows import score_columns
+from jobs.results.schema import DONE_STATUSES, Row
+from jobs.results.store import ResultStore
 
 _SUFFIX = "-rescored"
 _SAME = 1e-12  # sums of floats may differ in the last bit on another machine

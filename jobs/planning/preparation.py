@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,8 @@ from typing import TYPE_CHECKING
 from evaluators import registry
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer
-from jobs.cells import VariantFacts
-from jobs.plan import Plan, build_plan
-from jobs.results import ResultStore
+from jobs.planning.cells import VariantFacts
+from jobs.planning.plan import Plan, build_plan
 from jobs.settings.schema import Settings
 from kvmerger.budget import BudgetError
 from kvmerger.building import Variant, build_variant
@@ -47,10 +45,11 @@ class Prepared:
         return settings.model_copy(update={"model": settings.model.model_copy(update=planned)})
 
 
-def prepare(settings: Settings, store: ResultStore) -> Prepared:
+def prepare(settings: Settings, done: Collection[str], find_device: Callable[[], str]) -> Prepared:
     """Build the policies, read the model's configuration and tokenizer, load the items, and plan.
 
-    Imports torch and transformers; reads the store, writes nothing. Asks a cluster that will be joined what it has.
+    Imports torch and transformers; writes nothing. `done` are the identities of rows that are there already; `find_device`
+    says where the work will be done, and is asked once the policies are known to be right.
 
     Raises:
         ValueError: one of our own subclasses, for whatever the settings, data or model cannot do.
@@ -65,7 +64,7 @@ def prepare(settings: Settings, store: ResultStore) -> Prepared:
         asked.name,
         revision=asked.revision,
         dtype=asked.dtype,
-        device=_device_of_the_actors(settings),
+        device=find_device(),
         is_run_here=settings.executor == "inline",
     )
     tokenizer = load_tokenizer(asked.name, revision=asked.revision)
@@ -76,26 +75,10 @@ def prepare(settings: Settings, store: ResultStore) -> Prepared:
         tokenizer,
         model,
         facts,
-        store.identities(),
+        done,
         _CellCheck(variants, model),
     )
     return Prepared(plan, model, tokenizer, {label: fact.version for label, fact in facts.items()})
-
-
-def _device_of_the_actors(settings: Settings) -> str:
-    """Where the work will be done: `auto` is decided by what actors ask for, else by the nodes of the cluster they join."""
-    device, num_gpus = settings.model.device, settings.actors.num_gpus
-    if settings.executor != "ray" or device != "auto":
-        return device
-    if num_gpus is not None:
-        return "cuda" if num_gpus else "cpu"
-    if os.environ.get("RAY_ADDRESS"):
-        from jobs.actor_resources import has_gpus
-        from jobs.ray_session import ray_session
-
-        with ray_session(()) as cluster:
-            return "cuda" if has_gpus(cluster.nodes) else "cpu"
-    return device
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ import yaml
 
 from evaluators.hints import nearest_path_hint
 from jobs.console.paths import file_in_the_way
-from jobs.result_schema import DONE_STATUSES, RESULT_SCHEMA, ResultError, Row, check_rows
-from jobs.work import Cell
+from jobs.planning.work import Cell
+from jobs.results.schema import DONE_STATUSES, RESULT_SCHEMA, ResultError, Row, check_rows
 
 _REMEDY = "delete it and run the same command again: only its cells are computed anew"
 

@@ -2,7 +2,9 @@
 
 Query-agnostic items with the same context share a unit; a unit that would take much longer than the usual one is
 cut, since the longest unit decides when the last device is free. Short contexts that owe the same variants share a
-unit too, as far as `jobs.companies` says.
+unit too, so that their rows decode in one batch and weights are read once for all of them. That is settled by all that a
+sweep plans, done or not: one that goes on after an interruption has the units it would have had. Only an item of which some
+cells are done goes on without them.
 """
 
 from __future__ import annotations
@@ -13,13 +15,20 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluators.prompting import QueryMode
-from jobs.cells import PlannedCell
-from jobs.companies import MOST_CONTEXT_TOKENS, companies, items_at_once
-from jobs.identity import unit_id
-from jobs.prediction import ModelShape, context_bytes, cost_tokens, most_slots, num_pieces
+from jobs.planning.cells import PlannedCell
+from jobs.planning.identity import unit_id
+from jobs.planning.prediction import ModelShape, context_bytes, cost_tokens, most_slots, num_pieces
+from jobs.planning.variant_list import VariantList
+from jobs.planning.work import PlannedItem, WorkUnit
 from jobs.settings.schema import Settings
-from jobs.variant_list import VariantList
-from jobs.work import PlannedItem, WorkUnit
+from kvmerger.limits import Limits, bucket_for
+
+_ItemCells = list[PlannedCell]
+"""Cells of one item, at least one."""
+MOST_CONTEXT_TOKENS = 4096
+"""Of a context that has company where nothing else is asked for: with longer ones a step reads more K/V than weights."""
+FEWEST_UNITS = 32
+"""A short sweep rather keeps many devices busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +84,6 @@ def outlook_of(
         num_bytes += context_bytes(items, list(slots.values()), model, own_slots)
         most_tokens = max(most_tokens, num_tokens)
     return Outlook(unit.unit_id, len(unit.contexts), most_tokens, len(unit.items), len(unit.cells), num_bytes)
-
-
-_ItemCells = list[PlannedCell]
-"""Cells of one item, at least one."""
 
 
 def _grouped(cells: Iterable[PlannedCell], mode: QueryMode) -> dict[Hashable, list[_ItemCells]]:
@@ -140,3 +145,40 @@ def _planned(cells: _ItemCells) -> PlannedItem:
     planned = cells[0].planned
     assert planned is not None, "a cell without a prompt is impossible and never owed"
     return planned
+
+
+def items_at_once(settings: Settings, num_variants: int, num_items: int, device: str) -> int:
+    """How many items a unit may hold because of their company; `num_variants` includes the references.
+
+    Automatically: on CUDA as many as the engine decodes in one batch, elsewhere one: two cores gain less by it (the shipped
+    sweep takes 106 s instead of 130 with four at once), and an interruption costs all that are under way.
+    """
+    if settings.items_at_once != "auto":
+        return settings.items_at_once
+    if settings.execution == "isolated" or not device.startswith("cuda"):
+        return 1
+    num_rows = num_variants - 1  # the A/A row has a batch of its own
+    return max(1, min(Limits().max_rows // bucket_for(num_rows), num_items // FEWEST_UNITS))
+
+
+def companies(
+    sizes: Mapping[Hashable, tuple[int, int]], most_items: int, most_tokens: int | None
+) -> dict[Hashable, int]:
+    """The number of each context's company. `sizes`: tokens and items of every context, in order.
+
+    Contexts of more than `most_tokens` have none, and no company has more than `most_items`, unless one context has.
+    """
+    company_of: dict[Hashable, int] = {}
+    num_companies = num_items = 0
+    current: int | None = None
+    for context, (num_tokens, items) in sizes.items():
+        if most_tokens is not None and num_tokens > most_tokens:
+            company_of[context] = num_companies
+            num_companies += 1
+            continue
+        if current is None or num_items + items > most_items:
+            current, num_items = num_companies, 0
+            num_companies += 1
+        company_of[context] = current
+        num_items += items
+    return company_of

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer, adds_bos, decode
-from jobs.cells import PlannedCell
-from jobs.plan import Plan
-from jobs.work import PlannedItem
+from jobs.planning.cells import PlannedCell
+from jobs.planning.plan import Plan
+from jobs.planning.work import PlannedItem
 
 _SHOWN_CHARS = 90
 

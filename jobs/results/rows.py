@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from evaluators import scoring
 from evaluators.item import BenchmarkItem
-from jobs.identity import prompt_digest
-from jobs.result_schema import FAILED, OK, RESULT_SCHEMA, TRUNCATED, Row
-from jobs.work import Cell, PlannedItem, WorkUnit
+from jobs.planning.identity import prompt_digest
+from jobs.planning.work import Cell, PlannedItem, WorkUnit
+from jobs.results.schema import FAILED, OK, RESULT_SCHEMA, TRUNCATED, Row
 from kvmerger.generation import Generation, VariantFailure
 from kvmerger.variants import VariantSpec
 

@@ -1,0 +1,1 @@
+"""Which rows are owed. Never weights, never a store."""

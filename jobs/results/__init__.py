@@ -1,0 +1,1 @@
+"""What a row is and where it lies. The only writer."""

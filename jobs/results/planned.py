@@ -1,0 +1,52 @@
+"""Of a results folder, the rows that the sweep's last settings ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import pyarrow as pa
+
+from jobs.planning.work import Cell
+from jobs.results.schema import Row
+
+_HEAVY_COLUMNS = {
+    "slots",
+    "trace",
+    "seconds",
+    "counters",
+    "versions",
+    "failure_traceback",
+    "prediction",
+    "answers",
+    "all_classes",
+    "prompt_tail",
+    "item_metadata",
+}
+
+
+def planned_rows(
+    table: pa.Table, planned: Sequence[Cell] | None = None, heavy: Collection[str] = ()
+) -> list[Row]:
+    """The rows of `planned` that are there, under its labels and in its order; of the heavy columns only `heavy`."""
+    left_out = _HEAVY_COLUMNS.difference(heavy)
+    rows: list[Row] = table.select([it for it in table.column_names if it not in left_out]).to_pylist()
+    if planned is None:
+        return rows
+    by_identity = {row["identity"]: row for row in rows}
+    return [
+        {**by_identity[cell.identity], "variant": cell.label}
+        for cell in planned
+        if cell.identity in by_identity
+    ]
+
+
+def planned_table(table: pa.Table, planned: Sequence[Cell] | None = None) -> pa.Table:
+    """The same rows as `planned_rows`, with every column, as a table."""
+    if planned is None:
+        return table
+    place = {identity: index for index, identity in enumerate(table["identity"].to_pylist())}
+    found = [cell for cell in planned if cell.identity in place]
+    taken = table.take(pa.array([place[cell.identity] for cell in found], type=pa.int64()))
+    column = table.schema.get_field_index("variant")
+    labels = pa.array([cell.label for cell in found], type=pa.string())
+    return taken.set_column(column, table.schema.field(column), labels)
