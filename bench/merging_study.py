@@ -24,12 +24,12 @@ from rich.table import Table
 from evaluators.statistics.intervals import Interval
 from evaluators.statistics.macro_average import TaskPairs, macro_difference, macro_test
 from evaluators.statistics.paired_tests import holm
-from jobs.pairing import ANSWER_NLL, Metric, pair
+from jobs.analysis.pairing import ANSWER_NLL, Metric, pair
+from jobs.analysis.variant_summary import NllScale
 from jobs.results.grouping import grouped, task_of
 from jobs.results.planned import planned_rows
 from jobs.results.schema import Row
 from jobs.results.store import ResultStore
-from jobs.variant_summary import NllScale
 
 KL = Metric("kl_mean", "KL", is_higher_better=False, unit_factor=1)
 METRICS = (KL, ANSWER_NLL)

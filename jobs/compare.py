@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.comparability import HEAVY_COLUMNS, ComparisonError
-from jobs.comparison import Comparison, compare_folders, compare_variants
-from jobs.comparison_table import render_comparison
+from jobs.analysis.comparability import HEAVY_COLUMNS, ComparisonError
+from jobs.analysis.comparison import Comparison, compare_folders, compare_variants
 from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
-from jobs.report import report_console
+from jobs.reporting.comparison_table import render_comparison
+from jobs.reporting.terminal import report_console
 from jobs.results.planned import planned_rows
 from jobs.results.schema import ResultError, Row
 from jobs.results.store import ResultStore

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from evaluators.benchmark import TaskInfo
 from jobs.console.command_line import EXIT_OK
-from jobs.report import report_console
+from jobs.reporting.terminal import report_console
 
 if TYPE_CHECKING:
     from kvmerger.policies.registry import Description

@@ -17,7 +17,8 @@ import pyarrow as pa
 import yaml
 from rich.console import Console
 
-from jobs.differences import Difference, differences_to_full
+from jobs.analysis.differences import Difference, differences_to_full
+from jobs.analysis.summary import ResultSummary, summarize
 from jobs.final_numbers import (
     charted_traces,
     flat_params,
@@ -26,15 +27,14 @@ from jobs.final_numbers import (
     variant_readings,
 )
 from jobs.mirror_files import write_report, write_rows, write_texts
-from jobs.report import render
-from jobs.report_facts import run_facts, without_passwords
-from jobs.report_page import SHOWN_COLUMNS, ReportPage, render_page
+from jobs.reporting.facts import run_facts, without_passwords
+from jobs.reporting.page import SHOWN_COLUMNS, ReportPage, render_page
+from jobs.reporting.terminal import render
 from jobs.results.grouping import setting_of
 from jobs.results.planned import planned_rows, planned_table
 from jobs.results.schema import ResultError, Row
 from jobs.results.store import ResultStore
 from jobs.run_description import summary_text, sweep_description, variant_description
-from jobs.summary import ResultSummary, summarize
 from jobs.tracker import RunStatus, SweepReport, TrackedSweep, TrackedVariant, VariantReport
 from kvmerger.variants import REFERENCE_LABELS
 

@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.figures.standalone import page_colors, standalone
 from jobs.metric_keys import file_name
-from jobs.report_facts import without_passwords
-from jobs.report_page import DEFAULT_NAME, TEMPLATES, ReportPage, SettingPage
+from jobs.reporting.facts import without_passwords
+from jobs.reporting.figures.standalone import page_colors, standalone
+from jobs.reporting.page import DEFAULT_NAME, TEMPLATES, ReportPage, SettingPage
 from jobs.results.grouping import grouped, task_of
 from jobs.results.schema import Row
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jobs.baseline import Baseline, BaselineError, rows_of
+from jobs.gate.baseline import Baseline, BaselineError, rows_of
 from jobs.mirror_files import ROWS
 from jobs.results.store import ResultStore
 from jobs.tracker import TrackingError

@@ -15,17 +15,17 @@ from pathlib import Path
 from rich.console import Console
 
 from jobs.actor_resources import device_of_the_actors
-from jobs.baseline import Baseline, BaselineError, Baselines, FolderBaseline, PromotedNight
-from jobs.comparability import ComparisonError
+from jobs.analysis.comparability import ComparisonError
 from jobs.console.command_line import EXIT_INTERRUPTED
 from jobs.console.paths import shown
 from jobs.delivery import UnreachableTracker, mark_delivered, undelivered
-from jobs.gate import HEAVY_COLUMNS, NightVerdict, check_baseline, gated_labels, judge_night
-from jobs.gate_files import JSON_NAME, MARKDOWN_NAME, write_gate_files
-from jobs.gate_log import NightNames, log_lines
-from jobs.gate_preview import contexts_by_task, planned_facts
-from jobs.gate_resolution import resolutions
-from jobs.gate_table import verdict_table
+from jobs.gate.baseline import Baseline, BaselineError, Baselines, FolderBaseline, PromotedNight
+from jobs.gate.files import JSON_NAME, MARKDOWN_NAME, write_gate_files
+from jobs.gate.judge import HEAVY_COLUMNS, NightVerdict, check_baseline, gated_labels, judge_night
+from jobs.gate.log import NightNames, log_lines
+from jobs.gate.preview import contexts_by_task, planned_facts
+from jobs.gate.resolution import resolutions
+from jobs.gate.table import verdict_table
 from jobs.mirror import mirror_folder
 from jobs.mlflow_baseline import MlflowBaseline
 from jobs.planning.preparation import Prepared, prepare

@@ -94,7 +94,7 @@ def _night(options: argparse.Namespace) -> int:
     if options.baseline is not None:
         gate = gate.model_copy(update={"baseline": options.baseline.expanduser().absolute()})
     from jobs.night import Night, night_name
-    from jobs.report import report_console
+    from jobs.reporting.terminal import report_console
     from jobs.results.provenance import git_commit
 
     name = options.night or night_name(datetime.datetime.now(datetime.UTC), git_commit())

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from jobs.analysis.summary import ResultSummary
 from jobs.mirror_content import MirrorContent, shared_tags, tracked_sweep, tracked_variant
 from jobs.planning.cells import PlannedCell
 from jobs.planning.identity import unit_id
 from jobs.planning.preparation import Prepared
 from jobs.planning.work import WorkUnit
 from jobs.progress import ProgressView
-from jobs.report_page import DEFAULT_NAME, ReportPage, write_page
+from jobs.reporting.page import DEFAULT_NAME, ReportPage, write_page
 from jobs.results.planned import planned_rows
 from jobs.results.provenance import describe_run
 from jobs.results.rows import Failure, RowMaker, RunContext
@@ -27,7 +28,6 @@ from jobs.results.schema import DONE_STATUSES, ResultError, Row
 from jobs.results.store import ResultStore
 from jobs.run_events import OnEvent, OnRows
 from jobs.settings.schema import Settings
-from jobs.summary import ResultSummary
 from jobs.tracker import RunStatus, TrackedSweep, Tracker
 from jobs.tracking import make_tracker
 

@@ -123,7 +123,7 @@ def _settings_of(options: argparse.Namespace) -> Settings:
 
 def _sweep(options: argparse.Namespace) -> int:
     settings = _settings_of(options)
-    from jobs.report import report_console
+    from jobs.reporting.terminal import report_console
     from jobs.results.store import ResultStore
 
     console = report_console()
@@ -145,7 +145,7 @@ def _sweep(options: argparse.Namespace) -> int:
         highlight=False,
     )
     result = Session(settings, prepared, store).run()
-    from jobs.report import render
+    from jobs.reporting.terminal import render
 
     console.print(render(result.summary, console.width))
     _print_where_to_go(console, settings, _shown_page(store, result.page), result)
@@ -156,9 +156,9 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _dry_run(settings: Settings, prepared: Prepared, store: ResultStore) -> RenderableType:
-    from jobs.dry_run import render_dry_run
-    from jobs.forecast import forecast
+    from jobs.analysis.forecast import forecast
     from jobs.planning.prompt_check import check_prompts
+    from jobs.reporting.dry_run import render_dry_run
     from kvmerger.models.loading import load_end_ids, num_parameters
 
     asked, model = settings.model, prepared.model
@@ -178,7 +178,7 @@ def _dry_run(settings: Settings, prepared: Prepared, store: ResultStore) -> Rend
 def _shown_page(store: ResultStore, page: Path | ValueError | None) -> str:
     """Where the page with figures is, or why there is none, which is no reason to fail a sweep."""
     from jobs.console.paths import shown
-    from jobs.report_page import DEFAULT_NAME, write_report
+    from jobs.reporting.page import DEFAULT_NAME, write_report
     from jobs.results.schema import ResultError
 
     try:

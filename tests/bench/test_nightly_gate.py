@@ -22,8 +22,8 @@ from bench.simulated_nights import (
 from bench.statistics_coverage import RECORDED
 from evaluators.statistics.macro_average import TaskPairs
 from evaluators.statistics.paired_tests import holm
-from jobs.gate_check import Check, with_correction
-from jobs.gate_paired import PairedTask, Scale, paired_check, passed_everywhere
+from jobs.gate.check import Check, with_correction
+from jobs.gate.paired import PairedTask, Scale, paired_check, passed_everywhere
 from jobs.settings.gate import GateSettings
 
 MARGIN = 0.02

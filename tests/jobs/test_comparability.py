@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from jobs.comparability import ComparisonError, check_comparable, differences_to_tell
+from jobs.analysis.comparability import ComparisonError, check_comparable, differences_to_tell
 from jobs.results.schema import FAILED
 from tests.jobs.paired_fakes import paired_rows
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from jobs.comparability import ComparisonError
-from jobs.comparison import Comparison, compare_folders, compare_variants
-from jobs.differences import Difference, differences_between
-from jobs.pairing import ANSWER_NLL, SCORE, Metric
+from jobs.analysis.comparability import ComparisonError
+from jobs.analysis.comparison import Comparison, compare_folders, compare_variants
+from jobs.analysis.differences import Difference, differences_between
+from jobs.analysis.pairing import ANSWER_NLL, SCORE, Metric
 from jobs.results.schema import FAILED
 from tests.jobs.paired_fakes import LOSSES, paired_rows
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from scipy import stats
 
-from jobs.differences import (
+from jobs.analysis.differences import (
     NO_SCALE,
     NOT_SIGNIFICANT,
     Difference,
     differences_between,
     differences_to_full,
 )
-from jobs.pairing import ANSWER_NLL, SCORE, Metric
+from jobs.analysis.pairing import ANSWER_NLL, SCORE, Metric
 from jobs.results.schema import FAILED, Row
 from tests.jobs.paired_fakes import LOSSES, paired_rows
 

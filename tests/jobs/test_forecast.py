@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jobs.forecast import forecast
+from jobs.analysis.forecast import forecast
 from jobs.planning.prediction import cost_tokens_of
 from tests.jobs.plan_fakes import item, plan_of, settings_of
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.comparability import ComparisonError
-from jobs.differences import NO_SCALE
-from jobs.gate import NightVerdict, check_baseline, gated_labels, judge_night
-from jobs.gate_check import Check
-from jobs.gate_log import MAX_LINES, NightNames, log_lines
-from jobs.gate_paired import INSIDE_NOISE
+from jobs.analysis.comparability import ComparisonError
+from jobs.analysis.differences import NO_SCALE
+from jobs.gate.check import Check
+from jobs.gate.judge import NightVerdict, check_baseline, gated_labels, judge_night
+from jobs.gate.log import MAX_LINES, NightNames, log_lines
+from jobs.gate.paired import INSIDE_NOISE
 from jobs.planning.work import Cell
 from jobs.results.schema import FAILED, Row
 from jobs.settings.errors import SettingsError

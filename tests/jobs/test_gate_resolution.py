@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evaluators.statistics.noninferiority import no_worse_than
-from jobs.gate_resolution import Resolution, resolutions
+from jobs.gate.resolution import Resolution, resolutions
 from jobs.settings.gate import GateSettings, MarginSettings
 from tests.jobs.paired_fakes import paired_rows
 

@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 from rich.console import Console
 
-from jobs.gate import NightVerdict
-from jobs.gate_log import NightNames, log_lines
-from jobs.gate_table import verdict_table
+from jobs.gate.judge import NightVerdict
+from jobs.gate.log import NightNames, log_lines
+from jobs.gate.table import verdict_table
 from tests.jobs.paired_fakes import paired_rows
 from tests.jobs.test_gate import LABEL, changed, judged, night
 

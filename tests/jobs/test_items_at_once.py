@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.report_facts import num_prefills
+from jobs.reporting.facts import num_prefills
 from jobs.results.schema import Row
 from jobs.results.store import ResultStore
 from jobs.sweep import main

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from jobs.macro_intervals import macro_intervals
+from jobs.analysis.summary import macro_intervals
 from tests.jobs.row_fakes import make_sweep_rows
 
 

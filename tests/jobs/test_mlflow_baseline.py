@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from jobs.baseline import BaselineError
-from jobs.gate import HEAVY_COLUMNS
+from jobs.gate.baseline import BaselineError
+from jobs.gate.judge import HEAVY_COLUMNS
 from jobs.mirror_files import ROWS
 from jobs.mlflow_baseline import MlflowBaseline
 from jobs.planning.work import Cell

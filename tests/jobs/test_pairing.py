@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from jobs.pairing import ANSWER_NLL, SCORE, pair
+from jobs.analysis.pairing import ANSWER_NLL, SCORE, pair
 from jobs.results.schema import FAILED, TRUNCATED, Row
 from tests.jobs.row_fakes import make_row
 

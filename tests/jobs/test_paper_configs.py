@@ -11,8 +11,8 @@ import pytest
 
 from evaluators import registry
 from evaluators.item import BenchmarkItem
+from jobs.analysis.published_figures import shipped_publications
 from jobs.planning.plan import Plan
-from jobs.published_figures import shipped_publications
 from jobs.settings.schema import DEMO_CONFIG, Settings, load_settings
 from kvmerger.building import build_variant
 from kvmerger.policies.base import CacheShape

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from jobs.planning.prompt_check import PromptCheck, check_prompts
-from jobs.prompt_table import render_prompts
+from jobs.reporting.dry_run import render_prompts
 from tests.jobs.plan_fakes import CONTEXT, WordTokenizer, item, plan_of, settings_of
 
 

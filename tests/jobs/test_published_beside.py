@@ -9,13 +9,13 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from jobs.published_beside import PublishedBeside, published_beside
-from jobs.report import render
-from jobs.report_page import render_page
+from jobs.analysis.published_beside import PublishedBeside, published_beside
+from jobs.analysis.summary import ResultSummary, summarize
+from jobs.reporting.page import render_page
+from jobs.reporting.terminal import render
 from jobs.results.planned import planned_rows
 from jobs.results.schema import FAILED, RESULT_SCHEMA, Row
 from jobs.settings.schema import DEMO_CONFIG, load_settings
-from jobs.summary import ResultSummary, summarize
 from kvmerger.variants import FULL
 from tests.jobs.row_fakes import make_sweep_rows
 

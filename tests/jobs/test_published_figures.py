@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.published_figures import MEAN, SHIPPED, PublishedError, load_publication, shipped_publications
+from jobs.analysis.published_figures import (
+    MEAN,
+    SHIPPED,
+    PublishedError,
+    load_publication,
+    shipped_publications,
+)
 from kvmerger.building import build_variant
 from kvmerger.variants import FULL
 

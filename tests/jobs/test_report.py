@@ -11,12 +11,13 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
+from jobs.analysis.summary import summarize
 from jobs.planning.work import Cell
-from jobs.report import main, render
-from jobs.report_table import human_bytes
+from jobs.report import main
+from jobs.reporting.table import human_bytes
+from jobs.reporting.terminal import render
 from jobs.results.schema import FAILED, RESULT_SCHEMA, Row
 from jobs.results.store import ResultStore
-from jobs.summary import summarize
 from tests.jobs.row_fakes import make_row
 
 LABELS = ("full", "no_context", "full_aa", "knorm@0.5", "streaming_llm@0.35")

@@ -1,6 +1,6 @@
 """What ran is counted from the rows and from nothing else."""
 
-from jobs.report_facts import num_prefills, without_passwords
+from jobs.reporting.facts import num_prefills, without_passwords
 from jobs.results.schema import FAILED, Row
 from tests.jobs.row_fakes import make_row
 

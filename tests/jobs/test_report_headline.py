@@ -5,10 +5,10 @@ import random
 import pyarrow as pa
 import pytest
 
-from jobs.differences import differences_to_full
-from jobs.report_headline import headline
+from jobs.analysis.differences import differences_to_full
+from jobs.analysis.summary import summarize
+from jobs.reporting.headline import headline
 from jobs.results.schema import RESULT_SCHEMA, Row
-from jobs.summary import summarize
 from tests.jobs.row_fakes import make_sweep_rows
 
 

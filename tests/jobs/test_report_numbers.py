@@ -3,9 +3,9 @@
 import pytest
 
 from evaluators.statistics.intervals import Interval, mean_interval
-from jobs.report_numbers import UNKNOWN, plain, shown_count, shown_interval, shown_score
+from jobs.analysis.variant_summary import NllScale, VariantSummary, summarize_variant
+from jobs.reporting.notation import UNKNOWN, plain, shown_count, shown_interval, shown_score
 from jobs.results.schema import FAILED
-from jobs.variant_summary import NllScale, VariantSummary, summarize_variant
 from tests.jobs.row_fakes import make_row
 
 

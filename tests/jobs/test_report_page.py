@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from jobs.analysis.summary import summarize
 from jobs.planning.work import Cell
-from jobs.report_page import render_page, write_report
+from jobs.reporting.page import render_page, write_report
 from jobs.results.planned import planned_rows
 from jobs.results.schema import FAILED, RESULT_SCHEMA, Row
 from jobs.results.store import ResultStore
-from jobs.summary import summarize
 from tests.jobs.row_fakes import make_row, make_sweep_rows
 
 POLICIES = {"snapkv@0.5": 0.5, "snapkv@0.25": 0.25, "knorm@0.5": 0.5}

@@ -8,11 +8,11 @@ import re
 import pyarrow as pa
 import pytest
 
-from jobs.differences import Difference, differences_to_full
-from jobs.report_headline import headline
+from jobs.analysis.differences import Difference, differences_to_full
+from jobs.analysis.summary import ResultSummary, summarize
+from jobs.reporting.headline import headline
 from jobs.results.schema import RESULT_SCHEMA
 from jobs.run_description import MAX_CHARS, summary_text, sweep_description, variant_description
-from jobs.summary import ResultSummary, summarize
 from jobs.tracker import EXPERIMENT_ID, RUN_ID
 from tests.jobs.row_fakes import make_sweep_rows
 

@@ -10,9 +10,9 @@ import pytest
 
 from evaluators.benchmarks.zeroscrolls.tasks import ZEROSCROLLS_TASKS
 from jobs.report import main
+from jobs.reporting.submission import build_submissions
 from jobs.results.schema import FAILED, ResultError, Row
 from jobs.results.store import ResultStore
-from jobs.submission import build_submissions
 from tests.jobs.row_fakes import make_row
 
 

@@ -6,11 +6,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from jobs.analysis.summary import ResultSummary, summarize
+from jobs.analysis.variant_summary import VariantSummary
 from jobs.planning.work import Cell
 from jobs.results.planned import planned_rows, planned_table
 from jobs.results.schema import FAILED, RESULT_SCHEMA, TRUNCATED, Row
-from jobs.summary import ResultSummary, summarize
-from jobs.variant_summary import VariantSummary
 from tests.jobs.row_fakes import make_row
 
 NLL = {"full": 0.5, "no_context": 2.5, "full_aa": 0.5, "knorm@0.5": 1.0}

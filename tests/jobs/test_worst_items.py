@@ -3,8 +3,8 @@
 import random
 from typing import Any
 
+from jobs.analysis.worst_items import visible, worst_items
 from jobs.results.schema import Row
-from jobs.worst_items import visible, worst_items
 from tests.jobs.row_fakes import make_row
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.figures.depth_map import depth_maps
+from jobs.reporting.figures.depth_map import depth_maps
 from jobs.results.schema import FAILED, Row
 from tests.jobs.row_fakes import make_row
 

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from jobs.differences import Difference, differences_to_full
-from jobs.figures.difference_map import MACRO, NOISE, difference_maps
-from jobs.report_numbers import NO_SPREAD
+from jobs.analysis.differences import Difference, differences_to_full
+from jobs.reporting.figures.difference_map import MACRO, NOISE, difference_maps
+from jobs.reporting.notation import NO_SPREAD
 from tests.jobs.paired_fakes import paired_rows
 from tests.jobs.row_fakes import make_sweep_rows
 

@@ -6,10 +6,10 @@ import random
 import pyarrow as pa
 import pytest
 
-from jobs.figures.memory_trace import draw, trace_panel
-from jobs.figures.style import series_styles
+from jobs.analysis.summary import summarize
+from jobs.reporting.figures.memory_trace import draw, trace_panel
+from jobs.reporting.figures.style import series_styles
 from jobs.results.schema import RESULT_SCHEMA, Row
-from jobs.summary import summarize
 from tests.jobs.row_fakes import FULL_BYTES, make_sweep_rows
 
 

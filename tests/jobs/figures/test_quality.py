@@ -6,12 +6,11 @@ import re
 import pyarrow as pa
 import pytest
 
-from jobs.figures.quality import draw
-from jobs.figures.quality_panel import NLL, RECOVERED, SCORE, macro_panel, task_panel
-from jobs.figures.series import series_names
-from jobs.figures.style import series_styles
+from jobs.analysis.summary import ResultSummary, series_names, summarize
+from jobs.reporting.figures.quality import draw
+from jobs.reporting.figures.quality_panel import NLL, RECOVERED, SCORE, macro_panel, task_panel
+from jobs.reporting.figures.style import series_styles
 from jobs.results.schema import RESULT_SCHEMA, Row
-from jobs.summary import ResultSummary, summarize
 from tests.jobs.row_fakes import make_sweep_rows
 
 POLICIES = {"a@0.75": 0.75, "a@0.25": 0.25, "b@0.5": 0.5}

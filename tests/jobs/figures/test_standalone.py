@@ -5,9 +5,9 @@ from xml.etree import ElementTree
 import pytest
 from markupsafe import Markup
 
-from jobs.figures.standalone import page_colors, standalone
-from jobs.figures.style import INK, legend, look, new_panel, series_styles, to_svg
-from jobs.report_page import TEMPLATES
+from jobs.reporting.figures.standalone import page_colors, standalone
+from jobs.reporting.figures.style import INK, legend, look, new_panel, series_styles, to_svg
+from jobs.reporting.page import TEMPLATES
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import itertools
 
-from jobs.figures.style import legend, series_styles
+from jobs.reporting.figures.style import legend, series_styles
 
 
 def test_dozens_of_series_all_look_different() -> None:

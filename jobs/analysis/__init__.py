@@ -1,0 +1,1 @@
+"""Rows become numbers with their doubt. Never a format string, never a file but through `results`."""

@@ -1,0 +1,168 @@
+"""Published figures beside measured ones: only where model, mode, task, policy and budget are the same.
+
+They are shown, never averaged into anything and never judged: what a paper measured on other prompts is no pair of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from evaluators.statistics.intervals import Interval
+from jobs.analysis.published_figures import (
+    MEAN,
+    Publication,
+    PublishedCell,
+    PublishedTable,
+    shipped_publications,
+)
+from jobs.analysis.summary import ResultSummary, TaskSummary
+from jobs.analysis.variant_summary import VariantSummary, mean_of, shown_label_of
+from jobs.results.grouping import Setting
+
+_PERCENT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class FigureBeside:
+    """One published figure and ours; scores 0 to 100. `kept_ratio` is measured, `budget` what the paper calls it.
+
+    `interval` is of our score where that is a mean over the items of one task.
+    """
+
+    label: str
+    shown_label: str
+    task: str
+    num_items: int
+    kept_ratio: float | None
+    ours: float
+    interval: Interval | None
+    published: float
+    budget: float | None
+    mark: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedBeside:
+    """The figures of one published table that a setting has as well, and what to know of them."""
+
+    source: str
+    table: str
+    published_model: str
+    our_model: str
+    figures: tuple[FigureBeside, ...]
+    read_in: Mapping[str, str]
+    differs: tuple[str, ...]
+
+
+def published_beside(
+    summary: ResultSummary, setting: Setting, publications: Sequence[Publication] | None = None
+) -> tuple[PublishedBeside, ...]:
+    """Tables with at least one figure for this setting; of the shipped publications unless others are given.
+
+    Raises:
+        PublishedError: a shipped file cannot be used.
+    """
+    tasks = {task.task: task for task in summary.tasks if task.setting == setting}
+    found = []
+    for publication in shipped_publications() if publications is None else publications:
+        for table in publication.tables:
+            if not _is_same_model(setting, publication.models[table.model]) or (
+                setting.query_mode != table.query_mode
+            ):
+                continue
+            figures = tuple(_figures(table, tasks))
+            if figures:
+                marks = {it.mark for it in figures}
+                found.append(
+                    PublishedBeside(
+                        source=publication.source,
+                        table=table.name,
+                        published_model=table.model,
+                        our_model=setting.model_name,
+                        figures=figures,
+                        read_in={key: words for key, words in publication.read_in.items() if key in marks},
+                        differs=(*table.differs, *publication.differs),
+                    )
+                )
+    return tuple(found)
+
+
+def _is_same_model(setting: Setting, names: Sequence[str]) -> bool:
+    """By the last part of a hub id or folder: copies of one model are called alike."""
+    ours = setting.model.rstrip("/").rpartition("/")[2].casefold()
+    return ours in {name.casefold() for name in names}
+
+
+def _figures(table: PublishedTable, tasks: Mapping[str, TaskSummary]) -> Iterator[FigureBeside]:
+    for cell in table.cells:
+        if cell.task == MEAN:
+            figure = _mean_figure(
+                cell, [tasks[task] for task in table.tasks if task in tasks], len(table.tasks)
+            )
+        else:
+            figure = _task_figure(cell, tasks[cell.task]) if cell.task in tasks else None
+        if figure is not None:
+            yield figure
+
+
+def _task_figure(cell: PublishedCell, task: TaskSummary) -> FigureBeside | None:
+    variant = _variant_of(cell, task)
+    score = None if variant is None else _score_of(variant)
+    if variant is None or score is None:
+        return None
+    return FigureBeside(
+        label=variant.label,
+        shown_label=variant.shown_label,
+        task=task.task,
+        num_items=variant.num_finished,
+        kept_ratio=variant.kept_ratio,
+        ours=_PERCENT * score,
+        interval=variant.score if variant.corpus_score is None else None,
+        published=cell.score,
+        budget=cell.budget,
+        mark=cell.mark,
+    )
+
+
+def _mean_figure(cell: PublishedCell, tasks: Sequence[TaskSummary], num_wanted: int) -> FigureBeside | None:
+    """Our mean of the same tasks, each weighing the same; None unless all of them are there."""
+    figures = [figure for task in tasks if (figure := _task_figure(cell, task)) is not None]
+    if len(figures) != num_wanted:
+        return None
+    label = figures[0].label
+    ratios = [it.kept_ratio for it in figures if it.kept_ratio is not None]
+    kept_ratio = statistics.fmean(ratios) if len(ratios) == num_wanted else None
+    return FigureBeside(
+        label=label,
+        shown_label=shown_label_of(label, cell.spec.policy, kept_ratio),
+        task=f"mean of the {num_wanted} tasks",
+        num_items=sum(it.num_items for it in figures),
+        kept_ratio=kept_ratio,
+        ours=statistics.fmean(it.ours for it in figures),
+        interval=None,
+        published=cell.score,
+        budget=cell.budget,
+        mark=cell.mark,
+    )
+
+
+def _variant_of(cell: PublishedCell, task: TaskSummary) -> VariantSummary | None:
+    """The row with the cell's policy and budget, and no parameters of its own."""
+    wanted = cell.spec.canonical()
+    for variant in task.variants:
+        asked = (
+            variant.policy,
+            json.loads(variant.params or "{}"),
+            json.loads(variant.budget_asked or "null"),
+        )
+        if asked == (wanted["policy"], wanted["params"], wanted["budget"]):
+            return variant
+    return None
+
+
+def _score_of(variant: VariantSummary) -> float | None:
+    """0 to 1; from corpus means of its parts where the task's published number is."""
+    return mean_of(variant.score) if variant.corpus_score is None else variant.corpus_score

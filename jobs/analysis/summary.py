@@ -1,0 +1,190 @@
+"""What a sweep's rows say, one table per task, and where every planned row went.
+
+Pure over the parquet rows. Rows of another query mode, model or execution are never in one table, and rows of other
+settings that lie in the same folder are counted, not mixed in.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from evaluators.statistics.intervals import Interval
+from evaluators.statistics.macro_average import TaskPairs, macro_difference
+from jobs.analysis.variant_summary import NllScale, VariantSummary, mean_of, shown_label_of, summarize_variant
+from jobs.planning.work import Cell
+from jobs.results.grouping import Setting, grouped, setting_of, task_of
+from jobs.results.planned import planned_rows
+from jobs.results.schema import DONE_STATUSES, FAILED, OK, TRUNCATED, Row
+from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, REFERENCE_LABELS
+
+_SHOWN_FIRST = (FULL, FULL_AA, NO_CONTEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSummary:
+    """One table. `num_clusters` counts different contexts; `has_scale`: the full cache beats having no context."""
+
+    setting: Setting
+    task: str
+    variants: tuple[VariantSummary, ...]
+    num_items: int
+    num_clusters: int
+    is_too_few: bool
+    has_scale: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MacroMean:
+    """One variant over all tasks of a setting, every task weighing the same; None unless every task has it."""
+
+    label: str
+    shown_label: str
+    answer_nll: float | None
+    nll_recovered: float | None
+    kl: float | None
+    top1_agreement: float | None
+    score: float | None
+    kept_ratio: float | None
+    kv_bytes: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Failed rows that share variant, phase and type, with one of their messages."""
+
+    label: str
+    phase: str
+    error_type: str
+    message: str
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResultSummary:
+    """All tables, and the sum: planned = ok + truncated + failed + missing. `num_other` rows were left out."""
+
+    tasks: tuple[TaskSummary, ...]
+    failures: tuple[Failure, ...]
+    num_planned: int
+    num_ok: int
+    num_truncated: int
+    num_failed: int
+    num_missing: int
+    num_other: int
+
+    def settings(self) -> list[Setting]:
+        """The different settings there are tables of."""
+        return sorted({task.setting for task in self.tasks})
+
+    def macro_means(self, setting: Setting) -> tuple[MacroMean, ...]:
+        """Means over the tasks of one setting, for the variants that are in any of its tables."""
+        tasks = [task for task in self.tasks if task.setting == setting]
+        labels = list(dict.fromkeys(variant.label for task in tasks for variant in task.variants))
+        return tuple(_macro_mean(label, tasks) for label in labels)
+
+
+def summarize(table: pa.Table, planned: Sequence[Cell] | None = None) -> ResultSummary:
+    """Sum up the rows of `planned`, under its labels and in its order; all rows when there is no plan."""
+    found = planned_rows(table, planned)
+    num_planned = table.num_rows if planned is None else len(planned)
+    counts = Counter(row["status"] for row in found)
+    groups = grouped(found, lambda row: (setting_of(row), task_of(row)))
+    return ResultSummary(
+        tasks=tuple(_summarize_task(setting, task, group) for (setting, task), group in groups.items()),
+        failures=_failures(found),
+        num_planned=num_planned,
+        num_ok=counts[OK],
+        num_truncated=counts[TRUNCATED],
+        num_failed=counts[FAILED],
+        num_missing=num_planned - len(found),
+        num_other=table.num_rows - len(found),
+    )
+
+
+def _summarize_task(setting: Setting, task: str, rows: Sequence[Row]) -> TaskSummary:
+    by_label = grouped(rows, lambda row: str(row["variant"]))
+    labels = list(dict.fromkeys([label for label in _SHOWN_FIRST if label in by_label] + list(by_label)))
+    scale = NllScale.of(by_label)
+    is_binary = all(row["score"] in (None, 0.0, 1.0) for row in rows)
+    variants = tuple(summarize_variant(label, by_label[label], scale, is_binary) for label in labels)
+    intervals = [variant.answer_nll or variant.score for variant in variants]
+    return TaskSummary(
+        setting=setting,
+        task=task,
+        variants=variants,
+        num_items=len({row["item_id"] for row in rows}),
+        num_clusters=len({row["cluster_id"] for row in rows if row["status"] in DONE_STATUSES}),
+        is_too_few=any(interval is not None and interval.is_too_few for interval in intervals),
+        has_scale=scale.is_usable,
+    )
+
+
+def _macro_mean(label: str, tasks: Sequence[TaskSummary]) -> MacroMean:
+    found = [variant for task in tasks for variant in task.variants if variant.label == label]
+    is_whole = len(found) == len(tasks)
+
+    def mean(read: Callable[[VariantSummary], float | None]) -> float | None:
+        values = [value for value in map(read, found) if value is not None]
+        return statistics.fmean(values) if is_whole and len(values) == len(found) else None
+
+    return MacroMean(
+        label=label,
+        shown_label=shown_label_of(label, found[0].policy, mean(lambda it: it.kept_ratio)),
+        answer_nll=mean(lambda it: mean_of(it.answer_nll)),
+        nll_recovered=mean(lambda it: it.nll_recovered),
+        kl=mean(lambda it: mean_of(it.kl)),
+        top1_agreement=mean(lambda it: mean_of(it.top1_agreement)),
+        score=mean(lambda it: mean_of(it.score)),
+        kept_ratio=mean(lambda it: it.kept_ratio),
+        kv_bytes=mean(lambda it: it.kv_bytes),
+    )
+
+
+def _failures(rows: Iterable[Row]) -> tuple[Failure, ...]:
+    failed = [row for row in rows if row["status"] == FAILED]
+    groups = grouped(failed, lambda row: (row["variant"], row["failure_phase"], row["failure_type"]))
+    return tuple(
+        Failure(label, phase, error_type, group[0]["failure_message"] or "", len(group))
+        for (label, phase, error_type), group in groups.items()
+    )
+
+
+def macro_intervals(rows: Sequence[Row], column: str) -> dict[str, Interval]:
+    """Label → mean over the tasks of `rows` (one setting), for the variants that have a number on every task.
+
+    The mean is taken as a difference to nothing, so its interval is made as those of differences over tasks are.
+    """
+    tasks = {task_of(row) for row in rows}
+    known = [row for row in rows if row["status"] in DONE_STATUSES and row[column] is not None]
+    found = {}
+    for label, of_label in grouped(known, lambda row: str(row["variant"])).items():
+        by_task = grouped(of_label, task_of)
+        if by_task.keys() == tasks:
+            found[label] = macro_difference(
+                [_task_pairs(group, column) for group in by_task.values()]
+            ).interval
+    return found
+
+
+def _task_pairs(rows: Sequence[Row], column: str) -> TaskPairs:
+    return TaskPairs([row[column] for row in rows], [0.0] * len(rows), [row["cluster_id"] for row in rows])
+
+
+def series_name(variant: VariantSummary) -> str:
+    """The variant's name without its budget; what a policy kept by itself is no part of its name either."""
+    return variant.shown_label.partition("@")[0].partition(" (")[0]
+
+
+def policies_of(task: TaskSummary) -> list[VariantSummary]:
+    """The variants that are no reference rows."""
+    return [variant for variant in task.variants if variant.label not in REFERENCE_LABELS]
+
+
+def series_names(tasks: Iterable[TaskSummary]) -> list[str]:
+    """Every series once, in the order of the tables."""
+    return list(dict.fromkeys(series_name(variant) for task in tasks for variant in policies_of(task)))

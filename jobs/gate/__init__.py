@@ -1,0 +1,1 @@
+"""Tonight against a baseline. Pure; never runs or sends anything."""

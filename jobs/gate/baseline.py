@@ -1,0 +1,116 @@
+"""What a night is compared with: a results folder, the night promoted last, or the run that carries MLflow's tag.
+
+Finding changes nothing but a cache. Promoting leaves exactly one baseline, and at no moment none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from jobs.console.paths import shown
+from jobs.gate.judge import HEAVY_COLUMNS
+from jobs.results.planned import planned_rows
+from jobs.results.schema import Row
+from jobs.results.store import ResultStore
+
+_POINTER = "baseline.json"
+
+
+class BaselineError(ValueError):
+    """A baseline that is not there, cannot be read or cannot be set, with what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Rows to compare with. `name` is what a reader calls it; `origin` says where it was found."""
+
+    name: str
+    origin: str
+    rows: list[Row]
+
+
+class Baselines(Protocol):
+    """Where baselines are kept."""
+
+    def find(self) -> Baseline | None:
+        """The baseline, None while nothing was promoted.
+
+        Raises:
+            BaselineError: it cannot be read.
+            TrackingError: the server cannot be asked.
+        """
+        ...
+
+    def promote(self, store: ResultStore) -> str:
+        """Make a night the only baseline; returns its name. Raises as `find` does."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FolderBaseline:
+    """A results folder that the settings or the command line name; nothing is ever promoted over it."""
+
+    folder: Path
+
+    def find(self) -> Baseline:
+        """Its rows; BaselineError when there are none."""
+        return Baseline(self.folder.name, f"folder {shown(self.folder)}", rows_of(self.folder))
+
+    def promote(self, store: ResultStore) -> str:
+        """Refused: who named a folder decides about it."""
+        raise BaselineError(
+            f"--promote cannot change the baseline, because the folder {shown(self.folder)} is named for it; "
+            f"name {shown(store.root)} instead, or leave `gate.baseline` and --baseline out"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PromotedNight:
+    """Without a tracker: `baseline.json` beside the nights names one of them."""
+
+    root: Path
+
+    def find(self) -> Baseline | None:
+        """The rows of the night that was promoted last."""
+        pointer = self.root / _POINTER
+        try:
+            name = str(json.loads(pointer.read_bytes())["night"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BaselineError(
+                f"{pointer} cannot be read ({error}); delete it and promote a night"
+            ) from error
+        return Baseline(name, f"night {name}, promoted here", rows_of(self.root / name))
+
+    def promote(self, store: ResultStore) -> str:
+        """Name the night in `baseline.json`, replaced whole."""
+        pointer = self.root / _POINTER
+        temporary = pointer.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps({"night": store.root.name}), encoding="utf-8")
+            temporary.replace(pointer)
+        except OSError as error:
+            raise BaselineError(f"cannot write {pointer}: {error}") from error
+        return store.root.name
+
+
+def rows_of(folder: Path, heavy: Collection[str] = HEAVY_COLUMNS) -> list[Row]:
+    """The rows a results folder's latest run owes.
+
+    Raises:
+        BaselineError: no such folder, or nothing in it.
+        ResultError: files that cannot be read.
+    """
+    store = ResultStore(folder)
+    rows = planned_rows(store.read_table(), store.read_plan(), heavy=heavy)
+    if not rows:
+        raise BaselineError(
+            f"the baseline {shown(folder)} has no results; name the output_dir of a finished sweep"
+        )
+    return rows

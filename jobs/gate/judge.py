@@ -1,0 +1,141 @@
+"""A night's rows against a baseline's: every check, and the one verdict a scheduler acts on.
+
+Pure over result rows. A night fails if any check fails, passes if all that could be measured pass, and is inconclusive
+otherwise; one that lost too many items is none of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from evaluators.hints import nearest_name_hint
+from jobs.analysis.comparability import (
+    GATE_RUN_COLUMNS,
+    ComparisonError,
+    check_comparable,
+    differences_to_tell,
+)
+from jobs.gate.check import BASELINE, TONIGHT, Check, task_sides, with_correction
+from jobs.gate.cost import memory_checks, speed_checks
+from jobs.gate.quality import quality_checks
+from jobs.planning.work import Cell
+from jobs.results.schema import DONE_STATUSES, Row
+from jobs.settings.errors import SettingsError
+from jobs.settings.gate import GateSettings
+from jobs.settings.schema import Settings
+from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
+
+NightOutcome = Literal["pass", "fail", "inconclusive", "too many failed"]
+HEAVY_COLUMNS = ("answers", "versions", "prediction", "seconds")
+"""What is read here beyond the columns that summaries need."""
+_NUMBERS = ("score", "answer_nll")
+_PERCENT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class FailedItems:
+    """Of `num_planned` gated (item x variant), those without a result tonight, or without a number the baseline has."""
+
+    num_planned: int
+    missing: tuple[tuple[str, str], ...]
+
+    @property
+    def percent(self) -> float:
+        """Their share."""
+        return _PERCENT * len(self.missing) / self.num_planned if self.num_planned else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class NightVerdict:
+    """Everything a reader needs. `told` are differences that may explain a loss, `skipped` variants without a partner."""
+
+    outcome: NightOutcome
+    checks: tuple[Check, ...]
+    failed: FailedItems
+    told: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    def having(self, verdict: str) -> list[Check]:
+        """The checks with that verdict."""
+        return [check for check in self.checks if check.verdict == verdict]
+
+
+def gated_labels(settings: Settings, gate: GateSettings) -> tuple[str, ...]:
+    """The variants that are gated: those of the settings, and the full cache.
+
+    Raises:
+        SettingsError: a label the sweep does not have.
+    """
+    labels = list(dict.fromkeys([FULL, *(spec.label for spec in settings.variants)]))
+    gateable = [label for label in labels if label not in (FULL_AA, NO_CONTEXT)]
+    for label in gate.policies or ():
+        if label not in gateable:
+            raise SettingsError(
+                f"gate.policies: {label!r} is no variant of this sweep. {nearest_name_hint(label, gateable)}"
+            )
+    return tuple(gate.policies or gateable)
+
+
+def check_baseline(baseline: Sequence[Row], tonight: Sequence[Row], labels: Sequence[str]) -> None:
+    """Refuse a baseline that asks, scores or computes something else; `tonight` may be rows that are only planned.
+
+    Raises:
+        ComparisonError: the list of what differs, or no gated variant in common.
+    """
+    check_comparable(baseline, tonight, names=(BASELINE, TONIGHT), run_columns=GATE_RUN_COLUMNS)
+    known = dict.fromkeys(str(row["variant"]) for row in baseline)
+    if not any(label in known for label in labels):
+        raise ComparisonError(f"the baseline has none of {', '.join(labels)}; it has {', '.join(known)}")
+
+
+def judge_night(
+    baseline: Sequence[Row],
+    tonight: Sequence[Row],
+    planned: Sequence[Cell],
+    labels: Sequence[str],
+    gate: GateSettings,
+) -> NightVerdict:
+    """Every check of the gated `labels`, corrected, and what the night is. Rows as `planned_rows` gives them."""
+    failed = _failed_items(baseline, tonight, planned, labels)
+    sides = task_sides(tonight, baseline)
+    in_baseline = {row["variant"] for row in baseline}
+    shared = [label for label in labels if label in in_baseline]
+    checks = [
+        *quality_checks(sides, shared, gate.margins),
+        *memory_checks(sides, shared, gate.margins),
+        *speed_checks(sides, shared, gate.margins),
+    ]
+    corrected = with_correction(checks, gate)
+    skipped = [f"{label} is not in the baseline" for label in labels if label not in in_baseline]
+    return NightVerdict(
+        outcome=_outcome(corrected, failed, gate),
+        checks=corrected,
+        failed=failed,
+        told=differences_to_tell(baseline, tonight, (BASELINE, TONIGHT)),
+        skipped=tuple(skipped),
+    )
+
+
+def _outcome(checks: Sequence[Check], failed: FailedItems, gate: GateSettings) -> NightOutcome:
+    if failed.percent > gate.max_failed_percent:
+        return "too many failed"
+    verdicts = {check.verdict for check in checks}
+    if "fail" in verdicts:
+        return "fail"
+    return "pass" if verdicts <= {"pass", "not measured"} and "pass" in verdicts else "inconclusive"
+
+
+def _failed_items(
+    baseline: Sequence[Row], tonight: Sequence[Row], planned: Sequence[Cell], labels: Sequence[str]
+) -> FailedItems:
+    before = {(row["item_id"], row["variant"]): row for row in baseline}
+    now = {(row["item_id"], row["variant"]): row for row in tonight if row["status"] in DONE_STATUSES}
+    wanted = [(cell.item_id, cell.label) for cell in planned if cell.label in labels]
+    missing = [key for key in wanted if key not in now or _has_lost_numbers(now[key], before.get(key))]
+    return FailedItems(len(wanted), tuple(missing))
+
+
+def _has_lost_numbers(row: Row, before: Row | None) -> bool:
+    return before is not None and any(row[it] is None and before[it] is not None for it in _NUMBERS)

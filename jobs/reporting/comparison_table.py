@@ -1,0 +1,156 @@
+"""A comparison as tables: a mean never stands without its interval, and a verdict never without the reason against it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from evaluators.statistics.noninferiority import MarginResult
+from jobs.analysis.comparison import Comparison
+from jobs.analysis.differences import HOLDS_ZERO, NOT_SIGNIFICANT, Difference
+from jobs.analysis.pairing import METRICS, SCORE
+from jobs.reporting.notation import instead_of_ends
+from jobs.reporting.table import UNKNOWN, add_folding_column, human_bytes, titled_table
+from jobs.results.grouping import Setting
+
+_ROOMY_COLUMNS = 100
+_VERDICT_STYLES = {"better": "green", "worse": "red", "pass": "green", "fail": "red"}
+_LEGEND = (
+    "score: points of 100, more is better; NLL: nats per token of the gold answer, less is better; both over the pairs. "
+    "B - A with its 95 % interval (no spread: all differences are equal, so there is none); p: Holm's, over the variants x "
+    "tasks of a metric; KV: measured bytes, A over B"
+)
+
+
+def render_comparison(comparison: Comparison, margin_points: float, width: int) -> RenderableType:
+    """Tables, what stands against verdicts, warnings and the sum of pairs, for a terminal of `width` columns."""
+    parts: list[RenderableType] = [*_heading(comparison), Text()]
+    for setting in dict.fromkeys(it.setting for it in comparison.differences):
+        of_setting = [
+            (it, comparison.margins.get(index))
+            for index, it in enumerate(comparison.differences)
+            if it.setting == setting
+        ]
+        for task in sorted({it.task for it, _ in of_setting}, key=lambda task: (task is None, task or "")):
+            shown = [(it, margin) for it, margin in of_setting if it.task == task]
+            parts += [_table(shown, setting, width), *_notes([it for it, _ in shown]), Text()]
+    legend = f"{_LEGEND}; margin: is the score of B at most {margin_points:g} points below A's (open: not resolved)"
+    return Group(*parts, Text(legend, style="dim"), Text(), *_sums(comparison))
+
+
+def _heading(comparison: Comparison) -> Iterator[Text]:
+    yield Text.assemble(("A  ", "bold"), comparison.name_a)
+    yield Text.assemble(("B  ", "bold"), comparison.name_b)
+    for warning in comparison.warnings:
+        yield Text(f"not the same: {warning}", style="yellow")
+    for skipped in comparison.skipped:
+        yield Text(f"not compared: {skipped}", style="yellow")
+
+
+def _table(rows: Sequence[tuple[Difference, MarginResult | None]], setting: Setting, width: int) -> Table:
+    first = rows[0][0]
+    title = first.task or f"mean over {len(first.tasks)} tasks with a scale"
+    table = titled_table(title, f"{setting.model_name}, {setting.query_mode.replace('_', '-')}")
+    is_roomy = width >= _ROOMY_COLUMNS
+    heads = ("", "pairs", "A", "B", "B - A", "p", "verdict", "KV A, B")
+    shown_heads = [head for head in heads if is_roomy or head not in ("pairs", "KV A, B")]
+    for head in shown_heads:
+        add_folding_column(table, head, "left" if head in ("", "verdict") else "right")
+    ordered = sorted(rows, key=lambda pair: _place(pair[0], [it for it, _ in rows]))
+    labels = [it.label for it, _ in ordered]
+    for index, (it, margin) in enumerate(ordered):
+        is_first = it.label not in labels[:index]
+        cells = {**_cells(it, margin), "KV A, B": _bytes(it) if is_first else ""}
+        is_last = it.label not in labels[index + 1 :]
+        table.add_row(
+            it.label if is_first else "", *(cells[head] for head in shown_heads), end_section=is_last
+        )
+    return table
+
+
+def _cells(it: Difference, margin: MarginResult | None) -> dict[str, Text | str]:
+    return {
+        "": it.metric.name,
+        "pairs": str(it.num_pairs),
+        "A": _number(it, it.reference_mean),
+        "B": _number(it, it.policy_mean),
+        "B - A": _difference(it),
+        "p": UNKNOWN if it.adjusted_p is None else _p_value(it.adjusted_p),
+        "verdict": _verdict(it, margin),
+    }
+
+
+def _bytes(it: Difference) -> str:
+    return f"{human_bytes(it.reference_bytes)}\n{human_bytes(it.policy_bytes)}"
+
+
+def _place(it: Difference, rows: Sequence[Difference]) -> tuple[int, int]:
+    """Variants in the order they come, their metrics together."""
+    labels = list(dict.fromkeys(row.label for row in rows))
+    return labels.index(it.label), METRICS.index(it.metric)
+
+
+def _number(it: Difference, value: float | None) -> str:
+    if value is None:
+        return UNKNOWN
+    return f"{it.metric.unit_factor * value:.1f}" if it.metric is SCORE else f"{value:.3f}"
+
+
+def _difference(it: Difference) -> Text | str:
+    if it.paired is None:
+        return UNKNOWN
+    digits, interval = (1 if it.metric is SCORE else 3), it.paired.interval
+    factor = it.metric.unit_factor
+    text = Text(f"{factor * interval.mean:+.{digits}f}")
+    if interval.ends is not None:
+        low, high = interval.ends
+        text.append(f"\n{factor * low:+.{digits}f} to {factor * high:+.{digits}f}", style="dim")
+    elif why := instead_of_ends(interval):
+        text.append(f"\n{why}", style="dim")
+    return text
+
+
+def _p_value(p_value: float) -> str:
+    return f"{p_value:.3f}" if p_value >= 0.001 else "<.001"
+
+
+def _verdict(it: Difference, margin: MarginResult | None) -> Text:
+    """The difference's verdict, and under it the margin's; "open" is a margin that is not resolved."""
+    text = Text(it.verdict, style=_VERDICT_STYLES.get(it.verdict, "dim"))
+    if margin is not None:
+        short = "open" if margin.verdict == "inconclusive" else margin.verdict
+        text.append(f"\nmargin: {short}", style=_VERDICT_STYLES.get(margin.verdict, "dim"))
+    return text
+
+
+def _notes(rows: Sequence[Difference]) -> Iterator[Text]:
+    """Why verdicts are inconclusive where the numbers do not show it, the noise floor, and flips."""
+    reasons: dict[str, list[str]] = {}
+    for it in rows:
+        if it.reason not in ("", NOT_SIGNIFICANT, HOLDS_ZERO):
+            reasons.setdefault(it.reason, []).append(f"{it.label} ({it.metric.name})")
+    for reason, names in reasons.items():
+        whom = "all" if len(names) == len(rows) else ", ".join(names)
+        yield Text(f"inconclusive, {whom}: {reason}", style="yellow")
+    for metric in METRICS:
+        floors = [it.floor for it in rows if it.metric is metric and it.floor is not None]
+        if floors:
+            size = f"{metric.unit_factor * floors[0].size:.3g}"
+            noise = floors[0].difference
+            flips = f"{noise.num_higher + noise.num_lower} of {noise.interval.num_items} items differ at all"
+            yield Text(f"A/A noise of the {metric.name}: up to {size}; {flips}", style="dim")
+    flips_of = [(it.label, it.flips) for it in rows if it.flips is not None and any(it.flips)]
+    if flips_of:
+        told = ", ".join(f"{label} {lost} lost {won} won" for label, (lost, won) in flips_of)
+        yield Text(f"flips (right in one of them only): {told}", style="dim")
+
+
+def _sums(comparison: Comparison) -> Iterator[Text]:
+    for metric in METRICS:
+        num_pairs, dropped = comparison.sum_of(metric)
+        lost = "".join(f" + {number} {reason}" for reason, number in sorted(dropped.items()))
+        total = num_pairs + sum(dropped.values())
+        yield Text(f"{metric.name}: {total} items x variants = {num_pairs} pairs{lost}", style="bold")

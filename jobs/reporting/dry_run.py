@@ -1,0 +1,151 @@
+"""What a sweep would do, as text: nothing here loads weights or writes a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich import box
+from rich.console import ConsoleRenderable, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from evaluators.tokenizer import decode
+from jobs.analysis.forecast import Forecast
+from jobs.planning.plan import Plan
+from jobs.planning.preparation import Prepared
+from jobs.planning.prompt_check import PromptCheck
+from jobs.reporting.table import add_folding_column, human_bytes
+
+_S_PER_MIN, _S_PER_HOUR = 60, 3600
+_MAX_UNITS_SHOWN = 20
+
+
+def render_dry_run(
+    prepared: Prepared, checks: Sequence[PromptCheck], end_ids: Iterable[int], outlook: Forecast
+) -> RenderableType:
+    """Prompts, plan and price of a sweep."""
+    end_tokens = [decode([token], prepared.tokenizer, skip_special_tokens=False) for token in sorted(end_ids)]
+    price = Text(
+        f"forecast: {_duration(outlook.device_s)} on one {prepared.model.device} device, {outlook.source}",
+        style="bold",
+    )
+    plan = render_plan(prepared.plan, prepared.model.weight_bytes)
+    return Group(render_prompts(checks, end_tokens), plan, price)
+
+
+def _duration(seconds: float) -> str:
+    """No finer than a forecast is."""
+    hours = seconds / _S_PER_HOUR
+    if hours >= 1:
+        return f"about {hours:.1f} device-hours"
+    return f"about {max(1, round(seconds / _S_PER_MIN))} min ({hours:.2g} device-hours)"
+
+
+def render_plan(plan: Plan, weight_bytes: int) -> RenderableType:
+    """Cells by variant, the largest units with their bytes, and what will fail or say nothing.
+
+    `weight_bytes` is 0 where it is not known before loading.
+    """
+    num_owed = sum(len(unit.cells) for unit in plan.units)
+    sums = Text(
+        f"{plan.num_items} items x {len(plan.variants)} variants = {plan.num_cells} cells: {plan.num_done} done, "
+        f"{len(plan.impossible)} impossible, {num_owed} to compute in {len(plan.units)} units",
+        style="bold",
+    )
+    num_bytes = sum(outlook.kv_bytes for outlook in plan.outlooks)
+    weights = f", beside {human_bytes(weight_bytes)} of weights" if weight_bytes else ""
+    memory = Text(
+        f"predicted K/V: at most {human_bytes(plan.predicted_bytes)} at once (the largest unit){weights}; "
+        f"{human_bytes(num_bytes)} over all units"
+    )
+    return Group(_variant_table(plan), *_warnings(plan), Text(), _unit_table(plan), memory, sums)
+
+
+def _variant_table(plan: Plan) -> Table:
+    table = _table("variant", "cells", "done", "impossible", "foreseen degenerate")
+    for it in plan.variants:
+        table.add_row(
+            Text(it.label), *map(str, (it.num_cells, it.num_done, it.num_impossible, it.num_degenerate))
+        )
+    return table
+
+
+def _unit_table(plan: Plan) -> Table:
+    table = _table("unit", "contexts", "longest (tokens)", "questions", "cells", "predicted K/V")
+    largest = sorted(plan.outlooks, key=lambda outlook: -outlook.kv_bytes)
+    for it in largest[:_MAX_UNITS_SHOWN]:
+        numbers = (
+            str(it.num_contexts),
+            f"{it.context_tokens:,}",
+            str(it.num_questions),
+            str(it.num_cells),
+            human_bytes(it.kv_bytes),
+        )
+        table.add_row(it.unit_id, *numbers)
+    if len(largest) > _MAX_UNITS_SHOWN:
+        table.add_row(f"… and {len(largest) - _MAX_UNITS_SHOWN} smaller ones")
+    return table
+
+
+def _warnings(plan: Plan) -> list[Text]:
+    impossible = [
+        Text(f"impossible: {it.label} on {it.num_impossible} of {it.num_cells} items: {it.impossible_reason}")
+        for it in plan.variants
+        if it.num_impossible
+    ]
+    degenerate = [
+        Text(f"degenerate: {it.label} keeps everything on {it.num_degenerate} of {it.num_cells} items")
+        for it in plan.variants
+        if it.num_degenerate
+    ]
+    return impossible + degenerate
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for index, head in enumerate(heads):
+        add_folding_column(table, head, "right" if index else "left")
+    return table
+
+
+def render_prompts(checks: Sequence[PromptCheck], end_tokens: Sequence[str]) -> RenderableType:
+    """One block per task. `end_tokens` are the tokens that end an answer, as text."""
+    blocks: list[ConsoleRenderable] = []
+    for check in checks:
+        blocks += [_block(check, end_tokens), *_prompt_warnings(check, end_tokens), Text()]
+    return Group(*blocks)
+
+
+def _block(check: PromptCheck, end_tokens: Sequence[str]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, title=check.task, title_justify="left")
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    truncated = f"{check.num_truncated} of {check.num_items}"
+    if check.num_truncated:
+        truncated += f" (the longest had {check.longest_untruncated_tokens:,} tokens)"
+    facts = {
+        "tokens": f"median {check.median_tokens:,}, longest {check.longest_tokens:,}; "
+        f"of the first {check.tail_tokens} are tail, never compressed",
+        "cut in the middle": truncated,
+        "chat template": check.template,
+        "BOS": check.bos,
+        "compressed up to": repr(check.compressed_end),
+        "tail": repr(check.tail),
+        "answer prefix": repr(check.answer_prefix) if check.answer_prefix else "none",
+        "first gold answer": repr(check.first_gold) if check.first_gold else "none: only scored without one",
+        "answer ends at": f"{check.max_new_tokens} tokens, or {' '.join(end_tokens) or 'nothing else'}",
+    }
+    for head, text in facts.items():
+        table.add_row(head, Text(text))
+    return table
+
+
+def _prompt_warnings(check: PromptCheck, end_tokens: Sequence[str]) -> Iterator[Text]:
+    if check.num_without_prompt:
+        yield _warning(f"{check.num_without_prompt} of {check.num_items} items have no sound prompt")
+    if not end_tokens:
+        yield _warning("no end token is known: every answer will be as long as it may be")
+
+
+def _warning(text: str) -> Text:
+    return Text(f"warning: {text}", style="yellow")

@@ -1,0 +1,97 @@
+"""What ran: counted from the rows, with what the results folder says about code and settings."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.analysis.summary import ResultSummary
+from jobs.results.grouping import Setting, grouped, prefill_of, setting_of
+from jobs.results.schema import DONE_STATUSES, Row
+
+
+@dataclass(frozen=True, slots=True)
+class SettingFacts:
+    """One comparison: how many items and contexts it has, and how often a prompt was read for it."""
+
+    setting: Setting
+    dtype: str
+    device: str
+    num_items: int
+    num_contexts: int
+    num_variants: int
+    num_prefills: int
+    num_rows_finished: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What the head of the report states. Texts are still to be escaped; passwords in addresses are taken out."""
+
+    name: str
+    settings: tuple[SettingFacts, ...]
+    git_commit: str
+    started: str
+    command: str
+    versions: Mapping[str, str]
+    settings_yaml: str
+
+
+def run_facts(
+    rows: Sequence[Row], summary: ResultSummary, meta: Mapping[str, Any], settings_yaml: str
+) -> RunFacts:
+    """Facts from the rows; `meta` and `settings_yaml` as `ResultStore` keeps them, either may be empty."""
+    started = meta.get("started_at_s")
+    versions = meta.get("versions") or (json.loads(rows[-1]["versions"] or "{}") if rows else {})
+    return RunFacts(
+        name=rows[0]["sweep"] if rows else "sweep",
+        settings=tuple(
+            _facts_of(setting, group)
+            for setting, group in sorted(grouped(rows, setting_of).items(), key=lambda it: it[0])
+        ),
+        git_commit=str(meta.get("git_commit") or "not known"),
+        started=_shown_time(started) if isinstance(started, int | float) else "not known",
+        command=without_passwords(shlex.join(map(str, meta.get("args", ())))),
+        versions={str(name): str(version) for name, version in versions.items()},
+        settings_yaml=without_passwords(settings_yaml),
+    )
+
+
+def num_prefills(rows: Sequence[Row]) -> int:
+    """How many prefills the rows tell of: one a unit's context when fused, one a variant on it when isolated.
+
+    Only rows that finished prove one. Units whose rows were all replaced by newer ones left no trace and do not count.
+    """
+    return len({prefill_of(row) for row in rows if row["status"] in DONE_STATUSES})
+
+
+def without_passwords(text: str) -> str:
+    """Addresses without `user:password@`: a report is made to be shown around."""
+    return re.sub(r"://[^/\s@]+@", "://…@", text)
+
+
+def _facts_of(setting: Setting, rows: Sequence[Row]) -> SettingFacts:
+    done = [row for row in rows if row["status"] in DONE_STATUSES]
+    return SettingFacts(
+        setting=setting,
+        dtype=_joined(row["dtype"] for row in rows),
+        device=_joined(row["device"] for row in rows),
+        num_items=len({row["item_id"] for row in rows}),
+        num_contexts=len({row["cluster_id"] for row in rows}),
+        num_variants=len({row["variant"] for row in rows}),
+        num_prefills=num_prefills(rows),
+        num_rows_finished=len(done),
+    )
+
+
+def _joined(values: Any) -> str:
+    return ", ".join(dict.fromkeys(value for value in values if value)) or "not known"
+
+
+def _shown_time(unix_s: float) -> str:
+    return datetime.datetime.fromtimestamp(unix_s, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,163 @@
+"""Differences to the full cache: variants down, tasks across, each cell a dot on its interval.
+
+A table rather than a picture: every cell has its numbers, and its dot lies on the scale of the whole table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from evaluators.statistics.intervals import Interval
+from jobs.analysis.differences import Difference
+from jobs.reporting.notation import instead_of_ends
+from jobs.results.grouping import Setting
+
+_WIDTH, _HEIGHT, _MARGIN = 120, 14, 4  # of a cell's drawing, in its own units
+MACRO, NOISE = "mean of the tasks", "full again (A/A noise)"
+_SIGNS = {"better": "▲ better", "worse": "▼ worse", "inconclusive": ""}
+
+
+@dataclass(frozen=True, slots=True)
+class DifferenceCell:
+    """One variant on one task. `verdict` is "better", "worse", "inconclusive", "no scale" or, of the A/A row, "noise"."""
+
+    mean: str
+    ends: str
+    verdict: str
+    note: str
+    drawing: Markup
+
+
+@dataclass(frozen=True, slots=True)
+class DifferenceMap:
+    """One metric of one setting; `rows` are (variant, its cells, one a task, None where there is no pair).
+
+    `no_verdict` says, by task, what stands in the way of every verdict there.
+    """
+
+    setting: Setting
+    metric: str
+    unit: str
+    is_lower_better: bool
+    tasks: tuple[str, ...]
+    no_verdict: Mapping[str, str]
+    rows: tuple[tuple[str, tuple[DifferenceCell | None, ...]], ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no cell has a number."""
+        return not any(cell for _, cells in self.rows for cell in cells)
+
+
+def difference_maps(
+    differences: Sequence[Difference], shown_names: Mapping[tuple[Setting, str], str]
+) -> list[DifferenceMap]:
+    """A map per setting and metric, answer NLL first; `shown_names` are the tables' names of variants."""
+    keys = dict.fromkeys((it.setting, it.metric.column) for it in differences)
+    maps = [
+        _map([it for it in differences if (it.setting, it.metric.column) == key], shown_names) for key in keys
+    ]
+    return sorted((it for it in maps if not it.is_empty), key=lambda it: not it.is_lower_better)
+
+
+def _map(differences: Sequence[Difference], shown_names: Mapping[tuple[Setting, str], str]) -> DifferenceMap:
+    first = differences[0]
+    factor = first.metric.unit_factor
+    on_tasks = list(dict.fromkeys(it.task for it in differences if it.task is not None))
+    tasks = [*([None] if any(it.task is None for it in differences) else []), *on_tasks]
+    reach = _reach(differences) if factor == 1 else factor  # no two scores are further apart than 0 and 1
+    layout = "{:+.1f}" if factor > 1 else "{:+.3f}"
+    shared = _shared_reasons(differences)
+    cells = {
+        (it.label, it.task): _cell(it, factor, layout, reach, has_note=(it.task or MACRO) not in shared)
+        for it in differences
+        if it.paired is not None
+    }
+    floors = {
+        it.task: _drawn(it.floor.difference.interval, factor, layout, reach, "noise", "")
+        for it in differences
+        if it.floor is not None
+    }
+    labels = list(dict.fromkeys(it.label for it in differences))
+    return DifferenceMap(
+        setting=first.setting,
+        metric="score" if first.metric.is_higher_better else "answer NLL",
+        unit="points of 100" if factor > 1 else "nats per token",
+        is_lower_better=not first.metric.is_higher_better,
+        tasks=tuple(MACRO if task is None else task for task in tasks),
+        no_verdict=shared,
+        rows=(
+            *(
+                (
+                    shown_names.get((first.setting, label), label),
+                    tuple(cells.get((label, task)) for task in tasks),
+                )
+                for label in labels
+            ),
+            *([(NOISE, tuple(floors.get(task) for task in tasks))] if floors else []),
+        ),
+    )
+
+
+def _shared_reasons(differences: Sequence[Difference]) -> dict[str, str]:
+    reasons: dict[str, set[str]] = {}
+    for it in differences:
+        reasons.setdefault(it.task or MACRO, set()).add(it.reason)
+    return {task: found.pop() for task, found in reasons.items() if len(found) == 1 and found != {""}}
+
+
+def _reach(differences: Iterable[Difference]) -> float:
+    """The largest distance from 0 that a cell of the table must show."""
+    ends = [
+        abs(end)
+        for it in differences
+        if it.paired is not None
+        for end in (it.paired.interval.mean, it.paired.interval.low, it.paired.interval.high)
+        if end is not None
+    ]
+    return max(ends, default=0.0) or 1.0
+
+
+def _cell(it: Difference, factor: float, layout: str, reach: float, *, has_note: bool) -> DifferenceCell:
+    assert it.paired is not None
+    note = _SIGNS[it.verdict] or (it.reason if has_note else "")
+    return _drawn(it.paired.interval, factor, layout, reach, it.verdict if it.has_scale else "no scale", note)
+
+
+def _drawn(
+    interval: Interval, factor: float, layout: str, reach: float, verdict: str, note: str
+) -> DifferenceCell:
+    low, high = (None if end is None else _cut(factor * end, reach) for end in interval.ends or (None, None))
+    ends = instead_of_ends(interval)
+    if low is not None and high is not None:
+        ends = f"{_signed(low, layout)} to {_signed(high, layout)}"
+    mean = factor * interval.mean
+    return DifferenceCell(_signed(mean, layout), ends, verdict, note, _whisker(mean, low, high, reach))
+
+
+def _cut(value: float, reach: float) -> float:
+    return min(max(value, -reach), reach)
+
+
+def _signed(value: float, layout: str) -> str:
+    """With its sign, and no sign at what rounds to 0."""
+    text = layout.format(value)
+    return text if any(digit in text for digit in "123456789") else text[1:]
+
+
+def _whisker(mean: float, low: float | None, high: float | None, reach: float) -> Markup:
+    def x(value: float) -> str:
+        return f"{_WIDTH / 2 + value / reach * (_WIDTH / 2 - _MARGIN):.1f}"
+
+    middle = _HEIGHT / 2
+    line = ""
+    if low is not None and high is not None:
+        line = f'<path class="whisker" d="M{x(low)} {middle:g}H{x(high)}"/>'
+    return Markup(
+        f'<svg class="dot" viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-hidden="true">'
+        f'<path class="zero" d="M{_WIDTH / 2:g} 0V{_HEIGHT}"/>{line}'
+        f'<circle cx="{x(mean)}" cy="{middle:g}" r="3.2"/></svg>'
+    )

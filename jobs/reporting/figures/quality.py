@@ -1,0 +1,143 @@
+"""Quality against measured memory: a line per policy over its budgets, the reference rows across.
+
+Policies that all have one budget would lie on each other there: they get a row each, by name, with the measured slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from jobs.reporting.figures.quality_panel import HIGHEST, NLL, REFERENCE_DASHES, Point, QualityPanel
+from jobs.reporting.figures.style import FAINT, INK, SeriesStyle, look, new_panel, to_svg
+from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
+
+_NAMED_REFERENCES = {FULL: "full cache", NO_CONTEXT: "no context"}  # the A/A line lies on the full one
+# Policies at one budget would hide each other's whiskers; together they are moved by no more than the second number.
+_DODGE_PERCENT, _MOST_DODGED_PERCENT = 0.9, 6.0
+_WIDE_PERCENT = 50.0  # from here on the axis ends at the full cache
+_NAME_SHARE = 0.44  # of the panel's width, for "expected_attention (49.9 %)"
+_ROW_INCHES, _FRAME_INCHES = 0.24, 0.75
+
+
+def draw(panel: QualityPanel, styles: Mapping[str, SeriesStyle], name: str) -> Markup:
+    """The panel as SVG; policies that all have one point stand under each other, by name."""
+    if len(panel.lines) > 1 and all(len(points) == 1 for points in panel.lines.values()):
+        return draw_dots(panel, styles, name)
+    with look():
+        figure, axes = new_panel()
+        _draw_references(axes, panel)
+        dodge = min(_DODGE_PERCENT, _MOST_DODGED_PERCENT / len(panel.lines))
+        for index, (series, points) in enumerate(panel.lines.items()):
+            shift = (index - (len(panel.lines) - 1) / 2) * dodge
+            _draw_line(axes, points, styles[series], shift)
+        _set_axes(axes, panel)
+        title = f"{panel.measure} against memory, {panel.title}"
+        return to_svg(figure, name, title, panel.description)
+
+
+def _draw_references(axes: Axes, panel: QualityPanel) -> None:
+    for label, point in panel.references.items():
+        if label == FULL and point.low is not None and point.high is not None:
+            axes.axhspan(point.low, point.high, color=INK, alpha=0.08, linewidth=0)
+        axes.axhline(point.mean, color=INK, linestyle=REFERENCE_DASHES[label], linewidth=1.1, alpha=0.75)
+        if label in _NAMED_REFERENCES:
+            _name_reference(axes, panel, label)
+
+
+def _name_reference(axes: Axes, panel: QualityPanel, label: str) -> None:
+    """Write a line's name inside the panel, on the side where the A/A line does not strike it through."""
+    means = {name: point.mean for name, point in panel.references.items()}
+    is_high = means[label] == max(means[name] for name in _NAMED_REFERENCES if name in means)
+    beside = [means[label], *([means[FULL_AA]] if label == FULL and FULL_AA in means else [])]
+    axes.annotate(
+        _NAMED_REFERENCES[label],
+        (1, min(beside) if is_high else max(beside)),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, -3 if is_high else 3),
+        textcoords="offset points",
+        ha="right",
+        va="top" if is_high else "bottom",
+        fontsize="small",
+    )
+
+
+def _draw_line(axes: Axes, points: Sequence[Point], style: SeriesStyle, shift: float) -> None:
+    x = [point.kept_percent + shift for point in points]
+    axes.plot(
+        x,
+        [point.mean for point in points],
+        color=style.color,
+        marker=style.marker,
+        markersize=6.5,
+        linewidth=1.6,
+    )
+    for at, point in zip(x, points, strict=True):
+        if point.low is not None and point.high is not None:
+            axes.vlines(at, point.low, point.high, color=style.color, linewidth=1.3, alpha=0.8)
+
+
+def _set_axes(axes: Axes, panel: QualityPanel) -> None:
+    most = max(point.kept_percent for line in panel.lines.values() for point in line)
+    axes.set_xlim(0, 101 if most > _WIDE_PERCENT else most * 1.2 + 1)
+    axes.set_xlabel("slots kept, measured (% of the full cache)")
+    axes.set_ylabel(panel.measure)
+    if panel.measure in HIGHEST:
+        highest = HIGHEST[panel.measure]
+        low = min(0.0, *(it.mean for line in panel.lines.values() for it in line))
+        axes.set_ylim(low - 0.03 * highest, highest * 1.05)
+    else:
+        axes.set_ylim(bottom=0)
+    axes.tick_params(length=0, color=FAINT)
+
+
+def draw_dots(panel: QualityPanel, styles: Mapping[str, SeriesStyle], name: str) -> Markup:
+    """The panel as SVG, best policy on top; every line of it has one point."""
+    points = {series: line[0] for series, line in panel.lines.items()}
+    is_lower_better = panel.measure == NLL
+    ordered = sorted(points, key=lambda series: points[series].mean, reverse=is_lower_better)
+    with look():
+        figure, axes = new_panel()
+        height = _FRAME_INCHES + _ROW_INCHES * len(ordered)
+        figure.set_figheight(height)
+        bottom = 0.6 * _FRAME_INCHES / height
+        figure.subplots_adjust(left=_NAME_SHARE, right=0.96, bottom=bottom, top=1 - 0.1 / height)
+        _draw_upright_references(axes, panel)
+        for place, series in enumerate(ordered):
+            _draw_point(axes, points[series], place, styles[series])
+        axes.set_yticks(
+            range(len(ordered)),
+            [f"{it} ({points[it].kept_percent:.1f} %)" for it in ordered],
+            fontsize="small",
+        )
+        axes.set_ylim(-0.7, len(ordered) - 0.3)
+        axes.grid(axis="y", visible=False)
+        _set_x(axes, panel)
+        return to_svg(figure, name, f"{panel.measure} by policy, {panel.title}", panel.description)
+
+
+def _draw_upright_references(axes: Axes, panel: QualityPanel) -> None:
+    for label, point in panel.references.items():
+        if label == FULL and point.low is not None and point.high is not None:
+            axes.axvspan(point.low, point.high, color=INK, alpha=0.08, linewidth=0)
+        axes.axvline(point.mean, color=INK, linestyle=REFERENCE_DASHES[label], linewidth=1.1, alpha=0.75)
+
+
+def _draw_point(axes: Axes, point: Point, place: int, style: SeriesStyle) -> None:
+    if point.low is not None and point.high is not None:
+        axes.hlines(place, point.low, point.high, color=style.color, linewidth=1.3, alpha=0.8)
+    axes.plot([point.mean], [place], color=style.color, marker=style.marker, markersize=6.5)
+
+
+def _set_x(axes: Axes, panel: QualityPanel) -> None:
+    """Intervals of a handful of items can be far wider than all means: the means decide what is shown."""
+    axes.set_xlabel(panel.measure)
+    drawn = [*(line[0] for line in panel.lines.values()), *panel.references.values()]
+    if panel.measure in HIGHEST:
+        highest = HIGHEST[panel.measure]
+        axes.set_xlim(min(0.0, *(it.mean for it in drawn)) - 0.03 * highest, highest * 1.05)
+    else:
+        axes.set_xlim(0, 1.6 * max(it.mean for it in drawn) or 1.0)
+    axes.tick_params(length=0, color=FAINT)

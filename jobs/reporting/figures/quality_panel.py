@@ -1,0 +1,117 @@
+"""What a panel of quality against memory shows: points by series, and the reference rows across."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from evaluators.statistics.intervals import Interval
+from jobs.analysis.summary import MacroMean, TaskSummary, policies_of, series_name
+from jobs.analysis.variant_summary import VariantSummary
+from jobs.reporting.notation import score_interval
+from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
+
+SCORE, NLL, RECOVERED = "score", "answer NLL (nats/token)", "NLL recovered"
+HIGHEST = {SCORE: 100.0, RECOVERED: 1.0}
+REFERENCE_DASHES: dict[str, str | tuple[int, tuple[int, ...]]] = {FULL: "-", FULL_AA: "--", NO_CONTEXT: ":"}
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One variant: measured slots in percent of the full cache, mean and 95 % interval in the panel's unit."""
+
+    label: str
+    kept_percent: float
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class QualityPanel:
+    """One task (or the mean over tasks), one measure. `lines` are by series, points ascending in memory."""
+
+    title: str
+    measure: str
+    lines: Mapping[str, tuple[Point, ...]]
+    references: Mapping[str, Point]
+
+    @property
+    def description(self) -> str:
+        """All points in words, for those who do not see the figure."""
+        points = [*self.references.values(), *(it for line in self.lines.values() for it in line)]
+        return "; ".join(
+            f"{it.label}: {it.mean:.3g}"
+            + ("" if it.low is None or it.high is None else f" (95 % {it.low:.3g} to {it.high:.3g})")
+            + f" at {it.kept_percent:.1f} % kept"
+            for it in points
+        )
+
+
+def task_panel(task: TaskSummary, measure: str) -> QualityPanel | None:
+    """The panel of one task; None when no policy has the measure."""
+    read = _score_point if measure == SCORE else _nll_point
+    points = [(variant, read(variant)) for variant in task.variants]
+    known = [(variant, point) for variant, point in points if point is not None]
+    by_label = {variant.label: point for variant, point in known}
+    policies = {variant.label for variant in policies_of(task)}
+    lines = _lines((series_name(variant), point) for variant, point in known if variant.label in policies)
+    references = {label: by_label[label] for label in REFERENCE_DASHES if label in by_label}
+    return QualityPanel(task.task, measure, lines, references) if lines else None
+
+
+def macro_panel(
+    tasks: Sequence[TaskSummary],
+    means: Sequence[MacroMean],
+    measure: str,
+    intervals: Mapping[str, Interval],
+) -> QualityPanel | None:
+    """The mean over tasks, each weighing the same; None for one task or where a task lacks the measure.
+
+    `intervals` are by label, in the unit of the rows; a variant without one is drawn without whiskers.
+    """
+    if len(tasks) < 2:
+        return None
+    series = {variant.label: series_name(variant) for task in tasks for variant in policies_of(task)}
+    found = [(it.label, _macro_point(it, measure, intervals.get(it.label))) for it in means]
+    points = {label: point for label, point in found if point is not None}
+    lines = _lines((series[label], point) for label, point in points.items() if label in series)
+    references = {label: points[label] for label in REFERENCE_DASHES if label in points}
+    title = f"mean of {len(tasks)} tasks"
+    return QualityPanel(title, measure, lines, references) if lines else None
+
+
+def _lines(points: Iterable[tuple[str, Point]]) -> dict[str, tuple[Point, ...]]:
+    lines: dict[str, list[Point]] = {}
+    for series, point in points:
+        lines.setdefault(series, []).append(point)
+    return {
+        series: tuple(sorted(line, key=lambda point: point.kept_percent)) for series, line in lines.items()
+    }
+
+
+def _score_point(variant: VariantSummary) -> Point | None:
+    return _point(variant, score_interval(variant), lambda value: 100 * min(max(value, 0.0), 1.0))
+
+
+def _nll_point(variant: VariantSummary) -> Point | None:
+    return _point(variant, variant.answer_nll, lambda value: max(value, 0.0))
+
+
+def _point(
+    variant: VariantSummary, interval: Interval | None, shown: Callable[[float], float]
+) -> Point | None:
+    if interval is None or variant.kept_ratio is None:
+        return None
+    low, high = (None if end is None else shown(end) for end in interval.ends or (None, None))
+    return Point(variant.shown_label, 100 * variant.kept_ratio, shown(interval.mean), low, high)
+
+
+def _macro_point(mean: MacroMean, measure: str, interval: Interval | None) -> Point | None:
+    value = {SCORE: mean.score, NLL: mean.answer_nll, RECOVERED: mean.nll_recovered}[measure]
+    if value is None or mean.kept_ratio is None:
+        return None
+    factor, highest = (100, 100.0) if measure == SCORE else (1, float("inf"))
+    ends = (interval and interval.ends) or (None, None)
+    low, high = (None if end is None else min(max(factor * end, 0.0), highest) for end in ends)
+    return Point(mean.shown_label, 100 * mean.kept_ratio, factor * value, low, high)

@@ -1,0 +1,109 @@
+"""The whole report in a sentence per setting, made of its numbers; what is too little to say is said to be so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evaluators.statistics.intervals import MIN_CLUSTERS
+from jobs.analysis.differences import Difference
+from jobs.analysis.summary import MacroMean, ResultSummary, TaskSummary, policies_of
+from jobs.results.grouping import Setting
+from kvmerger.variants import FULL, REFERENCE_LABELS
+
+_NLL = "answer_nll"
+
+
+def headline(summary: ResultSummary, differences: Sequence[Difference]) -> list[str]:
+    """One sentence per setting, or one on why there is none."""
+    if summary.num_ok + summary.num_truncated == 0:
+        return [_nothing(summary)]
+    return [
+        _sentence(
+            [it for it in summary.tasks if it.setting == setting],
+            summary.macro_means(setting),
+            [it for it in differences if it.setting == setting],
+        )
+        for setting in summary.settings()
+    ]
+
+
+def _nothing(summary: ResultSummary) -> str:
+    if summary.num_failed:
+        return f"Nothing can be said: all {summary.num_failed} rows that ran have failed."
+    return f"Nothing can be said yet: none of {summary.num_planned} planned rows has run."
+
+
+def _sentence(
+    tasks: Sequence[TaskSummary], means: Sequence[MacroMean], differences: Sequence[Difference]
+) -> str:
+    num_policies = len({variant.label for task in tasks for variant in policies_of(task)})
+    if not num_policies:
+        return "Only the reference rows ran, so there is no policy to compare."
+    fewest = min((task.num_clusters for task in tasks), default=0)
+    facts = (_range_of_recovered(means) if len(tasks) > 1 else "") or _range_of_nll(tasks)
+    if fewest < MIN_CLUSTERS:
+        contexts = f"{fewest} context{'' if fewest == 1 else 's'}"
+        where = contexts if len(tasks) == 1 else f"as few as {contexts} in a task"
+        return f"Too few to rank policies by ({where}; {MIN_CLUSTERS} are needed). {facts}".strip()
+    return f"{_verdicts(differences, num_policies)} {facts}".strip()
+
+
+def _verdicts(differences: Sequence[Difference], num_policies: int) -> str:
+    """Counts of variants by what answer NLL says of them, on the tasks, against the full cache."""
+    judged = [it for it in differences if it.metric.column == _NLL and it.task is not None]
+    worse = {it.label for it in judged if it.verdict == "worse"}
+    better = {it.label for it in judged if it.verdict == "better"} - worse
+    unclear = num_policies - len(worse) - len(better)
+    parts = [
+        f"{len(worse)} of {num_policies} variants predict the right answer measurably worse than the full cache on some task"
+    ]
+    if better:
+        parts.append(f"{len(better)} measurably better and nowhere worse")
+    if unclear:
+        parts.append(f"for {unclear} no difference is proven (which is not to say that there is none)")
+    return "; ".join(parts) + "."
+
+
+def _range_of_recovered(means: Sequence[MacroMean]) -> str:
+    """From which to which share of the context's worth the policies keep over all tasks; "" where a task lacks it."""
+    known = [
+        (it.nll_recovered, it.shown_label, it.kept_ratio)
+        for it in means
+        if it.label not in REFERENCE_LABELS and it.nll_recovered is not None and it.kept_ratio is not None
+    ]
+    if not known:
+        return ""
+    (low, lowest, _), (high, highest, _) = min(known), max(known)
+    return (
+        f"On the mean of all tasks, with {_range_of_kept([it[2] for it in known])} of the cache kept, from {low:.0%} "
+        f"({lowest}) to {high:.0%} ({highest}) of what the context is worth to the right answer is left."
+    )
+
+
+def _range_of_kept(ratios: Sequence[float]) -> str:
+    least, most = f"{min(ratios):.0%}", f"{max(ratios):.0%}"
+    return least if least == most else f"{least} to {most}"
+
+
+def _range_of_nll(tasks: Sequence[TaskSummary]) -> str:
+    """From which to which NLL the policies reach on the first task that has one, and with how much kept."""
+    for task in tasks:
+        full = next((it.answer_nll for it in task.variants if it.label == FULL), None)
+        known = [it for it in policies_of(task) if it.answer_nll and it.kept_ratio is not None]
+        if full is None or not known:
+            continue
+        by_nll = sorted(known, key=lambda it: it.answer_nll.mean if it.answer_nll else 0.0)
+        kept = _range_of_kept([it.kept_ratio or 0.0 for it in known])
+        first, last = by_nll[0], by_nll[-1]
+        assert first.answer_nll is not None and last.answer_nll is not None
+        return (
+            f"On {task.task} the right answer costs {full.mean:.3f} nats a token with the full cache and, with {kept} "
+            f"of it kept, from {first.answer_nll.mean:.3f} ({first.shown_label}) to {last.answer_nll.mean:.3f} "
+            f"({last.shown_label})."
+        )
+    return ""
+
+
+def settings_in_words(setting: Setting) -> str:
+    """Model, mode and execution as a heading."""
+    return f"{setting.model_name}, {setting.query_mode.replace('_', '-')}, {setting.execution}"

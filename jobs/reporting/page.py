@@ -1,0 +1,218 @@
+"""The report as one HTML page that needs nothing else: no file beside it, no network, no script.
+
+Pure from rows to text, apart from reading the results folder and writing the page. Everything that comes from rows or
+settings is escaped; only SVG that we drew goes in as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from evaluators.statistics.intervals import MIN_BOOTSTRAP_CLUSTERS, MIN_CLUSTERS
+from jobs.analysis.differences import Difference, differences_to_full
+from jobs.analysis.published_beside import PublishedBeside, published_beside
+from jobs.analysis.summary import (
+    MacroMean,
+    ResultSummary,
+    TaskSummary,
+    macro_intervals,
+    series_names,
+    summarize,
+)
+from jobs.analysis.worst_items import PolicyLosses, worst_items
+from jobs.reporting.facts import run_facts
+from jobs.reporting.figures import depth_map, memory_trace, quality, quality_panel
+from jobs.reporting.figures.difference_map import DifferenceMap, difference_maps
+from jobs.reporting.figures.style import SeriesStyle, legend, series_styles
+from jobs.reporting.headline import headline, settings_in_words
+from jobs.reporting.notation import ends_in_percent, plain, shown_count, shown_interval, shown_score
+from jobs.reporting.table import human_bytes, shown_name
+from jobs.results.grouping import Setting, setting_of, task_of
+from jobs.results.planned import planned_rows
+from jobs.results.schema import DONE_STATUSES, ResultError, Row
+from jobs.results.store import ResultStore
+from kvmerger.variants import REFERENCE_LABELS
+
+DEFAULT_NAME = "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
+SHOWN_COLUMNS = {"trace", "prediction", "answers", "prompt_tail", "item_metadata", "versions"}
+_MAX_MESSAGE_CHARS = 2000
+_COLUMNS_OF_A_PAGE = 6  # of the table of differences; what is wider is cut off in print
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A drawn small multiple with what stands above it."""
+
+    title: str
+    svg: Markup
+
+
+@dataclass(frozen=True, slots=True)
+class SettingPage:
+    """Everything of one comparison, ready for the template."""
+
+    title: str
+    tasks: tuple[TaskSummary, ...]
+    macro_means: tuple[MacroMean, ...]
+    legend: list[tuple[str, Markup]]
+    quality: list[tuple[str, list[Panel]]]
+    differences: list[DifferenceMap]
+    traces: list[tuple[memory_trace.TracePanel, Panel]]
+    depth: list[depth_map.DepthMap]
+    losses: list[PolicyLosses]
+    published: tuple[PublishedBeside, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportPage:
+    """The page, and its pages by setting for those who want the figures alone."""
+
+    html: str
+    settings: tuple[SettingPage, ...]
+
+
+def write_report(store: ResultStore, path: Path) -> Path:
+    """Write the page of a results folder to `path`.
+
+    Raises:
+        ResultError: the rows cannot be read, or the page cannot be written.
+    """
+    table, planned = store.read_table(), store.read_plan()
+    rows = planned_rows(table, planned, heavy=SHOWN_COLUMNS)
+    page = render_page(rows, summarize(table, planned), store.read_run_meta(), store.read_settings_text())
+    return write_page(page.html, path)
+
+
+def write_page(page: str, path: Path) -> Path:
+    """Write a rendered page.
+
+    Raises:
+        ResultError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ResultError(f"cannot write the report to {str(path)!r}: {error}; name another file") from error
+    return path
+
+
+def render_page(
+    rows: Sequence[Row], summary: ResultSummary, meta: dict[str, Any], settings_yaml: str
+) -> ReportPage:
+    """The page; `rows` as `planned_rows` gives them with the heavy columns that are shown."""
+    differences = differences_to_full(rows)
+    pages = tuple(
+        _setting_page(setting, rows, summary, differences, index)
+        for index, setting in enumerate(summary.settings())
+    )
+    html = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            facts=run_facts(rows, summary, meta, settings_yaml),
+            headline=headline(summary, differences),
+            summary=summary,
+            pages=pages,
+            has_old_rows=any(row["prompt_tail"] is None for row in rows if row["status"] in DONE_STATUSES),
+            max_message_chars=_MAX_MESSAGE_CHARS,
+        )
+    )
+    return ReportPage(html, pages)
+
+
+def _setting_page(
+    setting: Setting,
+    all_rows: Sequence[Row],
+    summary: ResultSummary,
+    all_differences: Sequence[Difference],
+    index: int,
+) -> SettingPage:
+    rows = [row for row in all_rows if setting_of(row) == setting]
+    tasks = tuple(task for task in summary.tasks if task.setting == setting)
+    styles = series_styles(series_names(tasks))
+    names = {(setting, it.label): shown_name(it) for task in tasks for it in task.variants}
+    means = summary.macro_means(setting)
+    differences = [it for it in all_differences if it.setting == setting]
+    return SettingPage(
+        title=settings_in_words(setting),
+        tasks=tasks,
+        macro_means=means if len(tasks) > 1 else (),
+        legend=legend(styles),
+        quality=_quality(tasks, means, rows, styles, f"s{index}"),
+        differences=difference_maps(differences, names),
+        traces=_traces(tasks, rows, styles, f"s{index}"),
+        depth=depth_map.depth_maps(rows, names),
+        losses=worst_items(rows),
+        published=published_beside(summary, setting),
+    )
+
+
+def _quality(
+    tasks: Sequence[TaskSummary],
+    means: Sequence[MacroMean],
+    rows: Sequence[Row],
+    styles: dict[str, SeriesStyle],
+    prefix: str,
+) -> list[tuple[str, list[Panel]]]:
+    """(measure, its panels): the mean over tasks first. What is recovered has no interval, so tasks show NLL itself."""
+    groups = []
+    for measure, column in (
+        (quality_panel.RECOVERED, None),
+        (quality_panel.NLL, "answer_nll"),
+        (quality_panel.SCORE, "score"),
+    ):
+        on_tasks = [quality_panel.task_panel(it, measure) for it in tasks if column is not None]
+        intervals = {} if column is None or len(tasks) < 2 else macro_intervals(rows, column)
+        macro = quality_panel.macro_panel(tasks, means, measure, intervals)
+        panels = [it for it in (macro, *on_tasks) if it is not None]
+        drawn = [
+            Panel(it.title, quality.draw(it, styles, f"{prefix} {measure} {number}"))
+            for number, it in enumerate(panels)
+        ]
+        if drawn:
+            groups.append((measure, drawn))
+    return groups
+
+
+def _traces(
+    tasks: Sequence[TaskSummary], rows: Sequence[Row], styles: dict[str, SeriesStyle], prefix: str
+) -> list[tuple[memory_trace.TracePanel, Panel]]:
+    drawn = []
+    for number, task in enumerate(tasks):
+        panel = memory_trace.trace_panel(task, [row for row in rows if task_of(row) == task.task])
+        if panel is not None:
+            svg = memory_trace.draw(panel, styles, f"{prefix} trace {number}")
+            drawn.append((panel, Panel(panel.task, svg)))
+    return drawn
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        columns_of_a_page=_COLUMNS_OF_A_PAGE,
+        ends_in_percent=ends_in_percent,
+        human_bytes=human_bytes,
+        min_bootstrap_clusters=MIN_BOOTSTRAP_CLUSTERS,
+        min_clusters=MIN_CLUSTERS,
+        plain=plain,
+        references=REFERENCE_LABELS,
+        shown_count=shown_count,
+        shown_interval=shown_interval,
+        shown_name=shown_name,
+        shown_score=shown_score,
+    )
+    return environment

@@ -1,0 +1,130 @@
+"""The tables at the end of a sweep, for a terminal.
+
+Never mixes query modes, models or tasks in one table, calls few clusters few, and always prints where every planned row
+went.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from evaluators.statistics.intervals import MIN_CLUSTERS
+from jobs.analysis.published_beside import PublishedBeside, published_beside
+from jobs.analysis.summary import ResultSummary, TaskSummary
+from jobs.reporting.notation import ends_in_percent, plain
+from jobs.reporting.table import (
+    UNKNOWN,
+    add_folding_column,
+    overall_table,
+    shown_name,
+    task_table,
+    titled_table,
+)
+
+_ROOMY_COLUMNS = 100
+"""Below this width our score stands without its interval."""
+_NO_BUDGET = "full"
+_LOG_COLUMNS = 100
+_MESSAGE_CHARS = 300
+_LEGEND = (
+    "NLL: nats per token of the gold answer; recov.: of what the context is worth to that NLL, the share that is left (0: "
+    "as without it, 1: as with the full cache); KL and top-1: against the full cache, along its own answer; kept: measured "
+    "slots; 95 % intervals, none where all values are equal"
+)
+_CORPUS_SCORE = (
+    "the score above is a mean over items; the published number, from corpus means of its parts, is"
+)
+
+
+def render(summary: ResultSummary, width: int) -> RenderableType:
+    """Everything a reader needs, for a terminal of `width` columns."""
+    parts: list[RenderableType] = []
+    for setting in summary.settings():
+        tasks = [task for task in summary.tasks if task.setting == setting]
+        for task in tasks:
+            parts += [task_table(task, width), *_notes(task), Text()]
+        if len(tasks) > 1:
+            parts += [overall_table(setting, summary.macro_means(setting), len(tasks)), Text()]
+        for beside in published_beside(summary, setting):
+            parts += [*render_published(beside, width), Text()]
+    legend = [Text(_LEGEND, style="dim"), Text()] if parts else []
+    return Group(*parts, *legend, *_failure_lines(summary), *_sum_lines(summary))
+
+
+def report_console(width: int | None = None) -> Console:
+    """Standard output, `width` columns wide: by default as wide as the terminal, or what a log file should get."""
+    return Console(width=width or (None if sys.stdout.isatty() else _LOG_COLUMNS))
+
+
+def _notes(task: TaskSummary) -> Iterator[Text]:
+    if task.is_too_few:
+        clusters = "1 cluster" if task.num_clusters == 1 else f"{task.num_clusters} clusters"
+        why = f"too few to rank policies by ({MIN_CLUSTERS} are needed); the intervals are Student's t over contexts"
+        yield Text(f"n = {clusters}: {why}", style="yellow")
+    if not task.has_scale and task.num_clusters:
+        yield Text(
+            "no verdict: the full cache does not beat having no context by an interval above 0, so nothing can be recovered"
+        )
+    for reason in dict.fromkeys(it.unscored_reason for it in task.variants if it.unscored_reason):
+        yield Text(f"no score: {reason}")
+    published = [
+        f"{shown_name(it)} {100 * it.corpus_score:.2f}" for it in task.variants if it.corpus_score is not None
+    ]
+    if published:
+        yield Text(f"{_CORPUS_SCORE}: {', '.join(published)}")
+    for variant in task.variants:
+        if variant.num_degenerate:
+            where = f"{variant.num_degenerate} of {variant.num_finished} rows"
+            yield Text(
+                f"degenerate: {shown_name(variant)}, {where}: {variant.degenerate_reason}", style="yellow"
+            )
+
+
+def _failure_lines(summary: ResultSummary) -> Iterator[Text]:
+    for it in summary.failures:
+        message = it.message if len(it.message) <= _MESSAGE_CHARS else f"{it.message[:_MESSAGE_CHARS]}…"
+        where = f"failed: {it.label}, {it.num_rows} x {it.error_type} in {it.phase}"
+        yield Text.assemble((where, "red"), f": {message}")
+
+
+def _sum_lines(summary: ResultSummary) -> Iterator[Text]:
+    missing = f" + {summary.num_missing} missing (not run yet)" if summary.num_missing else ""
+    yield Text(
+        f"planned {summary.num_planned} = {summary.num_ok} ok + {summary.num_truncated} truncated + "
+        f"{summary.num_failed} failed{missing}",
+        style="bold",
+    )
+    if summary.num_other:
+        yield Text(f"{summary.num_other} rows of other settings in this folder are not shown", style="dim")
+
+
+def render_published(beside: PublishedBeside, width: int) -> Iterator[RenderableType]:
+    """The table, what its marks mean and what differs, for ``width`` columns."""
+    where = f"{beside.source}, {beside.published_model}; ours: {beside.our_model}"
+    table = titled_table(f"published beside ours: {beside.table}", where)
+    add_folding_column(table, "task")
+    has_ends = width >= _ROOMY_COLUMNS
+    for head in ("n", "kept", "ours", *(["95 %"] if has_ends else []), "published", "at"):
+        add_folding_column(table, head, "right")
+    for figure in beside.figures:
+        table.add_row(
+            Text(shown_name(figure)),
+            figure.task.rpartition("/")[2],
+            str(figure.num_items),
+            plain(figure.kept_ratio, "{:.1%}"),
+            f"{figure.ours:.2f}",
+            *([Text(ends_in_percent(figure.interval) or UNKNOWN, style="dim")] if has_ends else []),
+            Text(f"{figure.published:.2f} [{figure.mark}]"),
+            _NO_BUDGET if figure.budget is None else f"{figure.budget:.0%}",
+        )
+    yield table
+    marks = "; ".join(f"[{mark}]: read {words}" for mark, words in beside.read_in.items())
+    yield Text(
+        f"{marks}; published is over the whole task, ours over n items: shown, not compared", style="dim"
+    )
+    for words in beside.differs:
+        yield Text(f"- {words}", style="dim")
