@@ -14,11 +14,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jobs.actor_resources import device_of_the_actors
 from jobs.analysis.comparability import ComparisonError
 from jobs.console.command_line import EXIT_INTERRUPTED
 from jobs.console.paths import shown
 from jobs.delivery import UnreachableTracker, mark_delivered, undelivered
+from jobs.execution.on_ray.resources import device_of_the_actors
 from jobs.gate.baseline import Baseline, BaselineError, Baselines, FolderBaseline, PromotedNight
 from jobs.gate.files import JSON_NAME, MARKDOWN_NAME, write_gate_files
 from jobs.gate.judge import HEAVY_COLUMNS, NightVerdict, check_baseline, gated_labels, judge_night

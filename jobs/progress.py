@@ -13,8 +13,16 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from jobs.execution.run_events import (
+    Advice,
+    RunEvent,
+    UnitEnded,
+    UnitStarted,
+    WorkerLost,
+    WorkerReady,
+    WorkerStarting,
+)
 from jobs.planning.work import WorkUnit
-from jobs.run_events import Advice, RunEvent, UnitEnded, UnitStarted, WorkerLost, WorkerReady, WorkerStarting
 
 _S_PER_MIN = 60
 _LOG_INTERVAL_S = 10.0  # a line per unit would fill the log of a long sweep

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from jobs.analysis.summary import ResultSummary
+from jobs.execution.run_events import OnEvent, OnRows
 from jobs.mirror_content import MirrorContent, shared_tags, tracked_sweep, tracked_variant
 from jobs.planning.cells import PlannedCell
 from jobs.planning.identity import unit_id
@@ -26,7 +27,6 @@ from jobs.results.provenance import describe_run
 from jobs.results.rows import Failure, RowMaker, RunContext
 from jobs.results.schema import DONE_STATUSES, ResultError, Row
 from jobs.results.store import ResultStore
-from jobs.run_events import OnEvent, OnRows
 from jobs.settings.schema import Settings
 from jobs.tracker import RunStatus, TrackedSweep, Tracker
 from jobs.tracking import make_tracker
@@ -190,10 +190,10 @@ class RunUnits(Protocol):
 def _executor(name: str) -> RunUnits:
     """Import only the executor that was asked for: inline works where Ray is not installed."""
     if name == "inline":
-        from jobs import inline
+        from jobs.execution import inline
 
         return inline.run_units
-    from jobs import controller
+    from jobs.execution.on_ray import controller
 
     return controller.run_units
 

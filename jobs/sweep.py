@@ -128,7 +128,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
     console = report_console()
     store = ResultStore(settings.output_dir)
-    from jobs.actor_resources import device_of_the_actors
+    from jobs.execution.on_ray.resources import device_of_the_actors
     from jobs.planning.preparation import prepare
 
     with console.status("reading the model's configuration, tokenizer and items …"):

@@ -15,10 +15,10 @@ from typing import Any
 
 from evaluators.item import BenchmarkItem
 from evaluators.prompting import TokenizedPrompt
+from jobs.execution.worker import LoadedEngine
 from jobs.planning.work import Cell, PlannedItem, WorkUnit
 from jobs.results.rows import RunContext
 from jobs.settings.schema import ModelSettings, Settings
-from jobs.worker import LoadedEngine
 from kvmerger.budget import KeptRatio, SlotCount, num_slots_for
 from kvmerger.generation import Generation, MemoryPoint, Prompt, Question, VariantFailure
 from kvmerger.names import VariantError

@@ -20,11 +20,10 @@ FORBIDDEN_INSIDE = {
 }
 ONLY_IN = {
     "ray": {
-        "jobs/actor.py",
-        "jobs/actor_pool.py",
-        "jobs/controller.py",
-        "jobs/ray_answers.py",
-        "jobs/ray_session.py",
+        "jobs/execution/on_ray/pool.py",
+        "jobs/execution/on_ray/controller.py",
+        "jobs/execution/on_ray/answers.py",
+        "jobs/execution/on_ray/cluster.py",
     },
     "mlflow": {"jobs/mlflow_runs.py", "jobs/mlflow_baseline.py"},
 }
@@ -32,8 +31,8 @@ HEAVY = {"torch", "ray", "mlflow", "transformers", "accelerate", "datasets", "gg
 LIGHT_FILES = (
     "jobs/settings/schema.py",
     "jobs/planning/plan.py",
-    "jobs/scheduler.py",
-    "jobs/failure.py",
+    "jobs/execution/scheduling/scheduler.py",
+    "jobs/execution/scheduling/failure.py",
     "jobs/results/store.py",
     "jobs/report.py",
     "jobs/reporting/page.py",
@@ -217,8 +216,8 @@ def test_help_loads_nothing_heavy(repo_root: Path) -> None:
         ("evaluators/metrics/a.py", "from ...kvmerger import budget"),
         ("evaluators/a.py", "if TYPE_CHECKING:\n    from kvmerger.budget import BudgetSpec"),
         ("jobs/planning/plan.py", "def f():\n    from ray import remote"),
-        ("jobs/inline.py", "import importlib\nx = importlib.import_module('ray.util')"),
-        ("jobs/controller.py", "class A:\n    import mlflow"),
+        ("jobs/execution/inline.py", "import importlib\nx = importlib.import_module('ray.util')"),
+        ("jobs/execution/on_ray/controller.py", "class A:\n    import mlflow"),
     ],
 )
 def test_import_rule_sees_a_crossed_floor(path: str, source: str) -> None:
@@ -229,10 +228,10 @@ def test_import_rule_sees_a_crossed_floor(path: str, source: str) -> None:
     ("path", "source"),
     [
         (
-            "jobs/worker.py",
+            "jobs/execution/worker.py",
             "def f():\n    from kvmerger.engine import Engine\nfrom evaluators import registry",
         ),
-        ("jobs/actor.py", "import ray"),
+        ("jobs/execution/on_ray/pool.py", "import ray"),
         ("jobs/mlflow_runs.py", "import mlflow"),
         ("kvmerger/a.py", "import torch\nfrom . import budget\nimport jobsite\nfrom rays import ray"),
     ],

@@ -9,8 +9,8 @@ from typing import Any
 
 import ray
 
+from jobs.execution.worker import LoadedEngine
 from jobs.settings.schema import ModelSettings
-from jobs.worker import LoadedEngine
 from kvmerger.generation import Prompt
 from tests.fakes import FakeEngine, FakeInfo, FakeTokenizer, build_fake_variant
 

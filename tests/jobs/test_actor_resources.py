@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from jobs.actor_resources import ActorResources, ResourcesError, num_that_fit, resources_for
+from jobs.execution.on_ray.resources import ActorResources, ResourcesError, num_that_fit, resources_for
 from jobs.settings.schema import ActorSettings
 
 

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from ray import exceptions as ray_errors
 
-from jobs import controller
-from jobs.actor_pool import Answer, Call
-from jobs.controller import Controller
-from jobs.failure import DEFAULT_MAX_ATTEMPTS, ErrorKind, FailurePolicy
+from jobs.execution.on_ray import controller
+from jobs.execution.on_ray.controller import Controller
+from jobs.execution.on_ray.pool import Answer, Call
+from jobs.execution.run_events import OnRows, UnitStarted, WorkerLost
+from jobs.execution.scheduling.events import ActorReady, UnitFinished
+from jobs.execution.scheduling.failure import DEFAULT_MAX_ATTEMPTS, ErrorKind, FailurePolicy
+from jobs.execution.scheduling.scheduler import Scheduler
+from jobs.execution.worker import UnitRunner
 from jobs.planning.work import WorkUnit
 from jobs.results.schema import Row, check_rows
-from jobs.run_events import OnRows, UnitStarted, WorkerLost
-from jobs.scheduler import Scheduler
-from jobs.scheduler_events import ActorReady, UnitFinished
-from jobs.worker import UnitRunner
 from kvmerger.budget import LikeVariant
 from kvmerger.variants import VariantSpec
 from tests.fakes import KNORM, FakeLoad, Recorder, make_context, make_settings, make_unit

@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from jobs.failure import ErrorKind, FailurePolicy
-from jobs.patience import LEAST_S, LOAD_S, TIMES, UNKNOWN_S
-from jobs.scheduler import Scheduler
-from jobs.scheduler_events import (
+from jobs.execution.scheduling.actors import LEAST_S, LOAD_S, TIMES, UNKNOWN_S
+from jobs.execution.scheduling.events import (
     Abort,
     AcceptUnit,
     ActorDied,
@@ -32,6 +30,8 @@ from jobs.scheduler_events import (
     UnitFailed,
     UnitFinished,
 )
+from jobs.execution.scheduling.failure import ErrorKind, FailurePolicy
+from jobs.execution.scheduling.scheduler import Scheduler
 
 MAX_ATTEMPTS = 3
 PLACEMENT_TIMEOUT_S = 600.0

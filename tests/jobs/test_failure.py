@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.failure import ErrorKind, FailureDecision, FailurePolicy
+from jobs.execution.scheduling.failure import ErrorKind, FailureDecision, FailurePolicy
 
 TRANSIENT = (
     ErrorKind.ACTOR_DIED,

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from jobs import inline
+from jobs.execution import inline
+from jobs.execution.run_events import UnitEnded, UnitStarted, WorkerReady, WorkerStarting
+from jobs.execution.worker import DeviceLostError, UnitRunner
 from jobs.planning.work import WorkUnit
-from jobs.run_events import UnitEnded, UnitStarted, WorkerReady, WorkerStarting
-from jobs.worker import DeviceLostError, UnitRunner
 from tests.fakes import RAISE_ID, FakeLoad, Recorder, make_context, make_planned, make_settings, make_unit
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from jobs import ray_session
-from jobs.actor_resources import device_of_the_actors
+from jobs.execution.on_ray import cluster as ray_session
+from jobs.execution.on_ray.cluster import Cluster
+from jobs.execution.on_ray.resources import device_of_the_actors
 from jobs.planning.preparation import prepare
-from jobs.ray_session import Cluster
 from jobs.settings.schema import load_settings
 from tests.jobs.sweep_fakes import save_data, save_settings, save_tiny_model
 

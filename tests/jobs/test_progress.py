@@ -7,9 +7,17 @@ import io
 import pytest
 from rich.console import Console
 
-from jobs.failure import ErrorKind
+from jobs.execution.run_events import (
+    Advice,
+    RunEvent,
+    UnitEnded,
+    UnitStarted,
+    WorkerLost,
+    WorkerReady,
+    WorkerStarting,
+)
+from jobs.execution.scheduling.failure import ErrorKind
 from jobs.progress import ProgressView, format_left, seconds_left
-from jobs.run_events import Advice, RunEvent, UnitEnded, UnitStarted, WorkerLost, WorkerReady, WorkerStarting
 from tests.fakes import make_unit
 
 UNITS = [make_unit("a"), make_unit("b")]

@@ -11,17 +11,17 @@ import pytest
 import ray
 from ray import exceptions as ray_errors
 
-from jobs import controller
-from jobs.actor_pool import Answer, Call
-from jobs.actor_resources import ActorResources, ResourcesError
-from jobs.failure import ErrorKind, FailurePolicy
+from jobs.execution.on_ray import controller
+from jobs.execution.on_ray.answers import error_kind, event_of
+from jobs.execution.on_ray.pool import Answer, Call
+from jobs.execution.on_ray.resources import ActorResources, ResourcesError
+from jobs.execution.run_events import UnitEnded, UnitStarted, WorkerLost
+from jobs.execution.scheduling.events import ActorDied, UnitFailed
+from jobs.execution.scheduling.failure import ErrorKind, FailurePolicy
+from jobs.execution.worker import DeviceLostError, LoadEngine
 from jobs.planning.work import WorkUnit
-from jobs.ray_answers import error_kind, event_of
 from jobs.results.schema import check_rows
-from jobs.run_events import UnitEnded, UnitStarted, WorkerLost
-from jobs.scheduler_events import ActorDied, UnitFailed
 from jobs.settings.schema import Settings
-from jobs.worker import DeviceLostError, LoadEngine
 from tests.fakes import (
     DIE_ID,
     DIE_ONCE_ID,

@@ -15,9 +15,9 @@ from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.cluster_utils import Cluster
 from ray.experimental import internal_kv
 
-from jobs import controller
-from jobs.actor_resources import ResourcesError
-from jobs.run_events import Advice, UnitStarted, WorkerLost
+from jobs.execution.on_ray import controller
+from jobs.execution.on_ray.resources import ResourcesError
+from jobs.execution.run_events import Advice, UnitStarted, WorkerLost
 from tests.fakes import Recorder, make_context, make_planned, make_settings, make_unit
 from tests.jobs.ray_fakes import HANG_ONCE_ID, MEETING_TIMEOUT_S, PlacedLoad
 

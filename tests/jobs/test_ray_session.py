@@ -5,9 +5,9 @@ import time
 import pytest
 import ray
 
-from jobs import controller
+from jobs.execution.on_ray import controller
+from jobs.execution.on_ray.cluster import RayStartError
 from jobs.planning.work import WorkUnit
-from jobs.ray_session import RayStartError
 from tests.fakes import FakeLoad, Recorder, make_context, make_settings, make_unit
 
 

@@ -12,12 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import lying_ready
-from jobs.failure import ErrorKind, FailurePolicy
-from jobs.lying_ready import actors_with_next
-from jobs.scheduler import Scheduler
-from jobs.scheduler_books import SchedulerError
-from jobs.scheduler_events import (
+from jobs.execution.scheduling import prefetch as lying_ready
+from jobs.execution.scheduling.books import SchedulerError
+from jobs.execution.scheduling.events import (
     Abort,
     AcceptUnit,
     ActorDied,
@@ -38,6 +35,9 @@ from jobs.scheduler_events import (
     UnitFailed,
     UnitFinished,
 )
+from jobs.execution.scheduling.failure import ErrorKind, FailurePolicy
+from jobs.execution.scheduling.prefetch import actors_with_next
+from jobs.execution.scheduling.scheduler import Scheduler
 
 PLACEMENT_TIMEOUT_S = 30.0
 MOST_DELAY = 1.05

@@ -10,8 +10,8 @@ import pytest
 import evaluators
 import jobs
 import kvmerger
-from jobs import shipped_code
-from jobs.shipped_code import (
+from jobs.execution.on_ray import shipped_code
+from jobs.execution.on_ray.shipped_code import (
     OUR_PACKAGES,
     ShippedCodeError,
     runtime_env_to_join,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.storage_advice import Placement, is_network_path, storage_advice
+from jobs.execution.on_ray.storage_advice import Placement, is_network_path, storage_advice
 
 MOUNTS = """\
 overlay / overlay rw,relatime 0 0
@@ -72,7 +72,7 @@ def test_path_and_remedy_are_named(placed: Placement, parts: list[str]) -> None:
 
 
 def test_the_root_of_this_machine_can_be_looked_up() -> None:
-    from jobs.storage_advice import read_mounts
+    from jobs.execution.on_ray.storage_advice import read_mounts
 
     mounts = read_mounts()
     if mounts is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jobs.execution.worker import UnitRunner
 from jobs.results.schema import check_rows
-from jobs.worker import UnitRunner
 from tests.fakes import (
     KNORM,
     RAISE_ID,

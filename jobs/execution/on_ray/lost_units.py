@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from jobs.failure import ErrorKind
+from jobs.execution.scheduling.failure import ErrorKind
 from jobs.planning.work import WorkUnit
 from jobs.results.rows import Failure, RowMaker, RunContext, failed_rows
 from jobs.results.schema import Row

@@ -15,19 +15,16 @@ from typing import NoReturn
 
 import ray
 
-from jobs import run_events
-from jobs.actor_pool import ActorPool, Answer
-from jobs.actor_resources import ActorResources, ResourcesError, resources_for
-from jobs.failure import ErrorKind, FailurePolicy
-from jobs.lost_units import SAID_NOTHING, rows_left_out, rows_of_lost, without_own_policies
-from jobs.planning.work import WorkUnit
-from jobs.ray_answers import cause_of, event_of
-from jobs.ray_session import Cluster, job_env, ray_session
-from jobs.results.rows import RunContext
-from jobs.results.schema import Row
-from jobs.run_events import OnEvent, OnRows, UnitEnded
-from jobs.scheduler import Scheduler
-from jobs.scheduler_events import (
+from jobs.execution import run_events
+from jobs.execution.on_ray.answers import cause_of, event_of
+from jobs.execution.on_ray.cluster import Cluster, job_env, ray_session
+from jobs.execution.on_ray.lost_units import SAID_NOTHING, rows_left_out, rows_of_lost, without_own_policies
+from jobs.execution.on_ray.pool import ActorPool, Answer
+from jobs.execution.on_ray.resources import ActorResources, ResourcesError, resources_for
+from jobs.execution.on_ray.shipped_code import source_paths
+from jobs.execution.on_ray.storage_advice import Placement, read_mounts, storage_advice
+from jobs.execution.run_events import OnEvent, OnRows, UnitEnded
+from jobs.execution.scheduling.events import (
     Abort,
     AcceptUnit,
     ActorDied,
@@ -47,10 +44,13 @@ from jobs.scheduler_events import (
     UnitFailed,
     UnitFinished,
 )
+from jobs.execution.scheduling.failure import ErrorKind, FailurePolicy
+from jobs.execution.scheduling.scheduler import Scheduler
+from jobs.execution.worker import LoadEngine, load_engine
+from jobs.planning.work import WorkUnit
+from jobs.results.rows import RunContext
+from jobs.results.schema import Row
 from jobs.settings.schema import Settings
-from jobs.shipped_code import source_paths
-from jobs.storage_advice import Placement, read_mounts, storage_advice
-from jobs.worker import LoadEngine, load_engine
 
 PLACEMENT_TIMEOUT_S = 600.0
 """A cluster that grows needs minutes for a new machine; one that cannot would otherwise wait for ever."""

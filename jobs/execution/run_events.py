@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jobs.failure import ErrorKind
+from jobs.execution.scheduling.failure import ErrorKind
 from jobs.planning.work import WorkUnit
 from jobs.results.schema import FAILED, Row
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from ray import exceptions as ray_errors
 
-from jobs.actor_pool import Answer, Call
-from jobs.failure import ErrorKind
-from jobs.scheduler_events import ActorDied, ActorPlaced, ActorReady, Event, UnitFailed, UnitFinished
-from jobs.worker import DeviceLostError
+from jobs.execution.on_ray.pool import Answer, Call
+from jobs.execution.scheduling.events import (
+    ActorDied,
+    ActorPlaced,
+    ActorReady,
+    Event,
+    UnitFailed,
+    UnitFinished,
+)
+from jobs.execution.scheduling.failure import ErrorKind
+from jobs.execution.worker import DeviceLostError
 
 # The first type that fits decides. ActorUnavailableError counts as death: its actor is killed before a retry.
 _ERROR_KINDS: tuple[tuple[type[Exception], ErrorKind], ...] = (

@@ -1,22 +1,25 @@
 """Ray, reduced to starting actors, giving them units and asking who has answered; it decides nothing.
 
-Every call that was made is reported once, with its value or its exception, unless its actor was stopped before.
+An actor holds one model and runs one unit at a time. Loading is a method, not the constructor: an exception in an actor's
+constructor reaches nobody as itself. Every call that was made is reported once, with its value or its exception, unless its actor was stopped before.
 """
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import ray
 
-from jobs.actor import EngineActor
-from jobs.actor_resources import ActorResources
+from jobs.execution.on_ray.resources import ActorResources
+from jobs.execution.worker import LoadEngine, UnitRunner
 from jobs.planning.work import WorkUnit
 from jobs.results.rows import RunContext
+from jobs.results.schema import Row
 from jobs.settings.schema import ModelSettings
-from jobs.worker import LoadEngine
 
 
 class Call(StrEnum):
@@ -103,3 +106,34 @@ class ActorPool:
             return Answer(call.actor_id, call.call, call.unit_id, ray.get(ref), None)
         except Exception as error:  # noqa: BLE001 - edge of the process: the controller maps it by type
             return Answer(call.actor_id, call.call, call.unit_id, None, error)
+
+
+class EngineActor:
+    """What Ray runs in a process of its own; `ActorPool` adds the resources."""
+
+    def __init__(
+        self, settings: ModelSettings, context: RunContext, load: LoadEngine, num_gpus: float
+    ) -> None:
+        """``num_gpus`` below 1 is its share of a device that others use too."""
+        self._runner = UnitRunner(settings, context, load)
+        self._num_gpus = num_gpus
+
+    def place(self) -> str:
+        """Where the actor is, for people: `host:process id`. Answers as soon as the process runs."""
+        return f"{socket.gethostname()}:{os.getpid()}"
+
+    def load(self) -> None:
+        """Load the model; raises what loading raises."""
+        if 0 < self._num_gpus < 1:
+            from kvmerger.device import keep_to
+
+            keep_to(self._num_gpus)
+        self._runner.load()
+
+    def run(self, unit: WorkUnit) -> list[Row]:
+        """The unit's rows.
+
+        Raises:
+            DeviceLostError: this process can run nothing more.
+        """
+        return self._runner.run(unit)

@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from jobs.crew import Crew
-from jobs.failure import MAY_BE_THE_UNITS_FAULT, ErrorKind, FailureDecision, FailurePolicy
-from jobs.lying_ready import actors_with_next
-from jobs.scheduler_books import Actor, ActorState, SchedulerError, Unit, UnitState, check_books
-from jobs.scheduler_events import (
+from jobs.execution.scheduling.actors import Crew
+from jobs.execution.scheduling.books import Actor, ActorState, SchedulerError, Unit, UnitState, check_books
+from jobs.execution.scheduling.events import (
     Abort,
     AcceptUnit,
     ActorDied,
@@ -35,6 +33,13 @@ from jobs.scheduler_events import (
     UnitFailed,
     UnitFinished,
 )
+from jobs.execution.scheduling.failure import (
+    MAY_BE_THE_UNITS_FAULT,
+    ErrorKind,
+    FailureDecision,
+    FailurePolicy,
+)
+from jobs.execution.scheduling.prefetch import actors_with_next
 
 
 @dataclass(slots=True)
@@ -42,12 +47,12 @@ class Scheduler:
     """Books on units and actors, and the rules by which they move.
 
     `cost_tokens` maps each unit id to its cost; the costliest waiting unit goes first, ties as they came. A busy actor has
-    the next unit lying ready, so that its device waits for nobody, as far as `jobs.lying_ready` says.
+    the next unit lying ready, so that its device waits for nobody, as far as `jobs.execution.scheduling.prefetch` says.
     At most `max_actors` are alive at once, and none is started without work. While none is placed, one that is not within
     `placement_timeout_s` is withdrawn; when no other is left, the run aborts with NO_RESOURCES. After
     `failure.max_attempts` actors in a row died before they were ready no more are started while none is; when none is
-    left, what waits is failed. Where others are ready, a place whose actors come to nothing is left empty
-    (`jobs.berths`), and no unit is tried again there. Who says nothing for much too long (`jobs.patience`) is stopped.
+    left, what waits is failed. Where others are ready, a place whose actors come to nothing is left empty, and no unit is
+    tried again there; who says nothing for much too long is stopped (both: `jobs.execution.scheduling.actors`).
     """
 
     cost_tokens: dict[str, float]

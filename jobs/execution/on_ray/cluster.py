@@ -20,7 +20,7 @@ from ray import exceptions as ray_errors
 from ray.experimental import internal_kv
 
 from jobs.console.interrupts import sigterm_interrupts
-from jobs.shipped_code import runtime_env_to_join, runtime_env_to_start
+from jobs.execution.on_ray.shipped_code import runtime_env_to_join, runtime_env_to_start
 
 _CONNECT_TIMEOUT_S = 5.0
 _OBJECT_STORE_BYTES = 200 * 2**20  # rows are small; Ray would take a third of the memory

@@ -5,12 +5,21 @@ Pure; knows units by their ids and costs only. What becomes of a dead actor's un
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
-from jobs.berths import NEVER_S, Berths
-from jobs.failure import ErrorKind, FailureDecision, FailurePolicy
-from jobs.patience import LOAD_S, unit_patience_s
-from jobs.scheduler_books import Actor, ActorState
+from jobs.execution.scheduling.books import Actor, ActorState
+from jobs.execution.scheduling.failure import ErrorKind, FailureDecision, FailurePolicy
+
+NEVER_S = float("-inf")
+_S_PER_H = 3600.0
+LOAD_S = 6 * _S_PER_H
+"""For weights that come over a slow line."""
+UNKNOWN_S = 6 * _S_PER_H
+"""For a unit while nobody has finished one."""
+LEAST_S = _S_PER_H
+TIMES = 20.0
+"""As long as the slowest actor would take by its pace so far."""
 
 
 class Crew:
@@ -129,3 +138,57 @@ def _patience_s(actor: Actor, cost_tokens: Mapping[str, float], paces: Collectio
     if actor.unit_id is not None:
         return unit_patience_s(cost_tokens[actor.unit_id], paces)
     return LOAD_S if actor.state is ActorState.LOADING else float("inf")
+
+
+@dataclass(slots=True)
+class Berth:
+    """One place. `num_barren`: actors in a row that died here before they had finished a unit, as far as none is to blame."""
+
+    num_barren: int = 0
+    left_at_s: float = NEVER_S
+
+
+class Berths:
+    """As many as there may be actors at once, counted from 0."""
+
+    def __init__(self, count: int, most_barren: int, pause_s: float) -> None:
+        """After ``most_barren`` actors came to nothing in one, it gets another only every ``pause_s``."""
+        self._berths = [Berth() for _ in range(count)]
+        self._most_barren = most_barren
+        self._pause_s = pause_s
+
+    def free(self, taken: Collection[int], now_s: float, *, are_others_ready: bool) -> int | None:
+        """Where the next actor should go, the place with the fewest deaths; any is better than none while nobody is ready."""
+        free = [
+            (berth.num_barren, index)
+            for index, berth in enumerate(self._berths)
+            if index not in taken and (not are_others_ready or self._is_promising(berth, now_s))
+        ]
+        return min(free)[1] if free else None
+
+    def is_sound(self, index: int) -> bool:
+        """Whether no death counts against it."""
+        return self._berths[index].num_barren == 0
+
+    def leave(self, index: int, now_s: float, *, is_barren: bool) -> None:
+        """Its actor is gone, `is_barren`: before it had finished a unit."""
+        berth = self._berths[index]
+        berth.left_at_s = now_s
+        berth.num_barren += is_barren
+
+    def bear(self, index: int) -> None:
+        """Its actor has finished a unit: the place is sound."""
+        self._berths[index].num_barren = 0
+
+    def acquit(self, indices: Iterable[int]) -> None:
+        """So many deaths here were a unit's fault."""
+        for index in indices:
+            self._berths[index].num_barren = max(0, self._berths[index].num_barren - 1)
+
+    def _is_promising(self, berth: Berth, now_s: float) -> bool:
+        return berth.num_barren < self._most_barren or now_s - berth.left_at_s >= self._pause_s
+
+
+def unit_patience_s(cost: float, paces: Collection[float]) -> float:
+    """Seconds that a unit of this cost may take, with what actors have done per second so far."""
+    return max(LEAST_S, TIMES * cost / min(paces)) if paces else UNKNOWN_S

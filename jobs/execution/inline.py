@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from jobs.execution.run_events import OnEvent, OnRows, UnitEnded, UnitStarted, WorkerReady, WorkerStarting
+from jobs.execution.worker import DeviceLostError, LoadEngine, UnitRunner, load_engine
 from jobs.planning.work import WorkUnit
 from jobs.results.rows import Failure, RowMaker, RunContext, failed_rows
 from jobs.results.schema import Row
-from jobs.run_events import OnEvent, OnRows, UnitEnded, UnitStarted, WorkerReady, WorkerStarting
 from jobs.settings.schema import Settings
-from jobs.worker import DeviceLostError, LoadEngine, UnitRunner, load_engine
 
 _WORKER = "inline"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jobs.failure import ErrorKind
+from jobs.execution.scheduling.failure import ErrorKind
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""A unit of work becomes rows."""

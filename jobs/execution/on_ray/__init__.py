@@ -1,0 +1,1 @@
+"""Ray, here only. Decides nothing."""

@@ -1,0 +1,1 @@
+"""Decisions from events. No clock, no Ray, no rows."""
