@@ -93,9 +93,9 @@ def _night(options: argparse.Namespace) -> int:
     gate = settings.gate
     if options.baseline is not None:
         gate = gate.model_copy(update={"baseline": options.baseline.expanduser().absolute()})
-    from jobs.night import Night, night_name
     from jobs.reporting.terminal import report_console
     from jobs.results.provenance import git_commit
+    from jobs.runs.night import Night, night_name
 
     name = options.night or night_name(datetime.datetime.now(datetime.UTC), git_commit())
     night = Night(

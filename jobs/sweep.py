@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from jobs.planning.preparation import Prepared
     from jobs.results.store import ResultStore
-    from jobs.session import SessionResult
+    from jobs.runs.session import SessionResult
     from jobs.settings.schema import Settings
 
 
@@ -136,7 +136,7 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.dry_run:
         console.print(_dry_run(settings, prepared, store))
         return EXIT_OK
-    from jobs.session import Session
+    from jobs.runs.session import Session
 
     plan = prepared.plan
     console.print(

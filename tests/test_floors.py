@@ -25,7 +25,7 @@ ONLY_IN = {
         "jobs/execution/on_ray/answers.py",
         "jobs/execution/on_ray/cluster.py",
     },
-    "mlflow": {"jobs/mlflow_runs.py", "jobs/mlflow_baseline.py"},
+    "mlflow": {"jobs/tracking/mlflow_runs.py", "jobs/tracking/mlflow_baseline.py"},
 }
 HEAVY = {"torch", "ray", "mlflow", "transformers", "accelerate", "datasets", "gguf", "triton"}
 LIGHT_FILES = (
@@ -232,7 +232,7 @@ def test_import_rule_sees_a_crossed_floor(path: str, source: str) -> None:
             "def f():\n    from kvmerger.engine import Engine\nfrom evaluators import registry",
         ),
         ("jobs/execution/on_ray/pool.py", "import ray"),
-        ("jobs/mlflow_runs.py", "import mlflow"),
+        ("jobs/tracking/mlflow_runs.py", "import mlflow"),
         ("kvmerger/a.py", "import torch\nfrom . import budget\nimport jobsite\nfrom rays import ray"),
     ],
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from jobs.backlog import MAX_POINTS_PER_BATCH, PARENT, Backlog, Batch, RunState
-from jobs.metric_points import MetricPoint, Readings
+from jobs.tracking.backlog import MAX_POINTS_PER_BATCH, PARENT, Backlog, Batch, RunState
+from jobs.tracking.metrics import MetricPoint, Readings
 
 
 class Store:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from jobs.backlog import Backlog, Batch
-from jobs.courier import Courier, pause_s
-from jobs.metric_points import Readings
+from jobs.tracking.backlog import Backlog, Batch
+from jobs.tracking.metrics import Readings
+from jobs.tracking.sender import Courier, pause_s
 
 QUICK_S = 0.01
 LIMIT_S = 10.0
@@ -77,7 +77,7 @@ def test_an_outage_is_told_once_with_its_end_and_loses_nothing(caplog: pytest.Lo
     server = Server()
     server.is_down = True
     backlog, courier = started(server)
-    with caplog.at_level(logging.WARNING, logger="jobs.courier"):
+    with caplog.at_level(logging.WARNING, logger="jobs.tracking.sender"):
         want(backlog, courier, 1.0)
         assert eventually(lambda: server.num_calls >= 3)  # it tries again by itself
         want(backlog, courier, 2.0)

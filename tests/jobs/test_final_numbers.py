@@ -10,8 +10,14 @@ import pytest
 from jobs.analysis.differences import Difference, differences_to_full
 from jobs.analysis.pairing import ANSWER_NLL, SCORE
 from jobs.analysis.summary import ResultSummary, summarize
-from jobs.final_numbers import charted_traces, flat_params, listed_keys, sweep_readings, variant_readings
 from jobs.results.schema import FAILED, RESULT_SCHEMA, Row
+from jobs.tracking.final_metrics import (
+    charted_traces,
+    flat_params,
+    listed_keys,
+    sweep_readings,
+    variant_readings,
+)
 from tests.jobs.row_fakes import make_sweep_rows
 
 TASKS = ("longbench/qasper", "ruler/vt")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mlflow.entities import Metric
 from mlflow.utils.validation import _validate_batch_log_data
 
-from jobs.metric_keys import HIGH, LOW, file_name, metric_key
+from jobs.tracking.metrics import HIGH, LOW, file_name, metric_key
 
 ODD = [
     "longbench/my task",

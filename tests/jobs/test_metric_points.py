@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.metric_points import MAX_TRACE_POINTS, RunningMeans, row_numbers, thinned, trace_points
 from jobs.results.schema import FAILED, Row
+from jobs.tracking.metrics import MAX_TRACE_POINTS, RunningMeans, row_numbers, thinned, trace_points
 from tests.jobs.row_fakes import make_row, make_sweep_rows
 
 TASK = "longbench/qasper"

@@ -16,13 +16,13 @@ import pytest
 from mlflow import MlflowClient
 
 from jobs.mirror import main
-from jobs.mirror_content import MirrorContent, sweep_of_folder
 from jobs.planning.work import Cell
 from jobs.report import main as report
 from jobs.results.grouping import grouped
 from jobs.results.schema import RESULT_SCHEMA, Row
 from jobs.results.store import ResultStore
 from jobs.sweep import main as sweep
+from jobs.tracking.content import MirrorContent, sweep_of_folder
 from tests.jobs.row_fakes import make_sweep_rows
 
 TASKS = ("longbench/qasper", "rows/Büros + Rest @ 50 %")

@@ -12,12 +12,12 @@ from mlflow import MlflowClient
 
 from jobs.gate.baseline import BaselineError
 from jobs.gate.judge import HEAVY_COLUMNS
-from jobs.mirror_files import ROWS
-from jobs.mlflow_baseline import MlflowBaseline
 from jobs.planning.work import Cell
 from jobs.results.planned import planned_rows, planned_table
 from jobs.results.store import ResultStore
-from jobs.tracker import TrackingError
+from jobs.tracking.files import ROWS
+from jobs.tracking.mlflow_baseline import MlflowBaseline
+from jobs.tracking.tracker import TrackingError
 from tests.jobs.row_fakes import make_row
 
 EXPERIMENT = "nightly"

@@ -17,7 +17,7 @@ from jobs.execution.run_events import (
     WorkerStarting,
 )
 from jobs.execution.scheduling.failure import ErrorKind
-from jobs.progress import ProgressView, format_left, seconds_left
+from jobs.runs.progress import ProgressView, format_left, seconds_left
 from tests.fakes import make_unit
 
 UNITS = [make_unit("a"), make_unit("b")]

@@ -12,8 +12,8 @@ from jobs.analysis.differences import Difference, differences_to_full
 from jobs.analysis.summary import ResultSummary, summarize
 from jobs.reporting.headline import headline
 from jobs.results.schema import RESULT_SCHEMA
-from jobs.run_description import MAX_CHARS, summary_text, sweep_description, variant_description
-from jobs.tracker import EXPERIMENT_ID, RUN_ID
+from jobs.tracking.description import MAX_CHARS, summary_text, sweep_description, variant_description
+from jobs.tracking.tracker import EXPERIMENT_ID, RUN_ID
 from tests.jobs.row_fakes import make_sweep_rows
 
 Summed = tuple[ResultSummary, tuple[Difference, ...]]

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from jobs.metric_points import MetricPoint, Readings
 from jobs.results.schema import Row
-from jobs.tracker import (
+from jobs.tracking.metrics import MetricPoint, Readings
+from jobs.tracking.mlflow_tracker import MlflowTracker, Patience, make_tracker
+from jobs.tracking.tracker import (
     EXPERIMENT_ID,
     RUN_ID,
     VIEW,
@@ -26,7 +27,6 @@ from jobs.tracker import (
     TrackingError,
     VariantReport,
 )
-from jobs.tracking import MlflowTracker, Patience, make_tracker
 from tests.jobs.mlflow_server import Server
 from tests.jobs.row_fakes import make_row as make_any_row
 

@@ -1,7 +1,8 @@
 """Ray, reduced to starting actors, giving them units and asking who has answered; it decides nothing.
 
 An actor holds one model and runs one unit at a time. Loading is a method, not the constructor: an exception in an actor's
-constructor reaches nobody as itself. Every call that was made is reported once, with its value or its exception, unless its actor was stopped before.
+constructor reaches nobody as itself. Every call that was made is reported once, with its value or its exception, unless its
+actor was stopped before.
 """
 
 from __future__ import annotations

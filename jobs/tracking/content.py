@@ -19,14 +19,6 @@ from rich.console import Console
 
 from jobs.analysis.differences import Difference, differences_to_full
 from jobs.analysis.summary import ResultSummary, summarize
-from jobs.final_numbers import (
-    charted_traces,
-    flat_params,
-    listed_keys,
-    sweep_readings,
-    variant_readings,
-)
-from jobs.mirror_files import write_report, write_rows, write_texts
 from jobs.reporting.facts import run_facts, without_passwords
 from jobs.reporting.page import SHOWN_COLUMNS, ReportPage, render_page
 from jobs.reporting.terminal import render
@@ -34,8 +26,16 @@ from jobs.results.grouping import setting_of
 from jobs.results.planned import planned_rows, planned_table
 from jobs.results.schema import ResultError, Row
 from jobs.results.store import ResultStore
-from jobs.run_description import summary_text, sweep_description, variant_description
-from jobs.tracker import RunStatus, SweepReport, TrackedSweep, TrackedVariant, VariantReport
+from jobs.tracking.description import summary_text, sweep_description, variant_description
+from jobs.tracking.files import write_report, write_rows, write_texts
+from jobs.tracking.final_metrics import (
+    charted_traces,
+    flat_params,
+    listed_keys,
+    sweep_readings,
+    variant_readings,
+)
+from jobs.tracking.tracker import RunStatus, SweepReport, TrackedSweep, TrackedVariant, VariantReport
 from kvmerger.variants import REFERENCE_LABELS
 
 UNKNOWN = "not known"

@@ -11,9 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.backlog import PARENT, Batch, RunState
-from jobs.tracker import EXPERIMENT_ID, RUN_ID, VIEW, RunStatus, SweepReport, TrackedSweep, TrackingError
-from jobs.tracking_uri import is_http
+from jobs.tracking.backlog import PARENT, Batch, RunState
+from jobs.tracking.tracker import (
+    EXPERIMENT_ID,
+    RUN_ID,
+    VIEW,
+    RunStatus,
+    SweepReport,
+    TrackedSweep,
+    TrackingError,
+)
+from jobs.tracking.uri import is_http
 
 _MAX_TAGS_PER_BATCH = 100  # MLflow refuses more
 _MAX_PARAMS_PER_BATCH = 100  # likewise

@@ -1,6 +1,6 @@
 """What a sweep tells whoever mirrors it, and the promise it gets: only `start` can fail.
 
-Nothing here knows MLflow; `jobs/tracking.py` does.
+Nothing here knows MLflow; `jobs/tracking/mlflow_tracker.py` does.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from jobs.metric_points import MetricPoint, Readings
 from jobs.results.schema import Row
+from jobs.tracking.metrics import MetricPoint, Readings
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 RUN_ID, EXPERIMENT_ID = "{run_id}", "{experiment_id}"

@@ -12,12 +12,12 @@ from jobs.analysis.differences import Difference
 from jobs.analysis.pairing import SCORE
 from jobs.analysis.summary import MacroMean, ResultSummary, TaskSummary
 from jobs.analysis.variant_summary import VariantSummary
-from jobs.metric_keys import file_name
 from jobs.reporting.headline import headline, settings_in_words
 from jobs.reporting.notation import Shown, instead_of_ends, plain, shown_interval, shown_score
 from jobs.reporting.table import human_bytes, shown_name
 from jobs.results.grouping import Setting
-from jobs.tracker import EXPERIMENT_ID, RUN_ID, VIEW
+from jobs.tracking.metrics import file_name
+from jobs.tracking.tracker import EXPERIMENT_ID, RUN_ID, VIEW
 
 MAX_CHARS = 5000
 """Of one description: servers older than 3.0 refuse more."""

@@ -15,21 +15,21 @@ from typing import Protocol
 
 from jobs.analysis.summary import ResultSummary
 from jobs.execution.run_events import OnEvent, OnRows
-from jobs.mirror_content import MirrorContent, shared_tags, tracked_sweep, tracked_variant
 from jobs.planning.cells import PlannedCell
 from jobs.planning.identity import unit_id
 from jobs.planning.preparation import Prepared
 from jobs.planning.work import WorkUnit
-from jobs.progress import ProgressView
 from jobs.reporting.page import DEFAULT_NAME, ReportPage, write_page
 from jobs.results.planned import planned_rows
 from jobs.results.provenance import describe_run
 from jobs.results.rows import Failure, RowMaker, RunContext
 from jobs.results.schema import DONE_STATUSES, ResultError, Row
 from jobs.results.store import ResultStore
+from jobs.runs.progress import ProgressView
 from jobs.settings.schema import Settings
-from jobs.tracker import RunStatus, TrackedSweep, Tracker
-from jobs.tracking import make_tracker
+from jobs.tracking.content import MirrorContent, shared_tags, tracked_sweep, tracked_variant
+from jobs.tracking.mlflow_tracker import make_tracker
+from jobs.tracking.tracker import RunStatus, TrackedSweep, Tracker
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.metric_keys import file_name
 from jobs.reporting.facts import without_passwords
 from jobs.reporting.figures.standalone import page_colors, standalone
 from jobs.reporting.page import DEFAULT_NAME, TEMPLATES, ReportPage, SettingPage
 from jobs.results.grouping import grouped, task_of
 from jobs.results.schema import Row
+from jobs.tracking.metrics import file_name
 
 SUMMARY, SETTINGS, ENVIRONMENT = "summary.md", "settings.yaml", "environment.json"
 ROWS = "rows/rows.parquet"

@@ -14,14 +14,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.backlog import PARENT, Backlog
 from jobs.console.paths import python
-from jobs.courier import Courier
-from jobs.metric_points import RunningMeans
-from jobs.mlflow_runs import MlflowRuns, open_runs
 from jobs.results.schema import Row
-from jobs.tracker import NullTracker, SweepReport, TrackedSweep, Tracker, TrackingError
-from jobs.tracking_uri import check_usable, is_http
+from jobs.tracking.backlog import PARENT, Backlog
+from jobs.tracking.metrics import RunningMeans
+from jobs.tracking.mlflow_runs import MlflowRuns, open_runs
+from jobs.tracking.sender import Courier
+from jobs.tracking.tracker import NullTracker, SweepReport, TrackedSweep, Tracker, TrackingError
+from jobs.tracking.uri import check_usable, is_http
 
 logger = logging.getLogger(__name__)
 

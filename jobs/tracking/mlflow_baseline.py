@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.gate.baseline import Baseline, BaselineError, rows_of
-from jobs.mirror_files import ROWS
 from jobs.results.store import ResultStore
-from jobs.tracker import TrackingError
-from jobs.tracking_uri import check_usable, is_absent_file
+from jobs.tracking.files import ROWS
+from jobs.tracking.tracker import TrackingError
+from jobs.tracking.uri import check_usable, is_absent_file
 
 TAG, SINCE_TAG, GATE_TAG = "baseline", "baseline_since_s", "gate"
 _ROLE, _SWEEP = "kvmerger.role", "kvmerger.sweep_id"

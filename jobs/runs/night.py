@@ -17,7 +17,6 @@ from rich.console import Console
 from jobs.analysis.comparability import ComparisonError
 from jobs.console.command_line import EXIT_INTERRUPTED
 from jobs.console.paths import shown
-from jobs.delivery import UnreachableTracker, mark_delivered, undelivered
 from jobs.execution.on_ray.resources import device_of_the_actors
 from jobs.gate.baseline import Baseline, BaselineError, Baselines, FolderBaseline, PromotedNight
 from jobs.gate.files import JSON_NAME, MARKDOWN_NAME, write_gate_files
@@ -26,16 +25,17 @@ from jobs.gate.log import NightNames, log_lines
 from jobs.gate.preview import contexts_by_task, planned_facts
 from jobs.gate.resolution import resolutions
 from jobs.gate.table import verdict_table
-from jobs.mirror import mirror_folder
-from jobs.mlflow_baseline import MlflowBaseline
 from jobs.planning.preparation import Prepared, prepare
 from jobs.results.planned import planned_rows
 from jobs.results.schema import DONE_STATUSES, ResultError, Row
 from jobs.results.store import ResultStore
-from jobs.session import Session, SessionResult
+from jobs.runs.delivery import UnreachableTracker, mark_delivered, undelivered
+from jobs.runs.session import Session, SessionResult
 from jobs.settings.gate import GateSettings
 from jobs.settings.schema import Settings
-from jobs.tracker import TrackingError
+from jobs.tracking.mirror import mirror_folder
+from jobs.tracking.mlflow_baseline import MlflowBaseline
+from jobs.tracking.tracker import TrackingError
 
 EXIT_PASS, EXIT_REGRESSION, EXIT_BAD_INPUT, EXIT_TOO_MANY_FAILED, EXIT_INCONCLUSIVE = range(5)
 _COMMIT_DIGITS = 7

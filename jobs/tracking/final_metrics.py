@@ -12,17 +12,26 @@ from dataclasses import replace
 from typing import Any
 
 from evaluators.statistics.intervals import Interval
-from jobs import metric_points as what
 from jobs.analysis.differences import Difference
 from jobs.analysis.pairing import SCORE
 from jobs.analysis.summary import MacroMean, ResultSummary
 from jobs.analysis.variant_summary import VariantSummary
-from jobs.metric_keys import HIGH, LOW, metric_key
-from jobs.metric_points import MetricPoint, Readings, is_finite, mean_numbers, time_ms_of, trace_points
 from jobs.reporting.facts import without_passwords
 from jobs.reporting.notation import score_interval
 from jobs.results.grouping import grouped, task_of
 from jobs.results.schema import DONE_STATUSES, Row
+from jobs.tracking import metrics as what
+from jobs.tracking.metrics import (
+    HIGH,
+    LOW,
+    MetricPoint,
+    Readings,
+    is_finite,
+    mean_numbers,
+    metric_key,
+    time_ms_of,
+    trace_points,
+)
 from kvmerger.variants import FULL
 
 _MEAN = "mean"  # stands where a task's name would

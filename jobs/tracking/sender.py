@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from jobs.backlog import Backlog, Batch
+from jobs.tracking.backlog import Backlog, Batch
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from jobs.tracker import TrackingError
+from jobs.tracking.tracker import TrackingError
 
 _CONNECT_TIMEOUT_S = 5.0
 _SQLITE_PREFIX = "sqlite:///"

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from jobs.results.schema import ResultError
 from jobs.results.store import ResultStore
 from jobs.settings.schema import Settings
-from jobs.tracker import NullTracker, SweepReport
+from jobs.tracking.tracker import NullTracker, SweepReport
 
 _MARKER = ".delivered"
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from jobs.metric_points import MetricPoint, Readings
+from jobs.tracking.metrics import MetricPoint, Readings
 
 MAX_POINTS_PER_BATCH = 1000
 """MLflow refuses more."""

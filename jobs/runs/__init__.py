@@ -1,0 +1,1 @@
+"""One sweep, one night, from start to end. Never a formula."""

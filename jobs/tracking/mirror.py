@@ -1,0 +1,46 @@
+"""A finished results folder goes to MLflow without running anything; doing it twice changes nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.results.store import ResultStore
+from jobs.tracking.content import MirrorContent, sweep_of_folder
+from jobs.tracking.mlflow_tracker import make_tracker
+from jobs.tracking.tracker import RunStatus, TrackingError
+
+
+def mirror_folder(store: ResultStore, uri: str | None, experiment: str | None) -> tuple[bool, str]:
+    """Deliver the folder; whether all of it arrived, and where to look.
+
+    Raises:
+        ResultError: it is not the folder of a sweep, or it cannot be read.
+        TrackingError: the server cannot be used.
+    """
+    store.check_exists()
+    content = MirrorContent.read(store)
+    sweep = sweep_of_folder(content, store.root)
+    settings = yaml.safe_load(content.settings_yaml)
+    tracker = make_tracker(
+        is_enabled=True,
+        uri=uri or _uri_of(settings, store.root),
+        artifact_dir=store.root.absolute().parent / "mlartifacts",
+    )
+    with tempfile.TemporaryDirectory(prefix="kvmerger-mirror-") as folder:
+        status: RunStatus = "KILLED" if content.summary.num_missing else "FINISHED"
+        report = content.report(status, content.page(), Path(folder))
+        tracker.start(replace(sweep, experiment=experiment) if experiment else sweep)
+        return tracker.finish(report), tracker.how_to_open
+
+
+def _uri_of(settings: Mapping[str, Any], root: Path) -> str:
+    tracking = settings.get("tracking") or {}
+    if not tracking.get("enabled", True):
+        raise TrackingError("this sweep ran with `tracking: off`; name a server or a database with --uri")
+    return tracking.get("uri") or f"sqlite:///{root.absolute().parent / 'mlflow.db'}"
