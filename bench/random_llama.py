@@ -63,6 +63,7 @@ _MOST_TRIALS = 9
 """Of run lengths, a prefill each: halving seven times in between leaves 4 % of a length that would still be searched."""
 WANTED_SHARES = (0.45, 0.55)
 _TAIL_TOKENS = 8
+_KIBI = 1024
 
 
 def random_llama(shape: str, device: str, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> LoadedModel:
@@ -190,6 +191,16 @@ def _info(shape: str, config: Any, module: Any, device: str) -> ModelInfo:
         device=device,
         weight_bytes=sum(parameter.nbytes for parameter in module.parameters()),
     )
+
+
+def tokens_of(text: str) -> int:
+    """``16k`` is 16,384 tokens, ``500`` is 500."""
+    number, factor = (text[:-1], _KIBI) if text.lower().endswith("k") else (text, 1)
+    if not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of tokens; write 16k for 16,384, or a whole number"
+        )
+    return int(number) * factor
 
 
 def main() -> None:

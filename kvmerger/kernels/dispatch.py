@@ -39,7 +39,7 @@ def ragged_attention(
 
 def attention_mass(q_QND: Tensor, k_HND: Tensor, scaling: float, lse_QN: Tensor | None = None) -> Tensor:
     """`reference.prompt.attention_mass` likewise; ``lse_QN``, where the attention kernel left it, saves a pass."""
-    # Exact fp32 products use no tensor cores in either; the matrix library's are twice as fast (`bench/kernels.py`).
+    # Exact fp32 products use no tensor cores in either; the matrix library's are twice as fast (`python -m bench.kernels`).
     if not is_for_triton(q_QND) or q_QND.dtype == torch.float32:
         return prompt_reference.attention_mass(q_QND, k_HND, scaling)
     from kvmerger.kernels.triton import prompt as triton_prompt

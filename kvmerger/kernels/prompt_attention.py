@@ -1,9 +1,9 @@
 """Causal attention of a prompt on itself, by the kernel that torch chooses, and its log-sum-exp where that kernel tells.
 
 cuDNN is the fastest at long prompts, but plans anew for every length it has not seen (0.8 s for heads of 128 on an H100,
-`bench/kernels.py`), and no two prompts are equally long. So it is given whole multiples of `PLAN_TOKENS`, and no prompt too
-short to gain by it. A prompt that is such a multiple is not copied: cuDNN sees it in the layout it comes in, and has a plan
-of its own for that.
+`python -m bench.kernels`), and no two prompts are equally long. So it is given whole multiples of `PLAN_TOKENS`, and no
+prompt too short to gain by it. A prompt that is such a multiple is not copied: cuDNN sees it in the layout it comes in, and
+has a plan of its own for that.
 
 The log-sum-exp is always taken along, whoever needs it: asking changes no bit of the output then.
 

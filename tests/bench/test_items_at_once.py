@@ -5,7 +5,7 @@ import argparse
 import pytest
 import torch
 
-from bench.items_at_once import line_of, measure
+from bench.engine.items_at_once import line_of, measure
 from bench.random_llama import random_llama
 
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from bench import kernel_compress, kernel_ragged, kernel_timing
-from bench.kernel_ragged import Heads, floor_s, make_batch, padded_sdpa
-from bench.kernel_timing import Bench, Ceilings, Measured
-from bench.kernel_tuning import tune
-from bench.kernels import table_of
+from bench.kernels import compress as kernel_compress
+from bench.kernels import ragged as kernel_ragged
+from bench.kernels import timing as kernel_timing
+from bench.kernels.__main__ import table_of
+from bench.kernels.ragged import Heads, floor_s, make_batch, padded_sdpa
+from bench.kernels.timing import Bench, Ceilings, Measured
+from bench.kernels.tuning import tune
 
 HEADS = Heads(num_heads=2, num_groups=3, head_dim=16)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.merging_study import other_slots, same_slots
+from bench.statistics.merging_study import other_slots, same_slots
 from jobs.settings.schema import load_settings
 
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "merging_study.yaml"

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.nightly_gate import main, simulate
-from bench.simulated_nights import (
+from bench.statistics.coverage import RECORDED
+from bench.statistics.nightly_gate import main, simulate
+from bench.statistics.simulated_nights import (
     Draw,
     Recorded,
     Scores,
@@ -19,7 +20,6 @@ from bench.simulated_nights import (
     two_bits,
     verdicts,
 )
-from bench.statistics_coverage import RECORDED
 from evaluators.statistics.macro_average import TaskPairs
 from evaluators.statistics.paired_tests import holm
 from jobs.gate.check import Check, with_correction

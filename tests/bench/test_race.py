@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.device_idle import Busy, Idle, Watched, idle_of
-from bench.equality import compare_one
-from bench.race import side_of
-from bench.race_kvpress import PressRace
-from bench.race_table import floor_s, markdown
+from bench.engine.device_idle import Busy, Idle, Watched, idle_of
+from bench.engine.equality import compare_one
+from bench.race.__main__ import side_of
+from bench.race.kvpress import PressRace
+from bench.race.static_decoding import StaticDecoder
+from bench.race.table import floor_s, markdown
 from bench.random_llama import (
     bisect_run_length,
     kept_share,
@@ -25,9 +26,8 @@ from bench.random_llama import (
     save_random_llama,
 )
 from bench.records import append, read, sources_digest
-from bench.scaling import items_per_hour, saved_model
-from bench.scaling import markdown as scaling_table
-from bench.static_decoding import StaticDecoder
+from bench.service.scaling import items_per_hour, saved_model
+from bench.service.scaling import markdown as scaling_table
 from kvmerger.models.loading import load_end_ids, load_info, load_tokenizer
 
 BARE = {"seconds": 0.5, "weight_bytes": 10e9, "bytes_per_s": 2e12, "peak_bytes": None, "num_variants": 1}

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.paired_worlds import MAX_ITEMS, Samples, World, draw, recorded_worlds, synthetic_worlds
-from bench.statistics_coverage import (
+from bench.statistics.coverage import (
     NUM_RESAMPLES,
     Strata,
     bca_ends,
@@ -20,6 +19,7 @@ from bench.statistics_coverage import (
     t_ends,
     t_p_values,
 )
+from bench.statistics.paired_worlds import MAX_ITEMS, Samples, World, draw, recorded_worlds, synthetic_worlds
 from evaluators.statistics.intervals import mean_interval
 from evaluators.statistics.macro_average import TaskPairs, macro_difference, macro_test
 from evaluators.statistics.paired_tests import mcnemar_p_value

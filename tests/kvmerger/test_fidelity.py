@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import kvmerger.engine.fidelity as fidelity_module
-from bench.op_counter import OpCounter
+from bench.engine.op_counter import OpCounter
 from kvmerger.engine.fidelity import compare, continuation_nll, fetched
 from kvmerger.models.loading import LoadedModel
 from tests.tiny_models import VOCAB_SIZE, tiny_model

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from bench.op_counter import OpCounter
+from bench.engine.op_counter import OpCounter
 from kvmerger.budget import KeptRatio
 from kvmerger.building import Variant, build_variant
 from kvmerger.contract.checks import random_prefill

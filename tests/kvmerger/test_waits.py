@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.op_counter import OpCounter
+from bench.engine.op_counter import OpCounter
 from kvmerger.budget import Budget, KeptRatio
 from kvmerger.building import Variant, build
 from kvmerger.contract.layers import NUM_KV_HEADS, NUM_LAYERS, NUM_TOKENS, random_prefill

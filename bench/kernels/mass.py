@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench import kernel_timing
-from bench.kernel_ragged import Heads
-from bench.kernel_timing import Bench, Ceilings, Measured, first_call_s
+from bench.kernels import timing as kernel_timing
+from bench.kernels.ragged import Heads
+from bench.kernels.timing import Bench, Ceilings, Measured, first_call_s
 from kvmerger.kernels import dispatch
 from kvmerger.kernels.prompt_attention import causal_attention
 from kvmerger.kernels.reference import prompt as prompt_reference

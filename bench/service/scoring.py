@@ -1,6 +1,6 @@
 """How long scoring a full LongBench prediction set takes: seconds per task, and together.
 
-    python bench/scoring.py FOLDER [RUN]
+    python bench/service/scoring.py FOLDER [RUN]
 
 The folder holds `answers.jsonl.gz` (all 4,750 official rows) and `*pred_<RUN>.jsonl.gz`. One process scores; the target is
 two minutes. Scores are printed too, since a fast wrong one is worth nothing.

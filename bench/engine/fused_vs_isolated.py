@@ -1,6 +1,6 @@
 """One prefill and one batch for all variants, against every variant alone: seconds for the same items, in one run.
 
-    python bench/fused_vs_isolated.py [CONFIG.yaml] [--limit 8] [--set a.b=value]
+    python bench/engine/fused_vs_isolated.py [CONFIG.yaml] [--limit 8] [--set a.b=value]
 
 Each item runs both ways back to back, in alternating order, on one loaded model; a first item warms up and is not
 counted. Both ways give the same rows; how far their numbers are apart is printed beside the times.
@@ -28,7 +28,7 @@ from kvmerger.generation import Generation, Prompt, Question
 from kvmerger.models.loading import load_model
 from kvmerger.variants import REFERENCE_LABELS
 
-DEFAULT_CONFIG = Path(__file__).parent.parent / "jobs" / "configs" / "demo.yaml"
+DEFAULT_CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "demo.yaml"
 EXECUTIONS = ("fused", "isolated")
 
 

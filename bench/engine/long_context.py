@@ -1,6 +1,6 @@
 """A prompt of 128k tokens with 8 variants on one GPU: does it fit, how long does it take, and where is the memory's peak?
 
-    python -m bench.long_context [--tokens 130944] [--history $OUT/memory.pickle]
+    python -m bench.engine.long_context [--tokens 130944] [--history $OUT/memory.pickle]
 
 A row for each phase, and for prefill one for each layer's attention: bytes allocated when it ends and the most since the row
 before. The trace behind it is written as JSON lines with --output (or $OUT); ``--history`` also writes the allocator's own
@@ -21,8 +21,7 @@ from unittest.mock import patch
 
 import torch
 
-from bench.race import tokens_of
-from bench.random_llama import NUM_NEW_TOKENS, SHAPES, make_prompt, random_llama
+from bench.random_llama import NUM_NEW_TOKENS, SHAPES, make_prompt, random_llama, tokens_of
 from kvmerger.building import build_variant
 from kvmerger.decoding.extend import _ExtendSession
 from kvmerger.engine import Engine

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from bench.paired_worlds import Samples, World, recorded_scores
-from bench.statistics_coverage import Strata, bca_ends, t_ends, t_errors
+from bench.statistics.coverage import Strata, bca_ends, t_ends, t_errors
+from bench.statistics.paired_worlds import Samples, World, recorded_scores
 from evaluators.statistics.intervals import MIN_BOOTSTRAP_CLUSTERS, MIN_CLUSTERS, FloatArray
 from evaluators.statistics.noninferiority import ONE_SIDED_ALPHA
 

@@ -12,6 +12,7 @@ import torch
 from kvmerger.device import now_s
 
 T = TypeVar("T")
+_COPY_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,14 @@ def timed(call: Callable[[], T], device: torch.device) -> Timed[T]:
     result = call()
     seconds = now_s(device) - start_s
     return Timed(result, seconds, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second that a large copy reads and writes, together (best of several)."""
+    num_bytes = _COPY_BYTES if device.type == "cuda" else _COPY_BYTES // 16
+    source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * num_bytes / min(timed(lambda: target.copy_(source), device).seconds for _ in range(10))
 
 
 class Deadline:

@@ -1,6 +1,6 @@
 """Does a row alone have the bits it has among fifteen, and how often does another batch shape flip a token?
 
-    python -m bench.equality [--tokens 4k] [--prompts 4] [--new-tokens 32]
+    python -m bench.engine.equality [--tokens 4k] [--prompts 4] [--new-tokens 32]
 
 "Alone" is the same bucket and the same index with nothing but dummies around it: tokens and hidden states must be equal bit
 for bit. A/A runs the same batch twice. Across buckets the full row is forced along one answer in batches of other shapes; a
@@ -17,8 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bench.race import tokens_of
-from bench.random_llama import SHAPES, make_prompt, race_variants, random_llama
+from bench.random_llama import SHAPES, make_prompt, race_variants, random_llama, tokens_of
 from kvmerger.building import Variant
 from kvmerger.decoding.batch import Batch, Row
 from kvmerger.decoding.step_graphs import StepGraphs, graphs_for

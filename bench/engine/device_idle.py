@@ -1,6 +1,6 @@
 """How long the device waits between two items that are run back to back, and how long within them.
 
-    python -m bench.device_idle [--items 200] [--tokens 2k]
+    python -m bench.engine.device_idle [--items 200] [--tokens 2k]
 
 All items run; in windows spread over them a profiler notes when kernels and copies begin and end on the device. A marker
 kernel stands before each item and after the last: what lies between the work of one and of the next is known. Needs CUDA.
@@ -20,8 +20,7 @@ from typing import Any
 
 import torch
 
-from bench.race import tokens_of
-from bench.random_llama import SHAPES, make_prompt, race_variants, random_llama
+from bench.random_llama import SHAPES, make_prompt, race_variants, random_llama, tokens_of
 from bench.records import append, default_path, provenance
 from kvmerger.building import Variant
 from kvmerger.engine import Engine

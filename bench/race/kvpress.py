@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.race_clock import Deadline, timed
+from bench.clock import Deadline, timed
+from bench.race.static_decoding import StaticDecoder
 from bench.random_llama import BUDGETS, EVICTING
-from bench.static_decoding import StaticDecoder
 from kvmerger.device import free_memory, now_s
 from kvmerger.generation import Prompt
 from kvmerger.models.loading import LoadedModel

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench import race_kvpress, race_ours
-from bench.race_clock import Deadline
-from bench.race_table import markdown
+from bench.clock import Deadline
+from bench.race import kvpress as race_kvpress
+from bench.race import ours as race_ours
+from bench.race.table import markdown
 from bench.random_llama import (
     NUM_NEW_TOKENS,
     SHAPES,
@@ -30,6 +31,7 @@ from bench.random_llama import (
     make_prompt,
     race_variants,
     random_llama,
+    tokens_of,
 )
 from bench.records import append, default_path, provenance, read
 from kvmerger.building import Variant
@@ -133,16 +135,6 @@ def _say_side(record: Mapping[str, Any]) -> None:
 
 def _say(what: str, outcome: float | str) -> None:
     print(f"  {what}: {outcome if isinstance(outcome, str) else f'{outcome:.3f} s'}", flush=True)
-
-
-def tokens_of(text: str) -> int:
-    """``16k`` is 16,384 tokens, ``500`` is 500."""
-    number, factor = (text[:-1], _KIBI) if text.lower().endswith("k") else (text, 1)
-    if not number.isdecimal() or int(number) < 1:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of tokens; write 16k for 16,384, or a whole number"
-        )
-    return int(number) * factor
 
 
 class AskedSide(NamedTuple):

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench import kernel_timing
-from bench.kernel_timing import Bench, Ceilings, Measured
+from bench.kernels import timing as kernel_timing
+from bench.kernels.timing import Bench, Ceilings, Measured
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.cache.ragged_layer import RaggedLayer
 from kvmerger.decoding.ragged_cache import RaggedCache

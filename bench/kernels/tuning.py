@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.kernel_mass import make_prompt
-from bench.kernel_ragged import Heads, make_batch
-from bench.kernel_timing import device_s
+from bench.kernels.mass import make_prompt
+from bench.kernels.ragged import Heads, make_batch
+from bench.kernels.timing import device_s
 from kvmerger.kernels.prompt_attention import causal_attention
 
 NUM_ROUNDS = 2

@@ -1,6 +1,6 @@
 """What compressing costs: seconds, launches and waits of each policy, per layer, beside that layer's own attention.
 
-    python -m bench.compress [--shapes demo,8B] [--tokens N] [--policies kvmerger,snapkv+compensated]
+    python -m bench.engine.compress [--shapes demo,8B] [--tokens N] [--policies kvmerger,snapkv+compensated]
 
 "together" is how the engine compresses, many layers in one call; "one by one" calls the policy for each layer and checks
 what it returns, as policies that do not take stacks of layers are called. Attention is torch's, causal, of the whole prompt
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from bench.op_counter import OpCounter
+from bench.engine.op_counter import OpCounter
 from bench.planted import planted_keys
 from kvmerger.budget import Budget, KeptRatio, num_slots_for
 from kvmerger.building import Variant, build

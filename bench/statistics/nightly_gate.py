@@ -1,6 +1,6 @@
 """How often does the gate cry wolf, and what does it find at how many items? Simulated nights from recorded scores.
 
-    python -m bench.nightly_gate [--nights 2000] [--seed 1] [--recorded FOLDER]
+    python -m bench.statistics.nightly_gate [--nights 2000] [--seed 1] [--recorded FOLDER]
 
 Prints three tables and writes nothing. A night has two policies on four tasks: ten checks of scores, one family. Docs:
 docs/nightly.md.
@@ -20,7 +20,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.simulated_nights import (
+from bench.statistics.coverage import RECORDED
+from bench.statistics.simulated_nights import (
     Draw,
     Recorded,
     Verdicts,
@@ -30,7 +31,6 @@ from bench.simulated_nights import (
     two_bits,
     verdicts,
 )
-from bench.statistics_coverage import RECORDED
 from evaluators.statistics.intervals import proportion_interval
 from jobs.settings.gate import GateSettings
 

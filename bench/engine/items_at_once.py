@@ -1,6 +1,6 @@
 """What one prompt costs when 1, 2, 4 or 8 of them decode in one batch, for short contexts.
 
-    python -m bench.items_at_once [--shape 8b] [--tokens 512 1k 2k 4k] [--at-once 1 2 4 8] [--items 16]
+    python -m bench.engine.items_at_once [--shape 8b] [--tokens 512 1k 2k 4k] [--at-once 1 2 4 8] [--items 16]
 
 Random weights; the 14 variants of the race and their references; 64 new tokens that no end token can shorten. Prompts differ
 in length by up to a tenth, as a benchmark's do. All items run once to warm up (compilations, recorded steps) and are then
@@ -16,9 +16,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from bench.race import tokens_of
-from bench.race_clock import timed
-from bench.random_llama import NUM_NEW_TOKENS, SHAPES, make_prompt, race_variants, random_llama
+from bench.clock import timed
+from bench.random_llama import NUM_NEW_TOKENS, SHAPES, make_prompt, race_variants, random_llama, tokens_of
 from bench.records import append, default_path, provenance
 from kvmerger.device import free_memory
 from kvmerger.engine import Engine

@@ -1,6 +1,6 @@
 """Decoding one prompt under many variants: a step of the eager loop, one of the CUDA graph, and the time to read the bytes.
 
-    python bench/decode_steps.py [--tokens 16384] [--variants 13] [--new 64] [--questions 1] [--decode-rules]
+    python bench/engine/decode_steps.py [--tokens 16384] [--variants 13] [--new 64] [--questions 1] [--decode-rules]
 
 Needs CUDA. The model has the shape of Llama-3.1-8B and random weights. The variants are `knorm` at budgets from 0.2 to 0.8
 (with `--decode-rules` every second one slides a window while it answers); full and no-context rows come on top. "a step" is
@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.race_ours import copy_bandwidth
+from bench.clock import copy_bandwidth
 from bench.random_llama import random_llama, weight_bytes_per_step
 from kvmerger.building import build_variant
 from kvmerger.cache.layer_cache import storage_bytes

@@ -1,6 +1,6 @@
 """Do the intervals cover and the tests keep quiet as often as they say? Simulated, on differences of known mean.
 
-    python -m bench.statistics_coverage [--datasets 2000] [--seed 1] [--recorded FOLDER]
+    python -m bench.statistics.coverage [--datasets 2000] [--seed 1] [--recorded FOLDER]
 
 Prints a table and writes nothing. The methods are those of `evaluators`, over many data sets at once (a test holds the
 two together) and with fewer resamples; every cell is a share of the data sets, in per cent.
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from bench.paired_worlds import MAX_ITEMS, Samples, World, draw, recorded_worlds, synthetic_worlds
+from bench.statistics.paired_worlds import MAX_ITEMS, Samples, World, draw, recorded_worlds, synthetic_worlds
 from evaluators.statistics.intervals import (
     MIN_BOOTSTRAP_CLUSTERS,
     MIN_CLUSTERS,
@@ -34,7 +34,7 @@ from evaluators.statistics.intervals import (
 from evaluators.statistics.noninferiority import ONE_SIDED_ALPHA
 from evaluators.statistics.paired_tests import ALPHA, drawn_signs
 
-RECORDED = Path(__file__).parent.parent.parent / "shared" / "data" / "preds" / "kv_policy_item_scores"
+RECORDED = Path(__file__).parents[3] / "shared" / "data" / "preds" / "kv_policy_item_scores"
 NUM_CLUSTERS = (20, 50, 100, 200)
 NUM_TASKS = 4
 MARGIN = 0.02  # two points of a score; of NLL, 0.02 nats

@@ -1,7 +1,7 @@
 """Items per hour through the real service with one actor, two, and so on: how near to linear?
 
-    python -m bench.scaling [--actors 1 2] [--items 200] [--model demo|random-8b|random-135m] [--length 4096] [--output DIR]
-    python -m bench.scaling --table scaling.jsonl
+    python -m bench.service.scaling [--actors 1 2] [--items 200] [--model demo|random-8b|random-135m] [--length 4096]
+    python -m bench.service.scaling --table scaling.jsonl
 
 Each count is a whole `jobs/sweep.py` with Ray in a fresh folder, tracking off, on RULER items that need no download. The rate
 is that of a sweep under way: from the moment when each actor has finished two items on average to the last item, so that
@@ -29,7 +29,7 @@ from typing import Any
 
 from bench.records import append, default_path, provenance, read
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 _TASKS = ("ruler/niah_single_2", "ruler/vt")
 _POLICIES = ("kvmerger", "snapkv", "streaming_llm", "knorm", "tova", "keydiff", "h2o")
 _WARM_UP_ITEMS = 2

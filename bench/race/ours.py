@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.race_clock import timed
+from bench.clock import copy_bandwidth, timed
 from bench.random_llama import weight_bytes_per_step
 from kvmerger.building import Variant
 from kvmerger.engine import Engine
@@ -26,7 +26,6 @@ NUM_REPEATS = 3
 _OF_A_BATCH = (
     "batch_shared_s", "tails_shared_s", "decode_shared_s", "fidelity_shared_s", "results_shared_s",
 )  # fmt: skip
-_COPY_BYTES = 2**30
 _COMPARE_ONE_TOKEN = Limits(max_fidelity_tokens=1)
 
 
@@ -50,14 +49,6 @@ def floor(model: LoadedModel, prompt: Prompt) -> dict[str, Any]:
         "weight_bytes": weight_bytes_per_step(model),
         "num_variants": 1,
     }
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second that a large copy reads and writes, together (best of several)."""
-    num_bytes = _COPY_BYTES if device.type == "cuda" else _COPY_BYTES // 16
-    source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * num_bytes / min(timed(lambda: target.copy_(source), device).seconds for _ in range(10))
 
 
 def fused(

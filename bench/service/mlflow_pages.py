@@ -1,4 +1,4 @@
-"""Pictures of a sweep's pages in MLflow, as a person would open them: `python bench/mlflow_pages.py URI RUN_ID FOLDER`.
+"""Pictures of a sweep's pages in MLflow: `python bench/service/mlflow_pages.py URI RUN_ID FOLDER`.
 
 Needs `playwright` (in an environment of its own), `pillow` and Debian's chromium; see docs/mlflow.md, which shows them.
 """

@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.kernel_ragged import Heads
-from bench.kernel_timing import DEVICE, Bench, Ceilings, Measured
+from bench.kernels.ragged import Heads
+from bench.kernels.timing import DEVICE, Bench, Ceilings, Measured
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels import dispatch
 from kvmerger.kernels.reference import merging as merging_reference

@@ -1,6 +1,6 @@
 """Does merging beat evicting to the same slots? Chosen on one half of the items, confirmed on the other.
 
-    python -m bench.merging_study RESULTS        (the folder of jobs/configs/merging_study.yaml)
+    python -m bench.statistics.merging_study RESULTS        (the folder of jobs/configs/merging_study.yaml)
 
 In the first table both sides hold the same tokens' slots in every layer and head, so what differs is what is in them. In
 the second the slots differ as well, and only their number over the whole model is the same.

@@ -24,11 +24,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.kernel_compress import measure_compress
-from bench.kernel_mass import measure_backends, measure_fp32_mass, measure_mass
-from bench.kernel_ragged import Heads, measure_ragged
-from bench.kernel_timing import Ceilings, Measured, measure_ceilings
-from bench.kernel_tuning import tune_all
+from bench.kernels.compress import measure_compress
+from bench.kernels.mass import measure_backends, measure_fp32_mass, measure_mass
+from bench.kernels.ragged import Heads, measure_ragged
+from bench.kernels.timing import Ceilings, Measured, measure_ceilings
+from bench.kernels.tuning import tune_all
 
 EXTEND_TOKENS = (1, 64)
 TUNING_SECONDS = 500
