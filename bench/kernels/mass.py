@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench.kernels import timing as kernel_timing
+from bench.kernels import timing
 from bench.kernels.ragged import Heads
 from bench.kernels.timing import Bench, Ceilings, Measured, first_call_s
 from kvmerger.kernels import dispatch
@@ -162,7 +162,7 @@ def measure_backends(
 def make_prompt(heads: Heads, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (1, Q, N, D), keys and values (1, H, N, D), strided as projections leave them."""
     sizes = (heads.num_heads * heads.num_groups, heads.num_heads, heads.num_heads)
-    options = {"dtype": torch.bfloat16, "device": kernel_timing.DEVICE}
+    options = {"dtype": torch.bfloat16, "device": timing.DEVICE}
     q_1QND, k_1HND, v_1HND = (
         torch.randn(1, num_tokens, size, heads.head_dim, **options).transpose(1, 2) for size in sizes
     )

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.kernels import timing as kernel_timing
+from bench.kernels import timing
 from bench.kernels.timing import Bench, Ceilings, Measured
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.cache.ragged_layer import RaggedLayer
@@ -119,7 +119,7 @@ def measure_ragged(
 
 def make_batch(heads: Heads, num_rows: int, num_slots: int, num_tokens: int) -> Batch:
     """A batch with ragged rows behind full ones, in bf16; the same lengths each time."""
-    options = {"dtype": torch.bfloat16, "device": kernel_timing.DEVICE}
+    options = {"dtype": torch.bfloat16, "device": timing.DEVICE}
     rng = random.Random(0)
     prefixes = []
     for row in range(num_rows):
@@ -129,7 +129,7 @@ def make_batch(heads: Heads, num_rows: int, num_slots: int, num_tokens: int) -> 
             round(num_slots * ratio * rng.uniform(1 - spread, 1 + spread)) for _ in range(heads.num_heads)
         )
         k_SD, v_SD = torch.randn(2, sum(lengths), heads.head_dim, **options).unbind()
-        position_S = torch.cat([torch.arange(length) for length in lengths]).int().to(kernel_timing.DEVICE)
+        position_S = torch.cat([torch.arange(length) for length in lengths]).int().to(timing.DEVICE)
         prefixes.append((LayerCache(k_SD.clone(), v_SD.clone(), position_S, lengths),))
     cache = RaggedCache(prefixes, [num_slots] * num_rows, TAIL_TOKENS + num_tokens)
     for num_new in (TAIL_TOKENS, num_tokens):
@@ -163,7 +163,7 @@ def flash_varlen(batch: Batch, heads: Heads) -> Callable[[], Tensor]:
     q_PGD = _by_row_and_head(batch, heads).transpose(1, 2).reshape(-1, heads.num_groups, heads.head_dim)
     num_tokens, lengths = batch.q_RQTD.shape[2], [len(k_ND) for k_ND, _ in held]
     ends_q, ends_k = (
-        F.pad(torch.tensor(each).cumsum(0), (1, 0)).int().to(kernel_timing.DEVICE)
+        F.pad(torch.tensor(each).cumsum(0), (1, 0)).int().to(timing.DEVICE)
         for each in ([num_tokens] * len(held), lengths)
     )
 
@@ -216,7 +216,7 @@ def padded_flex(batch: Batch, heads: Heads) -> Callable[[], Tensor]:
         H=None,
         Q_LEN=q_P1XD.shape[2],
         KV_LEN=k_P1ND.shape[2],
-        device=kernel_timing.DEVICE,
+        device=timing.DEVICE,
     )
     attend = torch.compile(flex_attention, dynamic=False)
 

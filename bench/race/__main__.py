@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bench.clock import Deadline
-from bench.race import kvpress as race_kvpress
-from bench.race import ours as race_ours
+from bench.race import kvpress, ours
 from bench.race.table import markdown
 from bench.random_llama import (
     NUM_NEW_TOKENS,
@@ -81,14 +80,12 @@ def main() -> None:
 
 
 SIDES: dict[str, Side] = {
-    "floor": lambda model, prompt, *_: race_ours.floor(model, prompt),
-    "fused": lambda model, prompt, variants, *_: race_ours.fused(model, prompt, variants),
-    "service": lambda model, prompt, variants, *_: race_ours.fused(model, prompt, variants, is_service=True),
-    "isolated": lambda model, prompt, variants, *_: race_ours.isolated(model, prompt, variants),
-    "kvpress": lambda model, prompt, _, deadline, keep: race_kvpress.stock(
-        model, prompt, deadline, _say, keep
-    ),
-    "kvpress-best": lambda model, prompt, _, deadline, keep: race_kvpress.best(
+    "floor": lambda model, prompt, *_: ours.floor(model, prompt),
+    "fused": lambda model, prompt, variants, *_: ours.fused(model, prompt, variants),
+    "service": lambda model, prompt, variants, *_: ours.fused(model, prompt, variants, is_service=True),
+    "isolated": lambda model, prompt, variants, *_: ours.isolated(model, prompt, variants),
+    "kvpress": lambda model, prompt, _, deadline, keep: kvpress.stock(model, prompt, deadline, _say, keep),
+    "kvpress-best": lambda model, prompt, _, deadline, keep: kvpress.best(
         model, prompt, deadline, _say, keep
     ),
 }

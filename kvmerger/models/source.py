@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from kvmerger.models import demo as demo_model
+from kvmerger.models import demo
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 # "dynamic" and "longrope" recompute frequencies from the largest position, so keys of one prompt would not fit another.
@@ -154,10 +154,10 @@ def readable_errors(name: str) -> Iterator[None]:
 
 def model_source(name: str, *, with_weights: bool) -> str:
     """What to hand to ``from_pretrained``: a checked folder, or the hub id."""
-    if name == demo_model.NAME:
+    if name == demo.NAME:
         try:
-            return str(demo_model.demo_folder(with_weights=with_weights))
-        except demo_model.DemoModelError as error:
+            return str(demo.demo_folder(with_weights=with_weights))
+        except demo.DemoModelError as error:
             raise ModelError(str(error)) from error
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -176,8 +176,8 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _revision(name: str, revision: str | None, config: Any, folder: Path) -> str:
-    if name == demo_model.NAME:
-        return f"gguf-{demo_model.GGUF_SHA256[:12]}"
+    if name == demo.NAME:
+        return f"gguf-{demo.GGUF_SHA256[:12]}"
     if not folder.is_dir():
         return getattr(config, "_commit_hash", None) or revision or "unknown"
     digest = hashlib.sha256()

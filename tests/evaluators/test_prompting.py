@@ -17,8 +17,7 @@ from evaluators.prompting import (
     self_check,
     tokenize_item,
 )
-
-from .conftest import CHAT_TEMPLATE, MakeTokenizer
+from tests.evaluators.conftest import CHAT_TEMPLATE, MakeTokenizer
 
 NO_LIMIT = 100_000
 PROSE = "The value of an object can change. Objects are never destroyed, they become unreachable. "

@@ -7,8 +7,7 @@ import pytest
 from evaluators.benchmark import BenchmarkError, TaskSpec, UnknownNameError
 from evaluators.registry import describe_tasks, list_tasks, load_items
 from evaluators.scoring import score, scorer_details
-
-from .conftest import MakeTokenizer
+from tests.evaluators.conftest import MakeTokenizer
 
 
 def test_the_promised_tasks_are_there() -> None:

@@ -10,7 +10,7 @@ from kvmerger.contract.layers import NUM_KV_HEADS, NUM_LAYERS, NUM_TOKENS, rando
 from kvmerger.engine.compress import compress_all
 from kvmerger.prefill.evidence import Evidence, LayerStates
 from kvmerger.prefill.prefill import Prefilled
-from tests.kvmerger.test_waits import NAMES
+from tests.kvmerger.engine.test_waits import NAMES
 
 pytestmark = pytest.mark.gpu
 

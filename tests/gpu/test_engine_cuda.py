@@ -14,9 +14,9 @@ from kvmerger.models.loading import LoadedModel, probed
 from kvmerger.policies.decoding.cam import uniform
 from kvmerger.prefill.prefill import prefill
 from kvmerger.variants import FULL, parse_policies
-from tests.kvmerger import test_decoding
-from tests.kvmerger.test_engine import NUM_NEW_TOKENS, POLICIES, make_prompt, make_rows
-from tests.tiny_models import TinyModel, assert_same_greedy_tokens, tiny_model
+from tests.fakes.tiny_models import TinyModel, assert_same_greedy_tokens, tiny_model
+from tests.kvmerger.decoding import test_acting_rows
+from tests.kvmerger.engine.test_engine import NUM_NEW_TOKENS, POLICIES, make_prompt, make_rows
 
 pytestmark = pytest.mark.gpu
 # The allocator rounds every tensor up to 512 bytes; the caches here are large enough for that to be noise.
@@ -96,16 +96,16 @@ def test_isolated_rows_have_a_peak_of_their_own(seed: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rows_whose_policies_act_have_the_same_bits_alone_and_again(dtype: torch.dtype, seed: int) -> None:
-    model, prompt = on_cuda(seed, dtype), test_decoding.make_prompt(seed)
-    rows = dict(enumerate(test_decoding.make_rows(model, prompt, test_decoding.POLICIES)))
-    together = Batch(model.ours, prompt, rows, test_decoding.BUCKET)
+    model, prompt = on_cuda(seed, dtype), test_acting_rows.make_prompt(seed)
+    rows = dict(enumerate(test_acting_rows.make_rows(model, prompt, test_acting_rows.POLICIES)))
+    together = Batch(model.ours, prompt, rows, test_acting_rows.BUCKET)
     answers = together.decode()
     own = {index: answer.token_ids for index, answer in answers.items()}
-    hidden = together.force(own, test_decoding.NUM_NEW_TOKENS)
+    hidden = together.force(own, test_acting_rows.NUM_NEW_TOKENS)
     for index, row in rows.items():
-        alone = Batch(model.ours, prompt, {index: row}, test_decoding.BUCKET)
+        alone = Batch(model.ours, prompt, {index: row}, test_acting_rows.BUCKET)
         assert alone.decode()[index] == answers[index], row.label
-        forced = alone.force({index: own[index]}, test_decoding.NUM_NEW_TOKENS)[index]
+        forced = alone.force({index: own[index]}, test_acting_rows.NUM_NEW_TOKENS)[index]
         assert torch.equal(forced, hidden[index]), row.label
     assert together.decode() == answers
 
@@ -118,7 +118,7 @@ def test_draws_are_those_of_the_cpu(seed: int) -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_model_on_another_device_than_the_current_one_says_the_same(dtype: torch.dtype, seed: int) -> None:
-    variants = [build_variant(spec) for spec in parse_policies([*POLICIES, *test_decoding.POLICIES[:2]])]
+    variants = [build_variant(spec) for spec in parse_policies([*POLICIES, *test_acting_rows.POLICIES[:2]])]
     prompts = [make_prompt(seed, num_tokens, "query_aware") for num_tokens in (300, 900)]
 
     def said(device: str) -> list:

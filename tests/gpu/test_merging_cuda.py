@@ -10,7 +10,7 @@ from kvmerger.policies import registry
 from kvmerger.policies.base import Policy
 from kvmerger.policies.reducers.base import Reducer
 from kvmerger.prefill.evidence import Evidence, LayerStates
-from tests.planted_layers import NUM_HEADS, planted_states
+from tests.fakes.planted_layers import NUM_HEADS, planted_states
 
 pytestmark = pytest.mark.gpu
 

@@ -9,13 +9,7 @@ from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels import dispatch
 from kvmerger.kernels.reference import merging as merging_reference
 from kvmerger.prefill.evidence import Evidence, LayerStates
-from tests.kvmerger.kernels.merging_tests import (  # noqa: F401  (collected here)
-    test_groups_become_the_loops_slots,
-    test_mean_units_and_cosines_with_them_are_float64s,
-    test_rows_and_pairs_have_float64s_numbers,
-    test_runs_give_the_loops_numbers,
-)
-from tests.planted_layers import NUM_HEADS, planted_states
+from tests.fakes.planted_layers import NUM_HEADS, planted_states
 
 pytest.importorskip("triton")
 

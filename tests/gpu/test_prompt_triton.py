@@ -8,7 +8,7 @@ from kvmerger.kernels import dispatch, prompt_attention
 from kvmerger.kernels.reference import prompt as prompt_reference
 from kvmerger.prefill.evidence import ATTENTION_MASS, Evidence, LayerStates, window_attention
 from kvmerger.prefill.prefill import PrefillSession
-from tests.kvmerger.kernels.mass_cases import (
+from tests.kvmerger.kernels.both.mass_cases import (
     FIELDS,
     LONG,
     MANY,
@@ -18,13 +18,7 @@ from tests.kvmerger.kernels.mass_cases import (
     check_prompt_attention,
     random_prompt,
 )
-from tests.kvmerger.kernels.mass_tests import (  # noqa: F401  (collected here)
-    test_any_tiling_gives_the_same_mass,
-    test_log_sum_exp_is_the_float64_loops,
-    test_mass_is_the_float64_loops,
-    test_window_attention_is_the_float64_loops,
-)
-from tests.kvmerger.kernels.poison import poisoned_memory
+from tests.kvmerger.kernels.both.poison import poisoned_memory
 
 triton_prompt = pytest.importorskip("kvmerger.kernels.triton.prompt", exc_type=ImportError)
 

@@ -7,7 +7,7 @@ from kvmerger.decoding.ragged_cache import RaggedCache
 from kvmerger.kernels import dispatch
 from kvmerger.kernels.reference import ragged as reference
 from kvmerger.kernels.reference.ragged import Attended
-from tests.kvmerger.kernels.ragged_cases import (
+from tests.kvmerger.kernels.both.ragged_cases import (
     FEW,
     FIELDS,
     MANY,

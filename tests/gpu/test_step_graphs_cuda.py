@@ -14,11 +14,11 @@ from kvmerger.decoding.step_graphs import StepGraphs, graphs_for
 from kvmerger.engine import Engine, fused
 from kvmerger.models.loading import LoadedModel, probed
 from kvmerger.variants import parse_policies
+from tests.fakes.tiny_models import TinyModel, tiny_model
 from tests.gpu.little_memory import at_most, bytes_for
 from tests.gpu.test_engine_cuda import on_cuda
-from tests.kvmerger.test_decoding import OTHERS, POLICIES
-from tests.kvmerger.test_step_graphs import BUCKET, check_same, make_prompt, make_rows, with_ends
-from tests.tiny_models import TinyModel, tiny_model
+from tests.kvmerger.decoding.test_acting_rows import OTHERS, POLICIES
+from tests.kvmerger.decoding.test_step_graphs import BUCKET, check_same, make_prompt, make_rows, with_ends
 
 # What falls back to the eager loop would equal it, and test nothing.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("error::RuntimeWarning")]

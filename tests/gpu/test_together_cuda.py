@@ -13,9 +13,9 @@ from kvmerger.limits import Limits
 from tests.gpu.little_memory import at_most, bytes_for
 from tests.gpu.test_engine_cuda import on_cuda
 from tests.gpu.test_step_graphs_cuda import graphs_of
-from tests.kvmerger.test_decoding import OTHERS, POLICIES
-from tests.kvmerger.test_step_graphs import make_prompt, make_rows, with_ends
-from tests.kvmerger.test_together import SEED, _bare, built, by_key, check_as_alone, prompts_of
+from tests.kvmerger.decoding.test_acting_rows import OTHERS, POLICIES
+from tests.kvmerger.decoding.test_step_graphs import make_prompt, make_rows, with_ends
+from tests.kvmerger.decoding.test_together import SEED, _bare, built, by_key, check_as_alone, prompts_of
 
 # What falls back to the eager loop, or to prompts alone, would equal it, and test nothing.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("error::RuntimeWarning")]

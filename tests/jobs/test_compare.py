@@ -9,7 +9,7 @@ import pytest
 
 from jobs.compare import main
 from jobs.results.store import ResultStore
-from tests.jobs.paired_fakes import LOSSES, paired_rows
+from tests.fakes.pairs import LOSSES, paired_rows
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from jobs.results.schema import RESULT_SCHEMA, Row
 from jobs.results.store import ResultStore
 from jobs.sweep import main as sweep
 from jobs.tracking.content import MirrorContent, sweep_of_folder
-from tests.jobs.row_fakes import make_sweep_rows
+from tests.fakes.rows import make_sweep_rows
 
 TASKS = ("longbench/qasper", "rows/Büros + Rest @ 50 %")
 POLICIES = {"snapkv+adakv@0.5": 0.5, "mine (ü) %": 0.25}

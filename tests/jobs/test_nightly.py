@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from jobs.nightly import main
 from jobs.results.store import ResultStore
-from tests.jobs.nightly_fakes import LABEL, NUM_ITEMS, plant, save_night, save_sure_model
+from tests.fakes.nights import LABEL, NUM_ITEMS, plant, save_night, save_sure_model
 
 NUM_FEW = 3
 DOWN = "tracking={uri: 'http://127.0.0.1:9'}"

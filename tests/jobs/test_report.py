@@ -18,7 +18,7 @@ from jobs.reporting.table import human_bytes
 from jobs.reporting.terminal import render
 from jobs.results.schema import FAILED, RESULT_SCHEMA, Row
 from jobs.results.store import ResultStore
-from tests.jobs.row_fakes import make_row
+from tests.fakes.rows import make_row
 
 LABELS = ("full", "no_context", "full_aa", "knorm@0.5", "streaming_llm@0.35")
 

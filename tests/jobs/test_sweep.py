@@ -16,7 +16,7 @@ import pytest
 
 from jobs.results.store import ResultStore
 from jobs.sweep import main
-from tests.jobs.sweep_fakes import hear_interrupts, save_data, save_settings, save_tiny_model
+from tests.fakes.sweeps import hear_interrupts, save_data, save_settings, save_tiny_model
 
 NUM_ITEMS = 3
 NUM_REFERENCES = 3

@@ -15,8 +15,7 @@ from evaluators.benchmarks.longbench.longbench import length_bucket
 from evaluators.registry import describe_tasks
 from evaluators.scoring import score
 from evaluators.statistics.intervals import published_score
-
-from ..conftest import SHARED_DATA
+from tests.evaluators.conftest import SHARED_DATA
 
 PREDICTIONS = SHARED_DATA / "preds"
 RUNS = ["llama2-7b", "llama2-7b-chat-4k", "llama3-8b-instruct", "qwen3-8b"]

@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from kvmerger.kernels import prompt_attention
-from tests.kvmerger.kernels.mass_cases import check_prompt_attention, random_prompt
+from tests.kvmerger.kernels.both.mass_cases import check_prompt_attention, random_prompt
 
 
 @pytest.mark.parametrize("backend", prompt_attention._KERNELS, ids=str)

@@ -15,8 +15,8 @@ from kvmerger.policies.reducers.base import Reducer
 from kvmerger.policies.reducers.weighted_kv import WeightedKV
 from kvmerger.prefill.evidence import Evidence, LayerStates
 from kvmerger.variants import FULL
-from tests.planted_layers import NUM_HEADS, NUM_TOKENS, assert_slots, planted_states
-from tests.slow_reducers import kept_sets, slow_reduce
+from tests.fakes.planted_layers import NUM_HEADS, NUM_TOKENS, assert_slots, planted_states
+from tests.slow.reducers import kept_sets, slow_reduce
 
 CASES = [
     ("compensated", {}),

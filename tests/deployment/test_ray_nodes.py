@@ -1,0 +1,121 @@
+"""Several nodes: units spread over them, a node that dies costs no row, and what never fits is refused at once."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from ray._private.ray_constants import PROCESS_TYPE_RAYLET
+from ray.cluster_utils import Cluster
+from ray.experimental import internal_kv
+
+from jobs.execution.on_ray import controller
+from jobs.execution.on_ray.resources import ResourcesError
+from jobs.execution.run_events import Advice, UnitStarted, WorkerLost
+from tests.fakes.engine import Recorder, make_context, make_planned, make_settings, make_unit
+from tests.fakes.ray_pool import HANG_ONCE_ID, MEETING_TIMEOUT_S, PlacedLoad
+
+pytestmark = pytest.mark.ray
+NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+# Ray notices a dead node after 2 s instead of 15.
+HEALTH_CHECKS = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 4,
+}
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[Any]]:
+    """Two nodes of one core each beside a head without any; this process has joined."""
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": HEALTH_CHECKS},
+    )
+    try:
+        made = [cluster.add_node(**NODE) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield made
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def run(units: list[Any], recorder: Recorder, load: PlacedLoad, settings: Any) -> None:
+    controller.run_units(
+        units, settings, make_context(), on_rows=recorder.on_rows, on_event=recorder.on_event, load=load
+    )
+
+
+def kill_node(node: Any) -> None:
+    """The raylet and everything it started, at once, as a power cut would."""
+    raylet = psutil.Process(node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid)
+    for process in [raylet, *raylet.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def autoscaler_report() -> dict[str, Any] | None:
+    status = internal_kv._internal_kv_get("__autoscaling_status")
+    return json.loads(status).get("autoscaler_report") if status else None
+
+
+def places_of(recorder: Recorder) -> set[str]:
+    return {row["model_revision"] for row in recorder.rows}
+
+
+def test_units_spread_over_nodes_and_a_node_that_dies_costs_no_row(nodes: list[Any], tmp_path: Path) -> None:
+    units = [make_unit(f"u{index}", cost_tokens=float(index)) for index in range(6)]
+    units.append(make_unit("hangs", make_planned("h", HANG_ONCE_ID), cost_tokens=99.0))
+    killed: list[str] = []
+
+    def kill_where_it_hangs() -> None:
+        deadline_s = time.monotonic() + MEETING_TIMEOUT_S
+        while not (tmp_path / "hanging").exists() and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        killed.append((tmp_path / "hanging").read_text())
+        kill_node(next(node for node in nodes if killed[0].startswith(node.node_id)))
+
+    watcher = threading.Thread(target=kill_where_it_hangs)
+    watcher.start()
+    recorder = Recorder()
+    settings = make_settings(model={"name": str(tmp_path)}, output_dir=tmp_path / "results")
+    run(units, recorder, PlacedLoad(tmp_path, num_expected=2), settings)
+    watcher.join()
+
+    assert recorder.identities() == sorted(cell.identity for unit in units for cell in unit.cells)
+    assert {row["status"] for row in recorder.rows} == {"ok"}
+    attempts = [event.attempt for event in recorder.events if isinstance(event, UnitStarted)]
+    assert max(attempts) == 2 and any(isinstance(event, WorkerLost) for event in recorder.events)
+    assert killed and killed[0] not in {
+        row["model_revision"] for row in recorder.rows if row["unit_id"] == "hangs"
+    }
+    advice = [event.text for event in recorder.events if isinstance(event, Advice)]
+    assert len(advice) == 1 and str(tmp_path / "results") in advice[0] and "3 nodes" in advice[0]
+
+
+def test_without_a_count_every_node_has_its_actor(nodes: list[Any], tmp_path: Path) -> None:
+    units = [make_unit(f"u{index}") for index in range(4)]
+    recorder = Recorder()
+    run(units, recorder, PlacedLoad(tmp_path, num_expected=2), make_settings())
+    assert recorder.identities() == sorted(cell.identity for unit in units for cell in unit.cells)
+    assert len({place.partition(":")[0] for place in places_of(recorder)}) == 2
+
+
+def test_what_no_node_can_ever_hold_is_refused_before_any_actor(nodes: list[Any], tmp_path: Path) -> None:
+    recorder = Recorder()
+    deadline_s = time.monotonic() + MEETING_TIMEOUT_S
+    # A head says a few seconds after its start whether it can grow, and some time before that that it has nothing to say.
+    while not autoscaler_report():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.2)
+    for actors in ({"num_cpus": 2}, {"num_gpus": 0.25}, {"count": 3}):
+        with pytest.raises(ResourcesError, match=r"cannot grow.*`actors`"):
+            run([make_unit("u")], recorder, PlacedLoad(tmp_path), make_settings(actors=actors))
+    assert recorder.events == []

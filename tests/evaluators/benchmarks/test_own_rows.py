@@ -1,0 +1,106 @@
+"""A user's own rows: the same items from every format, and each fault named by file, line and remedy."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from evaluators.benchmark import BenchmarkError, TaskSpec
+from evaluators.item import BenchmarkItem
+from evaluators.registry import load_items
+from tests.evaluators.conftest import CASES, MakeTokenizer
+
+OWN = CASES / "file" / "own.jsonl"
+GOOD = {"context": "c d", "question": "q", "answers": ["a"]}
+
+
+def load(path: Path, make_tokenizer: MakeTokenizer, **options: Any) -> list[BenchmarkItem]:
+    return load_items(TaskSpec("file/rows", data=str(path), **options), make_tokenizer())
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_every_format_gives_the_same_items(tmp_path: Path, make_tokenizer: MakeTokenizer) -> None:
+    items = load(OWN, make_tokenizer)
+    (tmp_path / "own.jsonl.gz").write_bytes(gzip.compress(OWN.read_bytes()))
+    rows = [json.loads(line) for line in OWN.read_text().splitlines()]
+    whole = [
+        row | {"answers": [row["answers"]] if isinstance(row["answers"], str) else row["answers"]}
+        for row in rows
+    ]
+    columns = {name: [row.get(name) for row in whole] for row in whole for name in row}
+    pq.write_table(pa.table(columns), tmp_path / "own.parquet")
+    assert load(tmp_path / "own.jsonl.gz", make_tokenizer) == items
+    assert load(tmp_path / "own.parquet", make_tokenizer) == items
+    windows = OWN.read_bytes().replace(b"\n", b"\r\n")
+    (tmp_path / "own.jsonl").write_bytes(codecs.BOM_UTF8 + windows)
+    assert load(tmp_path / "own.jsonl", make_tokenizer) == items
+
+
+def test_what_a_row_leaves_out_is_the_default(make_tokenizer: MakeTokenizer) -> None:
+    first, second, third = load(OWN, make_tokenizer)
+    assert (first.item_id, first.answers) == ("file/rows/own/mill-1", ("Jan Hlava", "the owner"))
+    assert (second.answers, second.answer_prefix, second.max_new_tokens) == (("June",), "In", 8)
+    assert (third.metric, third.max_new_tokens, third.task, third.answer_prefix) == ("qa_f1", 64, "rows", "")
+    assert third.prompt_text == f"{third.context}\n\nWhat do they reach?"
+
+
+def test_ids_are_of_the_content_and_apart_by_task(tmp_path: Path, make_tokenizer: MakeTokenizer) -> None:
+    other = GOOD | {"question": "q2"}
+    ids = [item.item_id for item in load(write(tmp_path / "a.jsonl", GOOD, other), make_tokenizer)]
+    turned = write(tmp_path / "a.jsonl", other, GOOD)
+    assert [item.item_id for item in load(turned, make_tokenizer)] == ids[::-1]
+    tasks = write(tmp_path / "b.jsonl", GOOD | {"id": 1, "task": "x"}, GOOD | {"id": 1, "task": "y"})
+    items = load(tasks, make_tokenizer)
+    assert [(item.task, item.item_id) for item in items] == [("x", "file/rows/x/1"), ("y", "file/rows/y/1")]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"context": ', "not valid JSON at column"),
+        ('{"context": "c", "question": "q"}', "'answers' is missing"),
+        ('{"context": "c", "question": "q", "answer": ["a"]}', "Did you mean 'answers'?"),
+        ('{"context": "", "question": "q", "answers": ["a"]}', "context is empty"),
+        ('{"context": "c", "question": "q", "answers": []}', "answers is an empty list"),
+        ('{"context": "c", "question": "q", "answers": ["a"], "metric": "rogue"}', "Did you mean 'rouge'?"),
+        ('{"context": "c", "question": "q", "answers": ["a"], "metric": "classification"}', "all_classes"),
+        ('{"context": "c", "question": "q", "answers": ["a"], "max_new_tokens": 0}', "whole number from 1"),
+        ('{"context": "c", "question": "q", "answers": ["a"], "task": "a/b"}', "without a slash"),
+        ('{"context": "c d", "question": "q", "answers": ["a"]}', "is there already"),
+    ],
+)
+def test_a_broken_line_is_named_even_beyond_the_limit(
+    tmp_path: Path, make_tokenizer: MakeTokenizer, line: str, message: str
+) -> None:
+    path = write(tmp_path / "mine.jsonl", GOOD)
+    path.write_text(path.read_text() + "\n" + line + "\n")
+    with pytest.raises(BenchmarkError) as caught:
+        load(path, make_tokenizer, limit=1)
+    assert f"{path}, line 3: " in str(caught.value) and message in str(caught.value)
+
+
+def test_a_file_that_cannot_be_used_is_told(tmp_path: Path, make_tokenizer: MakeTokenizer) -> None:
+    (tmp_path / "mine.csv").touch()
+    (tmp_path / "no.parquet").write_bytes(b"PAR1")
+    (tmp_path / "none.jsonl").touch()
+    for name, message in {
+        "mien.csv": "Did you mean 'mine.csv'",
+        "mine.csv": "is none of",
+        "no.parquet": "not a readable parquet",
+        "none.jsonl": "has no rows",
+    }.items():
+        with pytest.raises(BenchmarkError, match=message):
+            load(tmp_path / name, make_tokenizer)
+    with pytest.raises(BenchmarkError, match="in `data`"):
+        load_items(TaskSpec("file/rows"), make_tokenizer())

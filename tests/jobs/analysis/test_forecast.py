@@ -1,0 +1,66 @@
+"""A forecast follows the rows of its own folder, and says where it comes from."""
+
+import json
+
+import pytest
+
+from jobs.analysis.forecast import forecast
+from jobs.planning.prediction import cost_tokens_of
+from tests.fakes.plans import item, plan_of, settings_of
+
+ROW = {
+    "status": "ok",
+    "execution": "fused",
+    "unit_id": "u",
+    "item_id": "i",
+    "cluster_id": "c",
+    "query_mode": "query_agnostic",
+    "context_tokens": 100,
+    "new_tokens": 3,
+}
+SECONDS = {
+    "prefill_shared_s": 2.0, "plan_shared_s": 0.25, "batch_shared_s": 0.125, "tails_shared_s": 0.5,
+    "decode_shared_s": 3.0, "record_graph_shared_s": 0.75, "fidelity_shared_s": 1.0, "results_shared_s": 0.0625,
+}  # fmt: skip
+ONE_BATCH_S = 0.125 + 0.5 + 3 + 1 + 0.0625  # recording a graph lies within decoding
+
+
+def row(variant: str, compress_s: float, **values: object) -> dict:
+    return {**ROW, "variant": variant, "seconds": json.dumps({**SECONDS, "compress_s": compress_s}), **values}
+
+
+def test_measured_units_set_the_pace_and_shared_phases_count_once() -> None:
+    plan = plan_of(settings_of(), [item(1), item(2)])
+    rows = [row("a", 0.5), row("b", 1.5), {**ROW, "status": "failed", "seconds": None, "unit_id": "v"}]
+    owed = sum(unit.cost_tokens for unit in plan.units)
+    foreseen = forecast(plan, 10, "cpu", rows)
+    assert foreseen.device_s == pytest.approx(
+        owed * (2.25 + 0.5 + 1.5 + ONE_BATCH_S) / cost_tokens_of(100, [3])
+    )
+    assert "1 finished units" in foreseen.source
+
+
+def test_a_unit_of_several_contexts_counts_every_prefill_and_equal_parts_of_the_decoding() -> None:
+    plan = plan_of(settings_of(), [item(1), item(2)])
+    rows = [
+        row(variant, 0.5, item_id=f"i{n}", cluster_id=f"c{n}", context_tokens=100 + n)
+        for n in range(3)
+        for variant in ("a", "b")
+    ]
+    pace = 3 * (2.25 + 2 * 0.5 + ONE_BATCH_S) / sum(cost_tokens_of(100 + n, [3]) for n in range(3))
+    foreseen = forecast(plan, 10, "cpu", rows)
+    assert foreseen.device_s == pytest.approx(sum(unit.cost_tokens for unit in plan.units) * pace)
+
+
+def test_without_rows_twice_the_parameters_take_twice_as_long() -> None:
+    plan = plan_of(settings_of(), [item(1)])
+    small, large = (forecast(plan, count, "cuda:0", []) for count in (10**9, 2 * 10**9))
+    assert large.device_s == pytest.approx(2 * small.device_s)
+    assert "2,000 M parameters" in large.source
+    assert forecast(plan, 10**9, "cpu", []).device_s > small.device_s
+
+
+def test_nothing_owed_takes_no_time() -> None:
+    settings, items = settings_of(), [item(1)]
+    done = [planned.cell.identity for planned in plan_of(settings, items).cells]
+    assert forecast(plan_of(settings, items, done), 10**9, "cpu", []).device_s == 0

@@ -1,0 +1,84 @@
+"""A unit always comes back as one row per cell, whatever happens inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs.execution.worker import UnitRunner
+from jobs.results.schema import check_rows
+from tests.fakes.engine import (
+    KNORM,
+    RAISE_ID,
+    SKIP_ID,
+    UNBUILDABLE,
+    FakeLoad,
+    make_context,
+    make_planned,
+    make_settings,
+    make_unit,
+)
+
+
+def make_runner(load: FakeLoad | None = None) -> UnitRunner:
+    runner = UnitRunner(make_settings().model, make_context(), load or FakeLoad())
+    runner.load()
+    return runner
+
+
+def test_unit_gives_one_row_per_cell_in_order() -> None:
+    unit = make_unit("u", make_planned("a"), make_planned("b"))
+    rows = make_runner().run(unit)
+    check_rows("u", rows)
+    assert [row["identity"] for row in rows] == [cell.identity for cell in unit.cells]
+    assert {row["status"] for row in rows} == {"ok"}
+
+
+def test_exception_in_the_engine_becomes_failed_rows_and_the_next_unit_runs() -> None:
+    runner = make_runner()
+    rows = runner.run(make_unit("bad", make_planned("a", RAISE_ID)))
+    check_rows("bad", rows)
+    assert {(row["status"], row["failure_phase"], row["failure_type"]) for row in rows} == {
+        ("failed", "engine", "RuntimeError")
+    }
+    assert all("_misbehave" in row["failure_traceback"] for row in rows)
+    assert {row["status"] for row in runner.run(make_unit("good"))} == {"ok"}
+
+
+def test_policy_that_cannot_be_made_costs_its_own_rows_only() -> None:
+    rows = make_runner().run(make_unit("u", variants=(UNBUILDABLE, KNORM)))
+    found = {row["variant"]: (row["status"], row["failure_phase"]) for row in rows}
+    assert found == {
+        "full": ("ok", None),
+        UNBUILDABLE.label: ("failed", "variant"),
+        KNORM.label: ("ok", None),
+    }
+
+
+def test_row_the_engine_forgot_is_still_owed() -> None:
+    rows = make_runner().run(make_unit("u", make_planned("a", SKIP_ID)))
+    assert {row["variant"]: row["status"] for row in rows} == {"full": "ok", KNORM.label: "failed"}
+
+
+def test_model_is_loaded_once(tmp_path: Path) -> None:
+    runner = make_runner(FakeLoad(tmp_path))
+    (loaded,) = tmp_path.iterdir()
+    loaded.unlink()
+    runner.load()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_items_on_several_contexts_come_back_as_their_own_rows() -> None:
+    planned = [
+        make_planned("a", 21),
+        make_planned("b", 22),
+        make_planned("c", 21, gold_ids=(6, 7)),  # a second question on the first one's context
+        make_planned("d", SKIP_ID),
+    ]
+    unit = make_unit("u", *planned)
+    assert unit.contexts == ((0, 2), (1,), (3,))
+    rows = make_runner().run(unit)
+    check_rows("u", rows)
+    assert [row["identity"] for row in rows] == [cell.identity for cell in unit.cells]
+    said = {row["item_id"]: row["prediction"] for row in rows if row["variant"] == "full"}
+    assert said == {"a": "w8 w9", "b": "w8 w9", "c": "w6 w7", "d": "w8 w9"}
+    assert [row["item_id"] for row in rows if row["status"] == "failed"] == ["d"]

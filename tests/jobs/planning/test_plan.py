@@ -1,0 +1,134 @@
+"""The plan: every (item x variant) exactly once — done, impossible, or in one unit — and the same each time."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import pytest
+
+from evaluators.item import BenchmarkItem
+from jobs.planning.plan import PlanError
+from kvmerger.names import VariantError
+from kvmerger.variants import REFERENCE_LABELS, VariantSpec
+from tests.fakes.plans import Model, identities, item, plan_of, settings_of
+
+
+def test_every_item_meets_every_variant_once_references_included() -> None:
+    plan = plan_of(settings_of(), [item(0), item(1)])
+    wanted = {
+        (f"bench/task/{index}", label) for index in (0, 1) for label in (*REFERENCE_LABELS, "knorm@0.5")
+    }
+    assert [(cell.item_id, cell.label) for unit in plan.units for cell in unit.cells] == [
+        (planned.cell.item_id, planned.cell.label) for planned in plan.cells
+    ]
+    assert {(planned.cell.item_id, planned.cell.label) for planned in plan.cells} == wanted
+    assert plan.num_cells == len(wanted) == 8 and plan.num_done == 0
+
+
+def test_the_plan_is_the_same_each_time() -> None:
+    items = [item(index) for index in range(5)]
+    assert plan_of(settings_of(), items) == plan_of(settings_of(), items)
+
+
+def test_what_is_done_drops_out() -> None:
+    items = [item(0), item(1)]
+    whole = plan_of(settings_of(), items)
+    rest = plan_of(settings_of(), items, done=identities(whole)[:3])
+    assert rest.num_done == 3 and rest.num_cells == whole.num_cells
+    assert sorted(cell.identity for unit in rest.units for cell in unit.cells) == sorted(
+        identities(whole)[3:]
+    )
+    assert plan_of(settings_of(), items, done=identities(whole)).units == ()
+
+
+def test_a_variant_added_later_is_all_that_is_computed() -> None:
+    before = plan_of(settings_of(), [item(0)])
+    more = settings_of(
+        ["full", {"name": "knorm", "budget": 0.5}, {"name": "random", "budget": {"like": "knorm@0.5"}}]
+    )
+    after = plan_of(more, [item(0)], done=identities(before))
+    assert [cell.label for unit in after.units for cell in unit.cells] == ["random@like:knorm@0.5"]
+    # The variant it is like must run again, although its row exists.
+    assert [spec.label for spec in after.units[0].variants] == ["knorm@0.5", "random@like:knorm@0.5"]
+
+
+def refuse_short(spec: VariantSpec, num_tokens: int) -> str | None:
+    return f"{num_tokens} tokens are too few" if num_tokens < 20 else None
+
+
+def test_an_impossible_cell_is_planned_but_in_no_unit() -> None:
+    plan = plan_of(settings_of(), [item(0, context="short"), item(1)], check=refuse_short)
+    assert [(it.cell.item_id, it.cell.label) for it in plan.impossible] == [("bench/task/0", "knorm@0.5")]
+    assert "too few" in str(plan.impossible[0].impossible_reason)
+    assert plan.num_cells == 8 and sum(len(unit.cells) for unit in plan.units) == 7
+
+
+def test_a_variant_like_an_impossible_one_is_impossible() -> None:
+    settings = settings_of(
+        [{"name": "knorm", "budget": 0.5}, {"name": "random", "budget": {"like": "knorm@0.5"}}]
+    )
+
+    def refuse_knorm(spec: VariantSpec, num_tokens: int) -> str | None:
+        return refuse_short(spec, num_tokens) if spec.policy == "knorm" else None
+
+    plan = plan_of(settings, [item(0, context="short"), item(1)], check=refuse_knorm)
+    assert [it.cell.label for it in plan.impossible] == ["knorm@0.5", "random@like:knorm@0.5"]
+    assert "like 'knorm@0.5'" in str(plan.impossible[1].impossible_reason)
+
+
+def test_a_variant_that_no_item_can_run_is_refused_with_its_reason() -> None:
+    with pytest.raises(PlanError, match=r"'knorm@0\.5' \(budget 0\.5\).*too few"):
+        plan_of(settings_of(), [item(0, context="short")], check=refuse_short)
+
+
+def test_an_item_without_a_prompt_costs_only_its_own_cells() -> None:
+    empty = item(0, before_context="", context="", after_context="")
+    plan = plan_of(settings_of(), [empty, item(1)])
+    assert {it.cell.item_id for it in plan.impossible} == {"bench/task/0"} and len(plan.impossible) == 4
+    with pytest.raises(PlanError, match="empty"):
+        plan_of(settings_of(), [empty])
+
+
+def test_prompt_and_answer_fit_the_model() -> None:
+    long = item(0, context=" ".join(["word"] * 100), max_new_tokens=10, answers=(" ".join(["gold"] * 10),))
+    plan = plan_of(settings_of(query_mode="query_aware"), [long])
+    tokens = plan.units[0].items[0].tokens
+    answer = max(10, len(tokens.gold_ids))
+    assert tokens.is_truncated and answer == 20
+    assert 30 < len(tokens.context_ids) + len(tokens.tail_ids) + answer <= Model().max_positions
+
+
+def test_max_prompt_tokens_cuts_shorter_than_the_model_must() -> None:
+    settings = settings_of(model={"max_prompt_tokens": 12}, query_mode="query_aware")
+    tokens = plan_of(settings, [item(0)]).units[0].items[0].tokens
+    assert tokens.is_truncated and len(tokens.context_ids) + len(tokens.tail_ids) == 12
+
+
+def test_a_budget_that_holds_everything_is_foreseen_as_degenerate() -> None:
+    policies = [
+        {"name": "knorm", "budget": 500},
+        {"name": "random", "budget": 3},
+        {"name": "kvmerger_paper", "budget": 1.0},
+    ]
+    assert plan_of(settings_of(policies), [item(0)]).degenerate_labels == ("knorm@500",)
+
+
+@pytest.mark.parametrize(
+    ("items", "complaint"), [([], "no items"), ([item(0), item(0, context="b")], "'bench/task/0'")]
+)
+def test_items_that_cannot_be_told_apart_or_are_none_are_refused(
+    items: Sequence[BenchmarkItem], complaint: str
+) -> None:
+    with pytest.raises(PlanError, match=complaint):
+        plan_of(settings_of(), items)
+
+
+def test_two_names_for_one_computation_are_refused() -> None:
+    twice = [{"name": "knorm", "budget": 0.5}, {"name": "knorm", "compression_ratio": 0.5, "label": "b"}]
+    with pytest.raises(VariantError, match=r"'knorm@0\.5' and 'b' are the same"):
+        plan_of(settings_of(twice), [item(0)])
+
+
+def test_integrity_sees_a_cell_that_is_in_no_unit() -> None:
+    plan = plan_of(settings_of(), [item(0)])
+    with pytest.raises(RuntimeError, match="4 owed, 0 in units"):
+        dataclasses.replace(plan, units=()).check_integrity()

@@ -1,0 +1,59 @@
+"""What a driver finds out before any work: here, which device it plans for."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.execution.on_ray import cluster as ray_session
+from jobs.execution.on_ray.cluster import Cluster
+from jobs.execution.on_ray.resources import device_of_the_actors
+from jobs.planning.preparation import prepare
+from jobs.settings.schema import load_settings
+from tests.fakes.sweeps import save_data, save_settings, save_tiny_model
+
+CPUS, GPUS = ({"Alive": True, "Resources": {"CPU": 8.0, **more}} for more in ({}, {"GPU": 4.0}))
+GONE = GPUS | {"Alive": False}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nodes", "device", "dtype"),
+    [
+        # The actors have a GPU, or none, whatever this machine has.
+        (["actors.num_gpus=0.5"], None, "cuda", "bfloat16"),
+        (["actors.num_gpus=0"], None, "cpu", "float32"),
+        (["model.device=cpu"], None, "cpu", "float32"),
+        ([], [CPUS, GPUS], "cuda", "bfloat16"),  # as where the head of a cluster has no GPU
+        ([], [CPUS, GONE], "cpu", "float32"),
+        (["actors.num_gpus=0"], [CPUS, GPUS], "cpu", "float32"),
+        (["model.device=cpu"], [CPUS, GPUS], "cpu", "float32"),
+        (["model.dtype=float16"], [CPUS, GPUS], "cuda", "float16"),
+    ],
+)
+def test_what_auto_means_is_decided_where_the_actors_are_and_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    nodes: Sequence[dict[str, Any]] | None,
+    device: str,
+    dtype: str,
+) -> None:
+    @contextmanager
+    def cluster(_: object) -> Iterator[Cluster]:
+        assert nodes is not None, "there is none to join"
+        yield Cluster(nodes, can_grow=True)
+
+    monkeypatch.setattr(ray_session, "ray_session", cluster)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if nodes is not None:
+        monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    model = save_tiny_model(tmp_path / "model")
+    config = save_settings(tmp_path, model, save_data(tmp_path / "data", 2))
+    settings = load_settings(config, ["executor=ray", *overrides])
+    prepared = prepare(settings, done=(), find_device=lambda: device_of_the_actors(settings))
+    assert (prepared.model.device, prepared.model.dtype) == (device, dtype)
+    settled = prepared.settled(settings)
+    assert (settled.model.device, settled.model.dtype) == (device, dtype)
+    assert settled.model_copy(update={"model": settings.model}) == settings

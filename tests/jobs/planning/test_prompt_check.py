@@ -1,0 +1,65 @@
+"""The self-check shows the prompt that the model gets: its cut, its ends and what was lost."""
+
+import io
+
+from rich.console import Console
+
+from jobs.planning.prompt_check import PromptCheck, check_prompts
+from jobs.reporting.dry_run import render_prompts
+from tests.fakes.plans import CONTEXT, WordTokenizer, item, plan_of, settings_of
+
+
+def checks_of(*items, tokenizer=None, **settings) -> tuple[PromptCheck, ...]:
+    tokenizer = tokenizer or WordTokenizer()
+    plan = plan_of(settings_of(**settings), items, tokenizer=tokenizer)
+    return check_prompts(plan, tokenizer)
+
+
+def shown(checks: tuple[PromptCheck, ...], end_tokens: tuple[str, ...] = ("<end>",)) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    with console.capture() as captured:
+        console.print(render_prompts(checks, end_tokens))
+    return captured.get()
+
+
+def test_both_sides_of_the_cut_are_shown() -> None:
+    (check,) = checks_of(item(1, answer_prefix=" it is"), item(2, answer_prefix=" it is"))
+    assert check.compressed_end.endswith(CONTEXT)
+    assert check.tail == " what is number 1 it is"
+    assert (check.num_items, check.num_truncated, check.first_gold) == (2, 0, "word1")
+
+
+def test_truncation_is_counted_with_the_length_before_it() -> None:
+    model = {"name": "demo", "max_prompt_tokens": 20}
+    (check,) = checks_of(item(1), item(2, context="x y"), model=model, query_mode="query_aware")
+    assert check.num_truncated == 1
+    assert check.longest_tokens <= 20 < check.longest_untruncated_tokens
+    assert f"the longest had {check.longest_untruncated_tokens} tokens" in shown((check,))
+
+
+def test_tasks_are_checked_apart_and_lost_prompts_are_told() -> None:
+    empty = item(3, task="other", before_context="", context="", after_context="")
+    checks = checks_of(item(1), item(2, task="other"), empty)
+    assert [(it.task, it.num_without_prompt) for it in checks] == [("bench/task", 0), ("bench/other", 1)]
+    assert "1 of 2 items have no sound prompt" in shown(checks)
+
+
+def test_who_put_bos_there_is_said() -> None:
+    class WithBos(WordTokenizer):
+        bos_token_id = 7
+
+        def __call__(self, text, **options):
+            raw = super().__call__(text, **options)
+            if options.get("add_special_tokens", True):
+                raw["input_ids"].insert(0, 7)
+            self._words[7] = "<s>"
+            return raw
+
+    (added,) = checks_of(item(1), tokenizer=WithBos())
+    assert added.bos == "1, put in front by the tokenizer"
+    (none,) = checks_of(item(1))
+    assert none.bos == "the tokenizer has none"
+
+
+def test_a_model_without_end_tokens_is_told() -> None:
+    assert "no end token is known" in shown(checks_of(item(1)), ())

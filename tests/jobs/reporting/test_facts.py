@@ -1,0 +1,40 @@
+"""What ran is counted from the rows and from nothing else."""
+
+from jobs.reporting.facts import num_prefills, without_passwords
+from jobs.results.schema import FAILED, Row
+from tests.fakes.rows import make_row
+
+
+def rows_of(execution: str) -> list[Row]:
+    return [
+        make_row(f"{unit}/{label}/{item}", unit, variant=label, item_id=item, execution=execution)
+        for unit in ("u1", "u2")
+        for label in ("full", "knorm@0.5", "snapkv@0.5")
+        for item in ("q1", "q2")
+    ]
+
+
+def test_a_fused_unit_is_one_prefill_whatever_it_served() -> None:
+    assert num_prefills(rows_of("fused")) == 2
+
+
+def test_an_isolated_unit_is_a_prefill_per_variant() -> None:
+    assert num_prefills(rows_of("isolated")) == 6
+
+
+def test_contexts_that_share_a_unit_have_a_prefill_each() -> None:
+    agnostic = [row | {"cluster_id": row["item_id"]} for row in rows_of("fused")]
+    assert num_prefills(agnostic) == 4
+    aware = [row | {"query_mode": "query_aware"} for row in rows_of("fused")]
+    assert num_prefills(aware) == 4
+
+
+def test_a_unit_that_failed_proves_no_prefill() -> None:
+    rows = rows_of("fused")
+    for row in rows:
+        row["status"] = FAILED if row["unit_id"] == "u1" else row["status"]
+    assert num_prefills(rows) == 1
+
+
+def test_only_the_password_is_taken_out_of_an_address() -> None:
+    assert without_passwords("a http://u:p@h:1/x b user@host") == "a http://…@h:1/x b user@host"

@@ -1,0 +1,97 @@
+"""A settings file that cannot be read is told in one line, with its name, the place and the remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.settings.errors import SettingsError
+from jobs.settings.file import apply_overrides
+from jobs.settings.schema import load_settings
+from tests.fakes.settings import MINIMAL, refused, write
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("policies: [full]", "'tasks' is missing"),
+        ("just words", "'just words'"),
+        ("a: [1", "not valid YAML"),
+        ("[a]: 1", "not valid YAML: while constructing a mapping, found unhashable key (line 1, column 1)"),
+        ("a: \0", "not valid YAML: special characters are not allowed (character 4)"),
+        (
+            MINIMAL + "seed: 1\nseed: 2\n",
+            "sweep.yaml: the key 'seed' is there twice, in lines 4 and 5; keep one",
+        ),
+        ("tasks: [{seed: 1, seed: 1}]", "sweep.yaml: the key 'seed' is there twice, in line 1; keep one"),
+    ],
+)
+def test_a_broken_file_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    message = refused(tmp_path, text)
+    assert complaint in message and "\n" not in message
+
+
+def test_a_missing_file_names_its_nearest_neighbour(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(SettingsError, match=r"did you mean 'sweep\.yaml'"):
+        load_settings(tmp_path / "sweeep.yaml")
+    with pytest.raises(SettingsError, match=r"nope\.yaml'; shipped: .*demo\.yaml"):
+        load_settings(tmp_path / "nope.yaml")
+
+
+def test_a_file_in_another_encoding_is_told_without_a_guess(tmp_path: Path) -> None:
+    write(tmp_path).write_bytes(MINIMAL.encode("utf-16"))
+    with pytest.raises(SettingsError, match=r"sweep\.yaml': not UTF-8 at byte 0; save the file as UTF-8$"):
+        load_settings(tmp_path / "sweep.yaml")
+
+
+def test_a_folder_is_told_as_one_with_the_files_in_it(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(
+        SettingsError, match=r"is a folder, not a settings file; name a file in it: sweep\.yaml$"
+    ):
+        load_settings(tmp_path)
+
+
+RAW = {"tasks": [{"name": "a"}, {"name": "b"}], "model": None, "tracking": False}
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("tasks.1.limit=3", ("tasks", 1, "limit"), 3),
+        ("tasks[1].limit=3", ("tasks", 1, "limit"), 3),
+        ("tasks.-1.name=c=d", ("tasks", 1, "name"), "c=d"),
+        ("model.name=demo", ("model", "name"), "demo"),
+        ("new.section.key=[1, 2]", ("new", "section", "key"), [1, 2]),
+        ("tracking=off", ("tracking",), False),
+        ("name=", ("name",), None),
+    ],
+)
+def test_value_lands_at_its_path(override: str, path: tuple[str | int, ...], value: object) -> None:
+    found: object = apply_overrides(RAW, [override])
+    for part in path:
+        found = found[part]  # type: ignore[index]
+    assert found == value and type(found) is type(value)
+
+
+def test_later_overrides_win_and_the_input_stays() -> None:
+    before = {"a": {"b": 1}}
+    assert apply_overrides(before, ["a.b=2", "a.b=3"]) == {"a": {"b": 3}}
+    assert before == {"a": {"b": 1}}
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("tasks", "key.key=value"),
+        ("=3", "key.key=value"),
+        ("a=[1", "not valid YAML: while parsing a flow sequence, expected ',' or ']'"),
+        ("tasks.2.limit=3", "from 0 to 1"),
+        ("tasks.first.limit=3", "from 0 to 1"),
+        ("tracking.uri=x", "has no keys"),
+    ],
+)
+def test_what_cannot_be_put_is_refused(override: str, complaint: str) -> None:
+    with pytest.raises(SettingsError, match="--set") as caught:
+        apply_overrides(RAW, [override])
+    assert complaint in str(caught.value) and "\n" not in str(caught.value)

@@ -1,0 +1,86 @@
+"""A run's page opens with the answer, whole lines of it, and never with more than a tag may hold."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pyarrow as pa
+import pytest
+
+from jobs.analysis.differences import Difference, differences_to_full
+from jobs.analysis.summary import ResultSummary, summarize
+from jobs.reporting.headline import headline
+from jobs.results.schema import RESULT_SCHEMA
+from jobs.tracking.description import MAX_CHARS, summary_text, sweep_description, variant_description
+from jobs.tracking.tracker import EXPERIMENT_ID, RUN_ID
+from tests.fakes.rows import make_sweep_rows
+
+Summed = tuple[ResultSummary, tuple[Difference, ...]]
+
+
+def summed(seed: int, policies: dict[str, float], tasks: list[str], num_items: int) -> Summed:
+    rows = make_sweep_rows(random.Random(seed), policies, tasks, num_items)
+    return summarize(pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)), differences_to_full(rows)
+
+
+def lines_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def test_it_opens_with_what_ran_and_the_reports_verdict(seed: int) -> None:
+    summary, differences = summed(seed, {"snapkv@0.2": 0.2}, ["longbench/qasper"], 60)
+    text = sweep_description("night", "facts", summary, differences, ["a b.svg"])
+    blocks = text.split("\n\n")
+    assert blocks[0].startswith("**night**: facts. [") and "artifacts/report.html)" in blocks[0]
+    assert blocks[1] == f"**{headline(summary, differences)[0]}**"
+    assert "get-artifact?path=figures%2Fa%20b.svg&run_uuid={run_id}" in text
+    assert [line.split("|")[1] for line in lines_of(text)[2:]] == [
+        "full cache",
+        "full again (A/A noise)",
+        "no context (tail alone)",
+        "snapkv@0.2",
+    ]
+    assert "NLL\u00a0▼" in lines_of(text)[-1]  # 60 contexts and a large loss
+
+
+def test_every_line_of_a_table_has_as_many_cells_as_its_head(seed: int) -> None:
+    for num_items in (3, 60):
+        summary, differences = summed(seed, {"a_b@0.5": 0.5, "x|y@0.2": 0.2}, ["longbench/qasper"], num_items)
+        text = sweep_description("n", "f", summary, differences, [])
+        assert len({line.count("|") for line in lines_of(text)}) == 1
+        assert "a\\_b@0.5" in text and "x&#124;y" in text
+
+
+def test_several_tasks_open_with_their_mean(seed: int) -> None:
+    summary, differences = summed(seed, {"snapkv@0.5": 0.5}, ["longbench/qasper", "ruler/vt"], 5)
+    text = sweep_description("n", "f", summary, differences, [])
+    assert text.index("Mean of 2 tasks") < text.index("**longbench/qasper**") < text.index("**ruler/vt**")
+
+
+@pytest.mark.parametrize(("num_policies", "num_tasks"), [(1, 40), (60, 1), (60, 12)])
+def test_a_large_sweep_fits_and_says_where_the_rest_is(seed: int, num_policies: int, num_tasks: int) -> None:
+    policies = {f"a_rather_long_policy_{index}@0.5": 0.5 for index in range(num_policies)}
+    summary, differences = summed(seed, policies, [f"longbench/task{it}" for it in range(num_tasks)], 2)
+    text = sweep_description("n" * 50, "f" * 200, summary, differences, ["a.svg", "b.svg"])
+    assert len(text.replace(RUN_ID, "0" * 32).replace(EXPERIMENT_ID, "0" * 18)) <= MAX_CHARS
+    assert re.search(r"… and \d+ more (rows|tables) in `summary.md`", text) and "report.html" in text
+    assert all(len(variant_description(label, summary, differences)) <= MAX_CHARS for label in policies)
+
+
+def test_a_variants_page_has_its_line_of_every_task(seed: int) -> None:
+    summary, differences = summed(seed, {"snapkv@0.5": 0.5}, ["longbench/qasper", "ruler/vt"], 5)
+    lines = lines_of(variant_description("snapkv@0.5", summary, differences))
+    assert [line.split("|")[1] for line in lines[2:]] == ["longbench/qasper", "ruler/vt"]
+
+
+def test_a_sweep_without_rows_says_so() -> None:
+    summary = summarize(RESULT_SCHEMA.empty_table(), [])
+    text = sweep_description("n", "no row has been stored", summary, (), [])
+    assert "Nothing can be said yet" in text and not lines_of(text)
+
+
+def test_summary_md_holds_the_whole_table(seed: int) -> None:
+    summary, differences = summed(seed, {"snapkv@0.5": 0.5}, ["longbench/qasper"], 5)
+    text = summary_text("night", "facts", summary, differences, "the table\n")
+    assert text.startswith("# night\n\nfacts\n\n") and text.endswith("```\nthe table\n```\n")

@@ -1,0 +1,124 @@
+"""MLflow gets the report's numbers, from the report's rows, under keys that say what and where."""
+
+from __future__ import annotations
+
+import random
+
+import pyarrow as pa
+import pytest
+
+from jobs.analysis.differences import Difference, differences_to_full
+from jobs.analysis.pairing import ANSWER_NLL, SCORE
+from jobs.analysis.summary import ResultSummary, summarize
+from jobs.results.schema import FAILED, RESULT_SCHEMA, Row
+from jobs.tracking.final_metrics import (
+    charted_traces,
+    flat_params,
+    listed_keys,
+    sweep_readings,
+    variant_readings,
+)
+from tests.fakes.rows import make_sweep_rows
+
+TASKS = ("longbench/qasper", "ruler/vt")
+POLICIES = {"snapkv@0.5": 0.5, "knorm@0.5": 0.5}
+
+
+def summed(rows: list[Row]) -> tuple[ResultSummary, tuple[Difference, ...]]:
+    table = pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)
+    return summarize(table), differences_to_full(rows)
+
+
+@pytest.fixture
+def rows(seed: int) -> list[Row]:
+    return make_sweep_rows(random.Random(seed), POLICIES, TASKS, 9, seconds='{"compress_s": 2.0}')
+
+
+def test_means_and_ends_are_those_of_the_tables(rows: list[Row]) -> None:
+    summary, differences = summed(rows)
+    values = variant_readings(summary, differences, rows)["snapkv@0.5"].values
+    for task in summary.tasks:
+        variant = next(it for it in task.variants if it.label == "snapkv@0.5")
+        assert variant.answer_nll is not None and variant.answer_nll.low is not None
+        key = f"fidelity/answer_nll/{task.task}"
+        assert values[key] == variant.answer_nll.mean
+        assert values[f"{key}/low"] == max(variant.answer_nll.low, 0.0)
+        assert values[f"fidelity/nll_recovered/{task.task}"] == variant.nll_recovered
+        assert values[f"memory/kv_bytes/{task.task}"] == pytest.approx(variant.kv_bytes)
+        assert values[f"time/compress_s/{task.task}"] == 2.0
+    means = {it.label: it for it in summary.macro_means(summary.settings()[0])}
+    assert values["score/mean"] == means["snapkv@0.5"].score
+
+
+def test_deltas_are_the_paired_differences_with_their_ends(rows: list[Row]) -> None:
+    summary, differences = summed(rows)
+    found = variant_readings(summary, differences, rows)
+    for it in differences:
+        assert it.paired is not None and it.paired.interval.high is not None
+        key = f"{'delta' if it.metric is SCORE else 'delta_nll'}/{it.task or 'mean'}"
+        assert found[it.label].values[key] == it.paired.interval.mean
+        reach = 1.0 if it.metric is SCORE else float("inf")
+        assert found[it.label].values[f"{key}/high"] == min(it.paired.interval.high, reach)
+        assert found["full"].values[key] == found["full"].values[f"{key}/low"] == 0.0
+    assert {it.metric for it in differences} == {SCORE, ANSWER_NLL}
+
+
+def test_all_runs_compare_by_the_same_keys(rows: list[Row]) -> None:
+    found = variant_readings(*summed(rows), rows)
+    assert (
+        found["snapkv@0.5"].values.keys() == found["knorm@0.5"].values.keys() == found["full"].values.keys()
+    )
+
+
+def test_the_listed_keys_are_numbers_the_runs_have(rows: list[Row]) -> None:
+    for chosen in (rows, [row for row in rows if row["task"] == "qasper"]):
+        summary, differences = summed(chosen)
+        values = variant_readings(summary, differences, chosen)["knorm@0.5"].values
+        assert set(listed_keys(summary)) <= values.keys()
+
+
+def test_where_rows_went_is_told_of_the_sweep_and_of_every_variant(rows: list[Row]) -> None:
+    rows[0] |= {"status": FAILED, "failure_phase": "load", "failure_type": "E"}
+    summary, differences = summed(rows)
+    assert sweep_readings(summary, rows).values == {
+        "rows/planned": float(len(rows)),
+        "rows/ok": float(len(rows) - 1),
+        "rows/truncated": 0.0,
+        "rows/failed": 1.0,
+        "rows/missing": 0.0,
+    }
+    values = variant_readings(summary, differences, rows)[rows[0]["variant"]].values
+    assert (values["rows/ok"], values["rows/failed"]) == (2 * 9 - 1, 1.0)
+
+
+def test_one_item_of_each_task_is_charted_for_all_variants_and_stays_it_when_items_are_added(
+    seed: int,
+) -> None:
+    def charted(num_items: int) -> dict[str, dict[str, list[float]]]:
+        rows = make_sweep_rows(random.Random(seed), POLICIES, TASKS, num_items)
+        traces = charted_traces(rows)
+        return {label: {it[0].key: [p.value for p in it] for it in found} for label, found in traces.items()}
+
+    few, many = charted(3), charted(5)
+    assert few.keys() == {"full", "full_aa", "no_context", *POLICIES} and few == many
+    assert all(set(found) == {f"memory/trace_bytes/{task}" for task in TASKS} for found in few.values())
+
+
+def test_the_charted_item_is_one_the_full_cache_finished(rows: list[Row]) -> None:
+    lost = [row for row in rows if row["item_id"] == f"{TASKS[0]}/0" and row["variant"] == "full"]
+    lost[0] |= {"status": FAILED, "trace": None}
+    second = next(row for row in rows if row["item_id"] == f"{TASKS[0]}/1" and row["variant"] == "knorm@0.5")
+    second["trace"] = '[[0, "prefill", 7, 7]]'
+    assert [point.value for point in charted_traces(rows)["knorm@0.5"][0]] == [7.0]
+
+
+def test_params_are_flat_legal_and_without_passwords() -> None:
+    settings = {
+        "tracking": {"uri": "http://me:secret@host"},
+        "tasks": [{"name": "a"}],
+        "seed": 0,
+        "x+y": None,
+    }
+    flat = flat_params(settings)
+    assert flat["tracking.uri"] == "http://…@host" and flat["tasks.0.name"] == "a" and flat["seed"] == "0"
+    assert not any("+" in key for key in flat) and len(flat) == 4

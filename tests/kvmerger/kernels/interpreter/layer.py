@@ -1,0 +1,13 @@
+"""A decoder layer's Triton kernels under their CPU interpreter; run by test_triton_kernels.py in a process of its own.
+
+tests/gpu/test_layer_triton.py runs the same cases and more on CUDA.
+"""
+
+import pytest
+
+import tests.kvmerger.kernels.interpreter.triton_interpreter  # noqa: F401  (before any kernel)
+
+
+@pytest.fixture
+def device() -> str:
+    return "cpu"
