@@ -140,7 +140,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
     plan = prepared.plan
     console.print(
-        f"items x variants: {plan.num_items} x {len(plan.variants)} = {plan.num_cells} rows, "
+        f"items x variants: {plan.num_items} x {len(plan.variants)} = {plan.num_rows} rows, "
         f"{plan.num_done} of them done; model {prepared.model.name} on {prepared.model.device}",
         highlight=False,
     )

@@ -16,7 +16,7 @@ import pyarrow as pa
 from evaluators.statistics.intervals import Interval
 from evaluators.statistics.macro_average import TaskPairs, macro_difference
 from jobs.analysis.variant_summary import NllScale, VariantSummary, mean_of, shown_label_of, summarize_variant
-from jobs.planning.work import Cell
+from jobs.planning.work import RowKey
 from jobs.results.grouping import Setting, grouped, setting_of, task_of
 from jobs.results.planned import planned_rows
 from jobs.results.schema import DONE_STATUSES, FAILED, OK, TRUNCATED, Row
@@ -88,7 +88,7 @@ class ResultSummary:
         return tuple(_macro_mean(label, tasks) for label in labels)
 
 
-def summarize(table: pa.Table, planned: Sequence[Cell] | None = None) -> ResultSummary:
+def summarize(table: pa.Table, planned: Sequence[RowKey] | None = None) -> ResultSummary:
     """Sum up the rows of `planned`, under its labels and in its order; all rows when there is no plan."""
     found = planned_rows(table, planned)
     num_planned = table.num_rows if planned is None else len(planned)

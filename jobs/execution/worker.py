@@ -1,4 +1,4 @@
-"""Running a unit returns one row per cell; no exception leaves a loaded runner but `DeviceLostError`.
+"""Running a unit returns one row for every one it owes; no exception leaves a loaded runner but `DeviceLostError`.
 
 The same runner works in this process and inside an actor. It imports the engine only when it loads the model.
 """
@@ -87,7 +87,7 @@ class UnitRunner:
             self._loaded = self._load(self._settings)
 
     def run(self, unit: WorkUnit) -> list[Row]:
-        """The unit's rows, one per cell; what raises becomes failed rows. Needs `load` first.
+        """The unit's rows, one per row; what raises becomes failed rows. Needs `load` first.
 
         Raises:
             DeviceLostError: something failed, and the device answers nothing since then.
@@ -101,7 +101,7 @@ class UnitRunner:
     def _run_or_fail(self, loaded: LoadedEngine, unit: WorkUnit) -> list[Row]:
         try:
             return self._run(loaded, unit)
-        except Exception as error:  # noqa: BLE001 - edge of the process: the cells are owed rows
+        except Exception as error:  # noqa: BLE001 - edge of the process: the rows are owed rows
             return failed_rows(unit, Failure.of("engine", error), self._maker(unit, loaded))
 
     def _run(self, loaded: LoadedEngine, unit: WorkUnit) -> list[Row]:

@@ -20,7 +20,7 @@ from jobs.analysis.comparability import (
 from jobs.gate.check import BASELINE, TONIGHT, Check, task_sides, with_correction
 from jobs.gate.cost import memory_checks, speed_checks
 from jobs.gate.quality import quality_checks
-from jobs.planning.work import Cell
+from jobs.planning.work import RowKey
 from jobs.results.schema import DONE_STATUSES, Row
 from jobs.settings.errors import SettingsError
 from jobs.settings.gate import GateSettings
@@ -93,7 +93,7 @@ def check_baseline(baseline: Sequence[Row], tonight: Sequence[Row], labels: Sequ
 def judge_night(
     baseline: Sequence[Row],
     tonight: Sequence[Row],
-    planned: Sequence[Cell],
+    planned: Sequence[RowKey],
     labels: Sequence[str],
     gate: GateSettings,
 ) -> NightVerdict:
@@ -128,11 +128,11 @@ def _outcome(checks: Sequence[Check], failed: FailedItems, gate: GateSettings) -
 
 
 def _failed_items(
-    baseline: Sequence[Row], tonight: Sequence[Row], planned: Sequence[Cell], labels: Sequence[str]
+    baseline: Sequence[Row], tonight: Sequence[Row], planned: Sequence[RowKey], labels: Sequence[str]
 ) -> FailedItems:
     before = {(row["item_id"], row["variant"]): row for row in baseline}
     now = {(row["item_id"], row["variant"]): row for row in tonight if row["status"] in DONE_STATUSES}
-    wanted = [(cell.item_id, cell.label) for cell in planned if cell.label in labels]
+    wanted = [(key.item_id, key.label) for key in planned if key.label in labels]
     missing = [key for key in wanted if key not in now or _has_lost_numbers(now[key], before.get(key))]
     return FailedItems(len(wanted), tuple(missing))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from evaluators import scoring
-from jobs.planning.cells import PlannedCell
 from jobs.planning.identity import prompt_digest
 from jobs.planning.preparation import Prepared
+from jobs.planning.rows import PlannedRow
 from jobs.results.schema import OK, RESULT_SCHEMA, Row
 from jobs.settings.schema import Settings
 from kvmerger.variants import FULL
@@ -30,26 +30,26 @@ def planned_facts(prepared: Prepared, settings: Settings) -> list[Row]:
     }
     return [
         {**shared, **_asked(planned)}
-        for planned in prepared.plan.cells
-        if planned.cell.label == FULL and planned.planned is not None
+        for planned in prepared.plan.rows
+        if planned.key.label == FULL and planned.planned is not None
     ]
 
 
 def contexts_by_task(prepared: Prepared) -> Mapping[str, int]:
     """Number of different contexts of each task."""
     found: dict[str, set[str]] = {}
-    for planned in prepared.plan.cells:
+    for planned in prepared.plan.rows:
         item = planned.item
         found.setdefault(f"{item.benchmark}/{item.task}", set()).add(item.cluster_id)
     return {task: len(contexts) for task, contexts in found.items()}
 
 
-def _asked(planned: PlannedCell) -> Row:
+def _asked(planned: PlannedRow) -> Row:
     assert planned.planned is not None
     item, tokens = planned.item, planned.planned.tokens
     return {
         "item_id": item.item_id,
-        "variant": planned.cell.label,
+        "variant": planned.key.label,
         "cluster_id": item.cluster_id,
         "metric": item.metric,
         "scorer": scoring.scorer_label(item.metric) if item.answers else None,

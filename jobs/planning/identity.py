@@ -24,7 +24,7 @@ _UNIT_ID_DIGITS = 20
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """What all cells of a sweep share: model as (name, revision, dtype), query mode, execution, seed."""
+    """What all rows of a sweep share: model as (name, revision, dtype), query mode, execution, seed."""
 
     model: tuple[str, str | None, str]
     query_mode: str
@@ -64,7 +64,7 @@ def prompt_digest(tokens: TokenizedPrompt, max_new_tokens: int) -> str:
     return _digest(asked)[:_PROMPT_DIGITS]
 
 
-def cell_identity(
+def row_identity(
     digest_of_item: str, canonical_variant: Mapping[str, Any], policy_versions: Sequence[str]
 ) -> str:
     """Key of one (item x variant) row: sha256, 64 hexadecimal digits.

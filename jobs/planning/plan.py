@@ -1,7 +1,7 @@
 """Which rows a sweep owes, which of them exist, and in what units the others are computed.
 
 Pure: settings, items and facts go in, a frozen plan comes out, the same one each time. Every (item x variant) is in
-it exactly once: done, impossible (with its reason; it becomes a failed row without touching the model) or a cell of
+it exactly once: done, impossible (with its reason; it becomes a failed row without touching the model) or a row of
 exactly one unit. `full`, `no_context` and `full_aa` are variants of every plan.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer
-from jobs.planning.cells import CellPlanner, CheckCell, PlannedCell, VariantFacts
 from jobs.planning.prediction import ModelShape
+from jobs.planning.rows import CheckVariant, PlannedRow, RowPlanner, VariantFacts
 from jobs.planning.units import Outlook, cut_units, outlook_of
 from jobs.planning.variant_list import VariantList
 from jobs.planning.work import WorkUnit
@@ -27,10 +27,10 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class VariantOutlook:
-    """Counts of one variant's cells, and one impossible cell's reason to stand for all."""
+    """Counts of one variant's rows, and one impossible row's reason to stand for all."""
 
     label: str
-    num_cells: int
+    num_rows: int
     num_done: int
     num_impossible: int
     num_degenerate: int
@@ -39,32 +39,32 @@ class VariantOutlook:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All cells in the order of tasks, items and variants, and the units for those that are owed."""
+    """All rows in the order of tasks, items and variants, and the units for those that are owed."""
 
-    cells: tuple[PlannedCell, ...]
+    rows: tuple[PlannedRow, ...]
     units: tuple[WorkUnit, ...]
     outlooks: tuple[Outlook, ...]
     variants: tuple[VariantOutlook, ...]
 
     @property
-    def num_cells(self) -> int:
+    def num_rows(self) -> int:
         """Rows the sweep has when it is complete."""
-        return len(self.cells)
+        return len(self.rows)
 
     @property
     def num_done(self) -> int:
         """Rows that exist already."""
-        return sum(planned.is_done for planned in self.cells)
+        return sum(planned.is_done for planned in self.rows)
 
     @property
     def num_items(self) -> int:
         """Benchmark items, each crossed with every variant."""
-        return len({planned.item.item_id for planned in self.cells})
+        return len({planned.item.item_id for planned in self.rows})
 
     @property
-    def impossible(self) -> tuple[PlannedCell, ...]:
-        """Cells that become failed rows without being run."""
-        return tuple(it for it in self.cells if not it.is_done and it.impossible_reason is not None)
+    def impossible(self) -> tuple[PlannedRow, ...]:
+        """Rows that become failed rows without being run."""
+        return tuple(it for it in self.rows if not it.is_done and it.impossible_reason is not None)
 
     @property
     def predicted_bytes(self) -> int:
@@ -77,13 +77,13 @@ class Plan:
         return tuple(variant.label for variant in self.variants if variant.num_degenerate)
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError unless each owed cell is in exactly one unit, no other is, and no key is there twice."""
-        owed = sorted(planned.cell.identity for planned in self.cells if planned.is_owed)
-        in_units = sorted(cell.identity for unit in self.units for cell in unit.cells)
-        num_identities = len({planned.cell.identity for planned in self.cells})
-        if owed != in_units or num_identities != len(self.cells):
+        """Raise RuntimeError unless each owed row is in exactly one unit, no other is, and no key is there twice."""
+        owed = sorted(planned.key.identity for planned in self.rows if planned.is_owed)
+        in_units = sorted(key.identity for unit in self.units for key in unit.row_keys)
+        num_identities = len({planned.key.identity for planned in self.rows})
+        if owed != in_units or num_identities != len(self.rows):
             raise RuntimeError(
-                f"the plan contradicts itself: {len(self.cells)} cells with {num_identities} identities, "
+                f"the plan contradicts itself: {len(self.rows)} rows with {num_identities} identities, "
                 f"{len(owed)} owed, {len(in_units)} in units"
             )
 
@@ -95,12 +95,12 @@ def build_plan(
     model: ModelShape,
     facts: Mapping[str, VariantFacts],
     done: Collection[str],
-    check_cell: CheckCell,
+    check_variant: CheckVariant,
 ) -> Plan:
     """Cross items with variants, drop what is done, and cut the rest into units.
 
     `facts` has an entry per wanted label (reference rows need none); `done` are identities that have a result.
-    `check_cell` is asked once per variant and prompt length.
+    `check_variant` is asked once per variant and prompt length.
 
     Raises:
         PlanError: a task without items, an item twice, or a variant that can work on no item.
@@ -108,15 +108,15 @@ def build_plan(
     """
     variants = VariantList.of(settings.variants)
     items = _checked_items(items_by_task)
-    planner = CellPlanner(settings, tokenizer, model, variants, facts, frozenset(done), check_cell)
-    cells = tuple(planned for item in items for planned in planner.cells_of(item))
-    summaries = tuple(_summary(label, cells) for label in variants.specs)
+    planner = RowPlanner(settings, tokenizer, model, variants, facts, frozenset(done), check_variant)
+    rows = tuple(planned for item in items for planned in planner.rows_of(item))
+    summaries = tuple(_summary(label, rows) for label in variants.specs)
     _check_possible(summaries, variants)
-    units = cut_units(settings, cells, variants, model.device)
+    units = cut_units(settings, rows, variants, model.device)
     outcomes = frozenset(label for label, fact in facts.items() if fact.budget_is_outcome)
     acting = frozenset(label for label, fact in facts.items() if fact.acts_while_answering)
     outlooks = tuple(outlook_of(it, variants, outcomes, acting, model) for it in units)
-    plan = Plan(cells, units, outlooks, summaries)
+    plan = Plan(rows, units, outlooks, summaries)
     plan.check_integrity()
     return plan
 
@@ -136,12 +136,12 @@ def _checked_items(items_by_task: Mapping[str, Sequence[BenchmarkItem]]) -> list
     return items
 
 
-def _summary(label: str, cells: Sequence[PlannedCell]) -> VariantOutlook:
-    own = [planned for planned in cells if planned.cell.label == label]
+def _summary(label: str, rows: Sequence[PlannedRow]) -> VariantOutlook:
+    own = [planned for planned in rows if planned.key.label == label]
     reasons = [planned.impossible_reason for planned in own if planned.impossible_reason is not None]
     return VariantOutlook(
         label=label,
-        num_cells=len(own),
+        num_rows=len(own),
         num_done=sum(planned.is_done for planned in own),
         num_impossible=len(reasons),
         num_degenerate=sum(planned.is_degenerate for planned in own),
@@ -151,7 +151,7 @@ def _summary(label: str, cells: Sequence[PlannedCell]) -> VariantOutlook:
 
 def _check_possible(summaries: Sequence[VariantOutlook], variants: VariantList) -> None:
     """A variant that fails on every item is a mistake in the settings, to be told before anything is loaded."""
-    lost = [it for it in summaries if it.num_impossible == it.num_cells]
+    lost = [it for it in summaries if it.num_impossible == it.num_rows]
     if lost:
         if len(lost) == len(summaries) and len({it.impossible_reason for it in lost}) == 1:
             raise PlanError(f"no item can run at all: {lost[0].impossible_reason}")

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from evaluators import registry
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer
-from jobs.planning.cells import VariantFacts
 from jobs.planning.plan import Plan, build_plan
+from jobs.planning.rows import VariantFacts
 from jobs.settings.schema import Settings
 from kvmerger.budget import BudgetError
 from kvmerger.building import Variant, build_variant
@@ -76,13 +76,13 @@ def prepare(settings: Settings, done: Collection[str], find_device: Callable[[],
         model,
         facts,
         done,
-        _CellCheck(variants, model),
+        _VariantCheck(variants, model),
     )
     return Prepared(plan, model, tokenizer, {label: fact.version for label, fact in facts.items()})
 
 
 @dataclass(frozen=True, slots=True)
-class _CellCheck:
+class _VariantCheck:
     """Asks the policy itself."""
 
     variants: Mapping[str, Variant]
@@ -98,7 +98,7 @@ class _CellCheck:
             self.variants[spec.label].policy.check(shape, spec.budget)
         except BudgetError as error:
             return str(error)
-        # Policies are plug-ins: one whose check fails costs its own cells, not the sweep.
+        # Policies are plug-ins: one whose check fails costs its own rows, not the sweep.
         except Exception as error:  # noqa: BLE001
             return f"its check() raised {type(error).__name__}: {error}"
         return None

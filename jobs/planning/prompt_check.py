@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer, adds_bos, decode
-from jobs.planning.cells import PlannedCell
 from jobs.planning.plan import Plan
+from jobs.planning.rows import PlannedRow
 from jobs.planning.work import PlannedItem
 
 _SHOWN_CHARS = 90
@@ -46,15 +46,15 @@ class PromptCheck:
 
 def check_prompts(plan: Plan, tokenizer: Tokenizer) -> tuple[PromptCheck, ...]:
     """One check per task of the plan, in its order; a task none of whose items has a prompt is left out."""
-    by_task: dict[str, dict[str, PlannedCell]] = {}
-    for planned in plan.cells:
+    by_task: dict[str, dict[str, PlannedRow]] = {}
+    for planned in plan.rows:
         task = f"{planned.item.benchmark}/{planned.item.task}"
         by_task.setdefault(task, {}).setdefault(planned.item.item_id, planned)
     checks = []
-    for task, cells in by_task.items():
-        sound = [cell.planned for cell in cells.values() if cell.planned is not None]
+    for task, rows in by_task.items():
+        sound = [row.planned for row in rows.values() if row.planned is not None]
         if sound:
-            checks.append(_check(task, len(cells), sound, tokenizer))
+            checks.append(_check(task, len(rows), sound, tokenizer))
     return tuple(checks)
 
 

@@ -1,10 +1,10 @@
-"""Cells that are computed together: those that one prefill serves, cut or joined into units.
+"""Rows that are computed together: those that one prefill serves, cut or joined into units.
 
 Query-agnostic items with the same context share a unit; a unit that would take much longer than the usual one is
 cut, since the longest unit decides when the last device is free. Short contexts that owe the same variants share a
 unit too, so that their rows decode in one batch and weights are read once for all of them. That is settled by all that a
 sweep plans, done or not: one that goes on after an interruption has the units it would have had. Only an item of which some
-cells are done goes on without them.
+rows are done goes on without them.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluators.prompting import QueryMode
-from jobs.planning.cells import PlannedCell
 from jobs.planning.identity import unit_id
 from jobs.planning.prediction import ModelShape, context_bytes, cost_tokens, most_slots, num_pieces
+from jobs.planning.rows import PlannedRow
 from jobs.planning.variant_list import VariantList
 from jobs.planning.work import PlannedItem, WorkUnit
 from jobs.settings.schema import Settings
 from kvmerger.limits import Limits, bucket_for
 
-_ItemCells = list[PlannedCell]
-"""Cells of one item, at least one."""
+_ItemRows = list[PlannedRow]
+"""Rows of one item, at least one."""
 MOST_CONTEXT_TOKENS = 4096
 """Of a context that has company where nothing else is asked for: with longer ones a step reads more K/V than weights."""
 FEWEST_UNITS = 32
@@ -42,25 +42,25 @@ class Outlook:
     num_contexts: int
     context_tokens: int
     num_questions: int
-    num_cells: int
+    num_rows: int
     kv_bytes: int
 
 
 def cut_units(
-    settings: Settings, cells: Sequence[PlannedCell], variants: VariantList, device: str
+    settings: Settings, rows: Sequence[PlannedRow], variants: VariantList, device: str
 ) -> tuple[WorkUnit, ...]:
-    """Units that together hold exactly those of `cells` that are owed, in the order of their first cells."""
+    """Units that together hold exactly those of `rows` that are owed, in the order of their first rows."""
     # Whatever is done already, cuts and company are those of the whole plan.
-    groups = _grouped((it for it in cells if it.planned is not None), settings.query_mode)
+    groups = _grouped((it for it in rows if it.planned is not None), settings.query_mode)
     if not groups:
         return ()
     usual = statistics.median(cost_tokens(_items(group)) for group in groups.values())
     company_of = _companies(settings, groups, len(variants.specs), device)
-    joined: dict[Hashable, list[list[_ItemCells]]] = {}
+    joined: dict[Hashable, list[list[_ItemRows]]] = {}
     for context, group in groups.items():
         pieces = _pieces(group, usual)
         for number, piece in enumerate(map(_owed, pieces)):
-            labels = frozenset(planned.cell.label for its_cells in piece for planned in its_cells)
+            labels = frozenset(planned.key.label for its_rows in piece for planned in its_rows)
             whose = (company_of[context], labels) if len(pieces) == 1 else (context, number)
             if piece:
                 joined.setdefault(whose, []).append(piece)
@@ -83,29 +83,31 @@ def outlook_of(
         own_slots = [count for label, count in slots.items() if label in acting]
         num_bytes += context_bytes(items, list(slots.values()), model, own_slots)
         most_tokens = max(most_tokens, num_tokens)
-    return Outlook(unit.unit_id, len(unit.contexts), most_tokens, len(unit.items), len(unit.cells), num_bytes)
+    return Outlook(
+        unit.unit_id, len(unit.contexts), most_tokens, len(unit.items), len(unit.row_keys), num_bytes
+    )
 
 
-def _grouped(cells: Iterable[PlannedCell], mode: QueryMode) -> dict[Hashable, list[_ItemCells]]:
-    """Items that one prefill can serve, each with its cells, in order of first appearance."""
-    cells_by_item: dict[str, _ItemCells] = {}
-    for planned in cells:
-        cells_by_item.setdefault(planned.item.item_id, []).append(planned)
-    groups: dict[Hashable, list[_ItemCells]] = {}
-    for item_id, its_cells in cells_by_item.items():
-        key = _planned(its_cells).tokens.context_ids if mode is QueryMode.AGNOSTIC else item_id
-        groups.setdefault(key, []).append(its_cells)
+def _grouped(rows: Iterable[PlannedRow], mode: QueryMode) -> dict[Hashable, list[_ItemRows]]:
+    """Items that one prefill can serve, each with its rows, in order of first appearance."""
+    rows_by_item: dict[str, _ItemRows] = {}
+    for planned in rows:
+        rows_by_item.setdefault(planned.item.item_id, []).append(planned)
+    groups: dict[Hashable, list[_ItemRows]] = {}
+    for item_id, its_rows in rows_by_item.items():
+        key = _planned(its_rows).tokens.context_ids if mode is QueryMode.AGNOSTIC else item_id
+        groups.setdefault(key, []).append(its_rows)
     return groups
 
 
-def _owed(piece: Iterable[_ItemCells]) -> list[_ItemCells]:
+def _owed(piece: Iterable[_ItemRows]) -> list[_ItemRows]:
     """What of a piece is owed; nothing of items that are done."""
-    owed = ([planned for planned in cells if planned.is_owed] for cells in piece)
-    return [cells for cells in owed if cells]
+    owed = ([planned for planned in rows if planned.is_owed] for rows in piece)
+    return [rows for rows in owed if rows]
 
 
 def _companies(
-    settings: Settings, groups: Mapping[Hashable, list[_ItemCells]], num_variants: int, device: str
+    settings: Settings, groups: Mapping[Hashable, list[_ItemRows]], num_variants: int, device: str
 ) -> dict[Hashable, int]:
     sizes = {
         context: (len(_planned(group[0]).tokens.context_ids), len(group)) for context, group in groups.items()
@@ -114,7 +116,7 @@ def _companies(
     return companies(sizes, most_items, MOST_CONTEXT_TOKENS if settings.items_at_once == "auto" else None)
 
 
-def _pieces(group: list[_ItemCells], usual_cost: float) -> list[list[_ItemCells]]:
+def _pieces(group: list[_ItemRows], usual_cost: float) -> list[list[_ItemRows]]:
     """Cut a group into pieces whose numbers of questions differ by at most one."""
     prefill_cost = float(len(_planned(group[0]).tokens.context_ids))
     count = min(len(group), num_pieces(cost_tokens(_items(group)), prefill_cost, usual_cost))
@@ -122,28 +124,28 @@ def _pieces(group: list[_ItemCells], usual_cost: float) -> list[list[_ItemCells]
     return [group[begin:end] for begin, end in itertools.pairwise(edges)]
 
 
-def _unit(pieces: Sequence[list[_ItemCells]], execution: str, variants: VariantList) -> WorkUnit:
+def _unit(pieces: Sequence[list[_ItemRows]], execution: str, variants: VariantList) -> WorkUnit:
     """A unit of a piece per context."""
-    cells = tuple(planned.cell for piece in pieces for cells in piece for planned in cells)
+    keys = tuple(planned.key for piece in pieces for rows in piece for planned in rows)
     ends = list(itertools.accumulate(map(len, pieces)))
     return WorkUnit(
-        unit_id=unit_id(cell.identity for cell in cells),
+        unit_id=unit_id(key.identity for key in keys),
         items=tuple(item for piece in pieces for item in _items(piece)),
         contexts=tuple(tuple(range(begin, end)) for begin, end in itertools.pairwise([0, *ends])),
-        variants=variants.needed_for(cell.label for cell in cells),
-        cells=cells,
+        variants=variants.needed_for(key.label for key in keys),
+        row_keys=keys,
         execution=execution,
         cost_tokens=sum(cost_tokens(_items(piece)) for piece in pieces),
     )
 
 
-def _items(group: Sequence[_ItemCells]) -> tuple[PlannedItem, ...]:
-    return tuple(_planned(cells) for cells in group)
+def _items(group: Sequence[_ItemRows]) -> tuple[PlannedItem, ...]:
+    return tuple(_planned(rows) for rows in group)
 
 
-def _planned(cells: _ItemCells) -> PlannedItem:
-    planned = cells[0].planned
-    assert planned is not None, "a cell without a prompt is impossible and never owed"
+def _planned(rows: _ItemRows) -> PlannedItem:
+    planned = rows[0].planned
+    assert planned is not None, "a row without a prompt is impossible and never owed"
     return planned
 
 

@@ -22,8 +22,8 @@ class PlannedItem:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One planned (item x variant): exactly one result row is owed for it.
+class RowKey:
+    """Names one row of a plan, which is owed exactly once: an item under a variant.
 
     `identity` is the key of the row, a sha256 hex digest; `label` names the variant.
     """
@@ -35,17 +35,17 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class WorkUnit:
-    """Cells that are computed together: a prefill for each context, and one batch for the rows of all.
+    """Rows that are computed together: a prefill for each context, and one batch for the rows of all.
 
     `contexts` are indices of `items`, each in one of them: those of a context share its ids, and its prefill.
-    `variants` are those the cells name plus those a `like` budget refers to. `unit_id` is a digest of the cells'
-    identities, so the same cells always land in the same result file. `cost_tokens` orders units, longest first.
+    `variants` are those the rows name plus those a `like` budget refers to. `unit_id` is a digest of the rows'
+    identities, so the same rows always land in the same result file. `cost_tokens` orders units, longest first.
     """
 
     unit_id: str
     items: tuple[PlannedItem, ...]
     contexts: tuple[tuple[int, ...], ...]
     variants: tuple[VariantSpec, ...]
-    cells: tuple[Cell, ...]
+    row_keys: tuple[RowKey, ...]
     execution: str
     cost_tokens: float

@@ -46,9 +46,9 @@ def render_plan(plan: Plan, weight_bytes: int) -> RenderableType:
 
     `weight_bytes` is 0 where it is not known before loading.
     """
-    num_owed = sum(len(unit.cells) for unit in plan.units)
+    num_owed = sum(len(unit.row_keys) for unit in plan.units)
     sums = Text(
-        f"{plan.num_items} items x {len(plan.variants)} variants = {plan.num_cells} cells: {plan.num_done} done, "
+        f"{plan.num_items} items x {len(plan.variants)} variants = {plan.num_rows} rows: {plan.num_done} done, "
         f"{len(plan.impossible)} impossible, {num_owed} to compute in {len(plan.units)} units",
         style="bold",
     )
@@ -62,23 +62,23 @@ def render_plan(plan: Plan, weight_bytes: int) -> RenderableType:
 
 
 def _variant_table(plan: Plan) -> Table:
-    table = _table("variant", "cells", "done", "impossible", "foreseen degenerate")
+    table = _table("variant", "rows", "done", "impossible", "foreseen degenerate")
     for it in plan.variants:
         table.add_row(
-            Text(it.label), *map(str, (it.num_cells, it.num_done, it.num_impossible, it.num_degenerate))
+            Text(it.label), *map(str, (it.num_rows, it.num_done, it.num_impossible, it.num_degenerate))
         )
     return table
 
 
 def _unit_table(plan: Plan) -> Table:
-    table = _table("unit", "contexts", "longest (tokens)", "questions", "cells", "predicted K/V")
+    table = _table("unit", "contexts", "longest (tokens)", "questions", "rows", "predicted K/V")
     largest = sorted(plan.outlooks, key=lambda outlook: -outlook.kv_bytes)
     for it in largest[:_MAX_UNITS_SHOWN]:
         numbers = (
             str(it.num_contexts),
             f"{it.context_tokens:,}",
             str(it.num_questions),
-            str(it.num_cells),
+            str(it.num_rows),
             human_bytes(it.kv_bytes),
         )
         table.add_row(it.unit_id, *numbers)
@@ -89,12 +89,12 @@ def _unit_table(plan: Plan) -> Table:
 
 def _warnings(plan: Plan) -> list[Text]:
     impossible = [
-        Text(f"impossible: {it.label} on {it.num_impossible} of {it.num_cells} items: {it.impossible_reason}")
+        Text(f"impossible: {it.label} on {it.num_impossible} of {it.num_rows} items: {it.impossible_reason}")
         for it in plan.variants
         if it.num_impossible
     ]
     degenerate = [
-        Text(f"degenerate: {it.label} keeps everything on {it.num_degenerate} of {it.num_cells} items")
+        Text(f"degenerate: {it.label} keeps everything on {it.num_degenerate} of {it.num_rows} items")
         for it in plan.variants
         if it.num_degenerate
     ]

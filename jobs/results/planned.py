@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 
-from jobs.planning.work import Cell
+from jobs.planning.work import RowKey
 from jobs.results.schema import Row
 
 _HEAVY_COLUMNS = {
@@ -25,7 +25,7 @@ _HEAVY_COLUMNS = {
 
 
 def planned_rows(
-    table: pa.Table, planned: Sequence[Cell] | None = None, heavy: Collection[str] = ()
+    table: pa.Table, planned: Sequence[RowKey] | None = None, heavy: Collection[str] = ()
 ) -> list[Row]:
     """The rows of `planned` that are there, under its labels and in its order; of the heavy columns only `heavy`."""
     left_out = _HEAVY_COLUMNS.difference(heavy)
@@ -34,19 +34,17 @@ def planned_rows(
         return rows
     by_identity = {row["identity"]: row for row in rows}
     return [
-        {**by_identity[cell.identity], "variant": cell.label}
-        for cell in planned
-        if cell.identity in by_identity
+        {**by_identity[key.identity], "variant": key.label} for key in planned if key.identity in by_identity
     ]
 
 
-def planned_table(table: pa.Table, planned: Sequence[Cell] | None = None) -> pa.Table:
+def planned_table(table: pa.Table, planned: Sequence[RowKey] | None = None) -> pa.Table:
     """The same rows as `planned_rows`, with every column, as a table."""
     if planned is None:
         return table
     place = {identity: index for index, identity in enumerate(table["identity"].to_pylist())}
-    found = [cell for cell in planned if cell.identity in place]
-    taken = table.take(pa.array([place[cell.identity] for cell in found], type=pa.int64()))
+    found = [key for key in planned if key.identity in place]
+    taken = table.take(pa.array([place[key.identity] for key in found], type=pa.int64()))
     column = table.schema.get_field_index("variant")
-    labels = pa.array([cell.label for cell in found], type=pa.string())
+    labels = pa.array([key.label for key in found], type=pa.string())
     return taken.set_column(column, table.schema.field(column), labels)

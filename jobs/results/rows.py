@@ -1,4 +1,4 @@
-"""Every cell of a unit becomes exactly one row, whatever the engine returned or failed to return.
+"""Every row that a unit owes is written exactly once, whatever the engine returned or failed to return.
 
 Pure: outcomes go in, plain dicts with exactly the schema's keys come out. A number that is missing or not
 finite is null with its reason.
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from evaluators import scoring
 from evaluators.item import BenchmarkItem
 from jobs.planning.identity import prompt_digest
-from jobs.planning.work import Cell, PlannedItem, WorkUnit
+from jobs.planning.work import PlannedItem, RowKey, WorkUnit
 from jobs.results.schema import FAILED, OK, RESULT_SCHEMA, TRUNCATED, Row
 from kvmerger.generation import Generation, VariantFailure
 from kvmerger.variants import VariantSpec
@@ -25,7 +25,7 @@ Outcome = Generation | VariantFailure
 Decode = Callable[[Sequence[int]], str]
 """Token ids, without an end token, to text."""
 
-_FAILED_REASON = "the cell failed"
+_FAILED_REASON = "the row failed"
 _PROMPT_TAIL_CHARS = 600  # the question and a few sentences before it: enough to judge an answer by
 _NO_PEAK_REASON = "a peak per variant is measured in isolated runs on CUDA only"
 
@@ -58,7 +58,7 @@ class RunContext:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a cell has no result. `phase` is where it happened: plan, load, variant, engine, score, actor …"""
+    """Why a row has no result. `phase` is where it happened: plan, load, variant, engine, score, actor …"""
 
     phase: str
     error_type: str
@@ -83,18 +83,18 @@ class RowMaker:
     model: ModelFacts | None = None
     layers: str | None = None
 
-    def failed(self, cell: Cell, item: BenchmarkItem, spec: VariantSpec, failure: Failure) -> Row:
-        """The row of a cell without a result, be it that it failed or that it never could run."""
+    def failed(self, key: RowKey, item: BenchmarkItem, spec: VariantSpec, failure: Failure) -> Row:
+        """A row without a result, be it that it failed or that it never could run."""
         return {
             **dict.fromkeys(RESULT_SCHEMA.names),
             **self._shared(),
-            **self._asked(cell, item, spec),
+            **self._asked(key, item, spec),
             **_failure_columns(failure),
         }
 
     def finished(
         self,
-        cell: Cell,
+        key: RowKey,
         planned: PlannedItem,
         spec: VariantSpec,
         outcome: Generation,
@@ -110,7 +110,7 @@ class RowMaker:
         return {
             **dict.fromkeys(RESULT_SCHEMA.names),
             **self._shared(),
-            **self._asked(cell, planned.item, spec),
+            **self._asked(key, planned.item, spec),
             "status": TRUNCATED if planned.tokens.is_truncated else OK,
             "prediction": prediction,
             **_measured(outcome, planned),
@@ -135,17 +135,17 @@ class RowMaker:
             "created_at_s": self.now_s,
         }
 
-    def _asked(self, cell: Cell, item: BenchmarkItem, spec: VariantSpec) -> Row:
+    def _asked(self, key: RowKey, item: BenchmarkItem, spec: VariantSpec) -> Row:
         asked = spec.canonical()
         return {
-            "identity": cell.identity,
-            "item_id": cell.item_id,
+            "identity": key.identity,
+            "item_id": key.item_id,
             "cluster_id": item.cluster_id,
             "benchmark": item.benchmark,
             "task": item.task,
-            "variant": cell.label,
+            "variant": key.label,
             "policy": spec.policy,
-            "policy_version": self.context.policy_versions.get(cell.label),
+            "policy_version": self.context.policy_versions.get(key.label),
             "policy_params": _json(asked["params"]),
             "budget_asked": _json(asked["budget"]),
             "answers": list(item.answers),
@@ -157,35 +157,35 @@ class RowMaker:
 
 
 def build_rows(unit: WorkUnit, outcomes: Sequence[Outcome], maker: RowMaker, decode: Decode) -> list[Row]:
-    """One row per cell, in the order of the cells; outcomes nobody owes a row for are left out.
+    """The unit's rows in the order of its keys; outcomes nobody owes a row for are left out.
 
-    An outcome's `question_index` counts `unit.items`. A cell without outcome becomes a failed row.
+    An outcome's `question_index` counts `unit.items`. A key without outcome gets a failed row.
     """
     by_key = {(outcome.label, outcome.question_index): outcome for outcome in outcomes}
     index_of = {planned.item.item_id: index for index, planned in enumerate(unit.items)}
     # Once per item: of a long prompt it costs more than the rest of a row.
     digests = [prompt_digest(planned.tokens, planned.item.max_new_tokens) for planned in unit.items]
     rows = []
-    for cell in unit.cells:
-        index = index_of[cell.item_id]
-        planned, spec = unit.items[index], spec_of(unit, cell.label)
-        match by_key.get((cell.label, index)):
+    for key in unit.row_keys:
+        index = index_of[key.item_id]
+        planned, spec = unit.items[index], spec_of(unit, key.label)
+        match by_key.get((key.label, index)):
             case Generation() as outcome:
-                rows.append(maker.finished(cell, planned, spec, outcome, decode, digests[index]))
+                rows.append(maker.finished(key, planned, spec, outcome, decode, digests[index]))
             case VariantFailure(phase=phase, error_type=error_type, message=message, traceback=trace):
                 failure = Failure(phase, error_type, message, trace)
-                rows.append(maker.failed(cell, planned.item, spec, failure))
+                rows.append(maker.failed(key, planned.item, spec, failure))
             case None:
-                failure = Failure("engine", "MissingOutcome", "the engine returned nothing for this cell", "")
-                rows.append(maker.failed(cell, planned.item, spec, failure))
+                failure = Failure("engine", "MissingOutcome", "the engine returned nothing for this row", "")
+                rows.append(maker.failed(key, planned.item, spec, failure))
     return rows
 
 
 def failed_rows(unit: WorkUnit, failure: Failure, maker: RowMaker) -> list[Row]:
-    """One failed row per cell, all for the same reason."""
+    """A failed row for every key, all for the same reason."""
     item_of = {planned.item.item_id: planned.item for planned in unit.items}
     return [
-        maker.failed(cell, item_of[cell.item_id], spec_of(unit, cell.label), failure) for cell in unit.cells
+        maker.failed(key, item_of[key.item_id], spec_of(unit, key.label), failure) for key in unit.row_keys
     ]
 
 

@@ -16,7 +16,7 @@ Row = dict[str, Any]
 OK, TRUNCATED, FAILED = "ok", "truncated", "failed"
 STATUSES = (OK, TRUNCATED, FAILED)
 DONE_STATUSES = (OK, TRUNCATED)
-"""A failed row is no result: the same command tries its cell again."""
+"""A failed row is no result: the same command tries its row again."""
 
 _SLOTS_LH = pa.list_(pa.list_(pa.int32()))
 

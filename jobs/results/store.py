@@ -20,10 +20,10 @@ import yaml
 
 from evaluators.hints import nearest_path_hint
 from jobs.console.paths import file_in_the_way
-from jobs.planning.work import Cell
+from jobs.planning.work import RowKey
 from jobs.results.schema import DONE_STATUSES, RESULT_SCHEMA, ResultError, Row, check_rows
 
-_REMEDY = "delete it and run the same command again: only its cells are computed anew"
+_REMEDY = "delete it and run the same command again: only its rows are computed anew"
 
 
 class ResultStore:
@@ -109,18 +109,18 @@ class ResultStore:
         except (ValueError, TypeError) as error:
             raise ResultError(f"{self.root / 'run_meta.json'} cannot be read ({error}); delete it") from error
 
-    def write_plan(self, cells: Iterable[Cell]) -> None:
+    def write_plan(self, keys: Iterable[RowKey]) -> None:
         """Store which rows the latest run owes, done ones included, in the order they are shown in."""
-        owed = [[cell.identity, cell.item_id, cell.label] for cell in cells]
+        owed = [[key.identity, key.item_id, key.label] for key in keys]
         _write_whole(self.root / "plan.json", json.dumps({"cells": owed}).encode())
 
-    def read_plan(self) -> tuple[Cell, ...] | None:
+    def read_plan(self) -> tuple[RowKey, ...] | None:
         """The rows the latest run owes, or None when no plan was stored."""
         content = self._read("plan.json")
         if content is None:
             return None
         try:
-            return tuple(Cell(*map(str, cell)) for cell in json.loads(content)["cells"])
+            return tuple(RowKey(*map(str, key)) for key in json.loads(content)["cells"])
         except (ValueError, KeyError, TypeError) as error:
             raise ResultError(
                 f"{self.root / 'plan.json'} is not a stored plan ({error}); delete it"

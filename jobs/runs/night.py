@@ -152,8 +152,8 @@ class Night:
                 f"baseline {self._baseline.name} ({self._baseline.origin}); gated: {', '.join(self._labels)}"
             )
         done = f", {plan.num_done} of them there already" if plan.num_done else ""
-        self._say(f"night {self._store.root.name}: {plan.num_items} items, {plan.num_cells} rows{done}")
-        if plan.num_done == plan.num_cells:
+        self._say(f"night {self._store.root.name}: {plan.num_items} items, {plan.num_rows} rows{done}")
+        if plan.num_done == plan.num_rows:
             self._say("nothing is left to compute; `--night NAME` starts a night afresh")
         rows = self._baseline.rows if self._baseline else []
         unresolved = [

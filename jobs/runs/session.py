@@ -15,9 +15,9 @@ from typing import Protocol
 
 from jobs.analysis.summary import ResultSummary
 from jobs.execution.run_events import OnEvent, OnRows
-from jobs.planning.cells import PlannedCell
 from jobs.planning.identity import unit_id
 from jobs.planning.preparation import Prepared
+from jobs.planning.rows import PlannedRow
 from jobs.planning.work import WorkUnit
 from jobs.reporting.page import DEFAULT_NAME, ReportPage, write_page
 from jobs.results.planned import planned_rows
@@ -74,7 +74,7 @@ class Session:
         self._tracker.start(self._tracked_sweep())
         self._store.write_settings(self._settings.model_dump(mode="json"))
         self._store.write_run_meta(self._meta)
-        self._store.write_plan(planned.cell for planned in self._prepared.plan.cells)
+        self._store.write_plan(planned.key for planned in self._prepared.plan.rows)
         status: RunStatus = "FAILED"
         try:
             self._record_earlier_rows()
@@ -101,16 +101,16 @@ class Session:
         self._tracker.record_rows(rows)
 
     def _fail_impossible(self) -> None:
-        """Cells that the plan found impossible become rows, a file per item."""
-        by_item: dict[str, list[PlannedCell]] = {}
+        """Rows that the plan found impossible are written as failed, a file per item."""
+        by_item: dict[str, list[PlannedRow]] = {}
         for planned in self._prepared.plan.impossible:
-            by_item.setdefault(planned.cell.item_id, []).append(planned)
-        for cells in by_item.values():
-            rows_id = unit_id(planned.cell.identity for planned in cells)
+            by_item.setdefault(planned.key.item_id, []).append(planned)
+        for its_rows in by_item.values():
+            rows_id = unit_id(planned.key.identity for planned in its_rows)
             maker = RowMaker(
                 self._context(), rows_id, self._settings.execution, time.time(), self._prepared.model
             )
-            rows = [_impossible_row(maker, planned) for planned in cells]
+            rows = [_impossible_row(maker, planned) for planned in its_rows]
             self._store.write_unit(rows_id, rows)
             self._tracker.record_rows(rows)
 
@@ -150,7 +150,7 @@ class Session:
 
     def _tracked_sweep(self) -> TrackedSweep:
         model = self._prepared.model
-        specs = {it.cell.label: (it.spec, it.policy_version) for it in self._prepared.plan.cells}
+        specs = {it.key.label: (it.spec, it.policy_version) for it in self._prepared.plan.rows}
         variants = {
             label: tracked_variant(spec.policy, spec.canonical()["budget"], version, dict(spec.params))
             for label, (spec, version) in specs.items()
@@ -198,7 +198,7 @@ def _executor(name: str) -> RunUnits:
     return controller.run_units
 
 
-def _impossible_row(maker: RowMaker, planned: PlannedCell) -> Row:
+def _impossible_row(maker: RowMaker, planned: PlannedRow) -> Row:
     error_type = "PromptError" if planned.planned is None else "BudgetError"
     failure = Failure("plan", error_type, str(planned.impossible_reason), "")
-    return maker.failed(planned.cell, planned.item, planned.spec, failure)
+    return maker.failed(planned.key, planned.item, planned.spec, failure)

@@ -89,7 +89,7 @@ def test_units_spread_over_nodes_and_a_node_that_dies_costs_no_row(nodes: list[A
     run(units, recorder, PlacedLoad(tmp_path, num_expected=2), settings)
     watcher.join()
 
-    assert recorder.identities() == sorted(cell.identity for unit in units for cell in unit.cells)
+    assert recorder.identities() == sorted(key.identity for unit in units for key in unit.row_keys)
     assert {row["status"] for row in recorder.rows} == {"ok"}
     attempts = [event.attempt for event in recorder.events if isinstance(event, UnitStarted)]
     assert max(attempts) == 2 and any(isinstance(event, WorkerLost) for event in recorder.events)
@@ -104,7 +104,7 @@ def test_without_a_count_every_node_has_its_actor(nodes: list[Any], tmp_path: Pa
     units = [make_unit(f"u{index}") for index in range(4)]
     recorder = Recorder()
     run(units, recorder, PlacedLoad(tmp_path, num_expected=2), make_settings())
-    assert recorder.identities() == sorted(cell.identity for unit in units for cell in unit.cells)
+    assert recorder.identities() == sorted(key.identity for unit in units for key in unit.row_keys)
     assert len({place.partition(":")[0] for place in places_of(recorder)}) == 2
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from evaluators.item import BenchmarkItem
 from evaluators.prompting import TokenizedPrompt
 from jobs.execution.worker import LoadedEngine
-from jobs.planning.work import Cell, PlannedItem, WorkUnit
+from jobs.planning.work import PlannedItem, RowKey, WorkUnit
 from jobs.results.rows import RunContext
 from jobs.settings.schema import ModelSettings, Settings
 from kvmerger.budget import KeptRatio, SlotCount, num_slots_for
@@ -180,8 +180,8 @@ def make_unit(
 ) -> WorkUnit:
     """A unit that owes every item under `full` and every variant."""
     items = planned or (make_planned(f"{unit_id}/item"),)
-    cells = tuple(
-        Cell(f"{unit_id}|{it.item.item_id}|{label}", it.item.item_id, label)
+    keys = tuple(
+        RowKey(f"{unit_id}|{it.item.item_id}|{label}", it.item.item_id, label)
         for it in items
         for label in (FULL, *(spec.label for spec in variants))
     )
@@ -189,7 +189,7 @@ def make_unit(
     for index, it in enumerate(items):
         by_context.setdefault(it.tokens.context_ids, []).append(index)
     contexts = tuple(map(tuple, by_context.values()))
-    return WorkUnit(unit_id, items, contexts, variants, cells, "fused", cost_tokens)
+    return WorkUnit(unit_id, items, contexts, variants, keys, "fused", cost_tokens)
 
 
 def make_settings(**changes: Any) -> Settings:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from evaluators.item import BenchmarkItem
-from jobs.planning.cells import VariantFacts
 from jobs.planning.plan import Plan, build_plan
+from jobs.planning.rows import VariantFacts
 from jobs.settings.schema import Settings
 from kvmerger.variants import VariantSpec
 
@@ -109,5 +109,5 @@ def plan_of(
 
 
 def identities(plan: Plan) -> list[str]:
-    """Of all cells, in their order."""
-    return [planned.cell.identity for planned in plan.cells]
+    """Of all rows, in their order."""
+    return [planned.key.identity for planned in plan.rows]

@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from jobs.mirror import main
-from jobs.planning.work import Cell
+from jobs.planning.work import RowKey
 from jobs.report import main as report
 from jobs.results.grouping import grouped
 from jobs.results.schema import RESULT_SCHEMA, Row
@@ -49,7 +49,7 @@ def filled(folder: Path, rows: list[Row], database: bytes) -> ResultStore:
     store = ResultStore(folder / "night")
     for number, of_unit in enumerate(grouped(rows, lambda row: row["unit_id"]).values()):
         store.write_unit(f"u{number}", [row | {"unit_id": f"u{number}"} for row in of_unit])
-    store.write_plan(Cell(row["identity"], row["item_id"], row["variant"]) for row in rows)
+    store.write_plan(RowKey(row["identity"], row["item_id"], row["variant"]) for row in rows)
     store.write_settings(SETTINGS)
     store.write_run_meta(META)
     return store

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from jobs.analysis.summary import summarize
-from jobs.planning.work import Cell
+from jobs.planning.work import RowKey
 from jobs.report import main
 from jobs.reporting.table import human_bytes
 from jobs.reporting.terminal import render
@@ -136,7 +136,7 @@ def test_the_script_needs_only_the_files_and_nothing_heavy(tmp_path: Path, repo_
     rows = rows_of("task", unit_id="u1")
     store.write_unit("u1", rows)
     store.write_plan(
-        [Cell(row["identity"], row["item_id"], row["variant"]) for row in rows] + [Cell("x", "i", "full")]
+        [RowKey(row["identity"], row["item_id"], row["variant"]) for row in rows] + [RowKey("x", "i", "full")]
     )
     check = (
         "import runpy, sys; sys.argv = ['report.py', sys.argv[1], '--html']\n"

@@ -112,7 +112,7 @@ def test_a_dry_run_needs_no_weights_and_writes_nothing(
     assert main(command) == 0
     assert sorted(tmp_path.rglob("*")) == before
     out = capsys.readouterr().out
-    assert "3 items x 5 variants = 15 cells" in out and "predicted K/V" in out
+    assert "3 items x 5 variants = 15 rows" in out and "predicted K/V" in out
     assert "degenerate: knorm@100000" in out
 
 

@@ -154,7 +154,7 @@ class Controller:
                     self._note(unit_id, kind, answer.error)
                 case UnitFinished(unit_id=unit_id):
                     self._rows.setdefault(unit_id, answer.value)  # the first answer is the one that counts
-                    is_whole = len(answer.value) == len(self._units[unit_id].cells)
+                    is_whole = len(answer.value) == len(self._units[unit_id].row_keys)
                     event = replace(event, is_whole=is_whole)
             if isinstance(event, ActorDied) and self._pool.stop(event.actor_id):
                 self._on_event(run_events.WorkerLost(_name(event.actor_id), event.kind))

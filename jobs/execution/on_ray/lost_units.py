@@ -24,11 +24,11 @@ def without_own_policies(unit: WorkUnit) -> WorkUnit:
     """The unit without users' own policies (`module:Class`) and budgets like theirs, unless nothing else is owed."""
     by_label = {spec.label: spec for spec in unit.variants}
     own = {label for label in by_label if _is_own(label, by_label)}
-    cells = tuple(cell for cell in unit.cells if cell.label not in own)
-    if not cells:
+    keys = tuple(key for key in unit.row_keys if key.label not in own)
+    if not keys:
         return unit
     variants = tuple(spec for spec in unit.variants if spec.label not in own)
-    return replace(unit, cells=cells, variants=variants)
+    return replace(unit, row_keys=keys, variants=variants)
 
 
 def _is_own(label: str, by_label: Mapping[str, VariantSpec]) -> bool:
@@ -42,7 +42,7 @@ def _is_own(label: str, by_label: Mapping[str, VariantSpec]) -> bool:
 def rows_of_lost(
     unit: WorkUnit, kind: ErrorKind, attempts: int, error: Exception, context: RunContext
 ) -> list[Row]:
-    """A failed row for every cell of a unit that is given up."""
+    """A failed row for every row of a unit that is given up."""
     message = f"{kind.value} after {attempts} attempts: {error}"
     if len(unit.contexts) > 1:
         message += f"; {len(unit.contexts)} prompts were computed together: items_at_once=1 costs a bad one only itself"
@@ -52,17 +52,17 @@ def rows_of_lost(
 def rows_left_out(
     unit: WorkUnit, answered: Collection[str], error: Exception, context: RunContext
 ) -> Sequence[Row]:
-    """A failed row for every cell whose identity is not ``answered``, since its policy was left out of the last attempt."""
-    cells = tuple(cell for cell in unit.cells if cell.identity not in answered)
-    if not cells:
+    """A failed row for every row whose identity is not ``answered``, since its policy was left out of the last attempt."""
+    keys = tuple(key for key in unit.row_keys if key.identity not in answered)
+    if not keys:
         return []
-    own = sorted({cell.label for cell in cells})
+    own = sorted({key.label for key in keys})
     message = (
         f"its unit was lost each time until it was done without {', '.join(map(repr, own))}: the last attempt leaves out "
         f"policies that are not ours, since one may kill its process, and budgets like theirs; to see, run one at a time "
         f"with `executor: inline`. The last loss: {error}"
     )
-    return _failed(replace(unit, cells=cells), message, error, context)
+    return _failed(replace(unit, row_keys=keys), message, error, context)
 
 
 def _failed(unit: WorkUnit, message: str, error: Exception, context: RunContext) -> list[Row]:

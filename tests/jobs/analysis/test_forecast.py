@@ -62,5 +62,5 @@ def test_without_rows_twice_the_parameters_take_twice_as_long() -> None:
 
 def test_nothing_owed_takes_no_time() -> None:
     settings, items = settings_of(), [item(1)]
-    done = [planned.cell.identity for planned in plan_of(settings, items).cells]
+    done = [planned.key.identity for planned in plan_of(settings, items).cells]
     assert forecast(plan_of(settings, items, done), 10**9, "cpu", []).device_s == 0

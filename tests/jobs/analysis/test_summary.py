@@ -10,7 +10,7 @@ import pytest
 
 from jobs.analysis.summary import ResultSummary, macro_intervals, summarize
 from jobs.analysis.variant_summary import VariantSummary
-from jobs.planning.work import Cell
+from jobs.planning.work import RowKey
 from jobs.results.planned import planned_rows, planned_table
 from jobs.results.schema import FAILED, RESULT_SCHEMA, TRUNCATED, Row
 from tests.fakes.rows import make_row, make_sweep_rows
@@ -38,7 +38,7 @@ def rows_of(labels: Sequence[str] = tuple(NLL), num_items: int = 3, **values: An
     ]
 
 
-def summary_of(rows: Sequence[Row], planned: Sequence[Cell] | None = None) -> ResultSummary:
+def summary_of(rows: Sequence[Row], planned: Sequence[RowKey] | None = None) -> ResultSummary:
     return summarize(pa.Table.from_pylist(list(rows), schema=RESULT_SCHEMA), planned)
 
 
@@ -108,8 +108,8 @@ def test_every_planned_row_is_somewhere_in_the_sum() -> None:
     rows = rows_of()
     rows[0]["status"] = TRUNCATED
     rows[1] |= {"status": FAILED, "failure_phase": "decode", "failure_type": "E", "failure_message": "why"}
-    cells = [Cell(row["identity"], row["item_id"], row["variant"]) for row in rows[:-2]]
-    summary = summary_of(rows, [*cells, Cell("not yet", "task/9", "full")])
+    keys = [RowKey(row["identity"], row["item_id"], row["variant"]) for row in rows[:-2]]
+    summary = summary_of(rows, [*keys, RowKey("not yet", "task/9", "full")])
     counts = (
         summary.num_ok,
         summary.num_truncated,
@@ -118,16 +118,16 @@ def test_every_planned_row_is_somewhere_in_the_sum() -> None:
         summary.num_other,
     )
     assert counts == (len(rows) - 4, 1, 1, 1, 2)
-    assert summary.num_planned == sum(counts[:4]) == len(cells) + 1
+    assert summary.num_planned == sum(counts[:4]) == len(keys) + 1
     assert [(it.label, it.phase, it.message) for it in summary.failures] == [("full", "decode", "why")]
 
 
 def test_a_label_is_the_plans_and_not_the_rows() -> None:
     rows = rows_of()
-    cells = [
-        Cell(row["identity"], row["item_id"], row["variant"].replace("knorm@0.5", "mine")) for row in rows
+    keys = [
+        RowKey(row["identity"], row["item_id"], row["variant"].replace("knorm@0.5", "mine")) for row in rows
     ]
-    assert variant(summary_of(rows, cells), "mine").num_rows == 3
+    assert variant(summary_of(rows, keys), "mine").num_rows == 3
 
 
 def test_the_papers_row_is_named_by_what_it_kept() -> None:
@@ -171,7 +171,7 @@ def test_the_planned_table_has_the_planned_rows_under_their_labels_and_every_col
     table = pa.Table.from_pylist(rows_of(), schema=RESULT_SCHEMA)
     identities = table["identity"].to_pylist()
     wanted = [identities[4], "never run", identities[0]]
-    plan = [Cell(identity, "item", f"label {place}") for place, identity in enumerate(wanted)]
+    plan = [RowKey(identity, "item", f"label {place}") for place, identity in enumerate(wanted)]
     found = planned_table(table, plan if has_plan else None)
     every_column = planned_rows(table, plan if has_plan else None, heavy=RESULT_SCHEMA.names)
     assert found.schema.equals(RESULT_SCHEMA) and found.to_pylist() == every_column

@@ -38,7 +38,7 @@ def test_every_cell_is_handed_over_once_and_the_costliest_unit_first() -> None:
     recorder = Recorder()
     run(units, recorder)
     assert recorder.units == ["dear", "cheap"]
-    assert recorder.identities() == sorted(cell.identity for unit in units for cell in unit.cells)
+    assert recorder.identities() == sorted(key.identity for unit in units for key in unit.row_keys)
 
 
 def test_events_tell_the_run_in_order() -> None:
@@ -67,7 +67,7 @@ def test_a_lost_device_costs_rows_and_not_the_run(monkeypatch: pytest.MonkeyPatc
     recorder = Recorder()
     units = [make_unit("a"), make_unit("b")]
     run(units, recorder)
-    assert recorder.identities() == sorted(cell.identity for unit in units for cell in unit.cells)
+    assert recorder.identities() == sorted(key.identity for unit in units for key in unit.row_keys)
     assert all(
         event.num_failed_rows == event.num_rows for event in recorder.events if isinstance(event, UnitEnded)
     )

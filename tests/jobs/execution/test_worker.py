@@ -1,4 +1,4 @@
-"""A unit always comes back as one row per cell, whatever happens inside."""
+"""A unit always comes back as one row for every one it owes, whatever happens inside."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_unit_gives_one_row_per_cell_in_order() -> None:
     unit = make_unit("u", make_planned("a"), make_planned("b"))
     rows = make_runner().run(unit)
     check_rows("u", rows)
-    assert [row["identity"] for row in rows] == [cell.identity for cell in unit.cells]
+    assert [row["identity"] for row in rows] == [key.identity for key in unit.row_keys]
     assert {row["status"] for row in rows} == {"ok"}
 
 
@@ -78,7 +78,7 @@ def test_items_on_several_contexts_come_back_as_their_own_rows() -> None:
     assert unit.contexts == ((0, 2), (1,), (3,))
     rows = make_runner().run(unit)
     check_rows("u", rows)
-    assert [row["identity"] for row in rows] == [cell.identity for cell in unit.cells]
+    assert [row["identity"] for row in rows] == [key.identity for key in unit.row_keys]
     said = {row["item_id"]: row["prediction"] for row in rows if row["variant"] == "full"}
     assert said == {"a": "w8 w9", "b": "w8 w9", "c": "w6 w7", "d": "w8 w9"}
     assert [row["item_id"] for row in rows if row["status"] == "failed"] == ["d"]

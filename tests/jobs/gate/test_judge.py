@@ -15,7 +15,7 @@ from jobs.gate.check import Check
 from jobs.gate.judge import NightVerdict, check_baseline, gated_labels, judge_night
 from jobs.gate.log import MAX_LINES, NightNames, log_lines
 from jobs.gate.paired import INSIDE_NOISE
-from jobs.planning.work import Cell
+from jobs.planning.work import RowKey
 from jobs.results.schema import FAILED, Row
 from jobs.settings.errors import SettingsError
 from jobs.settings.gate import GateSettings, MarginSettings
@@ -39,7 +39,7 @@ def changed(rows: list[Row], change: Callable[[Row, np.random.Generator], Row], 
 
 
 def judged(baseline: list[Row], tonight: list[Row], gate: GateSettings = GATE) -> NightVerdict:
-    planned = [Cell(row["identity"], row["item_id"], row["variant"]) for row in tonight]
+    planned = [RowKey(row["identity"], row["item_id"], row["variant"]) for row in tonight]
     return judge_night(baseline, tonight, planned, LABELS, gate)
 
 

@@ -45,7 +45,7 @@ def identity_of_knorm(change: Mapping[str, Any]) -> str:
     settings = settings_of(**change.get("settings", {}))
     rest = {key: value for key, value in change.items() if key in ("model", "version")}
     plan = plan_of(settings, [item(0, **change.get("item", {}))], **rest)
-    return next(it.cell.identity for it in plan.cells if it.spec.policy == "knorm")
+    return next(it.key.identity for it in plan.rows if it.spec.policy == "knorm")
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -73,9 +73,7 @@ def test_a_like_variant_is_another_when_the_version_of_what_it_is_like_changes()
     )
     versions = ({"a": "1", "r": "1"}, {"a": "2", "r": "1"})
     found = [
-        next(
-            it.cell.identity for it in plan_of(settings, [item(0)], versions=of).cells if it.cell.label == "r"
-        )
+        next(it.key.identity for it in plan_of(settings, [item(0)], versions=of).rows if it.key.label == "r")
         for of in versions
     ]
     assert found[0] != found[1]
@@ -87,7 +85,7 @@ def test_a_like_variant_is_another_when_what_it_is_like_changes() -> None:
         plan = plan_of(
             settings_of([named, {"name": "random", "budget": {"like": label}, "label": "r"}]), [item(0)]
         )
-        return next(it.cell.identity for it in plan.cells if it.cell.label == "r")
+        return next(it.key.identity for it in plan.rows if it.key.label == "r")
 
     assert identity(0.5, "a") == identity(0.5, "b") != identity(0.4, "a")
 

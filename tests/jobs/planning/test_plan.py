@@ -17,11 +17,11 @@ def test_every_item_meets_every_variant_once_references_included() -> None:
     wanted = {
         (f"bench/task/{index}", label) for index in (0, 1) for label in (*REFERENCE_LABELS, "knorm@0.5")
     }
-    assert [(cell.item_id, cell.label) for unit in plan.units for cell in unit.cells] == [
-        (planned.cell.item_id, planned.cell.label) for planned in plan.cells
+    assert [(key.item_id, key.label) for unit in plan.units for key in unit.row_keys] == [
+        (planned.key.item_id, planned.key.label) for planned in plan.rows
     ]
-    assert {(planned.cell.item_id, planned.cell.label) for planned in plan.cells} == wanted
-    assert plan.num_cells == len(wanted) == 8 and plan.num_done == 0
+    assert {(planned.key.item_id, planned.key.label) for planned in plan.rows} == wanted
+    assert plan.num_rows == len(wanted) == 8 and plan.num_done == 0
 
 
 def test_the_plan_is_the_same_each_time() -> None:
@@ -33,8 +33,8 @@ def test_what_is_done_drops_out() -> None:
     items = [item(0), item(1)]
     whole = plan_of(settings_of(), items)
     rest = plan_of(settings_of(), items, done=identities(whole)[:3])
-    assert rest.num_done == 3 and rest.num_cells == whole.num_cells
-    assert sorted(cell.identity for unit in rest.units for cell in unit.cells) == sorted(
+    assert rest.num_done == 3 and rest.num_rows == whole.num_rows
+    assert sorted(key.identity for unit in rest.units for key in unit.row_keys) == sorted(
         identities(whole)[3:]
     )
     assert plan_of(settings_of(), items, done=identities(whole)).units == ()
@@ -46,7 +46,7 @@ def test_a_variant_added_later_is_all_that_is_computed() -> None:
         ["full", {"name": "knorm", "budget": 0.5}, {"name": "random", "budget": {"like": "knorm@0.5"}}]
     )
     after = plan_of(more, [item(0)], done=identities(before))
-    assert [cell.label for unit in after.units for cell in unit.cells] == ["random@like:knorm@0.5"]
+    assert [key.label for unit in after.units for key in unit.row_keys] == ["random@like:knorm@0.5"]
     # The variant it is like must run again, although its row exists.
     assert [spec.label for spec in after.units[0].variants] == ["knorm@0.5", "random@like:knorm@0.5"]
 
@@ -57,9 +57,9 @@ def refuse_short(spec: VariantSpec, num_tokens: int) -> str | None:
 
 def test_an_impossible_cell_is_planned_but_in_no_unit() -> None:
     plan = plan_of(settings_of(), [item(0, context="short"), item(1)], check=refuse_short)
-    assert [(it.cell.item_id, it.cell.label) for it in plan.impossible] == [("bench/task/0", "knorm@0.5")]
+    assert [(it.key.item_id, it.key.label) for it in plan.impossible] == [("bench/task/0", "knorm@0.5")]
     assert "too few" in str(plan.impossible[0].impossible_reason)
-    assert plan.num_cells == 8 and sum(len(unit.cells) for unit in plan.units) == 7
+    assert plan.num_rows == 8 and sum(len(unit.row_keys) for unit in plan.units) == 7
 
 
 def test_a_variant_like_an_impossible_one_is_impossible() -> None:
@@ -71,7 +71,7 @@ def test_a_variant_like_an_impossible_one_is_impossible() -> None:
         return refuse_short(spec, num_tokens) if spec.policy == "knorm" else None
 
     plan = plan_of(settings, [item(0, context="short"), item(1)], check=refuse_knorm)
-    assert [it.cell.label for it in plan.impossible] == ["knorm@0.5", "random@like:knorm@0.5"]
+    assert [it.key.label for it in plan.impossible] == ["knorm@0.5", "random@like:knorm@0.5"]
     assert "like 'knorm@0.5'" in str(plan.impossible[1].impossible_reason)
 
 
@@ -83,7 +83,7 @@ def test_a_variant_that_no_item_can_run_is_refused_with_its_reason() -> None:
 def test_an_item_without_a_prompt_costs_only_its_own_cells() -> None:
     empty = item(0, before_context="", context="", after_context="")
     plan = plan_of(settings_of(), [empty, item(1)])
-    assert {it.cell.item_id for it in plan.impossible} == {"bench/task/0"} and len(plan.impossible) == 4
+    assert {it.key.item_id for it in plan.impossible} == {"bench/task/0"} and len(plan.impossible) == 4
     with pytest.raises(PlanError, match="empty"):
         plan_of(settings_of(), [empty])
 

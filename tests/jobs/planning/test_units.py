@@ -94,10 +94,10 @@ def test_company_does_not_depend_on_what_is_done() -> None:
     for planned in (items, [*long, *questions, *items]):
         whole = plan_of(settings, planned)
         for finished in range(1, len(whole.units)):
-            done = [cell.identity for unit in whole.units[:finished] for cell in unit.cells]
+            done = [key.identity for unit in whole.units[:finished] for key in unit.row_keys]
             assert plan_of(settings, planned, done).units == whole.units[finished:]
     whole = plan_of(settings, items)
-    one_cell = [whole.units[1].cells[0].identity]
+    one_cell = [whole.units[1].row_keys[0].identity]
     rest = plan_of(settings, items, one_cell)
     rest.check_integrity()
     assert names_of(rest) == [*names_of(whole)[:1], ["bench/task/2"], ["bench/task/3"], *names_of(whole)[2:]]

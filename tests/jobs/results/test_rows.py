@@ -1,4 +1,4 @@
-"""A cell becomes one row that the result store takes; what is missing is null with its reason."""
+"""A row becomes one row that the result store takes; what is missing is null with its reason."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rows_of(unit: WorkUnit, outcomes: list[Any] | None = None) -> dict[str, dict
     outcomes = outcomes_of(unit) if outcomes is None else outcomes
     rows = build_rows(unit, outcomes, make_maker(unit), FakeTokenizer().decode)
     check_rows(unit.unit_id, rows)
-    assert [row["identity"] for row in rows] == [cell.identity for cell in unit.cells]
+    assert [row["identity"] for row in rows] == [key.identity for key in unit.row_keys]
     return {row["variant"]: row for row in rows}
 
 
@@ -114,7 +114,7 @@ def test_questions_on_one_context_are_told_apart_by_their_index() -> None:
     found = {(row["item_id"], row["variant"]): (row["prediction"], row["tail_tokens"]) for row in rows}
     assert found["first", "full"] == ("w8 w9", 2)
     assert found["second", KNORM.label] == ("w9", 3)
-    assert len(found) == len(unit.cells)
+    assert len(found) == len(unit.row_keys)
 
 
 def test_cell_without_outcome_becomes_a_failed_row() -> None:
@@ -188,7 +188,7 @@ def test_failed_unit_owes_a_failed_row_per_cell_even_without_a_model() -> None:
     maker = RowMaker(make_context(), "u", "fused", 1.0)
     rows = failed_rows(unit, Failure.of("actor", RuntimeError("gone")), maker)
     check_rows("u", rows)
-    assert [row["identity"] for row in rows] == [cell.identity for cell in unit.cells]
+    assert [row["identity"] for row in rows] == [key.identity for key in unit.row_keys]
     assert {row["model_revision"] for row in rows} == {"asked-1"}
     assert all(row.keys() == set(RESULT_SCHEMA.names) for row in rows)
 

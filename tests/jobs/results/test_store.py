@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs.planning.work import Cell
+from jobs.planning.work import RowKey
 from jobs.results.schema import FAILED, RESULT_SCHEMA, TRUNCATED, ResultError, Row
 from jobs.results.store import ResultStore
 from tests.fakes.rows import make_row
@@ -167,8 +167,8 @@ def test_what_cannot_be_read_is_named(store: ResultStore, name: str) -> None:
 
 
 def test_plan_and_settings_come_back(store: ResultStore) -> None:
-    cells = (Cell("b", "item/1", "full"), Cell("a", "item/1", "knorm@0.5"))
-    store.write_plan(cells)
+    keys = (RowKey("b", "item/1", "full"), RowKey("a", "item/1", "knorm@0.5"))
+    store.write_plan(keys)
     store.write_settings({"name": "demo", "tasks": [{"name": "a/b"}]})
-    assert store.read_plan() == cells
+    assert store.read_plan() == keys
     assert yaml.safe_load((store.root / "settings.yaml").read_text())["tasks"] == [{"name": "a/b"}]

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from jobs.gate.baseline import BaselineError
 from jobs.gate.judge import HEAVY_COLUMNS
-from jobs.planning.work import Cell
+from jobs.planning.work import RowKey
 from jobs.results.planned import planned_rows, planned_table
 from jobs.results.store import ResultStore
 from jobs.tracking.files import ROWS
@@ -52,7 +52,7 @@ def tracked_night(client: MlflowClient, root: Path, name: str) -> tuple[ResultSt
     store = ResultStore(root / name)
     rows = [make_row(f"{name}-{index}", item_id=f"i{index}", variant="old label") for index in range(2)]
     store.write_unit("u1", rows)
-    store.write_plan([Cell(f"{name}-{index}", f"i{index}", "knorm@0.5") for index in (1, 0)])
+    store.write_plan([RowKey(f"{name}-{index}", f"i{index}", "knorm@0.5") for index in (1, 0)])
     store.write_settings({"name": name})
     store.write_run_meta({"sweep_id": f"sweep-{name}"})
     experiment_id = client.get_experiment_by_name(EXPERIMENT).experiment_id

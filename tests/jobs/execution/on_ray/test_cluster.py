@@ -38,5 +38,5 @@ def test_ray_that_was_started_for_the_run_is_stopped_after_it(monkeypatch: pytes
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     recorder, units = Recorder(), [make_unit("u")]
     run(units, recorder)
-    assert recorder.identities() == [cell.identity for unit in units for cell in unit.cells]
+    assert recorder.identities() == [key.identity for unit in units for key in unit.row_keys]
     assert not ray.is_initialized()

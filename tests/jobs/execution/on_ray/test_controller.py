@@ -81,7 +81,7 @@ def test_free_actors_have_work_before_anybodys_rows_are_handed_over() -> None:
 
     make_controller(units, pool, recorder, num_actors=2, on_rows=on_rows).run()
     assert pool.log == ["run a", "run b", "run c", "run d", "rows a", "rows b", "rows c", "rows d"]
-    assert recorder.identities() == sorted(cell.identity for unit in units for cell in unit.cells)
+    assert recorder.identities() == sorted(key.identity for unit in units for key in unit.row_keys)
 
 
 def test_an_actor_is_given_its_next_unit_before_it_has_answered() -> None:
@@ -131,7 +131,7 @@ def test_an_actor_that_dies_beside_its_own_answer_costs_no_row(dies_of: str) -> 
     units = equal_units()
     pool, recorder = DyingPool(dies_of), Recorder()
     make_controller(units, pool, recorder, num_actors=1).run()
-    assert recorder.identities() == sorted(cell.identity for unit in units for cell in unit.cells)
+    assert recorder.identities() == sorted(key.identity for unit in units for key in unit.row_keys)
     assert {row["status"] for row in recorder.rows} == {"ok"}
 
 
@@ -178,10 +178,10 @@ def test_a_policy_of_a_users_own_that_kills_costs_no_row_of_ours() -> None:
         make_unit("good", variants=(KNORM, HARMLESS)),
         make_unit("nothing else", variants=(KILLER,), cost_tokens=2.0),
     ]
-    units[2] = replace(units[2], cells=units[2].cells[1:])
+    units[2] = replace(units[2], row_keys=units[2].row_keys[1:])
     recorder = Recorder()
     make_controller(units, KillingPool(KILLER.policy), recorder, num_actors=1).run()
-    assert recorder.identities() == sorted(cell.identity for unit in units for cell in unit.cells)
+    assert recorder.identities() == sorted(key.identity for unit in units for key in unit.row_keys)
     check_rows("deadly", [row for row in recorder.rows if row["unit_id"] == "deadly"])
     status = {(row["unit_id"], row["variant"]): row["status"] for row in recorder.rows}
     assert status == {

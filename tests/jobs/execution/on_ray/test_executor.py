@@ -1,4 +1,4 @@
-"""On Ray every cell ends as exactly one row, also when actors die, and a run that cannot start says why."""
+"""On Ray every row ends as exactly one row, also when actors die, and a run that cannot start says why."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class SlowToWrite(Recorder):
 
 
 def identities_of(units: list[WorkUnit]) -> list[str]:
-    return sorted(cell.identity for unit in units for cell in unit.cells)
+    return sorted(key.identity for unit in units for key in unit.row_keys)
 
 
 @pytest.mark.ray

@@ -1,6 +1,6 @@
 """Every (item x variant) with its key, and whether it is done, impossible, or owed.
 
-A cell that cannot run is found here, before any weights are loaded, and keeps the policy's own words as its reason.
+A row that cannot run is found here, before any weights are loaded, and keeps the policy's own words as its reason.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 
 from evaluators.item import BenchmarkItem
 from evaluators.prompting import PromptError, TokenizedPrompt, Tokenizer, tokenize_item
-from jobs.planning.identity import RunSettings, cell_identity, item_digest
+from jobs.planning.identity import RunSettings, item_digest, row_identity
 from jobs.planning.prediction import ModelShape
 from jobs.planning.variant_list import VariantList
-from jobs.planning.work import Cell, PlannedItem
+from jobs.planning.work import PlannedItem, RowKey
 from jobs.settings.schema import Settings
 from kvmerger.budget import LikeVariant, num_slots_for
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 
-CheckCell = Callable[[VariantSpec, int], str | None]
+CheckVariant = Callable[[VariantSpec, int], str | None]
 """(variant, context tokens) -> why the policy cannot work on a prompt of that length, or None."""
 
 _REFERENCE_VERSION = "1"
@@ -41,13 +41,13 @@ class VariantFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedCell:
+class PlannedRow:
     """One (item x variant) with what the plan found out about it.
 
-    `planned` is None when no prompt could be made; `impossible_reason` is None when the cell can run.
+    `planned` is None when no prompt could be made; `impossible_reason` is None when the row can run.
     """
 
-    cell: Cell
+    key: RowKey
     item: BenchmarkItem
     planned: PlannedItem | None
     spec: VariantSpec
@@ -63,8 +63,8 @@ class PlannedCell:
 
 
 @dataclass(frozen=True)
-class CellPlanner:
-    """Makes the cells of one item after the other. `done` are identities that have a result."""
+class RowPlanner:
+    """Makes the rows of one item after the other. `done` are identities that have a result."""
 
     settings: Settings
     tokenizer: Tokenizer
@@ -72,11 +72,11 @@ class CellPlanner:
     variants: VariantList
     facts: Mapping[str, VariantFacts]
     done: frozenset[str]
-    check_cell: CheckCell
+    check_variant: CheckVariant
     _reasons: dict[tuple[str, int], str | None] = field(default_factory=dict)
 
-    def cells_of(self, item: BenchmarkItem) -> list[PlannedCell]:
-        """One cell per variant, in the order of the variants. Only remembers what `check_cell` said."""
+    def rows_of(self, item: BenchmarkItem) -> list[PlannedRow]:
+        """One row per variant, in the order of the variants. Only remembers what `check_variant` said."""
         planned, reason = self._tokenized(item)
         run = RunSettings(
             (self.model.name, self.model.revision, self.model.dtype),
@@ -116,14 +116,14 @@ class CellPlanner:
 
     def _cell(
         self, item: BenchmarkItem, planned: PlannedItem | None, reason: str | None, label: str, digest: str
-    ) -> PlannedCell:
+    ) -> PlannedRow:
         spec = self.variants.specs[label]
         version = self._version(label)
         versions = [self._version(it) for it in self.variants.chain(label)]
-        identity = cell_identity(digest, self.variants.canonical(label), versions)
+        identity = row_identity(digest, self.variants.canonical(label), versions)
         num_tokens = len(planned.tokens.context_ids) if planned else 0
-        return PlannedCell(
-            cell=Cell(identity, item.item_id, label),
+        return PlannedRow(
+            key=RowKey(identity, item.item_id, label),
             item=item,
             planned=planned,
             spec=spec,
@@ -141,7 +141,7 @@ class CellPlanner:
             return None
         key = (spec.label, num_tokens)
         if key not in self._reasons:
-            self._reasons[key] = self.check_cell(spec, num_tokens)
+            self._reasons[key] = self.check_variant(spec, num_tokens)
         if self._reasons[key] is None and isinstance(spec.budget, LikeVariant):
             reason = self._reason(self.variants.specs[spec.budget.label], num_tokens)
             return reason and f"its budget is like {spec.budget.label!r}, which cannot run: {reason}"
