@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from jobs.planning.preparation import Prepared
     from jobs.results.store import ResultStore
-    from jobs.runs.session import SessionResult
+    from jobs.runs.sweep_run import RunResult
     from jobs.settings.schema import Settings
 
 
@@ -136,7 +136,7 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.dry_run:
         console.print(_dry_run(settings, prepared, store))
         return EXIT_OK
-    from jobs.runs.session import Session
+    from jobs.runs.sweep_run import SweepRun
 
     plan = prepared.plan
     console.print(
@@ -144,7 +144,7 @@ def _sweep(options: argparse.Namespace) -> int:
         f"{plan.num_done} of them done; model {prepared.model.name} on {prepared.model.device}",
         highlight=False,
     )
-    result = Session(settings, prepared, store).run()
+    result = SweepRun(settings, prepared, store).run()
     from jobs.reporting.terminal import render
 
     console.print(render(result.summary, console.width))
@@ -188,7 +188,7 @@ def _shown_page(store: ResultStore, page: Path | ValueError | None) -> str:
     return f"{shown(page)} (open it in a browser)" if isinstance(page, Path) else f"not written: {page}"
 
 
-def _print_where_to_go(console: Console, settings: Settings, page: str, result: SessionResult) -> None:
+def _print_where_to_go(console: Console, settings: Settings, page: str, result: RunResult) -> None:
     def line(head: str, text: str) -> None:
         console.print(f"[bold]{head:<12}[/bold]{text}", highlight=False, soft_wrap=True)
 

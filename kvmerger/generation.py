@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 
-class PromptError(ValueError):
+class InvalidPromptError(ValueError):
     """A prompt the engine cannot run."""
 
 
@@ -43,24 +43,26 @@ class Prompt:
         return longest_tail + max(max(it.max_new_tokens, len(it.gold_ids)) for it in self.questions)
 
     def check(self, max_positions: int, vocab_size: int) -> None:
-        """Raise `PromptError` for an empty part, unknown tokens, or more positions than the model has."""
+        """Raise `InvalidPromptError` for an empty part, unknown tokens, or more positions than the model has."""
         if not self.context_ids:
-            raise PromptError("the compressed part of the prompt is empty; it needs at least one token")
+            raise InvalidPromptError(
+                "the compressed part of the prompt is empty; it needs at least one token"
+            )
         if not self.questions:
-            raise PromptError("the prompt has no question; it needs at least one tail")
+            raise InvalidPromptError("the prompt has no question; it needs at least one tail")
         for index, question in enumerate(self.questions):
             if not question.tail_ids:
-                raise PromptError(
+                raise InvalidPromptError(
                     f"question {index} has an empty tail; at least one token must go through extend"
                 )
             if question.max_new_tokens < 1:
-                raise PromptError(
+                raise InvalidPromptError(
                     f"question {index} asks for {question.max_new_tokens} new tokens; at least 1 is needed"
                 )
             longest = max(question.max_new_tokens, len(question.gold_ids))
             num_positions = len(self.context_ids) + len(question.tail_ids) + longest
             if num_positions > max_positions:
-                raise PromptError(
+                raise InvalidPromptError(
                     f"question {index} needs {num_positions} positions (compressed part {len(self.context_ids)}, tail "
                     f"{len(question.tail_ids)}, answer {longest}), the model has {max_positions}; truncate the prompt"
                 )
@@ -70,7 +72,7 @@ class Prompt:
         ):
             unknown = [token for token in ids if not 0 <= token < vocab_size]
             if unknown:
-                raise PromptError(
+                raise InvalidPromptError(
                     f"token {unknown[0]} is outside the model's vocabulary of {vocab_size}: wrong tokenizer?"
                 )
 

@@ -228,7 +228,7 @@ def test_import_rule_sees_a_crossed_floor(path: str, source: str) -> None:
     ("path", "source"),
     [
         (
-            "jobs/execution/worker.py",
+            "jobs/execution/unit_runner.py",
             "def f():\n    from kvmerger.engine import Engine\nfrom evaluators import registry",
         ),
         ("jobs/execution/on_ray/pool.py", "import ray"),

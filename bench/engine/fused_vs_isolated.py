@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=8, help="items of each task")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value")
     options = parser.parse_args()
-    # A unit is one prompt here: isolated runs know no company.
+    # A unit is one prompt here: isolated runs know no together.
     settings = load_settings(options.config, [*options.overrides, "items_at_once=1"], options.limit)
     console = Console(width=110)
     units = owed_units(settings)

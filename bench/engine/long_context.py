@@ -23,11 +23,11 @@ import torch
 
 from bench.random_llama import NUM_NEW_TOKENS, SHAPES, make_prompt, random_llama, tokens_of
 from kvmerger.building import build_variant
-from kvmerger.decoding.extend import _ExtendSession
+from kvmerger.decoding.extend import _ExtendAttention
 from kvmerger.engine import Engine
 from kvmerger.generation import Generation
 from kvmerger.models.loading import LoadedModel
-from kvmerger.prefill.prefill import PrefillSession
+from kvmerger.prefill.prefill import PrefillAttention
 from kvmerger.variants import parse_policies
 
 _GIB = 2**30
@@ -107,10 +107,10 @@ def run_watched(model: LoadedModel, num_tokens: int, num_new_tokens: int, watch:
     """`Engine.run`, with a moment noted after each layer of prefill and each step after it."""
     prompt = make_prompt(model, num_tokens, 2.0, num_new_tokens)
     variants = [build_variant(spec) for spec in parse_policies(POLICIES)]
-    # Whoever computes the layers, fused or not, asks a session once in each.
+    # Whoever computes the layers, fused or not, asks a handler once in each.
     with (
-        patch.object(PrefillSession, "attend", _noting(watch, PrefillSession.attend, "prefill")),
-        patch.object(_ExtendSession, "attend", _noting(watch, _ExtendSession.attend, None)),
+        patch.object(PrefillAttention, "attend", _noting(watch, PrefillAttention.attend, "prefill")),
+        patch.object(_ExtendAttention, "attend", _noting(watch, _ExtendAttention.attend, None)),
     ):
         return list(Engine(model).run(prompt, variants))
 
@@ -131,12 +131,12 @@ def table(moments: list[Moment]) -> str:
 def _noting(watch: MemoryWatch, attend: Callable[..., Any], phase: str | None) -> Callable[..., Any]:
     """``attend``, with a moment after each layer's where there is a ``phase``; otherwise one before each pass's first."""
 
-    def noted(session: Any, layer_index: int, q_BQTD: torch.Tensor, *others: Any) -> Any:
+    def noted(handler: Any, layer_index: int, q_BQTD: torch.Tensor, *others: Any) -> Any:
         num_new = q_BQTD.shape[2]
         if phase is None and layer_index == 0 and num_new > 1:
             # All before a batch's first pass was compressing and building the batch.
             watch.note(f"before {num_new} tokens a row")
-        out_BTQD = attend(session, layer_index, q_BQTD, *others)
+        out_BTQD = attend(handler, layer_index, q_BQTD, *others)
         if phase is not None:
             watch.note(f"{phase}, attention of layer {layer_index}")
         return out_BTQD

@@ -14,7 +14,7 @@ from evaluators.hints import nearest_name_hint
 from evaluators.statistics.noninferiority import MarginResult, judge_margin
 from jobs.analysis.comparability import ComparisonError, check_comparable, differences_to_tell, run_key
 from jobs.analysis.differences import NO_SCALE, Difference, TaskComparison, judge, noise_pairs
-from jobs.analysis.pairing import METRICS, SCORE, Metric, Pairs, pair
+from jobs.analysis.pairing import METRICS, SCORE, ComparedMetric, Pairs, pair
 from jobs.analysis.variant_summary import NllScale
 from jobs.results.grouping import grouped, setting_of, task_of
 from jobs.results.schema import Row
@@ -38,7 +38,7 @@ class Comparison:
     skipped: tuple[str, ...]
     warnings: tuple[str, ...]
 
-    def sum_of(self, metric: Metric) -> tuple[int, dict[str, int]]:
+    def sum_of(self, metric: ComparedMetric) -> tuple[int, dict[str, int]]:
         """Pairs of (item, variant) with both numbers, and the others by reason."""
         of_tasks = [it for it in self.differences if it.metric is metric and it.task is not None]
         dropped: Counter[str] = Counter()
@@ -145,7 +145,7 @@ def _tasks(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> list[_TaskSides]:
 
 
 def _comparison(
-    sides: _TaskSides, metric: Metric, label: str, label_in_a: str, names: tuple[str, str]
+    sides: _TaskSides, metric: ComparedMetric, label: str, label_in_a: str, names: tuple[str, str]
 ) -> TaskComparison:
     name_a, name_b = names
     of_a, of_b = sides.a.get(label_in_a, ()), sides.b.get(label, ())

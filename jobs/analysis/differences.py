@@ -18,7 +18,7 @@ from evaluators.statistics.macro_average import macro_difference, macro_test
 from evaluators.statistics.noise_floor import NoiseFloor, floor_of, noise_floor
 from evaluators.statistics.noninferiority import too_few_reason
 from evaluators.statistics.paired_tests import ALPHA, PairedTest, holm, paired_test
-from jobs.analysis.pairing import METRICS, Metric, Pairs, pair
+from jobs.analysis.pairing import METRICS, ComparedMetric, Pairs, pair
 from jobs.analysis.variant_summary import NllScale
 from jobs.results.grouping import Setting, grouped, setting_of, task_of
 from jobs.results.schema import Row
@@ -57,7 +57,7 @@ class Difference:
     """
 
     setting: Setting
-    metric: Metric
+    metric: ComparedMetric
     label: str
     reference: str
     task: str | None
@@ -122,7 +122,9 @@ def differences_between(rows: Sequence[Row], pairings: Sequence[tuple[str, str]]
     return tuple(found)
 
 
-def judge(setting: Setting, metric: Metric, comparisons: Sequence[TaskComparison]) -> tuple[Difference, ...]:
+def judge(
+    setting: Setting, metric: ComparedMetric, comparisons: Sequence[TaskComparison]
+) -> tuple[Difference, ...]:
     """Verdicts of one metric in one setting: each comparison's, which are one family, then the means over the tasks.
 
     A mean is over the tasks with a scale, of two or more; a variant without pairs on one of them has none.
@@ -136,19 +138,23 @@ def judge(setting: Setting, metric: Metric, comparisons: Sequence[TaskComparison
 
 
 def _comparison(
-    task: str, by_label: Mapping[str, Sequence[Row]], metric: Metric, names: tuple[str, str], has_scale: bool
+    task: str,
+    by_label: Mapping[str, Sequence[Row]],
+    metric: ComparedMetric,
+    names: tuple[str, str],
+    has_scale: bool,
 ) -> TaskComparison:
     label, reference = names
     pairs = pair(by_label.get(label, ()), by_label.get(reference, ()), metric.column, names)
     return TaskComparison(task, label, reference, pairs, noise_pairs(by_label, metric), has_scale)
 
 
-def noise_pairs(by_label: Mapping[str, Sequence[Row]], metric: Metric) -> Pairs:
+def noise_pairs(by_label: Mapping[str, Sequence[Row]], metric: ComparedMetric) -> Pairs:
     """The A/A pairs of one task: the full cache in another batch shape against the full cache."""
     return pair(by_label.get(FULL_AA, ()), by_label.get(FULL, ()), metric.column, names=(FULL_AA, FULL))
 
 
-def _measured(setting: Setting, metric: Metric, it: TaskComparison) -> Difference:
+def _measured(setting: Setting, metric: ComparedMetric, it: TaskComparison) -> Difference:
     pairs, noise = it.pairs, it.noise
     paired: PairedDifference | None = None
     test: PairedTest | None = None
@@ -182,7 +188,7 @@ def _measured(setting: Setting, metric: Metric, it: TaskComparison) -> Differenc
 
 
 def _measured_macro(
-    setting: Setting, metric: Metric, comparisons: Sequence[TaskComparison]
+    setting: Setting, metric: ComparedMetric, comparisons: Sequence[TaskComparison]
 ) -> Difference | None:
     """The mean over the tasks with a scale; None unless there are two and all of them have pairs."""
     usable = [it for it in comparisons if it.has_scale]

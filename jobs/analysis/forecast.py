@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from jobs.planning.cost import cost_tokens_of
 from jobs.planning.plan import Plan
-from jobs.planning.prediction import cost_tokens_of
 from jobs.results.grouping import grouped, prefill_of
 from jobs.results.schema import DONE_STATUSES, Row
 

@@ -17,7 +17,7 @@ from jobs.results.schema import DONE_STATUSES, Row
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
+class ComparedMetric:
     """A number of a row that is compared. `column` is the row's, `unit_factor` turns it into what is shown."""
 
     column: str
@@ -30,8 +30,8 @@ class Metric:
         return difference if self.is_higher_better else -difference
 
 
-SCORE = Metric("score", "score", is_higher_better=True, unit_factor=100)  # in points
-ANSWER_NLL = Metric("answer_nll", "NLL", is_higher_better=False, unit_factor=1)  # nats per token
+SCORE = ComparedMetric("score", "score", is_higher_better=True, unit_factor=100)  # in points
+ANSWER_NLL = ComparedMetric("answer_nll", "NLL", is_higher_better=False, unit_factor=1)  # nats per token
 METRICS = (SCORE, ANSWER_NLL)
 
 

@@ -54,7 +54,7 @@ class MacroMean:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class FailureGroup:
     """Failed rows that share variant, phase and type, with one of their messages."""
 
     label: str
@@ -69,7 +69,7 @@ class ResultSummary:
     """All tables, and the sum: planned = ok + truncated + failed + missing. `num_other` rows were left out."""
 
     tasks: tuple[TaskSummary, ...]
-    failures: tuple[Failure, ...]
+    failures: tuple[FailureGroup, ...]
     num_planned: int
     num_ok: int
     num_truncated: int
@@ -145,11 +145,11 @@ def _macro_mean(label: str, tasks: Sequence[TaskSummary]) -> MacroMean:
     )
 
 
-def _failures(rows: Iterable[Row]) -> tuple[Failure, ...]:
+def _failures(rows: Iterable[Row]) -> tuple[FailureGroup, ...]:
     failed = [row for row in rows if row["status"] == FAILED]
     groups = grouped(failed, lambda row: (row["variant"], row["failure_phase"], row["failure_type"]))
     return tuple(
-        Failure(label, phase, error_type, group[0]["failure_message"] or "", len(group))
+        FailureGroup(label, phase, error_type, group[0]["failure_message"] or "", len(group))
         for (label, phase, error_type), group in groups.items()
     )
 

@@ -17,7 +17,7 @@ _KEPT_CONTROLS = "\n\t"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ShownAnswer:
     """What one variant answered. Control characters are made visible; the text is still to be escaped."""
 
     label: str
@@ -37,8 +37,8 @@ class Loss:
     item_id: str
     prompt_tail: str | None
     gold: tuple[str, ...]
-    full: Answer
-    policy: Answer
+    full: ShownAnswer
+    policy: ShownAnswer
     nll_loss: float | None
     score_loss: float | None
 
@@ -109,8 +109,8 @@ def _loss(row: Row, full: Row) -> Loss:
     )
 
 
-def _answer(row: Row) -> Answer:
-    return Answer(row["variant"], visible(row["prediction"]), row["score"], row["answer_nll"])
+def _answer(row: Row) -> ShownAnswer:
+    return ShownAnswer(row["variant"], visible(row["prediction"]), row["score"], row["answer_nll"])
 
 
 def _less(one: float | None, other: float | None) -> float | None:

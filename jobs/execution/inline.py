@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from jobs.execution.run_events import OnEvent, OnRows, UnitEnded, UnitStarted, WorkerReady, WorkerStarting
-from jobs.execution.worker import DeviceLostError, LoadEngine, UnitRunner, load_engine
+from jobs.execution.run_events import ActorLoaded, ActorStarting, OnEvent, OnRows, UnitEnded, UnitStarted
+from jobs.execution.unit_runner import DeviceLostError, LoadEngine, UnitRunner, load_engine
 from jobs.planning.work import WorkUnit
 from jobs.results.rows import Failure, RowMaker, RunContext, failed_rows
 from jobs.results.schema import Row
@@ -36,9 +36,9 @@ def run_units(
     if not units:
         return
     runner = UnitRunner(settings.model, context, load)
-    on_event(WorkerStarting(_WORKER))
+    on_event(ActorStarting(_WORKER))
     runner.load()
-    on_event(WorkerReady(_WORKER))
+    on_event(ActorLoaded(_WORKER))
     for unit in sorted(units, key=lambda unit: -unit.cost_tokens):
         on_event(UnitStarted(_WORKER, unit.unit_id, attempt=1))
         rows = _run_or_fail(runner, unit, context)

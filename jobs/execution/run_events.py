@@ -21,32 +21,32 @@ class Advice:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerStarting:
-    """A worker is being started; loading its model can take minutes."""
+class ActorStarting:
+    """An actor is being started; loading its model can take minutes."""
 
-    worker: str
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerReady:
-    """The worker's model is loaded."""
-
-    worker: str
+    actor: str
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerLost:
-    """The worker is gone; its unit is tried again or becomes failed rows, and what lay ready behind it waits again."""
+class ActorLoaded:
+    """The actor's model is loaded."""
 
-    worker: str
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class ActorLost:
+    """The actor is gone; its unit is tried again or becomes failed rows, and what lay ready behind it waits again."""
+
+    actor: str
     kind: ErrorKind
 
 
 @dataclass(frozen=True, slots=True)
 class UnitStarted:
-    """A worker has begun the unit; `attempt` counts from 1. Not told of a unit that ends before it was heard to begin."""
+    """An actor has begun the unit; `attempt` counts from 1. Not told of a unit that ends before it was heard to begin."""
 
-    worker: str
+    actor: str
     unit_id: str
     attempt: int
 
@@ -67,7 +67,7 @@ class UnitEnded:
         return cls(unit.unit_id, unit.cost_tokens, len(rows), num_failed)
 
 
-RunEvent = Advice | WorkerStarting | WorkerReady | WorkerLost | UnitStarted | UnitEnded
+RunEvent = Advice | ActorStarting | ActorLoaded | ActorLost | UnitStarted | UnitEnded
 OnEvent = Callable[[RunEvent], None]
 OnRows = Callable[[WorkUnit, list[Row]], None]
 """Takes over a unit's rows; called once per unit, from the driver's thread. What it raises ends the run."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from evaluators.statistics.macro_average import TaskPairs
 from jobs.analysis.differences import NO_SCALE, noise_pairs
-from jobs.analysis.pairing import ANSWER_NLL, METRICS, SCORE, Metric, Pairs
+from jobs.analysis.pairing import ANSWER_NLL, METRICS, SCORE, ComparedMetric, Pairs
 from jobs.gate.check import Check, TaskSides
 from jobs.gate.paired import PairedTask, Scale, paired_check, passed_everywhere
 from jobs.settings.gate import MarginSettings
@@ -40,7 +40,9 @@ def quality_checks(sides: Sequence[TaskSides], labels: Sequence[str], margins: M
     return found
 
 
-def _scale(metric: Metric, margins: MarginSettings, sides: TaskSides | None = None, label: str = "") -> Scale:
+def _scale(
+    metric: ComparedMetric, margins: MarginSettings, sides: TaskSides | None = None, label: str = ""
+) -> Scale:
     """`sides` and `label` say what one item can lose at most."""
     margin = margins.score_points / _POINTS if metric is SCORE else margins.nll_nats
     unit = "points" if metric is SCORE else "nats"
@@ -61,7 +63,7 @@ def _largest_nll_loss(sides: TaskSides, label: str) -> float | None:
     return max(losses) if losses and max(losses) > 0 else None
 
 
-def _paired_task(sides: TaskSides, label: str, metric: Metric, pairs: Pairs) -> PairedTask:
+def _paired_task(sides: TaskSides, label: str, metric: ComparedMetric, pairs: Pairs) -> PairedTask:
     noise = noise_pairs(
         sides.baseline, metric
     )  # not tonight's: a night may not raise the floor it is held to
@@ -75,7 +77,7 @@ def _paired_task(sides: TaskSides, label: str, metric: Metric, pairs: Pairs) -> 
     )
 
 
-def _gains(metric: Metric, pairs: Pairs) -> TaskPairs:
+def _gains(metric: ComparedMetric, pairs: Pairs) -> TaskPairs:
     """More is better."""
     a, b = ([metric.gain(value) for value in side] for side in (pairs.policy, pairs.reference))
     return TaskPairs(a, b, pairs.clusters)

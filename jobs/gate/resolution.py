@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from evaluators.statistics.intervals import MIN_CLUSTERS, MIN_DISCORDANT_PAIRS, StatisticsError
 from evaluators.statistics.noninferiority import ONE_SIDED_ALPHA, detectable_margin, needed_clusters
 from jobs.analysis.differences import noise_pairs
-from jobs.analysis.pairing import ANSWER_NLL, SCORE, Metric
+from jobs.analysis.pairing import ANSWER_NLL, SCORE, ComparedMetric
 from jobs.results.grouping import grouped, task_of
 from jobs.results.schema import Row
 from jobs.settings.gate import GateSettings
@@ -98,7 +98,11 @@ def _assumed(flip_percent: float, num: int) -> tuple[list[float], Sequence[objec
 
 
 def _resolved(
-    metric: Metric, differences: list[float], clusters: Sequence[object], num_contexts: int, margin: float
+    metric: ComparedMetric,
+    differences: list[float],
+    clusters: Sequence[object],
+    num_contexts: int,
+    margin: float,
 ) -> tuple[float | None, int | None]:
     """What can be resolved tonight and the contexts that `margin` needs; scores that hardly differ by their exact bound."""
     num_differing = sum(it != 0 for it in differences)

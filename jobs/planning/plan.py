@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer
-from jobs.planning.prediction import ModelShape
+from jobs.planning.cost import ModelShape
 from jobs.planning.rows import CheckVariant, PlannedRow, RowPlanner, VariantFacts
-from jobs.planning.units import Outlook, cut_units, outlook_of
+from jobs.planning.units import UnitSize, cut_units, size_of
 from jobs.planning.variant_list import VariantList
 from jobs.planning.work import WorkUnit
 from jobs.settings.schema import Settings
@@ -26,7 +26,7 @@ class PlanError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class VariantOutlook:
+class VariantCounts:
     """Counts of one variant's rows, and one impossible row's reason to stand for all."""
 
     label: str
@@ -43,8 +43,8 @@ class Plan:
 
     rows: tuple[PlannedRow, ...]
     units: tuple[WorkUnit, ...]
-    outlooks: tuple[Outlook, ...]
-    variants: tuple[VariantOutlook, ...]
+    unit_sizes: tuple[UnitSize, ...]
+    variants: tuple[VariantCounts, ...]
 
     @property
     def num_rows(self) -> int:
@@ -69,7 +69,7 @@ class Plan:
     @property
     def predicted_bytes(self) -> int:
         """Bytes of K/V of the largest unit: units run one after another on a device."""
-        return max((outlook.kv_bytes for outlook in self.outlooks), default=0)
+        return max((size.kv_bytes for size in self.unit_sizes), default=0)
 
     @property
     def degenerate_labels(self) -> tuple[str, ...]:
@@ -115,8 +115,8 @@ def build_plan(
     units = cut_units(settings, rows, variants, model.device)
     outcomes = frozenset(label for label, fact in facts.items() if fact.budget_is_outcome)
     acting = frozenset(label for label, fact in facts.items() if fact.acts_while_answering)
-    outlooks = tuple(outlook_of(it, variants, outcomes, acting, model) for it in units)
-    plan = Plan(rows, units, outlooks, summaries)
+    unit_sizes = tuple(size_of(it, variants, outcomes, acting, model) for it in units)
+    plan = Plan(rows, units, unit_sizes, summaries)
     plan.check_integrity()
     return plan
 
@@ -136,10 +136,10 @@ def _checked_items(items_by_task: Mapping[str, Sequence[BenchmarkItem]]) -> list
     return items
 
 
-def _summary(label: str, rows: Sequence[PlannedRow]) -> VariantOutlook:
+def _summary(label: str, rows: Sequence[PlannedRow]) -> VariantCounts:
     own = [planned for planned in rows if planned.key.label == label]
     reasons = [planned.impossible_reason for planned in own if planned.impossible_reason is not None]
-    return VariantOutlook(
+    return VariantCounts(
         label=label,
         num_rows=len(own),
         num_done=sum(planned.is_done for planned in own),
@@ -149,7 +149,7 @@ def _summary(label: str, rows: Sequence[PlannedRow]) -> VariantOutlook:
     )
 
 
-def _check_possible(summaries: Sequence[VariantOutlook], variants: VariantList) -> None:
+def _check_possible(summaries: Sequence[VariantCounts], variants: VariantList) -> None:
     """A variant that fails on every item is a mistake in the settings, to be told before anything is loaded."""
     lost = [it for it in summaries if it.num_impossible == it.num_rows]
     if lost:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from evaluators.item import BenchmarkItem
 from evaluators.prompting import PromptError, TokenizedPrompt, Tokenizer, tokenize_item
+from jobs.planning.cost import ModelShape
 from jobs.planning.identity import RunSettings, item_digest, row_identity
-from jobs.planning.prediction import ModelShape
 from jobs.planning.variant_list import VariantList
 from jobs.planning.work import PlannedItem, RowKey
 from jobs.settings.schema import Settings

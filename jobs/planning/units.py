@@ -15,8 +15,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluators.prompting import QueryMode
+from jobs.planning.cost import ModelShape, context_bytes, cost_tokens, most_slots, num_pieces
 from jobs.planning.identity import unit_id
-from jobs.planning.prediction import ModelShape, context_bytes, cost_tokens, most_slots, num_pieces
 from jobs.planning.rows import PlannedRow
 from jobs.planning.variant_list import VariantList
 from jobs.planning.work import PlannedItem, WorkUnit
@@ -32,7 +32,7 @@ FEWEST_UNITS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class UnitSize:
     """What a unit is expected to hold: at most so many bytes of K/V at once, weights not counted.
 
     `context_tokens` are those of its longest context.
@@ -55,25 +55,25 @@ def cut_units(
     if not groups:
         return ()
     usual = statistics.median(cost_tokens(_items(group)) for group in groups.values())
-    company_of = _companies(settings, groups, len(variants.specs), device)
+    batch_of = _batches(settings, groups, len(variants.specs), device)
     joined: dict[Hashable, list[list[_ItemRows]]] = {}
     for context, group in groups.items():
         pieces = _pieces(group, usual)
         for number, piece in enumerate(map(_owed, pieces)):
             labels = frozenset(planned.key.label for its_rows in piece for planned in its_rows)
-            whose = (company_of[context], labels) if len(pieces) == 1 else (context, number)
+            whose = (batch_of[context], labels) if len(pieces) == 1 else (context, number)
             if piece:
                 joined.setdefault(whose, []).append(piece)
     return tuple(_unit(pieces, settings.execution, variants) for pieces in joined.values())
 
 
-def outlook_of(
+def size_of(
     unit: WorkUnit,
     variants: VariantList,
     outcomes: frozenset[str],
     acting: frozenset[str],
     model: ModelShape,
-) -> Outlook:
+) -> UnitSize:
     """Foresee one unit; `outcomes` are labels whose slots no budget binds, `acting` those that act while they answer."""
     num_bytes = most_tokens = 0
     for indices in unit.contexts:
@@ -83,7 +83,7 @@ def outlook_of(
         own_slots = [count for label, count in slots.items() if label in acting]
         num_bytes += context_bytes(items, list(slots.values()), model, own_slots)
         most_tokens = max(most_tokens, num_tokens)
-    return Outlook(
+    return UnitSize(
         unit.unit_id, len(unit.contexts), most_tokens, len(unit.items), len(unit.row_keys), num_bytes
     )
 
@@ -106,14 +106,16 @@ def _owed(piece: Iterable[_ItemRows]) -> list[_ItemRows]:
     return [rows for rows in owed if rows]
 
 
-def _companies(
+def _batches(
     settings: Settings, groups: Mapping[Hashable, list[_ItemRows]], num_variants: int, device: str
 ) -> dict[Hashable, int]:
     sizes = {
         context: (len(_planned(group[0]).tokens.context_ids), len(group)) for context, group in groups.items()
     }
     most_items = items_at_once(settings, num_variants, sum(map(len, groups.values())), device)
-    return companies(sizes, most_items, MOST_CONTEXT_TOKENS if settings.items_at_once == "auto" else None)
+    return batches_of_contexts(
+        sizes, most_items, MOST_CONTEXT_TOKENS if settings.items_at_once == "auto" else None
+    )
 
 
 def _pieces(group: list[_ItemRows], usual_cost: float) -> list[list[_ItemRows]]:
@@ -163,24 +165,24 @@ def items_at_once(settings: Settings, num_variants: int, num_items: int, device:
     return max(1, min(Limits().max_rows // bucket_for(num_rows), num_items // FEWEST_UNITS))
 
 
-def companies(
+def batches_of_contexts(
     sizes: Mapping[Hashable, tuple[int, int]], most_items: int, most_tokens: int | None
 ) -> dict[Hashable, int]:
     """The number of each context's company. `sizes`: tokens and items of every context, in order.
 
     Contexts of more than `most_tokens` have none, and no company has more than `most_items`, unless one context has.
     """
-    company_of: dict[Hashable, int] = {}
-    num_companies = num_items = 0
+    batch_of: dict[Hashable, int] = {}
+    num_batches = num_items = 0
     current: int | None = None
     for context, (num_tokens, items) in sizes.items():
         if most_tokens is not None and num_tokens > most_tokens:
-            company_of[context] = num_companies
-            num_companies += 1
+            batch_of[context] = num_batches
+            num_batches += 1
             continue
         if current is None or num_items + items > most_items:
-            current, num_items = num_companies, 0
-            num_companies += 1
-        company_of[context] = current
+            current, num_items = num_batches, 0
+            num_batches += 1
+        batch_of[context] = current
         num_items += items
-    return company_of
+    return batch_of

@@ -21,12 +21,12 @@ _MAX_UNITS_SHOWN = 20
 
 
 def render_dry_run(
-    prepared: Prepared, checks: Sequence[PromptCheck], end_ids: Iterable[int], outlook: Forecast
+    prepared: Prepared, checks: Sequence[PromptCheck], end_ids: Iterable[int], forecast: Forecast
 ) -> RenderableType:
     """Prompts, plan and price of a sweep."""
     end_tokens = [decode([token], prepared.tokenizer, skip_special_tokens=False) for token in sorted(end_ids)]
     price = Text(
-        f"forecast: {_duration(outlook.device_s)} on one {prepared.model.device} device, {outlook.source}",
+        f"forecast: {_duration(forecast.device_s)} on one {prepared.model.device} device, {forecast.source}",
         style="bold",
     )
     plan = render_plan(prepared.plan, prepared.model.weight_bytes)
@@ -52,7 +52,7 @@ def render_plan(plan: Plan, weight_bytes: int) -> RenderableType:
         f"{len(plan.impossible)} impossible, {num_owed} to compute in {len(plan.units)} units",
         style="bold",
     )
-    num_bytes = sum(outlook.kv_bytes for outlook in plan.outlooks)
+    num_bytes = sum(size.kv_bytes for size in plan.unit_sizes)
     weights = f", beside {human_bytes(weight_bytes)} of weights" if weight_bytes else ""
     memory = Text(
         f"predicted K/V: at most {human_bytes(plan.predicted_bytes)} at once (the largest unit){weights}; "
@@ -72,7 +72,7 @@ def _variant_table(plan: Plan) -> Table:
 
 def _unit_table(plan: Plan) -> Table:
     table = _table("unit", "contexts", "longest (tokens)", "questions", "rows", "predicted K/V")
-    largest = sorted(plan.outlooks, key=lambda outlook: -outlook.kv_bytes)
+    largest = sorted(plan.unit_sizes, key=lambda size: -size.kv_bytes)
     for it in largest[:_MAX_UNITS_SHOWN]:
         numbers = (
             str(it.num_contexts),

@@ -30,7 +30,7 @@ from jobs.results.planned import planned_rows
 from jobs.results.schema import DONE_STATUSES, ResultError, Row
 from jobs.results.store import ResultStore
 from jobs.runs.delivery import UnreachableTracker, mark_delivered, undelivered
-from jobs.runs.session import Session, SessionResult
+from jobs.runs.sweep_run import RunResult, SweepRun
 from jobs.settings.gate import GateSettings
 from jobs.settings.schema import Settings
 from jobs.tracking.mirror import mirror_folder
@@ -164,17 +164,17 @@ class Night:
         if len(unresolved) > _MAX_UNRESOLVED_SHOWN:
             self._say(f"cannot resolve {len(unresolved) - _MAX_UNRESOLVED_SHOWN} more margins")
 
-    def _run_sweep(self, prepared: Prepared) -> SessionResult:
+    def _run_sweep(self, prepared: Prepared) -> RunResult:
         mark_delivered(self._store, False)  # a crash must leave the next run in doubt
         if not self._down:
             try:
-                return Session(self.settings, prepared, self._store).run()
+                return SweepRun(self.settings, prepared, self._store).run()
             except TrackingError as error:
                 self._down = str(error)
                 self._say(f"the server is down: {error}; the night runs all the same, and its rows are kept")
-        return Session(self.settings, prepared, self._store, UnreachableTracker()).run()
+        return SweepRun(self.settings, prepared, self._store, UnreachableTracker()).run()
 
-    def _judge(self, result: SessionResult) -> int:
+    def _judge(self, result: RunResult) -> int:
         rows = planned_rows(self._store.read_table(), self._store.read_plan(), heavy=HEAVY_COLUMNS)
         is_delivered = result.is_mirrored
         self._refuse_other_questions(rows)  # what only the machine that ran it knew

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from jobs.execution.run_events import (
+    ActorLoaded,
+    ActorLost,
+    ActorStarting,
     Advice,
     RunEvent,
     UnitEnded,
     UnitStarted,
-    WorkerLost,
-    WorkerReady,
-    WorkerStarting,
 )
 from jobs.planning.work import WorkUnit
 
@@ -80,13 +80,13 @@ class ProgressView:
                 self._console.print(
                     f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True
                 )
-            case WorkerStarting(worker=worker):
-                self._say(f"{worker}: loading the model …", is_news=True)
-            case WorkerReady(worker=worker):
+            case ActorStarting(actor=actor):
+                self._say(f"{actor}: loading the model …", is_news=True)
+            case ActorLoaded(actor=actor):
                 self._ready_at_s = self._ready_at_s or time.monotonic()
-                self._say(f"{worker}: ready", is_news=True)
-            case WorkerLost(worker=worker, kind=kind):
-                self._say(f"{worker}: lost ({kind.value})", is_news=True)
+                self._say(f"{actor}: ready", is_news=True)
+            case ActorLost(actor=actor, kind=kind):
+                self._say(f"{actor}: lost ({kind.value})", is_news=True)
             case UnitStarted():
                 pass
             case UnitEnded():

@@ -23,7 +23,7 @@ PARENT = ""
 _SAME = 1e-12  # the order of a sum may change its last bits
 
 
-class Batch(NamedTuple):
+class PointBatch(NamedTuple):
     """One call: points of one run, and the last step its numbers have used after it (None: as before)."""
 
     run: str
@@ -45,7 +45,7 @@ class Backlog:
     def __init__(self, known: Mapping[str, RunState]) -> None:
         self._known = {run: RunState(dict(state.values), state.last_step) for run, state in known.items()}
         self._wanted: dict[str, Readings] = {}
-        self._batches: deque[Batch] = deque()
+        self._batches: deque[PointBatch] = deque()
 
     def want(self, run: str, readings: Readings) -> None:
         """The run should show these numbers; an older wish that has not begun to be sent is forgotten."""
@@ -68,9 +68,9 @@ class Backlog:
         if key not in values:
             values[key] = last
             renamed = tuple(point._replace(key=key) for point in points)
-            self._batches.append(Batch(run, renamed, None))
+            self._batches.append(PointBatch(run, renamed, None))
 
-    def next_batch(self) -> Batch | None:
+    def next_batch(self) -> PointBatch | None:
         """What to send now; the same again until `confirm`. None: the server shows all that is wanted."""
         while not self._batches and self._wanted:
             run = next(iter(self._wanted))
@@ -85,7 +85,7 @@ class Backlog:
             state.last_step = batch.last_step
         state.values.update({point.key: point.value for point in batch.points})
 
-    def _batches_of(self, run: str, readings: Readings) -> list[Batch]:
+    def _batches_of(self, run: str, readings: Readings) -> list[PointBatch]:
         state = self._state(run)
         changed = [
             (key, value)
@@ -95,7 +95,7 @@ class Backlog:
         step = max(readings.num_rows, state.last_step + 1)
         points = [MetricPoint(key, value, readings.time_ms, step) for key, value in changed]
         starts = range(0, len(points), MAX_POINTS_PER_BATCH)
-        return [Batch(run, tuple(points[at : at + MAX_POINTS_PER_BATCH]), step) for at in starts]
+        return [PointBatch(run, tuple(points[at : at + MAX_POINTS_PER_BATCH]), step) for at in starts]
 
     def _state(self, run: str) -> RunState:
         return self._known.setdefault(run, RunState())

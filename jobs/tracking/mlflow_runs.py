@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.tracking.backlog import PARENT, Batch, RunState
+from jobs.tracking.backlog import PARENT, PointBatch, RunState
 from jobs.tracking.tracker import (
     EXPERIMENT_ID,
     RUN_ID,
@@ -66,12 +66,12 @@ class MlflowRuns:
             self._take(label, found.get(label), label, own, variant.params, started_at_ms)
         self._client.update_run(self.parent_id, status="RUNNING")
 
-    def send(self, batch: Batch) -> None:
+    def send(self, batch: PointBatch) -> None:
         """Log a batch; the same one again adds nothing, since every point has its time and step."""
-        from mlflow.entities import Metric, RunTag
+        from mlflow.entities import ComparedMetric, RunTag
 
         tags = [] if batch.last_step is None else [RunTag(_STEP, str(batch.last_step))]
-        metrics = [Metric(*point) for point in batch.points]
+        metrics = [ComparedMetric(*point) for point in batch.points]
         self._client.log_batch(self._ids[batch.run], metrics=metrics, tags=tags, synchronous=True)
 
     def close(self, report: SweepReport) -> None:

@@ -19,7 +19,7 @@ from jobs.results.schema import Row
 from jobs.tracking.backlog import PARENT, Backlog
 from jobs.tracking.metrics import RunningMeans
 from jobs.tracking.mlflow_runs import MlflowRuns, open_runs
-from jobs.tracking.sender import Courier
+from jobs.tracking.sender import Sender
 from jobs.tracking.tracker import NullTracker, SweepReport, TrackedSweep, Tracker, TrackingError
 from jobs.tracking.uri import check_usable, is_http
 
@@ -58,7 +58,7 @@ class MlflowTracker:
     patience: Patience = field(default_factory=Patience)
     _runs: MlflowRuns = field(init=False)
     _backlog: Backlog = field(init=False)
-    _courier: Courier = field(init=False)
+    _courier: Sender = field(init=False)
     _means: dict[str, RunningMeans] = field(init=False, default_factory=dict)
     _environment: ExitStack = field(init=False, default_factory=ExitStack)
 
@@ -80,10 +80,10 @@ class MlflowTracker:
                 f"tracking uri {self.uri!r} cannot be used ({_root_of(error)}); start the "
                 f"server, correct `tracking.uri`, or run with `tracking: off`"
             ) from error
-        # The courier has its own patience; until `finish` the environment is the driver's alone.
+        # The sender has its own patience; until `finish` the environment is the driver's alone.
         self._environment.enter_context(_limits(self.patience.request_s, num_retries=0))
         self._backlog = Backlog(self._runs.known)
-        self._courier = Courier(self._backlog, self._runs.send, self.uri)
+        self._courier = Sender(self._backlog, self._runs.send, self.uri)
         self._courier.start()
 
     def record_rows(self, rows: Sequence[Row]) -> None:

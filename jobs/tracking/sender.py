@@ -9,17 +9,17 @@ import logging
 import threading
 from collections.abc import Callable
 
-from jobs.tracking.backlog import Backlog, Batch
+from jobs.tracking.backlog import Backlog, PointBatch
 
 logger = logging.getLogger(__name__)
 
-Send = Callable[[Batch], None]
+Send = Callable[[PointBatch], None]
 
 _MIN_PAUSE_S = 2.0  # between deliveries: rows of units that end together go together
 _MAX_PAUSE_S = 60.0
 
 
-class Courier:
+class Sender:
     """Delivers a backlog while the sweep runs. `lock` guards the backlog; whoever changes it holds it."""
 
     def __init__(self, backlog: Backlog, send: Send, where: str, min_pause_s: float = _MIN_PAUSE_S) -> None:

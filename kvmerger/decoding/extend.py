@@ -27,7 +27,7 @@ class Extended(NamedTuple):
     mass_by_row_L: list[dict[int, SlotMass]]
 
 
-class _ExtendSession:
+class _ExtendAttention:
     def __init__(self, cache: RaggedCache, num_new_R: tuple[int, ...], mass_rows: Collection[int]) -> None:
         self._cache = cache
         self._num_new_R = num_new_R
@@ -60,10 +60,10 @@ def extend(
     """
     num_new = tuple(num_new_R)
     position_RT = _positions(cache, num_new, tokens_RT.shape[1], tokens_RT.device)
-    session = _ExtendSession(cache, num_new, mass_rows)
-    hidden_RTE = model.hidden_states(tokens_RT, position_RT, session)
+    handler = _ExtendAttention(cache, num_new, mass_rows)
+    hidden_RTE = model.hidden_states(tokens_RT, position_RT, handler)
     cache.advance(num_new)
-    return Extended(hidden_RTE, session.mass_by_row_L)
+    return Extended(hidden_RTE, handler.mass_by_row_L)
 
 
 def pad_tokens(ids_R: Sequence[Sequence[int]], num_tokens: int, device: torch.device) -> Tensor:

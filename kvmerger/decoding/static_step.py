@@ -82,10 +82,10 @@ class StaticStep:
         assert self._cache is not None and self._acting is not None, "aim_at comes first"
         num_new_R = self._lengths_2R[1]
         arrival = OneEach(self._row_R, self._lengths_2R[0].long(), self._lengths_2R, self.most_slots)
-        session = _StaticSession(self._cache, arrival, self._acting.asking)
-        hidden_R1E = self._model.hidden_states(self._token_R1, self._position_R1, session)
+        handler = _StaticAttention(self._cache, arrival, self._acting.asking)
+        hidden_R1E = self._model.hidden_states(self._token_R1, self._position_R1, handler)
         next_R = self._model.logits(hidden_R1E[:, 0]).argmax(dim=-1)
-        self._acting.settle_on_device(session.mass_by_row_L, num_new_R)
+        self._acting.settle_on_device(handler.mass_by_row_L, num_new_R)
         self._said_RT.scatter_(1, self._step_11.expand(len(self._row_R), 1), next_R[:, None])
         self._step_11 += 1
         self._position_R1 += num_new_R[:, None]
@@ -102,7 +102,7 @@ class StaticStep:
         return self._said_RT[:, :num_steps].T.tolist()
 
 
-class _StaticSession:
+class _StaticAttention:
     """Answers the attention calls of one static step."""
 
     def __init__(self, cache: RaggedCache, arrival: OneEach, mass_rows: Sequence[int]) -> None:

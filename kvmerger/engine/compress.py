@@ -100,7 +100,7 @@ def compress_all(
             outcome.done[variant.label] = _compress(prefilled, variant, outcome, stacks)
             outcome.slots_LH[variant.label] = outcome.done[variant.label].slots_LH
         except torch.OutOfMemoryError:
-            raise  # no fault of this variant's: it may fit in smaller company
+            raise  # no fault of this variant's: it may fit in a smaller batch
         # A user's policy may raise anything; it becomes that variant's failed row.
         except Exception as error:  # noqa: BLE001
             outcome.failed[variant.label] = CompressFailure(

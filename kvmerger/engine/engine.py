@@ -54,7 +54,7 @@ class Engine:
             seed: what random policies draw depends on it and on the prompt's tokens.
 
         Raises:
-            PromptError: the prompt cannot be run on this model.
+            InvalidPromptError: the prompt cannot be run on this model.
             VariantError: labels clash, or `like` budgets go round in a circle.
             ValueError: an unknown execution.
         """

@@ -21,13 +21,13 @@ from kvmerger.engine.compress import references_first
 from kvmerger.engine.fused import FusedRun, make_room, run_fused
 from kvmerger.engine.fused_members import Member, Trouble, answer_members
 from kvmerger.engine.groups import (
+    BatchLayout,
     Group,
-    Seats,
     by_rows,
-    companies,
     expected_bytes,
     labels_that_act,
     plannable_bytes,
+    prompts_together,
     tail_bytes,
 )
 from kvmerger.generation import Generation, Prompt, VariantFailure
@@ -54,11 +54,11 @@ def run_fused_many(
     for number in range(len(prompts)):
         many.guard(number, partial(many.admit, number))
     bucket_by_prompt = {number: groups[0].bucket for number, groups in many.joining.items()}
-    for company in companies(bucket_by_prompt, limits.max_rows):
-        if len(company) > 1:
-            many.run_company(company)
+    for numbers in prompts_together(bucket_by_prompt, limits.max_rows):
+        if len(numbers) > 1:
+            many.run_together(numbers)
         else:
-            many.run_alone(*company)
+            many.run_alone(*numbers)
     return [many.all_outcomes(number) for number in range(len(prompts))]
 
 
@@ -91,7 +91,7 @@ class _Many:
         """Check a prompt, and part its groups by whether their variants act: those it has alone, with buckets and places.
 
         Raises:
-            PromptError: the prompt cannot be run on this model.
+            InvalidPromptError: the prompt cannot be run on this model.
         """
         prompt = self.prompts[number]
         prompt.check(self.model.info.max_positions, self.model.info.vocab_size)
@@ -120,7 +120,7 @@ class _Many:
         ]
 
     def run_alone(self, number: int) -> None:
-        """Answer a prompt that has no company."""
+        """Answer a prompt that decodes by itself."""
 
         def run() -> None:
             self.outcomes[number] = run_fused(
@@ -129,13 +129,13 @@ class _Many:
 
         self.guard(number, run)
 
-    def run_company(self, company: Sequence[int]) -> None:
+    def run_together(self, numbers: Sequence[int]) -> None:
         """Answer prompts that decode together: all at once, or as many at a time as memory allows."""
-        waiting = list(company)
+        waiting = list(numbers)
         while waiting:
             runs = self._prefilled(self._first_that_fit(waiting))
             waiting = [number for number in waiting if number not in runs and number not in self.troubles]
-            self._answer_all(runs, company)
+            self._answer_all(runs, numbers)
             self.outcomes |= {number: run.outcomes for number, run in runs.items()}
             runs.clear()  # or their caches would stay while the next ones are made
 
@@ -160,15 +160,15 @@ class _Many:
             self.guard(number, partial(start, number, is_last_try=True))
         return runs
 
-    def _answer_all(self, runs: Mapping[int, FusedRun], company: Sequence[int]) -> None:
+    def _answer_all(self, runs: Mapping[int, FusedRun], numbers: Sequence[int]) -> None:
         """Answer all variants and references of prompts that are prefilled."""
-        groups = {number: self.joining[number] for number in company}
+        groups = {number: self.joining[number] for number in numbers}
         num_rows = 0
         for turn in range(max(map(len, groups.values()))):
             of_turn = {number: its[turn] for number, its in groups.items() if turn < len(its)}
-            seats = Seats.of({number: group.bucket for number, group in of_turn.items()})
-            num_rows = num_rows or seats.num_rows
-            self._answer(self._members(runs, of_turn, seats), seats.num_rows)
+            layout = BatchLayout.of({number: group.bucket for number, group in of_turn.items()})
+            num_rows = num_rows or layout.num_rows
+            self._answer(self._members(runs, of_turn, layout), layout.num_rows)
         # Before what acts: an error of a rule's is not to cost the A/A row.
         self._answer_references(runs, groups, num_rows)
         for number, run in runs.items():
@@ -179,26 +179,26 @@ class _Many:
         self, runs: Mapping[int, FusedRun], groups: Mapping[int, Sequence[Group]], taken: int
     ) -> None:
         """The A/A rows, in another bucket than ``taken``; before, full rows that stood beside nothing that fitted."""
-        seats = Seats.of({number: its[0].bucket for number, its in groups.items()})
+        layout = BatchLayout.of({number: its[0].bucket for number, its in groups.items()})
         alone = {
             number: Group({}, groups[number][0].bucket)
             for number, run in runs.items()
             if run.references is None
         }
-        for member in self._members(runs, alone, seats):
-            self._answer([member], seats.num_rows)
+        for member in self._members(runs, alone, layout):
+            self._answer([member], layout.num_rows)
         again = {
             number: Group({FULL_AA: 0}, another_bucket(len(self.prompts[number].questions), its[0].bucket))
             for number, its in groups.items()
         }
-        seats = Seats.of({number: group.bucket for number, group in again.items()}, taken)
-        self._answer(self._members(runs, again, seats), seats.num_rows)
+        layout = BatchLayout.of({number: group.bucket for number, group in again.items()}, taken)
+        self._answer(self._members(runs, again, layout), layout.num_rows)
 
     def _members(
-        self, runs: Mapping[int, FusedRun], group_by_prompt: Mapping[int, Group], seats: Seats
+        self, runs: Mapping[int, FusedRun], group_by_prompt: Mapping[int, Group], layout: BatchLayout
     ) -> list[Member]:
         return [
-            Member(number, runs[number], group, seats.start_by_prompt[number])
+            Member(number, runs[number], group, layout.start_by_prompt[number])
             for number, group in group_by_prompt.items()
             if number in runs and number not in self.troubles
         ]

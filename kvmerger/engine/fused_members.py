@@ -29,7 +29,7 @@ class Member(NamedTuple):
 
 
 class Trouble(NamedTuple):
-    """Why rows did not come about. is_memory: they may in smaller company."""
+    """Why rows did not come about. is_memory: they may in a smaller batch."""
 
     is_memory: bool
     phase: str

@@ -71,7 +71,7 @@ def by_bytes(group: Group, bytes_by_label: Mapping[str, int], free_bytes: int | 
 
 
 @dataclass(frozen=True, slots=True)
-class Seats:
+class BatchLayout:
     """Where the rows of several prompts are in one batch: each prompt's first, by its number, and how many rows there are.
 
     Settled by the sizes of their own batches alone, as a group's places are: a prompt that fails after it was found sound,
@@ -82,13 +82,13 @@ class Seats:
     num_rows: int
 
     @classmethod
-    def of(cls, bucket_by_prompt: Mapping[int, int], taken: int = 0) -> Seats:
+    def of(cls, bucket_by_prompt: Mapping[int, int], taken: int = 0) -> BatchLayout:
         """One prompt's bucket after the other, in a bucket that is not ``taken``."""
         starts = [0, *accumulate(bucket_by_prompt.values())]
         return cls(dict(zip(bucket_by_prompt, starts, strict=False)), another_bucket(starts[-1], taken))
 
 
-def companies(bucket_by_prompt: Mapping[int, int], max_rows: int) -> list[list[int]]:
+def prompts_together(bucket_by_prompt: Mapping[int, int], max_rows: int) -> list[list[int]]:
     """Prompts, by number, that decode together: in order, as many as have ``max_rows`` rows at most, one at least."""
     found: list[list[int]] = []
     num_rows = 0

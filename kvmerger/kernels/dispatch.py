@@ -18,7 +18,7 @@ from kvmerger.kernels.reference import prompt as prompt_reference
 from kvmerger.kernels.reference import ragged as reference
 from kvmerger.kernels.reference import ranking
 from kvmerger.kernels.reference.layer import LayerKernels
-from kvmerger.kernels.reference.ragged import Attended
+from kvmerger.kernels.reference.ragged import RaggedAttention
 
 MOST_HEAD_DIM = 256
 SLOT_ALIGNMENT_BYTES = 16  # one vector load
@@ -28,7 +28,7 @@ SCORE_DTYPES = (torch.float64, *DTYPES)
 
 def ragged_attention(
     q_RQTD: Tensor, layer: RaggedLayer, scaling: float, mass_rows: Collection[int] = ()
-) -> Attended:
+) -> RaggedAttention:
     """`reference.ragged.ragged_attention`, computed by the fastest kernel for these tensors."""
     if not is_for_triton(q_RQTD):
         return reference.ragged_attention(q_RQTD, layer, scaling, mass_rows)

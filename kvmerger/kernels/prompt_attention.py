@@ -25,14 +25,14 @@ LEAST_CUDNN_TOKENS = 8 * PLAN_TOKENS
 FLASH_HEAD_DIM_STEP = 8  # `scaled_dot_product_attention` pads other head sizes; the operator below does not
 
 
-class Attended(NamedTuple):
+class PromptAttention(NamedTuple):
     """Attention output (B, T, Q, D), and the natural log-sum-exp of each query's scaled scores: fp32 (Q, N), or None."""
 
     out_BTQD: Tensor
     lse_QN: Tensor | None
 
 
-def causal_attention(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> Attended:
+def causal_attention(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> PromptAttention:
     """Causal attention, never through an n × n matrix."""
     if q_BQTD.is_cuda and q_BQTD.dtype == torch.float32:
         # On CUDA only kernels without fp32 take grouped heads: the fallback would be n × n.
@@ -44,11 +44,11 @@ def causal_attention(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: fl
         out_BQTD = F.scaled_dot_product_attention(
             q_BQTD, k_BHTD, v_BHTD, is_causal=True, scale=scaling, enable_gqa=is_grouped
         )
-        return Attended(out_BQTD.transpose(1, 2).contiguous(), None)
+        return PromptAttention(out_BQTD.transpose(1, 2).contiguous(), None)
     out_BQTD, lse_BQX = kernel(q_BQTD, k_BHTD, v_BHTD, scaling)
     # One kernel rounds the number of queries up.
     lse_QN = lse_BQX[0].reshape(q_BQTD.shape[1], -1)[:, : q_BQTD.shape[2]]
-    return Attended(out_BQTD.transpose(1, 2).contiguous(), lse_QN)
+    return PromptAttention(out_BQTD.transpose(1, 2).contiguous(), lse_QN)
 
 
 _Kernel = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]

@@ -1,9 +1,9 @@
-"""The seam into transformers: every layer's attention call lands in a session of ours, with post-RoPE q, k and v.
+"""The seam into transformers: every layer's attention call lands in a handler of ours, with post-RoPE q, k and v.
 
-The model is called with ``use_cache=False``, explicit ``position_ids`` and the session as a forward keyword. Nothing in
-transformers is patched or subclassed; without a session the call fails instead of computing something else.
+The model is called with ``use_cache=False``, explicit ``position_ids`` and the handler as a forward keyword. Nothing in
+transformers is patched or subclassed; without a handler the call fails instead of computing something else.
 
-Where a decoder is one that `fused_decoder` computes in fewer kernels, that calls the session in transformers' place.
+Where a decoder is one that `fused_decoder` computes in fewer kernels, that calls the handler in transformers' place.
 
 Shapes: B rows, T tokens, E hidden size, Q query heads, H KV heads, D head size.
 """
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 ATTENTION_NAME = "kvmerger"
-SESSION_KEYWORD = "kv_session"
+HANDLER_KEYWORD = "kv_handler"
 
 
 class SeamError(RuntimeError):
     """The model asked attention for something this project does not support; the numbers would be wrong."""
 
 
-class Session(Protocol):
+class AttentionHandler(Protocol):
     """Whoever answers the attention calls of one forward pass."""
 
     def attend(
@@ -35,7 +35,7 @@ class Session(Protocol):
 
 
 InputWatch = Callable[[Tensor, nn.Module], None]
-"""Gets what goes into a layer's attention (B, T, E), and the attention module, right before the session is asked."""
+"""Gets what goes into a layer's attention (B, T, E), and the attention module, right before the handler is asked."""
 
 
 @contextmanager
@@ -70,10 +70,10 @@ def _attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    session: Session | None = kwargs.pop(SESSION_KEYWORD, None)
-    if session is None:
+    handler: AttentionHandler | None = kwargs.pop(HANDLER_KEYWORD, None)
+    if handler is None:
         raise SeamError(
-            f"attention was called without a session; run this model through kvmerger.engine.engine.Engine ({module})"
+            f"attention was called without a handler; run this model through kvmerger.engine.engine.Engine ({module})"
         )
     # transformers hands custom attention names no mask, so a mask can only mean padding that would be ignored.
     if attention_mask is not None:
@@ -86,7 +86,7 @@ def _attention_forward(
             )
     if scaling is None:
         scaling = float(query.shape[-1] ** -0.5)
-    return session.attend(module.layer_idx, query, key, value, scaling), None  # type: ignore[arg-type]
+    return handler.attend(module.layer_idx, query, key, value, scaling), None  # type: ignore[arg-type]
 
 
 def _holds_all(window: int, module: nn.Module, kwargs: dict[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """A Llama-like decoder in a dozen kernels a layer, where transformers takes about forty: the same numbers, sooner.
 
 It rounds where transformers rounds (`kernels.reference.layer`), so that results differ by the order of sums alone. Attention
-is answered by a session, as behind the seam. A token's numbers depend on the number of tokens and rows of its own call,
+is answered by a handler, as behind the seam. A token's numbers depend on the number of tokens and rows of its own call,
 never on who watches, nor on whether the last layer's output is wanted.
 
 Shapes: B rows, T tokens, X = B·T, E hidden size, F the products of one token (queries, keys, values), P = Q·D, Q query heads,
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kvmerger.kernels.reference.layer import HeadNorms, LayerKernels
-from kvmerger.models.attention import InputWatch, Session
+from kvmerger.models.attention import AttentionHandler, InputWatch
 
 # What stands between one layer's attention and the next one's products is computed for so many tokens at a time: of 131,072
 # tokens of an 8B model the MLP alone would hold 11 GB.
@@ -70,20 +70,20 @@ class FusedDecoder:
     num_heads: int
     kernels: LayerKernels
 
-    def hidden_states(self, ids_BT: Tensor, position_ids_BT: Tensor, session: Session) -> Tensor:
-        """Last hidden states (B, T, E); every layer's attention is answered by ``session``."""
-        residual_XE, attended_XP = self._up_to_last_attention(ids_BT, position_ids_BT, session, None)
+    def hidden_states(self, ids_BT: Tensor, position_ids_BT: Tensor, handler: AttentionHandler) -> Tensor:
+        """Last hidden states (B, T, E); every layer's attention is answered by ``handler``."""
+        residual_XE, attended_XP = self._up_to_last_attention(ids_BT, position_ids_BT, handler, None)
         hidden_XE = self._behind_attention(self.layers[-1], self.last_norm, residual_XE, attended_XP)
         return hidden_XE.view(*ids_BT.shape, -1)
 
     def visit_layers(
-        self, ids_BT: Tensor, position_ids_BT: Tensor, session: Session, watch: InputWatch | None
+        self, ids_BT: Tensor, position_ids_BT: Tensor, handler: AttentionHandler, watch: InputWatch | None
     ) -> None:
-        """Compute what ``session`` and ``watch`` get to see, and nothing behind the last layer's attention."""
-        self._up_to_last_attention(ids_BT, position_ids_BT, session, watch)
+        """Compute what ``handler`` and ``watch`` get to see, and nothing behind the last layer's attention."""
+        self._up_to_last_attention(ids_BT, position_ids_BT, handler, watch)
 
     def _up_to_last_attention(
-        self, ids_BT: Tensor, position_ids_BT: Tensor, session: Session, watch: InputWatch | None
+        self, ids_BT: Tensor, position_ids_BT: Tensor, handler: AttentionHandler, watch: InputWatch | None
     ) -> tuple[Tensor, Tensor]:
         """What the last layer adds to (X, E), and its heads' outputs (X, P)."""
         residual_XE = self.embed_tokens(ids_BT).flatten(0, 1)
@@ -93,7 +93,7 @@ class FusedDecoder:
         for index, layer in enumerate(self.layers):
             if watch is not None:
                 watch(input_XE.view(*ids_BT.shape, -1), layer.attention)
-            attended_XP = self._attend(index, input_XE, turn, ids_BT.shape, session)
+            attended_XP = self._attend(index, input_XE, turn, ids_BT.shape, handler)
             if index + 1 < len(self.layers):
                 next_norm = self.layers[index + 1].input_norm
                 input_XE = self._behind_attention(layer, next_norm, residual_XE, attended_XP)
@@ -105,7 +105,7 @@ class FusedDecoder:
         input_XE: Tensor,
         turn: tuple[Tensor, Tensor],
         shape_BT: torch.Size,
-        session: Session,
+        handler: AttentionHandler,
     ) -> Tensor:
         layer, num_heads = self.layers[index], (self.num_query_heads, self.num_heads)
         qkv_XF = layer.qkv(input_XE)
@@ -113,7 +113,7 @@ class FusedDecoder:
         heads_BTHD = qkv_XF.view(*shape_BT, -1, turn[0].shape[1])
         # Views: kernels read heads of any strides, and who keeps keys and values copies them anyway.
         q_BQTD, k_BHTD, v_BHTD = heads_BTHD.transpose(1, 2).split((*num_heads, self.num_heads), dim=1)
-        return session.attend(index, q_BQTD, k_BHTD, v_BHTD, layer.scaling).reshape(input_XE.shape[0], -1)
+        return handler.attend(index, q_BQTD, k_BHTD, v_BHTD, layer.scaling).reshape(input_XE.shape[0], -1)
 
     def _behind_attention(
         self, layer: FusedLayer, next_norm: Norm, residual_XE: Tensor, attended_XP: Tensor

@@ -22,9 +22,9 @@ from kvmerger.kernels.dispatch import layer_kernels
 from kvmerger.kernels.reference.layer import LayerKernels
 from kvmerger.models.attention import (
     ATTENTION_NAME,
-    SESSION_KEYWORD,
+    HANDLER_KEYWORD,
+    AttentionHandler,
     InputWatch,
-    Session,
     register_attention,
     watching_inputs,
 )
@@ -85,26 +85,30 @@ class LoadedModel:
         return self.module.get_decoder().rotary_emb  # type: ignore[operator]
 
     @torch.inference_mode()
-    def hidden_states(self, ids_BT: Tensor, position_ids_BT: Tensor, session: Session) -> Tensor:
-        """Last hidden states (B, T, E); every layer's attention is answered by ``session``."""
+    def hidden_states(self, ids_BT: Tensor, position_ids_BT: Tensor, handler: AttentionHandler) -> Tensor:
+        """Last hidden states (B, T, E); every layer's attention is answered by ``handler``."""
         if self.fused is not None:
-            return self.fused.hidden_states(ids_BT, position_ids_BT, session)
+            return self.fused.hidden_states(ids_BT, position_ids_BT, handler)
         decoder = self.module.get_decoder()  # type: ignore[operator]
         output = decoder(
-            input_ids=ids_BT, position_ids=position_ids_BT, use_cache=False, **{SESSION_KEYWORD: session}
+            input_ids=ids_BT, position_ids=position_ids_BT, use_cache=False, **{HANDLER_KEYWORD: handler}
         )
         return output.last_hidden_state
 
     @torch.inference_mode()
     def visit_layers(
-        self, ids_BT: Tensor, position_ids_BT: Tensor, session: Session, watch: InputWatch | None = None
+        self,
+        ids_BT: Tensor,
+        position_ids_BT: Tensor,
+        handler: AttentionHandler,
+        watch: InputWatch | None = None,
     ) -> None:
-        """`hidden_states` for those who want none: all that counts is what ``session`` is asked, and ``watch`` told."""
+        """`hidden_states` for those who want none: all that counts is what ``handler`` is asked, and ``watch`` told."""
         if self.fused is not None:
-            self.fused.visit_layers(ids_BT, position_ids_BT, session, watch)
+            self.fused.visit_layers(ids_BT, position_ids_BT, handler, watch)
             return
         with nullcontext() if watch is None else watching_inputs(self.attention_modules, watch):
-            self.hidden_states(ids_BT, position_ids_BT, session)
+            self.hidden_states(ids_BT, position_ids_BT, handler)
 
     @torch.inference_mode()
     def logits(self, hidden_XE: Tensor) -> Tensor:
@@ -230,7 +234,7 @@ def _eos_ids(configs: Iterable[Any]) -> frozenset[int]:
     return frozenset(ids)
 
 
-class _ProbeSession:
+class _ProbeAttention:
     """Answers attention for a few tokens, which attend to themselves, and remembers who asked what."""
 
     def __init__(self) -> None:
@@ -251,17 +255,17 @@ class _ProbeSession:
 
 def _probe(model: LoadedModel) -> list[Tensor]:
     """What each layer asked of attention, and last hidden states: tokens spread over the vocabulary, at rising positions."""
-    session = _ProbeSession()
+    handler = _ProbeAttention()
     index_BT = torch.arange(_PROBE_ROWS * _PROBE_TOKENS, device=model.device).view(_PROBE_ROWS, -1)
     hidden_BTE = model.hidden_states(
-        index_BT * model.info.vocab_size // index_BT.numel(), index_BT.clone(), session
+        index_BT * model.info.vocab_size // index_BT.numel(), index_BT.clone(), handler
     )
-    if session.layer_indices != list(range(model.info.num_layers)):
+    if handler.layer_indices != list(range(model.info.num_layers)):
         raise ModelError(
             f"model {model.info.name!r} has {model.info.num_layers} layers, but attention was called for "
-            f"{session.layer_indices}: this transformers version does not route it through the attention interface"
+            f"{handler.layer_indices}: this transformers version does not route it through the attention interface"
         )
-    return [*session.seen, hidden_BTE]
+    return [*handler.seen, hidden_BTE]
 
 
 def _largest_difference(found: list[Tensor], expected: list[Tensor]) -> float:

@@ -28,7 +28,7 @@ class Prefilled:
     evidence: tuple[Evidence, ...]
 
 
-class PrefillSession:
+class PrefillAttention:
     """Causal attention of one prompt on itself; keeps each layer's K/V and captures evidence."""
 
     def __init__(
@@ -84,15 +84,15 @@ def prefill(
     """
     ids_1T = torch.tensor([context_ids], device=model.device)
     position_1T = torch.arange(ids_1T.shape[1], device=model.device)[None]
-    session = PrefillSession(
+    handler = PrefillAttention(
         model.info.num_layers, needs, prompt_seed(context_ids, seed), is_last_try=is_last_try
     )
 
     def watch(hidden_1NE: Tensor, attention: nn.Module) -> None:
-        session.see_input(hidden_1NE[0], attention, model.rotary)
+        handler.see_input(hidden_1NE[0], attention, model.rotary)
 
-    model.visit_layers(ids_1T, position_1T, session, watch if needs_hidden_states(needs) else None)
-    return Prefilled(tuple(session.layers), tuple(session.evidence))
+    model.visit_layers(ids_1T, position_1T, handler, watch if needs_hidden_states(needs) else None)
+    return Prefilled(tuple(handler.layers), tuple(handler.evidence))
 
 
 def prompt_seed(context_ids: Sequence[int], seed: int) -> int:

@@ -17,7 +17,7 @@ from ray.experimental import internal_kv
 
 from jobs.execution.on_ray import controller
 from jobs.execution.on_ray.resources import ResourcesError
-from jobs.execution.run_events import Advice, UnitStarted, WorkerLost
+from jobs.execution.run_events import ActorLost, Advice, UnitStarted
 from tests.fakes.engine import Recorder, make_context, make_planned, make_settings, make_unit
 from tests.fakes.ray_pool import HANG_ONCE_ID, MEETING_TIMEOUT_S, PlacedLoad
 
@@ -92,7 +92,7 @@ def test_units_spread_over_nodes_and_a_node_that_dies_costs_no_row(nodes: list[A
     assert recorder.identities() == sorted(key.identity for unit in units for key in unit.row_keys)
     assert {row["status"] for row in recorder.rows} == {"ok"}
     attempts = [event.attempt for event in recorder.events if isinstance(event, UnitStarted)]
-    assert max(attempts) == 2 and any(isinstance(event, WorkerLost) for event in recorder.events)
+    assert max(attempts) == 2 and any(isinstance(event, ActorLost) for event in recorder.events)
     assert killed and killed[0] not in {
         row["model_revision"] for row in recorder.rows if row["unit_id"] == "hangs"
     }

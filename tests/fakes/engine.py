@@ -15,7 +15,7 @@ from typing import Any
 
 from evaluators.item import BenchmarkItem
 from evaluators.prompting import TokenizedPrompt
-from jobs.execution.worker import LoadedEngine
+from jobs.execution.unit_runner import LoadedEngine
 from jobs.planning.work import PlannedItem, RowKey, WorkUnit
 from jobs.results.rows import RunContext
 from jobs.settings.schema import ModelSettings, Settings

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from jobs.execution.worker import LoadedEngine
+from jobs.execution.unit_runner import LoadedEngine
 from jobs.settings.schema import ModelSettings
 from kvmerger.generation import Prompt
 from tests.fakes.engine import FakeEngine, FakeInfo, FakeTokenizer, build_fake_variant

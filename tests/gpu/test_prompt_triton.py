@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kvmerger.kernels import dispatch, prompt_attention
 from kvmerger.kernels.reference import prompt as prompt_reference
 from kvmerger.prefill.evidence import ATTENTION_MASS, Evidence, LayerStates, window_attention
-from kvmerger.prefill.prefill import PrefillSession
+from kvmerger.prefill.prefill import PrefillAttention
 from tests.kvmerger.kernels.both.mass_cases import (
     FIELDS,
     LONG,
@@ -101,16 +101,16 @@ def test_prefill_takes_the_triton_path(seed: int, monkeypatch: pytest.MonkeyPatc
     prompt = random_prompt(seed, 300, 2, 4, 64, torch.bfloat16, "cuda")
     needs = frozenset({ATTENTION_MASS, window_attention(16)})
     states = LayerStates(prompt.q_QND, prompt.k_HND, prompt.k_HND, prompt.scaling)
-    session = PrefillSession(1, needs, prompt_seed=0)
+    handler = PrefillAttention(1, needs, prompt_seed=0)
     with monkeypatch.context() as patch:
         for name in ("attention_mass", "window_attention"):
             patch.setattr(prompt_reference, name, _forbidden)
-        session.attend(
+        handler.attend(
             0, prompt.q_QND[None], prompt.k_HND[None], prompt.k_HND[None].contiguous(), prompt.scaling
         )
         without_lse = Evidence(states, 0, 1, 0)
         without_lse.capture(needs)
-        found = [(session.evidence[0].get(need), without_lse.get(need)) for need in sorted(needs)]
+        found = [(handler.evidence[0].get(need), without_lse.get(need)) for need in sorted(needs)]
     sums_QN = float64_column_sums(prompt, 0)
     for mass_HN in found[0]:
         assert_mass(mass_HN, sums_QN.unflatten(0, (2, 4)).mean(dim=1))

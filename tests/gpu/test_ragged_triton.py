@@ -6,7 +6,7 @@ import torch
 from kvmerger.decoding.ragged_cache import RaggedCache
 from kvmerger.kernels import dispatch
 from kvmerger.kernels.reference import ragged as reference
-from kvmerger.kernels.reference.ragged import Attended
+from kvmerger.kernels.reference.ragged import RaggedAttention
 from tests.kvmerger.kernels.both.ragged_cases import (
     FEW,
     FIELDS,
@@ -109,7 +109,7 @@ def test_a_cache_on_the_device_takes_the_triton_path(seed: int, monkeypatch: pyt
         cache.advance(num_new_R)
 
 
-def _forbidden(*_: object, **__: object) -> Attended:
+def _forbidden(*_: object, **__: object) -> RaggedAttention:
     raise AssertionError("the reference was called on a GPU")
 
 

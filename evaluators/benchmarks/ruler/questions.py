@@ -86,7 +86,7 @@ class QuestionDraft:
 
     source: QuestionSource
     index: int
-    question: Question
+    question: SourceQuestion
     order: tuple[int, ...]
 
     @property
@@ -115,7 +115,7 @@ class QuestionDraft:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SourceQuestion:
     """A question; `own` documents hold the answer, `related` ones (of the same article) are added first."""
 
     text: str
@@ -130,11 +130,11 @@ class QaFile:
 
     label: str
     digest: str
-    questions: tuple[Question, ...]
+    questions: tuple[SourceQuestion, ...]
     documents: tuple[str, ...]
 
 
-Parse = Callable[[Any], tuple[list[Question], list[str]]]
+Parse = Callable[[Any], tuple[list[SourceQuestion], list[str]]]
 
 
 def read_qa_file(spec: TaskSpec, file_name: str, parse: Parse) -> QaFile:
@@ -162,7 +162,7 @@ def read_qa_file(spec: TaskSpec, file_name: str, parse: Parse) -> QaFile:
     return QaFile(file.name.split(".")[0], text_digest(text), tuple(questions), tuple(documents))
 
 
-def parse_squad(data: Any) -> tuple[list[Question], list[str]]:
+def parse_squad(data: Any) -> tuple[list[SourceQuestion], list[str]]:
     """Answerable questions of SQuAD's JSON (version 2.0; 1.1 has no others), a document per paragraph."""
     articles = data["data"]
     documents = sorted({part["context"] for article in articles for part in article["paragraphs"]})
@@ -174,20 +174,22 @@ def parse_squad(data: Any) -> tuple[list[Question], list[str]]:
             own = number[part["context"]]
             related = tuple(other for other in parts if other != own)
             questions += [
-                Question(asked["question"], tuple(gold["text"] for gold in asked["answers"]), (own,), related)
+                SourceQuestion(
+                    asked["question"], tuple(gold["text"] for gold in asked["answers"]), (own,), related
+                )
                 for asked in part["qas"]
                 if not asked.get("is_impossible", False)
             ]
     return questions, documents
 
 
-def parse_hotpotqa(data: Any) -> tuple[list[Question], list[str]]:
+def parse_hotpotqa(data: Any) -> tuple[list[SourceQuestion], list[str]]:
     """Questions of HotpotQA's JSON (distractor setting), a document per title with its sentences."""
     rows = [[f"{title}\n{''.join(sentences)}" for title, sentences in row["context"]] for row in data]
     documents = sorted({document for row in rows for document in row})
     number = {document: index for index, document in enumerate(documents)}
     questions = [
-        Question(asked["question"], (asked["answer"],), tuple(number[document] for document in row), ())
+        SourceQuestion(asked["question"], (asked["answer"],), tuple(number[document] for document in row), ())
         for asked, row in zip(data, rows, strict=True)
     ]
     return questions, documents

@@ -49,7 +49,7 @@ class Cluster:
 
 
 @contextmanager
-def ray_session(code: Sequence[Path]) -> Iterator[Cluster]:
+def connected(code: Sequence[Path]) -> Iterator[Cluster]:
     """An initialised Ray: the caller's own, the cluster RAY_ADDRESS names, or a local one that is ours to stop.
 
     `code` are the files and folders that workers import; a Ray that is the caller's own has them already.

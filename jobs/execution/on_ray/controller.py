@@ -16,10 +16,10 @@ from typing import NoReturn
 import ray
 
 from jobs.execution import run_events
-from jobs.execution.on_ray.answers import cause_of, event_of
-from jobs.execution.on_ray.cluster import Cluster, job_env, ray_session
-from jobs.execution.on_ray.lost_units import SAID_NOTHING, rows_left_out, rows_of_lost, without_own_policies
-from jobs.execution.on_ray.pool import ActorPool, Answer
+from jobs.execution.on_ray.call_results import cause_of, event_of
+from jobs.execution.on_ray.cluster import Cluster, connected, job_env
+from jobs.execution.on_ray.lost_units import SAID_NOTHING, drop_user_policies, rows_left_out, rows_of_lost
+from jobs.execution.on_ray.pool import ActorPool, CallResult
 from jobs.execution.on_ray.resources import ActorResources, ResourcesError, resources_for
 from jobs.execution.on_ray.shipped_code import source_paths
 from jobs.execution.on_ray.storage_advice import Placement, read_mounts, storage_advice
@@ -46,7 +46,7 @@ from jobs.execution.scheduling.events import (
 )
 from jobs.execution.scheduling.failure import ErrorKind, FailurePolicy
 from jobs.execution.scheduling.scheduler import Scheduler
-from jobs.execution.worker import LoadEngine, load_engine
+from jobs.execution.unit_runner import LoadEngine, load_engine
 from jobs.planning.work import WorkUnit
 from jobs.results.rows import RunContext
 from jobs.results.schema import Row
@@ -83,7 +83,7 @@ def run_units(
     """
     if not units:
         return
-    with ray_session(source_paths((spec.policy for spec in settings.variants), sys.modules)) as cluster:
+    with connected(source_paths((spec.policy for spec in settings.variants), sys.modules)) as cluster:
         resources = resources or resources_for(
             cluster.nodes, device=settings.model.device, asked=settings.actors, can_grow=cluster.can_grow
         )
@@ -141,7 +141,7 @@ class Controller:
             self._enter(self._pool.wait(0))
             raise
 
-    def _enter(self, answers: Sequence[Answer]) -> None:
+    def _enter(self, answers: Sequence[CallResult]) -> None:
         decisions: list[Decision] = []
         for answer in answers:
             event = event_of(answer, time.monotonic())
@@ -157,9 +157,9 @@ class Controller:
                     is_whole = len(answer.value) == len(self._units[unit_id].row_keys)
                     event = replace(event, is_whole=is_whole)
             if isinstance(event, ActorDied) and self._pool.stop(event.actor_id):
-                self._on_event(run_events.WorkerLost(_name(event.actor_id), event.kind))
+                self._on_event(run_events.ActorLost(_name(event.actor_id), event.kind))
             elif isinstance(event, ActorReady):
-                self._on_event(run_events.WorkerReady(_name(event.actor_id)))
+                self._on_event(run_events.ActorLoaded(_name(event.actor_id)))
             decisions += self._scheduler.handle(event)
         self._carry_out(decisions)
 
@@ -174,17 +174,22 @@ class Controller:
             match decision := self._decisions.pop(0):
                 case StartActor(actor_id=actor_id):
                     self._pool.start(actor_id)
-                    self._on_event(run_events.WorkerStarting(_name(actor_id)))
+                    self._on_event(run_events.ActorStarting(_name(actor_id)))
                 case StopActor(actor_id=actor_id, kind=kind, unit_id=stopped_unit_id):
                     self._note(stopped_unit_id, kind, SAID_NOTHING)
                     self._pool.stop(actor_id)
-                    self._on_event(run_events.WorkerLost(_name(actor_id), kind))
-                case Assign(actor_id=actor_id, unit_id=unit_id, attempt=attempt, is_wary=is_wary):
-                    self._pool.run(actor_id, self._given(unit_id, is_wary))
+                    self._on_event(run_events.ActorLost(_name(actor_id), kind))
+                case Assign(
+                    actor_id=actor_id,
+                    unit_id=unit_id,
+                    attempt=attempt,
+                    without_user_policies=without_user_policies,
+                ):
+                    self._pool.run(actor_id, self._given(unit_id, without_user_policies))
                     self._on_event(run_events.UnitStarted(_name(actor_id), unit_id, attempt))
-                case Queue(actor_id=actor_id, unit_id=unit_id, is_wary=is_wary):
+                case Queue(actor_id=actor_id, unit_id=unit_id, without_user_policies=without_user_policies):
                     # Ray keeps an actor's calls in order.
-                    self._pool.run(actor_id, self._given(unit_id, is_wary))
+                    self._pool.run(actor_id, self._given(unit_id, without_user_policies))
                 case Begin(actor_id=actor_id, unit_id=unit_id, attempt=attempt):
                     self._on_event(run_events.UnitStarted(_name(actor_id), unit_id, attempt))
                 case AcceptUnit(unit_id=unit_id):
@@ -202,10 +207,10 @@ class Controller:
         self._on_rows(unit, rows)
         self._on_event(UnitEnded.of(unit, rows))
 
-    def _given(self, unit_id: str, is_wary: bool) -> WorkUnit:
+    def _given(self, unit_id: str, without_user_policies: bool) -> WorkUnit:
         """What an actor is given of the unit."""
         unit = self._units[unit_id]
-        return without_own_policies(unit) if is_wary else unit
+        return drop_user_policies(unit) if without_user_policies else unit
 
     def _rows_of(self, unit_id: str) -> list[Row]:
         rows = self._rows[unit_id]

@@ -20,7 +20,7 @@ from kvmerger.variants import VariantSpec
 SAID_NOTHING = TimeoutError("its actor said nothing for far longer than it should take, and was killed")
 
 
-def without_own_policies(unit: WorkUnit) -> WorkUnit:
+def drop_user_policies(unit: WorkUnit) -> WorkUnit:
     """The unit without users' own policies (`module:Class`) and budgets like theirs, unless nothing else is owed."""
     by_label = {spec.label: spec for spec in unit.variants}
     own = {label for label in by_label if _is_own(label, by_label)}

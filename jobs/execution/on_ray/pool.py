@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from jobs.execution.on_ray.resources import ActorResources
-from jobs.execution.worker import LoadEngine, UnitRunner
+from jobs.execution.unit_runner import LoadEngine, UnitRunner
 from jobs.planning.work import WorkUnit
 from jobs.results.rows import RunContext
 from jobs.results.schema import Row
@@ -32,7 +32,7 @@ class Call(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CallResult:
     """One call's end: `error` is None exactly when `value` counts. `unit_id` is set for `Call.RUN`."""
 
     actor_id: int
@@ -78,7 +78,7 @@ class ActorPool:
         if actor is not None:
             self._pending[actor.run.remote(unit)] = _Pending(actor_id, Call.RUN, unit.unit_id)
 
-    def wait(self, timeout_s: float) -> list[Answer]:
+    def wait(self, timeout_s: float) -> list[CallResult]:
         """All answers there are, waiting at most `timeout_s` for the first."""
         if not self._pending:
             return []
@@ -101,12 +101,12 @@ class ActorPool:
         for actor_id in list(self._actors):
             self.stop(actor_id)
 
-    def _answer(self, ref: Any) -> Answer:
+    def _answer(self, ref: Any) -> CallResult:
         call = self._pending.pop(ref)
         try:
-            return Answer(call.actor_id, call.call, call.unit_id, ray.get(ref), None)
+            return CallResult(call.actor_id, call.call, call.unit_id, ray.get(ref), None)
         except Exception as error:  # noqa: BLE001 - edge of the process: the controller maps it by type
-            return Answer(call.actor_id, call.call, call.unit_id, None, error)
+            return CallResult(call.actor_id, call.call, call.unit_id, None, error)
 
 
 class EngineActor:

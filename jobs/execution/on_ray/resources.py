@@ -79,9 +79,9 @@ def device_of_the_actors(settings: Settings) -> str:
     if num_gpus is not None:
         return "cuda" if num_gpus else "cpu"
     if os.environ.get("RAY_ADDRESS"):
-        from jobs.execution.on_ray.cluster import ray_session
+        from jobs.execution.on_ray.cluster import connected
 
-        with ray_session(()) as cluster:
+        with connected(()) as cluster:
             return "cuda" if has_gpus(cluster.nodes) else "cpu"
     return device
 

@@ -22,12 +22,12 @@ TIMES = 20.0
 """As long as the slowest actor would take by its pace so far."""
 
 
-class Crew:
-    """All actors there ever were, by id, and the berths of those that are alive."""
+class Actors:
+    """All actors there ever were, by id, and the places of those that are alive."""
 
     def __init__(self, max_actors: int, failure: FailurePolicy, placement_timeout_s: float) -> None:
-        self.actors: dict[int, Actor] = {}
-        self.berths = Berths(max_actors, failure.max_attempts, placement_timeout_s)
+        self.by_id: dict[int, Actor] = {}
+        self.places = Places(max_actors, failure.max_attempts, placement_timeout_s)
         self.why_no_more: ErrorKind | None = None
         """While no actor is ready, no other is started for this reason."""
         self._max_actors = max_actors
@@ -40,22 +40,22 @@ class Crew:
     @property
     def alive(self) -> list[Actor]:
         """Those that may do something yet."""
-        return [actor for actor in self.actors.values() if actor.state is not ActorState.DEAD]
+        return [actor for actor in self.by_id.values() if actor.state is not ActorState.DEAD]
 
     @property
     def ready(self) -> list[Actor]:
         """Those whose model is loaded."""
-        return [actor for actor in self.actors.values() if actor.is_ready]
+        return [actor for actor in self.by_id.values() if actor.is_ready]
 
     def is_sound(self, actor: Actor) -> bool:
         """Whether no actor came to nothing in its place, as far as no unit was to blame."""
-        return self.berths.is_sound(actor.berth)
+        return self.places.is_sound(actor.place)
 
-    def place(self, actor_id: int, now_s: float) -> None:
+    def mark_placed(self, actor_id: int, now_s: float) -> None:
         """It has a process on some machine."""
         self._move(actor_id, {ActorState.STARTING}, ActorState.LOADING, now_s)
 
-    def get_ready(self, actor_id: int, now_s: float) -> None:
+    def mark_ready(self, actor_id: int, now_s: float) -> None:
         """Its model is loaded."""
         if self._move(actor_id, {ActorState.STARTING, ActorState.LOADING}, ActorState.IDLE, now_s):
             self._start_failures, self.why_no_more, self._was_ready = 0, None, True
@@ -66,12 +66,12 @@ class Crew:
         if self.why_no_more is not None and not are_others_ready:
             return
         for _ in range(min(self._max_actors, num_unfinished) - len(self.alive)):
-            taken = {actor.berth for actor in self.alive}
-            berth = self.berths.free(taken, now_s, are_others_ready=are_others_ready)
-            if berth is None:
+            taken = {actor.place for actor in self.alive}
+            place = self.places.free(taken, now_s, are_others_ready=are_others_ready)
+            if place is None:
                 return
-            actor = Actor(len(self.actors), berth, now_s)
-            self.actors[actor.actor_id] = actor
+            actor = Actor(len(self.by_id), place, now_s)
+            self.by_id[actor.actor_id] = actor
             yield actor.actor_id
 
     def withdraw_late(self, now_s: float) -> Iterator[int]:
@@ -84,7 +84,7 @@ class Crew:
             if now_s - max(actor.since_s, self._placed_at_s) >= self._placement_timeout_s:
                 self.why_no_more = ErrorKind.NO_RESOURCES
                 actor.state = ActorState.DEAD
-                self.berths.leave(actor.berth, now_s, is_barren=False)
+                self.places.leave(actor.place, now_s, is_failure=False)
                 yield actor.actor_id
 
     def stuck(self, cost_tokens: Mapping[str, float], now_s: float) -> list[int]:
@@ -93,23 +93,23 @@ class Crew:
         return [
             actor.actor_id
             for actor in self.alive
-            if now_s - actor.since_s >= _patience_s(actor, cost_tokens, paces)
+            if now_s - actor.since_s >= _timeout_s(actor, cost_tokens, paces)
         ]
 
-    def bury(self, actor_id: int, kind: ErrorKind, now_s: float) -> Actor | None:
+    def record_death(self, actor_id: int, kind: ErrorKind, now_s: float) -> Actor | None:
         """As it was when it died, or None if it was dead or never there."""
-        actor = self.actors.get(actor_id)
+        actor = self.by_id.get(actor_id)
         if actor is None or actor.state is ActorState.DEAD:
             return None
-        self.actors[actor_id] = Actor(actor_id, actor.berth, now_s, ActorState.DEAD)
+        self.by_id[actor_id] = Actor(actor_id, actor.place, now_s, ActorState.DEAD)
         # Where a node has died, the next actor will be on another.
-        is_barren = actor.num_answered == 0 and kind is not ErrorKind.NODE_DIED
-        self.berths.leave(actor.berth, now_s, is_barren=is_barren)
+        is_failure = actor.num_answered == 0 and kind is not ErrorKind.NODE_DIED
+        self.places.leave(actor.place, now_s, is_failure=is_failure)
         return actor
 
-    def count_death(self, buried: Actor, kind: ErrorKind) -> FailureDecision:
+    def count_death(self, dead: Actor, kind: ErrorKind) -> FailureDecision:
         """What its death means for other actors: only RAISE ends the run."""
-        if buried.is_ready:
+        if dead.is_ready:
             if not self.ready:  # the place of this one could hold a model
                 self._start_failures, self.why_no_more = 0, None
             return FailureDecision.RETRY
@@ -122,73 +122,73 @@ class Crew:
         return decision
 
     def count_answer(self, actor: Actor) -> None:
-        """It has answered a unit: something comes of it and its berth."""
+        """It has answered a unit: something comes of it and its place."""
         actor.num_answered += 1
-        self.berths.bear(actor.berth)
+        self.places.record_success(actor.place)
 
     def _move(self, actor_id: int, sources: set[ActorState], target: ActorState, now_s: float) -> bool:
-        actor = self.actors.get(actor_id)
+        actor = self.by_id.get(actor_id)
         if actor is None or actor.state not in sources:
             return False
         actor.state, actor.since_s = target, now_s
         return True
 
 
-def _patience_s(actor: Actor, cost_tokens: Mapping[str, float], paces: Collection[float]) -> float:
+def _timeout_s(actor: Actor, cost_tokens: Mapping[str, float], paces: Collection[float]) -> float:
     if actor.unit_id is not None:
-        return unit_patience_s(cost_tokens[actor.unit_id], paces)
+        return unit_timeout_s(cost_tokens[actor.unit_id], paces)
     return LOAD_S if actor.state is ActorState.LOADING else float("inf")
 
 
 @dataclass(slots=True)
-class Berth:
-    """One place. `num_barren`: actors in a row that died here before they had finished a unit, as far as none is to blame."""
+class Place:
+    """One place. `num_failures`: actors in a row that died here before they finished a unit, where no unit was to blame."""
 
-    num_barren: int = 0
+    num_failures: int = 0
     left_at_s: float = NEVER_S
 
 
-class Berths:
+class Places:
     """As many as there may be actors at once, counted from 0."""
 
-    def __init__(self, count: int, most_barren: int, pause_s: float) -> None:
-        """After ``most_barren`` actors came to nothing in one, it gets another only every ``pause_s``."""
-        self._berths = [Berth() for _ in range(count)]
-        self._most_barren = most_barren
+    def __init__(self, count: int, max_failures: int, pause_s: float) -> None:
+        """After ``max_failures`` actors came to nothing in one, it gets another only every ``pause_s``."""
+        self._places = [Place() for _ in range(count)]
+        self._max_failures = max_failures
         self._pause_s = pause_s
 
     def free(self, taken: Collection[int], now_s: float, *, are_others_ready: bool) -> int | None:
         """Where the next actor should go, the place with the fewest deaths; any is better than none while nobody is ready."""
         free = [
-            (berth.num_barren, index)
-            for index, berth in enumerate(self._berths)
-            if index not in taken and (not are_others_ready or self._is_promising(berth, now_s))
+            (place.num_failures, index)
+            for index, place in enumerate(self._places)
+            if index not in taken and (not are_others_ready or self._is_promising(place, now_s))
         ]
         return min(free)[1] if free else None
 
     def is_sound(self, index: int) -> bool:
         """Whether no death counts against it."""
-        return self._berths[index].num_barren == 0
+        return self._places[index].num_failures == 0
 
-    def leave(self, index: int, now_s: float, *, is_barren: bool) -> None:
-        """Its actor is gone, `is_barren`: before it had finished a unit."""
-        berth = self._berths[index]
-        berth.left_at_s = now_s
-        berth.num_barren += is_barren
+    def leave(self, index: int, now_s: float, *, is_failure: bool) -> None:
+        """Its actor is gone, `is_failure`: before it had finished a unit."""
+        place = self._places[index]
+        place.left_at_s = now_s
+        place.num_failures += is_failure
 
-    def bear(self, index: int) -> None:
+    def record_success(self, index: int) -> None:
         """Its actor has finished a unit: the place is sound."""
-        self._berths[index].num_barren = 0
+        self._places[index].num_failures = 0
 
-    def acquit(self, indices: Iterable[int]) -> None:
+    def clear(self, indices: Iterable[int]) -> None:
         """So many deaths here were a unit's fault."""
         for index in indices:
-            self._berths[index].num_barren = max(0, self._berths[index].num_barren - 1)
+            self._places[index].num_failures = max(0, self._places[index].num_failures - 1)
 
-    def _is_promising(self, berth: Berth, now_s: float) -> bool:
-        return berth.num_barren < self._most_barren or now_s - berth.left_at_s >= self._pause_s
+    def _is_promising(self, place: Place, now_s: float) -> bool:
+        return place.num_failures < self._max_failures or now_s - place.left_at_s >= self._pause_s
 
 
-def unit_patience_s(cost: float, paces: Collection[float]) -> float:
+def unit_timeout_s(cost: float, paces: Collection[float]) -> float:
     """Seconds that a unit of this cost may take, with what actors have done per second so far."""
     return max(LEAST_S, TIMES * cost / min(paces)) if paces else UNKNOWN_S

@@ -39,7 +39,7 @@ class Unit:
     state: UnitState = UnitState.WAITING
     attempts: int = 0
     actor_id: int | None = None  # the actor whose report counts, while running or queued
-    lost_at: list[int] = field(default_factory=list)  # the berth of every actor that it may have killed
+    lost_at: list[int] = field(default_factory=list)  # the place of every actor that it may have killed
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class Actor:
     """
 
     actor_id: int
-    berth: int
+    place: int
     since_s: float
     state: ActorState = ActorState.STARTING
     unit_id: str | None = None
@@ -85,6 +85,6 @@ def check_books(units: Mapping[str, Unit], actors: Mapping[int, Actor]) -> None:
             raise SchedulerError(f"{actor} is busy without a unit, or has one without being busy")
         if actor.next_id is not None and actor.unit_id is None:
             raise SchedulerError(f"{actor} has a unit lying ready behind none")
-    berths = [actor.berth for actor in actors.values() if actor.state is not ActorState.DEAD]
-    if len(set(berths)) < len(berths):
-        raise SchedulerError(f"two actors share a berth: {sorted(berths)}")
+    places = [actor.place for actor in actors.values() if actor.state is not ActorState.DEAD]
+    if len(set(places)) < len(places):
+        raise SchedulerError(f"two actors share a place: {sorted(places)}")

@@ -95,22 +95,22 @@ class StopActor:
 class Assign:
     """Give the unit to the actor; `attempt` counts from 1.
 
-    `is_wary`: it is the last one, and each before may have killed its actor.
+    `without_user_policies`: it is the last one, and each before may have killed its actor.
     """
 
     actor_id: int
     unit_id: str
     attempt: int
-    is_wary: bool = False
+    without_user_policies: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Give the unit to the actor, which is to begin it when the one it works on has ended; `is_wary` as in `Assign`."""
+    """Give the unit to the actor, to begin when the one it works on has ended; otherwise as `Assign`."""
 
     actor_id: int
     unit_id: str
-    is_wary: bool = False
+    without_user_policies: bool = False
 
 
 @dataclass(frozen=True, slots=True)

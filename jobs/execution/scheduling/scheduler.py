@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from jobs.execution.scheduling.actors import Crew
+from jobs.execution.scheduling.actors import Actors
 from jobs.execution.scheduling.books import Actor, ActorState, SchedulerError, Unit, UnitState, check_books
 from jobs.execution.scheduling.events import (
     Abort,
@@ -60,7 +60,7 @@ class Scheduler:
     failure: FailurePolicy
     placement_timeout_s: float
     _units: dict[str, Unit] = field(init=False)
-    _crew: Crew = field(init=False)
+    _actors: Actors = field(init=False)
     _is_closed: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class Scheduler:
             raise ValueError(f"max_actors must be at least 1, got {self.max_actors}")
         by_cost = sorted(self.cost_tokens, key=lambda unit_id: -self.cost_tokens[unit_id])
         self._units = {unit_id: Unit(unit_id, rank) for rank, unit_id in enumerate(by_cost)}
-        self._crew = Crew(self.max_actors, self.failure, self.placement_timeout_s)
+        self._actors = Actors(self.max_actors, self.failure, self.placement_timeout_s)
 
     def start(self, now_s: float) -> tuple[Decision, ...]:
         """The first decisions: actors to start, or `Done` when there is nothing to do. Call once, first."""
@@ -89,7 +89,7 @@ class Scheduler:
 
     def unit_of(self, actor_id: int) -> str | None:
         """The unit that the actor works on, as far as is known; None for one that is idle, dead or unknown."""
-        actor = self._crew.actors.get(actor_id)
+        actor = self._actors.by_id.get(actor_id)
         return None if actor is None else actor.unit_id
 
     @property
@@ -99,18 +99,18 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raise `SchedulerError` if units and actors contradict each other; changes nothing."""
-        check_books(self._units, self._crew.actors)
-        if not self._is_closed and self._in_state(UnitState.WAITING) and not self._crew.alive:
+        check_books(self._units, self._actors.by_id)
+        if not self._is_closed and self._in_state(UnitState.WAITING) and not self._actors.alive:
             raise SchedulerError("units wait, but no actor is alive or starting")
 
     def _enter(self, event: Event) -> Iterator[Decision]:
         match event:
             case ActorPlaced(actor_id=actor_id, now_s=now_s):
-                self._crew.place(actor_id, now_s)
+                self._actors.mark_placed(actor_id, now_s)
             case ActorReady(actor_id=actor_id, now_s=now_s):
-                self._crew.get_ready(actor_id, now_s)
+                self._actors.mark_ready(actor_id, now_s)
             case ActorDied(actor_id=actor_id, kind=kind, now_s=now_s):
-                yield from self._bury(actor_id, kind, now_s)
+                yield from self._record_death(actor_id, kind, now_s)
             case UnitFinished(actor_id=actor_id, unit_id=unit_id, now_s=now_s, is_whole=is_whole):
                 self._count_pace(actor_id, unit_id, now_s)
                 yield from self._free(actor_id, unit_id, now_s)
@@ -127,30 +127,30 @@ class Scheduler:
 
     def _advance(self, now_s: float) -> Iterator[Decision]:
         """Stop late and stuck actors, hand out units, start actors, and notice the end."""
-        for actor_id in self._crew.withdraw_late(now_s):
+        for actor_id in self._actors.withdraw_late(now_s):
             yield StopActor(actor_id, ErrorKind.NO_RESOURCES)
-        for actor_id in self._crew.stuck(self.cost_tokens, now_s):
+        for actor_id in self._actors.stuck(self.cost_tokens, now_s):
             yield StopActor(actor_id, ErrorKind.STUCK, self.unit_of(actor_id))
-            yield from self._bury(actor_id, ErrorKind.STUCK, now_s)
+            yield from self._record_death(actor_id, ErrorKind.STUCK, now_s)
         waiting = sorted(self._in_state(UnitState.WAITING), key=lambda unit: unit.rank)
-        for actor in [it for it in self._crew.alive if it.state is ActorState.IDLE]:
+        for actor in [it for it in self._actors.alive if it.state is ActorState.IDLE]:
             unit = next((unit for unit in waiting if self._may_take(actor, unit)), None)
             if unit is not None:
                 waiting.remove(unit)
                 yield self._assign(actor, unit, now_s)
-        yield from self._lay_ready(waiting)
+        yield from self._queue_ahead(waiting)
         num_unfinished = len(self._units) - len(self._in_state(UnitState.ENDED))
-        for actor_id in self._crew.start_missing(num_unfinished, now_s):
+        for actor_id in self._actors.start_missing(num_unfinished, now_s):
             yield StartActor(actor_id)
-        if not self._crew.alive and self._crew.why_no_more is not None:
-            yield from self._give_up(self._crew.why_no_more)
+        if not self._actors.alive and self._actors.why_no_more is not None:
+            yield from self._give_up(self._actors.why_no_more)
         if not self._is_closed and len(self._in_state(UnitState.ENDED)) == len(self._units):
             self._is_closed = True
             yield Done()
 
-    def _lay_ready(self, waiting: Sequence[Unit]) -> Iterator[Queue]:
+    def _queue_ahead(self, waiting: Sequence[Unit]) -> Iterator[Queue]:
         """Give busy actors the next unit already, as far as `actors_with_next` says."""
-        alive = self._crew.alive
+        alive = self._actors.alive
         with_room = {
             it.actor_id: self.cost_tokens[it.unit_id]
             for it in alive
@@ -160,30 +160,32 @@ class Scheduler:
         costs = [self.cost_tokens[unit.unit_id] for unit in waiting]
         chosen = actors_with_next(costs, with_room, paces, self.max_actors)
         for actor_id, unit in zip(chosen, waiting, strict=False):
-            if self._may_take(self._crew.actors[actor_id], unit):
+            if self._may_take(self._actors.by_id[actor_id], unit):
                 unit.state, unit.actor_id = UnitState.QUEUED, actor_id
-                self._crew.actors[actor_id].next_id = unit.unit_id
-                yield Queue(actor_id, unit.unit_id, self._is_wary(unit))
+                self._actors.by_id[actor_id].next_id = unit.unit_id
+                yield Queue(actor_id, unit.unit_id, self._leaves_out_user_policies(unit))
 
     def _may_take(self, actor: Actor, unit: Unit) -> bool:
         """What was tried before is tried where no actor came to nothing, if any such place has an actor that is ready."""
         is_new = unit.attempts == 0
-        return is_new or self._crew.is_sound(actor) or not any(map(self._crew.is_sound, self._crew.ready))
+        return (
+            is_new or self._actors.is_sound(actor) or not any(map(self._actors.is_sound, self._actors.ready))
+        )
 
-    def _is_wary(self, unit: Unit) -> bool:
+    def _leaves_out_user_policies(self, unit: Unit) -> bool:
         return len(unit.lost_at) == unit.attempts == self.failure.max_attempts - 1 > 0
 
     def _assign(self, actor: Actor, unit: Unit, now_s: float) -> Assign:
-        is_wary = self._is_wary(unit)
+        without_user_policies = self._leaves_out_user_policies(unit)
         self._begin(actor, unit, now_s)
-        return Assign(actor.actor_id, unit.unit_id, unit.attempts, is_wary)
+        return Assign(actor.actor_id, unit.unit_id, unit.attempts, without_user_policies)
 
     def _begin(self, actor: Actor, unit: Unit, now_s: float) -> None:
         unit.state, unit.actor_id, unit.attempts = UnitState.RUNNING, actor.actor_id, unit.attempts + 1
         actor.state, actor.unit_id, actor.since_s = ActorState.BUSY, unit.unit_id, now_s
 
     def _count_pace(self, actor_id: int, unit_id: str, now_s: float) -> None:
-        actor = self._crew.actors.get(actor_id)
+        actor = self._actors.by_id.get(actor_id)
         if actor is not None and actor.unit_id == unit_id:
             actor.done_cost += self.cost_tokens[unit_id]
             actor.done_s += now_s - actor.since_s
@@ -194,20 +196,20 @@ class Scheduler:
             return
         self._end(unit)
         if not is_whole:  # so it was what is left out, not the places
-            self._crew.berths.acquit(unit.lost_at)
+            self._actors.places.clear(unit.lost_at)
         yield AcceptUnit(unit.unit_id)
 
-    def _bury(self, actor_id: int, kind: ErrorKind, now_s: float) -> Iterator[Decision]:
-        actor = self._crew.bury(actor_id, kind, now_s)
+    def _record_death(self, actor_id: int, kind: ErrorKind, now_s: float) -> Iterator[Decision]:
+        actor = self._actors.record_death(actor_id, kind, now_s)
         if actor is None:
             return
         if actor.next_id is not None:  # it had not begun: no attempt of its own
             self._put_back(self._units[actor.next_id], actor_id)
-        if self._crew.count_death(actor, kind) is FailureDecision.RAISE and not self._is_closed:
+        if self._actors.count_death(actor, kind) is FailureDecision.RAISE and not self._is_closed:
             yield from self._abort(kind)
         if actor.unit_id is not None and self._units[actor.unit_id].actor_id == actor_id:
             if kind in MAY_BE_THE_UNITS_FAULT:
-                self._units[actor.unit_id].lost_at.append(actor.berth)
+                self._units[actor.unit_id].lost_at.append(actor.place)
             yield from self._lose(self._units[actor.unit_id], kind)
 
     def _lose(self, unit: Unit, kind: ErrorKind) -> Iterator[Decision]:
@@ -234,7 +236,7 @@ class Scheduler:
 
     def _fail(self, unit: Unit, kind: ErrorKind) -> FailUnit:
         self._end(unit)
-        self._crew.berths.acquit(unit.lost_at)
+        self._actors.places.clear(unit.lost_at)
         return FailUnit(unit.unit_id, kind, unit.attempts)
 
     def _abort(self, kind: ErrorKind) -> Iterator[Decision]:
@@ -246,12 +248,12 @@ class Scheduler:
 
     def _free(self, actor_id: int, unit_id: str, now_s: float) -> Iterator[Decision]:
         """Enter that the actor works on this unit no more, but on what lay ready, if anything did."""
-        actor = self._crew.actors.get(actor_id)
+        actor = self._actors.by_id.get(actor_id)
         if actor is None or unit_id not in (actor.unit_id, actor.next_id):
             return
         unit = self._units[unit_id]
         self._put_back(unit, actor_id)
-        self._crew.count_answer(actor)
+        self._actors.count_answer(actor)
         if unit_id == actor.next_id:  # ended before we heard of its beginning
             actor.next_id, unit.attempts = None, unit.attempts + 1
             return

@@ -29,7 +29,7 @@ class SlotMass(NamedTuple):
     tail_HC: Tensor
 
 
-class Attended(NamedTuple):
+class RaggedAttention(NamedTuple):
     """Attention output (R, T, Q, D), zero where a row has no new token; masses of the rows that asked."""
 
     out_RTQD: Tensor
@@ -38,7 +38,7 @@ class Attended(NamedTuple):
 
 def ragged_attention(
     q_RQTD: Tensor, layer: RaggedLayer, scaling: float, mass_rows: Collection[int] = ()
-) -> Attended:
+) -> RaggedAttention:
     """Attention of each row's new tokens over its whole prefix and, causally, its tail.
 
     Args:
@@ -57,7 +57,7 @@ def ragged_attention(
         out_RTQD[row, :num_new] = out_QTD.transpose(0, 1)
         if row in mass_rows:
             mass_by_row[row] = _slot_mass(probs, num_query_heads // prefix.num_heads)
-    return Attended(out_RTQD, mass_by_row)
+    return RaggedAttention(out_RTQD, mass_by_row)
 
 
 class _Probs(NamedTuple):

@@ -20,7 +20,7 @@ from torch import Tensor
 from kvmerger.cache.ragged_layer import RaggedLayer
 from kvmerger.cache.row_table import DeviceRows, PrefixTable, lengths_on_device
 from kvmerger.kernels.programs.ragged import attend_kernel, combine_kernel, mass_kernel
-from kvmerger.kernels.reference.ragged import Attended, SlotMass
+from kvmerger.kernels.reference.ragged import RaggedAttention, SlotMass
 
 PARTS_AT_ONCE = 16
 FEWEST_DOT_ROWS = 16
@@ -73,7 +73,7 @@ def ragged_attention(
     scaling: float,
     mass_rows: Collection[int] = (),
     tiling: Tiling | None = None,
-) -> Attended:
+) -> RaggedAttention:
     """Attention of each row's new tokens over its whole prefix and, causally, its tail; see `reference`.
 
     Args:
@@ -89,7 +89,7 @@ def ragged_attention(
     out_RTQD, lse_RHX = attend(q_RQTD, layer, rows, scaling, shape)
     asking = [row for row in sorted(mass_rows) if layer.prefix_R[row] is not None and layer.num_new_R[row]]
     mass_by_row = _slot_mass(q_RQTD, layer, rows, scaling, shape, lse_RHX, asking) if asking else {}
-    return Attended(out_RTQD, mass_by_row)
+    return RaggedAttention(out_RTQD, mass_by_row)
 
 
 def _attend_at_once(

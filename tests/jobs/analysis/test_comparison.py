@@ -5,12 +5,14 @@ import pytest
 from jobs.analysis.comparability import ComparisonError
 from jobs.analysis.comparison import Comparison, compare_folders, compare_variants
 from jobs.analysis.differences import Difference, differences_between
-from jobs.analysis.pairing import ANSWER_NLL, SCORE, Metric
+from jobs.analysis.pairing import ANSWER_NLL, SCORE, ComparedMetric
 from jobs.results.schema import FAILED
 from tests.fakes.pairs import LOSSES, paired_rows
 
 
-def one(found: Comparison, label: str, metric: Metric, task: str | None = "benchmark/a") -> Difference:
+def one(
+    found: Comparison, label: str, metric: ComparedMetric, task: str | None = "benchmark/a"
+) -> Difference:
     return next(it for it in found.differences if (it.label, it.metric, it.task) == (label, metric, task))
 
 

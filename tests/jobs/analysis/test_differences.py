@@ -12,13 +12,13 @@ from jobs.analysis.differences import (
     differences_between,
     differences_to_full,
 )
-from jobs.analysis.pairing import ANSWER_NLL, SCORE, Metric
+from jobs.analysis.pairing import ANSWER_NLL, SCORE, ComparedMetric
 from jobs.results.schema import FAILED, Row
 from tests.fakes.pairs import LOSSES, paired_rows
 
 
 def one(
-    found: tuple[Difference, ...], label: str, metric: Metric, task: str | None = "benchmark/a"
+    found: tuple[Difference, ...], label: str, metric: ComparedMetric, task: str | None = "benchmark/a"
 ) -> Difference:
     return next(it for it in found if (it.label, it.metric, it.task) == (label, metric, task))
 

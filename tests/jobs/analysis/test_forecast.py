@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jobs.analysis.forecast import forecast
-from jobs.planning.prediction import cost_tokens_of
+from jobs.planning.cost import cost_tokens_of
 from tests.fakes.plans import item, plan_of, settings_of
 
 ROW = {

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from jobs.execution import inline
-from jobs.execution.run_events import UnitEnded, UnitStarted, WorkerReady, WorkerStarting
-from jobs.execution.worker import DeviceLostError, UnitRunner
+from jobs.execution.run_events import ActorLoaded, ActorStarting, UnitEnded, UnitStarted
+from jobs.execution.unit_runner import DeviceLostError, UnitRunner
 from jobs.planning.work import WorkUnit
 from tests.fakes.engine import (
     RAISE_ID,
@@ -45,7 +45,7 @@ def test_events_tell_the_run_in_order() -> None:
     recorder = Recorder()
     run([make_unit("u", make_planned("a", RAISE_ID))], recorder)
     kinds = [type(event) for event in recorder.events]
-    assert kinds == [WorkerStarting, WorkerReady, UnitStarted, UnitEnded]
+    assert kinds == [ActorStarting, ActorLoaded, UnitStarted, UnitEnded]
     assert recorder.events[-1] == UnitEnded("u", 10.0, num_rows=2, num_failed_rows=2)
 
 

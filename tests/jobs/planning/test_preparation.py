@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.execution.on_ray import cluster as ray_session
+from jobs.execution.on_ray import cluster as connected
 from jobs.execution.on_ray.cluster import Cluster
 from jobs.execution.on_ray.resources import device_of_the_actors
 from jobs.planning.preparation import prepare
@@ -45,7 +45,7 @@ def test_what_auto_means_is_decided_where_the_actors_are_and_once(
         assert nodes is not None, "there is none to join"
         yield Cluster(nodes, can_grow=True)
 
-    monkeypatch.setattr(ray_session, "ray_session", cluster)
+    monkeypatch.setattr(connected, "connected", cluster)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if nodes is not None:
         monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")

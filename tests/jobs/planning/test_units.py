@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.planning.units import FEWEST_UNITS, MOST_CONTEXT_TOKENS, companies, items_at_once
+from jobs.planning.units import FEWEST_UNITS, MOST_CONTEXT_TOKENS, batches_of_contexts, items_at_once
 from kvmerger.variants import REFERENCE_LABELS
 from tests.fakes.plans import CONTEXT, Model, identities, item, plan_of, settings_of
 
@@ -77,8 +77,8 @@ def test_items_keep_each_other_company_and_every_cell_is_owed_once() -> None:
 def test_foreseen_bytes_of_company_are_those_of_all_its_contexts() -> None:
     items = texts(3)
     alone, (outlook,) = (
-        plan_of(settings_of(), items).outlooks,
-        plan_of(settings_of(items_at_once=3), items).outlooks,
+        plan_of(settings_of(), items).unit_sizes,
+        plan_of(settings_of(items_at_once=3), items).unit_sizes,
     )
     assert outlook.kv_bytes == sum(it.kv_bytes for it in alone)
     assert (outlook.num_contexts, outlook.num_questions) == (3, 3)
@@ -139,10 +139,10 @@ def test_companies_are_of_short_contexts_and_no_larger_than_they_may_be(
     sizes: list[tuple[int, int]], most_items: int
 ) -> None:
     by_context = dict(enumerate(sizes))
-    company_of = companies(by_context, most_items, MOST_CONTEXT_TOKENS)
-    assert company_of.keys() == by_context.keys()
+    batch_of = batches_of_contexts(by_context, most_items, MOST_CONTEXT_TOKENS)
+    assert batch_of.keys() == by_context.keys()
     members: dict[int, list[int]] = {}
-    for context, company in company_of.items():
+    for context, company in batch_of.items():
         members.setdefault(company, []).append(context)
     for contexts in members.values():
         assert len(contexts) == 1 or all(sizes[it][0] <= MOST_CONTEXT_TOKENS for it in contexts)

@@ -8,13 +8,13 @@ import pytest
 from rich.console import Console
 
 from jobs.execution.run_events import (
+    ActorLoaded,
+    ActorLost,
+    ActorStarting,
     Advice,
     RunEvent,
     UnitEnded,
     UnitStarted,
-    WorkerLost,
-    WorkerReady,
-    WorkerStarting,
 )
 from jobs.execution.scheduling.failure import ErrorKind
 from jobs.runs.progress import ProgressView, format_left, seconds_left
@@ -22,11 +22,11 @@ from tests.fakes.engine import make_unit
 
 UNITS = [make_unit("a"), make_unit("b")]
 EVENTS: list[RunEvent] = [
-    WorkerStarting("actor 0"),
-    WorkerReady("actor 0"),
+    ActorStarting("actor 0"),
+    ActorLoaded("actor 0"),
     UnitStarted("actor 0", "a", 1),
     UnitEnded("a", 10.0, 5, 0),
-    WorkerLost("actor 0", ErrorKind.ACTOR_DIED),
+    ActorLost("actor 0", ErrorKind.ACTOR_DIED),
     UnitEnded("b", 10.0, 5, 2),
 ]
 

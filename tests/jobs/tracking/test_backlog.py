@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from jobs.tracking.backlog import MAX_POINTS_PER_BATCH, PARENT, Backlog, Batch, RunState
+from jobs.tracking.backlog import MAX_POINTS_PER_BATCH, PARENT, Backlog, PointBatch, RunState
 from jobs.tracking.metrics import MetricPoint, Readings
 
 
@@ -15,9 +15,9 @@ class Store:
     def __init__(self) -> None:
         self.points: dict[str, set[MetricPoint]] = {}
         self.steps: dict[str, int] = {}
-        self.calls: list[Batch] = []
+        self.calls: list[PointBatch] = []
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: PointBatch) -> None:
         self.calls.append(batch)
         self.points.setdefault(batch.run, set()).update(batch.points)
         if batch.last_step is not None:

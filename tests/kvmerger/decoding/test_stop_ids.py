@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kvmerger.engine import Engine
-from kvmerger.generation import Generation, Prompt, PromptError, Question
+from kvmerger.generation import Generation, InvalidPromptError, Prompt, Question
 from tests.fakes.tiny_models import VOCAB_SIZE, TinyModel, tiny_model
 
 NUM_NEW_TOKENS = 12
@@ -74,5 +74,5 @@ def test_without_stop_tokens_the_first_token_may_end_the_answer(seed: int) -> No
 
 
 def test_a_stop_token_outside_the_vocabulary_is_refused(seed: int) -> None:
-    with pytest.raises(PromptError, match=f"token {VOCAB_SIZE} is outside"):
+    with pytest.raises(InvalidPromptError, match=f"token {VOCAB_SIZE} is outside"):
         Engine(tiny_model(seed).ours).run(prompt_of(seed, (VOCAB_SIZE,)), [])

@@ -18,7 +18,7 @@ from kvmerger.decoding.batch import Batch
 from kvmerger.decoding.step_graphs import StepGraphs
 from kvmerger.decoding.together import Party, Together
 from kvmerger.engine import Engine, compress, fused, fused_many, fused_members
-from kvmerger.engine.groups import Seats, companies
+from kvmerger.engine.groups import BatchLayout, prompts_together
 from kvmerger.generation import Generation, Prompt, Question, VariantFailure
 from kvmerger.limits import Limits, bucket_for
 from kvmerger.variants import FULL, FULL_AA, REFERENCE_LABELS, parse_policies
@@ -322,7 +322,7 @@ def test_an_error_of_one_prompt_costs_its_own_rows(seed: int, monkeypatch: pytes
     model, prompts = tiny_model(seed, num_layers=NUM_LAYERS), prompts_of(seed)
     bad = prompts[1] = Prompt(prompts[1].context_ids, (Question((1,), (), 5000),))
     expected = run_many(engine_of(model), prompts, CHOSEN)
-    assert {(row.phase, row.error_type) for row in expected[1].values()} == {("engine", "PromptError")}
+    assert {(row.phase, row.error_type) for row in expected[1].values()} == {("engine", "InvalidPromptError")}
     assert all(isinstance(row, Generation) for key, row in expected[0].items() if key[0] != "impossible")
     with pytest.raises(ValueError, match="positions"):
         Engine(model.ours).run(bad, [])
@@ -358,7 +358,7 @@ def test_an_error_of_what_acts_costs_no_reference(seed: int, monkeypatch: pytest
 
 
 def test_more_rows_than_one_batch_holds_answer_in_turn(seed: int) -> None:
-    """Groups of a prompt's variants, companies of prompts, and one too large for any company."""
+    """Groups of a prompt's variants, prompts_together of prompts, and one too large for any together."""
     model, prompts = tiny_model(seed, num_layers=NUM_LAYERS), prompts_of(seed)
     expected = run_many(engine_of(model), prompts, CHOSEN)
     for max_rows in (3, 12, 24):
@@ -387,15 +387,15 @@ def test_seats_do_not_overlap_and_companies_hold_every_prompt(
     buckets: list[int], max_rows: int, taken: int
 ) -> None:
     bucket_by_prompt = {3 * number: bucket for number, bucket in enumerate(buckets)}
-    found = companies(bucket_by_prompt, max_rows)
-    assert [number for company in found for number in company] == list(bucket_by_prompt)
-    for company in found:
-        seats = Seats.of({number: bucket_by_prompt[number] for number in company}, bucket_for(taken))
+    found = prompts_together(bucket_by_prompt, max_rows)
+    assert [number for batch in found for number in batch] == list(bucket_by_prompt)
+    for batch in found:
+        layout = BatchLayout.of({number: bucket_by_prompt[number] for number in batch}, bucket_for(taken))
         rows = [
             row
-            for number, start in seats.start_by_prompt.items()
+            for number, start in layout.start_by_prompt.items()
             for row in range(start, start + bucket_by_prompt[number])
         ]
         assert rows == list(range(len(rows)))
-        assert len(rows) <= seats.num_rows != bucket_for(taken)
-        assert len(company) == 1 or len(rows) <= max_rows
+        assert len(rows) <= layout.num_rows != bucket_for(taken)
+        assert len(batch) == 1 or len(rows) <= max_rows

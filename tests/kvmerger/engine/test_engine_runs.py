@@ -10,7 +10,7 @@ from torch import Tensor
 from kvmerger.building import build_variant
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.engine import Engine
-from kvmerger.generation import Generation, Prompt, PromptError, Question, VariantFailure
+from kvmerger.generation import Generation, InvalidPromptError, Prompt, Question, VariantFailure
 from kvmerger.limits import Limits
 from kvmerger.names import VariantError
 from kvmerger.policies.base import Policy
@@ -106,7 +106,7 @@ def test_a_failing_variant_takes_nobody_with_it(seed: int) -> None:
 )
 def test_bad_prompts_are_refused_with_the_reason(change: dict, message: str, seed: int) -> None:
     prompt = Prompt(**{"context_ids": (1, 2, 3), "questions": (Question((1,), (2,), 4),), **change})
-    with pytest.raises(PromptError, match=message):
+    with pytest.raises(InvalidPromptError, match=message):
         Engine(tiny_model(seed).ours).run(prompt, [])
 
 

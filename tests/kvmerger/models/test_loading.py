@@ -32,7 +32,7 @@ def test_a_local_folder_loads_behind_the_seam(tmp_path: Path) -> None:
     assert (loaded.info.num_layers, loaded.info.num_kv_heads, loaded.info.head_dim) == (2, 2, 8)
     assert loaded.info.dtype == "bfloat16"
     assert loaded.info.kv_bytes_per_token == 2 * 2 * 2 * 8 * 2
-    with pytest.raises(SeamError, match="without a session"):
+    with pytest.raises(SeamError, match="without a handler"):
         loaded.module(torch.zeros(1, 3, dtype=torch.long))
 
 

@@ -12,12 +12,12 @@ from ray import exceptions as ray_errors
 
 from jobs.execution.on_ray import controller
 from jobs.execution.on_ray.controller import Controller
-from jobs.execution.on_ray.pool import Answer, Call
-from jobs.execution.run_events import OnRows, UnitStarted, WorkerLost
+from jobs.execution.on_ray.pool import Call, CallResult
+from jobs.execution.run_events import ActorLost, OnRows, UnitStarted
 from jobs.execution.scheduling.events import ActorReady, UnitFinished
 from jobs.execution.scheduling.failure import DEFAULT_MAX_ATTEMPTS, ErrorKind, FailurePolicy
 from jobs.execution.scheduling.scheduler import Scheduler
-from jobs.execution.worker import UnitRunner
+from jobs.execution.unit_runner import UnitRunner
 from jobs.planning.work import WorkUnit
 from jobs.results.schema import Row, check_rows
 from kvmerger.budget import LikeVariant
@@ -50,18 +50,18 @@ class LoggingPool:
 
     def __init__(self) -> None:
         self.log: list[str] = []
-        self._answers: list[Answer] = []
+        self._answers: list[CallResult] = []
         self._runner = UnitRunner(make_settings().model, make_context(), FakeLoad())
         self._runner.load()
 
     def start(self, actor_id: int) -> None:
-        self._answers += [Answer(actor_id, call, None, None, None) for call in (Call.PLACE, Call.LOAD)]
+        self._answers += [CallResult(actor_id, call, None, None, None) for call in (Call.PLACE, Call.LOAD)]
 
     def run(self, actor_id: int, unit: WorkUnit) -> None:
         self.log.append(f"run {unit.unit_id}")
-        self._answers.append(Answer(actor_id, Call.RUN, unit.unit_id, self._runner.run(unit), None))
+        self._answers.append(CallResult(actor_id, Call.RUN, unit.unit_id, self._runner.run(unit), None))
 
-    def wait(self, timeout_s: float) -> list[Answer]:
+    def wait(self, timeout_s: float) -> list[CallResult]:
         answers, self._answers = self._answers, []
         return answers
 
@@ -117,7 +117,7 @@ class DyingPool(LoggingPool):
             self._dies_of = f"dead {actor_id}"
         if self._dies_of == f"dead {actor_id}":
             error = ray_errors.RayActorError(error_msg=f"it died while {unit.unit_id} was asked for")
-            self._answers.append(Answer(actor_id, Call.RUN, unit.unit_id, None, error))
+            self._answers.append(CallResult(actor_id, Call.RUN, unit.unit_id, None, error))
         else:
             super().run(actor_id, unit)
 
@@ -145,7 +145,7 @@ def test_a_unit_fails_with_the_error_of_the_actor_that_worked_on_it() -> None:
     for event in (ActorReady(0, 1.0), UnitFinished(0, "u00", 2.0)):
         scheduler.handle(event)
     died = [
-        Answer(0, Call.RUN, unit_id, None, ray_errors.RayActorError(error_msg=f"death told by {unit_id}"))
+        CallResult(0, Call.RUN, unit_id, None, ray_errors.RayActorError(error_msg=f"death told by {unit_id}"))
         for unit_id in ("u02", "u01")
     ]
     controller._enter(died)
@@ -221,7 +221,7 @@ def test_a_unit_on_which_every_actor_hangs_fails_with_that(monkeypatch: pytest.M
     assert all(
         "stuck after 3 attempts: its actor said nothing" in row["failure_message"] for row in recorder.rows
     )
-    lost = [event.kind for event in recorder.events if isinstance(event, WorkerLost)]
+    lost = [event.kind for event in recorder.events if isinstance(event, ActorLost)]
     assert lost == [ErrorKind.STUCK] * DEFAULT_MAX_ATTEMPTS
 
 
@@ -230,7 +230,7 @@ class Loading(LoggingPool):
 
     def start(self, actor_id: int) -> None:
         error = ValueError("no such model") if actor_id == 0 else RuntimeError("gone")
-        self._answers.append(Answer(actor_id, Call.LOAD, None, None, as_ray_has_it(error)))
+        self._answers.append(CallResult(actor_id, Call.LOAD, None, None, as_ray_has_it(error)))
 
 
 def as_ray_has_it(error: Exception) -> Exception:

@@ -12,13 +12,13 @@ import ray
 from ray import exceptions as ray_errors
 
 from jobs.execution.on_ray import controller
-from jobs.execution.on_ray.answers import error_kind, event_of
-from jobs.execution.on_ray.pool import Answer, Call
+from jobs.execution.on_ray.call_results import error_kind, event_of
+from jobs.execution.on_ray.pool import Call, CallResult
 from jobs.execution.on_ray.resources import ActorResources, ResourcesError
-from jobs.execution.run_events import UnitEnded, UnitStarted, WorkerLost
+from jobs.execution.run_events import ActorLost, UnitEnded, UnitStarted
 from jobs.execution.scheduling.events import ActorDied, UnitFailed
 from jobs.execution.scheduling.failure import ErrorKind, FailurePolicy
-from jobs.execution.worker import DeviceLostError, LoadEngine
+from jobs.execution.unit_runner import DeviceLostError, LoadEngine
 from jobs.planning.work import WorkUnit
 from jobs.results.schema import check_rows
 from jobs.settings.schema import Settings
@@ -117,7 +117,7 @@ def test_actor_killed_mid_unit_has_its_unit_done_by_another(local_ray: None, tmp
     assert {row["status"] for row in recorder.rows} == {"ok"}
     attempts = [event.attempt for event in recorder.events if isinstance(event, UnitStarted)]
     assert sorted(attempts) == [1, 1, 2]
-    assert len([event for event in recorder.events if isinstance(event, WorkerLost)]) == 1
+    assert len([event for event in recorder.events if isinstance(event, ActorLost)]) == 1
 
 
 @pytest.mark.ray
@@ -222,9 +222,9 @@ def test_errors_are_told_apart_by_type(error: Exception, call: Call, kind: Error
 
 
 def test_actor_counts_as_gone_unless_the_error_says_that_it_lives() -> None:
-    lost = Answer(0, Call.RUN, "u", None, ray_errors.ObjectLostError("aa" * 28, None, ""))
+    lost = CallResult(0, Call.RUN, "u", None, ray_errors.ObjectLostError("aa" * 28, None, ""))
     assert isinstance(event_of(lost, 1.0), UnitFailed)
-    died = Answer(0, Call.RUN, "u", None, ray_errors.ActorDiedError())
+    died = CallResult(0, Call.RUN, "u", None, ray_errors.ActorDiedError())
     assert isinstance(event_of(died, 1.0), ActorDied)
-    device = Answer(0, Call.RUN, "u", None, raised(DeviceLostError("lost")))
+    device = CallResult(0, Call.RUN, "u", None, raised(DeviceLostError("lost")))
     assert isinstance(event_of(device, 1.0), ActorDied)

@@ -109,11 +109,11 @@ class Site:
                         self.push(ActorDied(actor_id, ErrorKind.LOAD_RAISED, at_s + 5.0))
                     else:
                         self.push(ActorReady(actor_id, at_s))
-                case Assign(actor_id=actor_id, unit_id=unit_id, is_wary=is_wary):
-                    self.note(unit_id, is_wary)
+                case Assign(actor_id=actor_id, unit_id=unit_id, without_user_policies=without_user_policies):
+                    self.note(unit_id, without_user_policies)
                     self.begin(actor_id, unit_id, now_s)
-                case Queue(actor_id=actor_id, unit_id=unit_id, is_wary=is_wary):
-                    self.note(unit_id, is_wary)
+                case Queue(actor_id=actor_id, unit_id=unit_id, without_user_policies=without_user_policies):
+                    self.note(unit_id, without_user_policies)
                     self.lying[actor_id] = unit_id
                 case FailUnit(unit_id=unit_id):
                     self.failed.append(unit_id)
@@ -128,8 +128,8 @@ class Site:
             is_whole = is_whole or not self.has_killer
             self.push(UnitFinished(actor_id, unit_id, now_s + self.unit_s, is_whole))
 
-    def note(self, unit_id: str, is_wary: bool) -> None:
-        if is_wary:
+    def note(self, unit_id: str, without_user_policies: bool) -> None:
+        if without_user_policies:
             self.wary.add(unit_id)
 
     def push(self, event: Event) -> None:
@@ -210,7 +210,7 @@ def test_what_was_lost_is_tried_again_anywhere_if_nobody_else_is_ready() -> None
     assert given == [
         (Assign(0, "u", attempt=1),),
         (Assign(1, "u", attempt=2),),
-        (Assign(2, "u", attempt=3, is_wary=True),),
+        (Assign(2, "u", attempt=3, without_user_policies=True),),
     ]
 
 
@@ -226,7 +226,7 @@ def test_what_no_unit_can_do_makes_nobody_wary(kind: ErrorKind) -> None:
         given = scheduler.handle(ActorReady(2, 5.0))
     else:
         given = scheduler.handle(UnitFailed(1, "u", kind, 4.0))
-    assert [(it.attempt, it.is_wary) for it in given if isinstance(it, Assign)] == [(3, False)]
+    assert [(it.attempt, it.without_user_policies) for it in given if isinstance(it, Assign)] == [(3, False)]
 
 
 @pytest.mark.parametrize("loads", ["fails and works", "fails twice"])

@@ -364,7 +364,7 @@ def test_check_integrity_sees_a_unit_whose_actor_does_not_know_it() -> None:
     scheduler = make_scheduler({"u": 1.0})
     scheduler.start(0.0)
     scheduler.handle(ActorReady(0, 1.0))
-    scheduler._crew.actors[0].unit_id = "other"
+    scheduler._actors.by_id[0].unit_id = "other"
     with pytest.raises(SchedulerError, match="says otherwise"):
         scheduler.check_integrity()
 

@@ -15,7 +15,7 @@ from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.cache.ragged_layer import RaggedLayer
 from kvmerger.cache.row_table import PrefixTable, lengths_on_device
 from kvmerger.kernels.reference import ragged as reference
-from kvmerger.kernels.reference.ragged import Attended
+from kvmerger.kernels.reference.ragged import RaggedAttention
 from tests.kvmerger.kernels.both.poison import poisoned_memory
 
 POISON = float("nan")
@@ -242,7 +242,7 @@ def check_any_tiling(case: Case) -> None:
                 torch.testing.assert_close(our_part, their_part, atol=MASS_TOLERANCE, rtol=MASS_TOLERANCE)
 
 
-def attend_into_poison(case: Case, tiling: Any = None) -> Attended:
+def attend_into_poison(case: Case, tiling: Any = None) -> RaggedAttention:
     """Triton's result when all memory it gets unwritten holds NaN."""
     from kvmerger.kernels.triton import ragged as triton_ragged
 

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class SessionResult:
+class RunResult:
     """How a run ended, and what its folder says now. `page` is the report, or why there is none."""
 
     summary: ResultSummary
@@ -45,7 +45,7 @@ class SessionResult:
     how_to_open: str
 
 
-class Session:
+class SweepRun:
     """Runs what a plan owes and keeps store, tracker and progress in step. One writer: this process."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Session:
             artifact_dir=settings.output_dir.parent / "mlartifacts",
         )
 
-    def run(self) -> SessionResult:
+    def run(self) -> RunResult:
         """Compute what is owed; an interrupt ends it early.
 
         Raises:
@@ -120,14 +120,14 @@ class Session:
             rows = planned_rows(self._store.read_table(), self._store.read_plan(), heavy=("seconds",))
             self._tracker.record_rows([row for row in rows if row["status"] in DONE_STATUSES])
 
-    def _finish(self, status: RunStatus) -> SessionResult:
+    def _finish(self, status: RunStatus) -> RunResult:
         """Tell the tracker what the folder says now; an interrupt does not wait for figures."""
         content = MirrorContent.read(self._store)
         is_interrupted = status == "KILLED"
         page = None if is_interrupted else content.page()
         written = None if page is None else _write(page.html, self._store.root / DEFAULT_NAME)
         is_mirrored = not self._settings.tracking.enabled or self._mirror(content, status, page)
-        return SessionResult(content.summary, written, is_interrupted, is_mirrored, self._tracker.how_to_open)
+        return RunResult(content.summary, written, is_interrupted, is_mirrored, self._tracker.how_to_open)
 
     def _mirror(self, content: MirrorContent, status: RunStatus, page: ReportPage | None) -> bool:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray import exceptions as ray_errors
 
-from jobs.execution.on_ray.pool import Answer, Call
+from jobs.execution.on_ray.pool import Call, CallResult
 from jobs.execution.scheduling.events import (
     ActorDied,
     ActorPlaced,
@@ -14,7 +14,7 @@ from jobs.execution.scheduling.events import (
     UnitFinished,
 )
 from jobs.execution.scheduling.failure import ErrorKind
-from jobs.execution.worker import DeviceLostError
+from jobs.execution.unit_runner import DeviceLostError
 
 # The first type that fits decides. ActorUnavailableError counts as death: its actor is killed before a retry.
 _ERROR_KINDS: tuple[tuple[type[Exception], ErrorKind], ...] = (
@@ -31,7 +31,7 @@ _RAISED_IN = {Call.LOAD: ErrorKind.LOAD_RAISED, Call.RUN: ErrorKind.UNIT_RAISED}
 _LEAVES_ACTOR_ALIVE = frozenset({ErrorKind.RESULT_LOST, ErrorKind.UNIT_RAISED})
 
 
-def event_of(answer: Answer, now_s: float) -> Event:
+def event_of(answer: CallResult, now_s: float) -> Event:
     """What an answer means to the scheduler."""
     if answer.error is not None:
         kind = error_kind(answer.error, answer.call)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.execution.worker import UnitRunner
+from jobs.execution.unit_runner import UnitRunner
 from jobs.results.schema import check_rows
 from tests.fakes.engine import (
     KNORM,
