@@ -20,10 +20,10 @@ from jobs.planning.plan import Plan, build_plan
 from jobs.planning.rows import VariantFacts
 from jobs.settings.schema import Settings
 from kvmerger.budget import BudgetError
-from kvmerger.building import Variant, build_variant
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 
 if TYPE_CHECKING:
+    from kvmerger.building import Variant
     from kvmerger.models.loading import ModelInfo
     from kvmerger.policies.base import Policy
 
@@ -54,6 +54,8 @@ def prepare(settings: Settings, done: Collection[str], find_device: Callable[[],
     Raises:
         ValueError: one of our own subclasses, for whatever the settings, data or model cannot do.
     """
+    from kvmerger.building import build_variant
+
     variants = {
         spec.label: build_variant(spec) for spec in settings.variants if spec.label not in REFERENCE_LABELS
     }
