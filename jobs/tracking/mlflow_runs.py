@@ -68,10 +68,10 @@ class MlflowRuns:
 
     def send(self, batch: PointBatch) -> None:
         """Log a batch; the same one again adds nothing, since every point has its time and step."""
-        from mlflow.entities import ComparedMetric, RunTag
+        from mlflow.entities import Metric, RunTag
 
         tags = [] if batch.last_step is None else [RunTag(_STEP, str(batch.last_step))]
-        metrics = [ComparedMetric(*point) for point in batch.points]
+        metrics = [Metric(*point) for point in batch.points]
         self._client.log_batch(self._ids[batch.run], metrics=metrics, tags=tags, synchronous=True)
 
     def close(self, report: SweepReport) -> None:
