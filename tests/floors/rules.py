@@ -18,32 +18,13 @@ FORBIDDEN_INSIDE = {
 }
 ONLY_IN = {"ray": "jobs/execution/on_ray/", "mlflow": "jobs/tracking/"}
 # Each folder imports those behind it in its line, and nobody imports a command (a file of jobs itself).
-ORDER = {  # fmt: off
-    "jobs": (
-        "runs",
-        "tracking",
-        "gate",
-        "reporting",
-        "analysis",
-        "execution",
-        "results",
-        "planning",
-        "settings",
-        "console",
-    ),
-    "kvmerger": (
-        "contract",
-        "engine",
-        "policies",
-        "decoding",
-        "prefill",
-        "models",
-        "merging",
-        "kernels",
-        "cache",
-    ),
+# fmt: off
+ORDER = {
+    "jobs": ("runs", "tracking", "gate", "reporting", "analysis", "execution", "results", "planning", "settings", "console"),
+    "kvmerger": ("contract", "engine", "policies", "decoding", "prefill", "models", "merging", "kernels", "cache"),
     "evaluators": ("benchmarks", "metrics", "statistics"),
-}  # fmt: on
+}
+# fmt: on
 HEAVY = {"torch", "ray", "mlflow", "transformers", "accelerate", "datasets", "gguf", "triton"}
 # `--help`, plans, reports and verdicts run on a laptop: the commands and what they read with.
 LIGHT_FOLDERS = (
