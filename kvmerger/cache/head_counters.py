@@ -1,7 +1,6 @@
-"""What a policy counted, head by head and still on the device: asking for each number at once would stop it every time.
+"""Counters that a policy keeps per KV head, as tensors on the device; the first one read fetches all in one copy.
 
-Names decide how heads, and then layers, are put together, as `LayerCache.counters` says. All numbers are fetched together,
-when the first is read.
+A counter's name decides how heads, and then layers, are put together, as `LayerCache.counters` says.
 
 Shapes: H KV heads, L layers, C columns of numbers.
 """
@@ -39,6 +38,7 @@ class HeadCounters(Mapping[str, float]):
         """The numbers of each of ``num_layers`` layers, whose heads lie one layer after the other. Waits for the device."""
         if not self._per_head:
             return [{} for _ in range(num_layers)]
+        # Each counter's values, then its weights where it has any: `_of_layer` takes them off in this order.
         columns = [column for counter in self._per_head.values() for column in counter if column is not None]
         columns_LCH = _fetched(columns).unflatten(1, (num_layers, -1)).transpose(0, 1)
         return [self._of_layer(iter(of_layer)) for of_layer in columns_LCH.tolist()]
@@ -100,6 +100,7 @@ def _require_number(name: object, value: object) -> None:
 
 def _fetched(columns: Sequence[Tensor]) -> Tensor:
     """All columns on the CPU, in their order (C, H); those of the device come in one copy."""
+    # fp64 holds every count below 2**53, and gives columns of different dtypes one to be stacked in.
     on_device = [column.double() for column in columns if column.device.type != "cpu"]
     fetched = iter(torch.stack(on_device).cpu() if on_device else ())
     return torch.stack(
@@ -117,6 +118,7 @@ def _combined(name: str, values: Sequence[float], weights: Sequence[float] | Non
     if weights is None:
         return fmean(values)
     total = sum(weights)
+    # A mean over nothing is no number: 0 would be read as a measured one.
     return (
         sum(value * weight for value, weight in zip(values, weights, strict=True)) / total if total else None
     )

@@ -109,6 +109,7 @@ class LayerCache:
         """Each slot's head: int64. Does not wait for the device."""
         num_slots_H = upload(self.num_slots_H, self.position_S.device)
         head_H = torch.arange(self.num_heads, device=num_slots_H.device)
+        # Without `output_size` torch would fetch the repeats' sum from the device.
         return head_H.repeat_interleave(num_slots_H, output_size=self.num_slots)
 
     def tensors(self) -> list[Tensor]:
@@ -117,7 +118,7 @@ class LayerCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes really held: whole storages, since a slice keeps its parent alive."""
+        """Bytes really held."""
         return storage_bytes(self.tensors())
 
     def take(self, slot_K: Tensor, num_slots_H: tuple[int, ...]) -> LayerCache:
@@ -148,6 +149,7 @@ class LayerCache:
         """
 
         def own(tensor: Tensor) -> Tensor:
+            # A slice would keep all of its parent alive, and be counted with the parent's bytes.
             storage = tensor.untyped_storage()
             is_slice = storage.nbytes() != tensor.numel() * tensor.element_size()
             is_forbidden = bool(tensor.numel()) and storage.data_ptr() in forbidden
@@ -185,6 +187,7 @@ class LayerCache:
         come twice in a head, and that is all.
         """
         self.check_shapes()
+        # One answer for all heads; they are fetched one by one only to say in the error what is wrong.
         if is_in_order and bool(self.is_ascending()):
             return
         for start, length in zip(self.head_starts, self.num_slots_H, strict=True):
@@ -198,6 +201,7 @@ class LayerCache:
         """Whether positions ascend within each head: a bool on the device, which nothing has waited for."""
         is_after_S = self.position_S[1:] > self.position_S[:-1]
         num_slots = self.num_slots
+        # Between heads positions may fall. A head that starts at 0 or S (the first, and empty ones) has no pair before it.
         last_of_heads = [start - 1 for start in self.head_starts if 0 < start < num_slots]
         place_H = upload(torch.tensor(last_of_heads, dtype=torch.int64), is_after_S.device)
         return is_after_S.index_fill_(0, place_H, True).all()
@@ -246,11 +250,12 @@ class LayerCache:
 
 def storage_addresses(tensors: Iterable[Tensor]) -> set[int]:
     """Addresses of the distinct storages behind ``tensors``; empty tensors have none."""
+    # All empty storages have the address 0: two of them would look like one that is shared.
     return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the distinct storages behind ``tensors``."""
+    """Bytes of the distinct storages behind ``tensors``, each counted whole and once."""
     sizes = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in tensors
@@ -260,8 +265,9 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def room_for(num_layers: int, k_HND: Tensor) -> tuple[LayerCache, ...]:
-    """Layers like the one of ``k_HND``, their keys and values yet to be written, that `stacked` need not copy."""
+    """Layers like the one of ``k_HND``, their keys and values yet to be written."""
     num_heads, num_tokens, head_dim = k_HND.shape
+    # One block for all layers: `engine.stacks.stacked` takes neighbours as a view, and copies what lies apart.
     k_LFD = k_HND.new_empty(num_layers, num_heads * num_tokens, head_dim)
     v_LFD = torch.empty_like(k_LFD)
     position_N = torch.arange(num_tokens, dtype=torch.int32, device=k_HND.device)

@@ -78,6 +78,7 @@ class Room(NamedTuple):
 
     def part(self, rows: slice, tail_capacity: int) -> Room:
         """Some of the rows, with shorter tails; the same memory."""
+        # Slices keep the strides of the whole: a kernel must be told those of rows and heads, never work them out.
         tail_k_L, tail_v_L = ([tail[rows, :, :tail_capacity] for tail in it] for it in self[:2])
         return Room(tail_k_L, tail_v_L, self.columns_LRH5[:, rows])
 
@@ -92,5 +93,6 @@ def new_room(num_rows: int, tail_capacity: int, template: Sequence[LayerCache]) 
 
 def new_columns(num_rows: int, template: Sequence[LayerCache]) -> Tensor:
     """Where a `PrefixTable` of prefixes like ``template`` describes its rows: int64 (L, R, H, 5)."""
+    # Zeros are a row without a prefix: no slots, so that no address is ever followed.
     shape_LRH5 = (len(template), num_rows, template[0].num_heads, NUM_COLUMNS)
     return template[0].position_S.new_zeros(shape_LRH5, dtype=torch.int64)

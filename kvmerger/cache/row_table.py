@@ -1,7 +1,6 @@
 """A batch's rows as a device kernel reads them: addresses and lengths in tensors, where `RaggedLayer` has tuples.
 
-Addresses stay right as long as the prefixes are held, and their slots may change in place; whoever holds the rows calls
-`PrefixTable.follow` with the current prefixes before each use.
+A table describes the prefixes it was last told of. Whoever uses it calls `PrefixTable.follow` with the current ones first.
 
 Shapes: R rows, L layers, H KV heads, five columns: address of the head's first key, of its first value and of its first
 log mass (0 for none), its first slot's flat index, its number of slots.
@@ -50,9 +49,12 @@ class PrefixTable:
         ``out_LRH5``: int64 on ``device``, to be overwritten; by default a tensor of the table's own.
         """
         self._template = next(prefix for prefix in prefixes if prefix is not None)
+        # Held for as long as the device may follow their addresses: freed memory would be somebody else's.
         self._prefixes = list(prefixes)
+        # Rows share prefixes, and describing one costs a Python loop over layers and heads.
         described = {id(prefix): self._describe(prefix) for prefix in prefixes}
         columns_RLH5 = torch.stack([described[id(prefix)] for prefix in prefixes])
+        # On the CPU still, so that this waits for nothing.
         self._most_slots_RL = columns_RLH5[..., -1].amax(dim=2).tolist()
         columns_LRH5 = columns_RLH5.transpose(0, 1).contiguous()
         self._columns_LRH5 = columns_LRH5.to(device) if out_LRH5 is None else out_LRH5.copy_(columns_LRH5)
@@ -68,6 +70,7 @@ class PrefixTable:
 
         ``prefixes`` are those of all rows, None outside the tables; their columns are overwritten with zeros.
         """
+        # Not through __init__, which would describe every prefix a second time.
         joined = cls.__new__(cls)
         joined._template = next(iter(table_by_start.values()))._template
         joined._prefixes = list(prefixes)
@@ -77,6 +80,7 @@ class PrefixTable:
             rows = slice(start, start + len(table._prefixes))
             joined._most_slots_RL[rows] = table._most_slots_RL
             is_dummy_R[rows] = False
+        # Between the tables an earlier batch's columns may stand, whose addresses are no longer anybody's.
         columns_LRH5.masked_fill_(is_dummy_R.to(columns_LRH5.device)[:, None, None], 0)
         joined._columns_LRH5 = columns_LRH5
         return joined
@@ -84,10 +88,12 @@ class PrefixTable:
     def follow(self, prefixes: Sequence[Sequence[LayerCache] | None]) -> None:
         """Describe anew the rows whose prefix is no longer the same object."""
         for row, prefix in enumerate(prefixes):
+            # By identity: slots that change in place keep their addresses, equal ones elsewhere do not have them.
             if prefix is not self._prefixes[row]:
                 columns_LH5 = self._describe(prefix)
                 self._prefixes[row] = prefix
                 self._most_slots_RL[row] = columns_LH5[..., -1].amax(dim=1).tolist()
+                # Queued behind the kernels that read the old columns: nobody has to wait for those.
                 self._columns_LRH5[:, row] = columns_LH5.to(self._columns_LRH5.device, non_blocking=True)
 
     def layer(self, layer_index: int, lengths_2R: Tensor, most_slots: int | None = None) -> DeviceRows:
