@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from bench.statistics.coverage import Strata, bca_ends, t_ends, t_errors
+from bench.statistics.coverage import Strata, shipped_ends, t_errors
 from bench.statistics.paired_worlds import Samples, World, recorded_scores
-from evaluators.statistics.intervals import MIN_BOOTSTRAP_CLUSTERS, MIN_CLUSTERS, FloatArray
+from evaluators.statistics.intervals import MIN_CLUSTERS, FloatArray
 from evaluators.statistics.noninferiority import ONE_SIDED_ALPHA
 
 TASKS = ("hotpotqa", "lcc", "multifieldqa_en", "qasper")
@@ -145,18 +145,12 @@ def _samples(scores: Scores) -> Samples:
     return Samples(gains_DI, np.ones_like(gains_DI), (gains_DI > 0).sum(axis=1), (gains_DI < 0).sum(axis=1))
 
 
-def _ends(strata: Strata) -> tuple[FloatArray, FloatArray]:
-    """The interval that is shipped for this number of contexts."""
-    is_small = min(it.sums_DC.shape[1] for it in strata.tasks) < MIN_BOOTSTRAP_CLUSTERS
-    return t_ends(strata, 0.95) if is_small else bca_ends(strata, [0.95])[0]
-
-
 def _margin_verdicts(strata: Strata, margin: float) -> tuple[BoolArray, BoolArray]:
     """Passes and fails by the 95 % interval, or where few items differ by the exact bound of the share that loses."""
     if sum(it.sums_DC.shape[1] for it in strata.tasks) < MIN_CLUSTERS:
         nothing_D = np.zeros(len(strata.mean_D), dtype=bool)
         return nothing_D, nothing_D
-    low_D, high_D = _ends(strata)
+    low_D, high_D = shipped_ends(strata)
     enough_D = strata.has_enough_pairs_D
     pass_D = enough_D & (low_D > -margin)
     fail_D = enough_D & ~pass_D & (high_D < -margin)
@@ -170,7 +164,7 @@ def _margin_verdicts(strata: Strata, margin: float) -> tuple[BoolArray, BoolArra
 
 def _is_inside(strata: Strata, noise: Strata) -> BoolArray:
     """Whether the loss is no larger than the far end of the A/A interval."""
-    low_D, high_D = _ends(noise)
+    low_D, high_D = shipped_ends(noise)
     size_D = np.max(np.abs([noise.mean_D, low_D, high_D]), axis=0)
     return np.asarray((size_D > 0) & (np.abs(strata.mean_D) <= size_D))
 

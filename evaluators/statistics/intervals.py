@@ -203,20 +203,28 @@ def drawn_clusters(
         yield rng.integers(num_clusters, size=(min(batch, num_resamples - start), num_clusters))
 
 
-def bca_ends(
-    sorted_means_R: FloatArray, mean: float, pull_C: FloatArray, confidence: float
-) -> tuple[float, float]:
-    """Ends of Efron's BCa interval (1987): R resampled means, ascending, and each cluster's pull on the mean."""
+def bca_levels(means_R: FloatArray, mean: FloatArray, pull_C: FloatArray, confidence: float) -> FloatArray:
+    """The two quantiles of the resampled means at which Efron's BCa interval (1987) ends; 0 and 1 without a spread.
+
+    R resampled means, the mean itself, and each cluster's pull on it; further axes before R and C are as many data sets,
+    (..., R), (...,) and (..., C), which give (..., 2).
+    """
     from scipy import stats
 
-    share_below = (np.mean(sorted_means_R < mean) + np.mean(sorted_means_R <= mean)) / 2
-    spread = np.sum(pull_C**2)
-    if spread == 0 or share_below in (0, 1):  # every cluster alike: there is no spread to correct
-        return float(sorted_means_R[0]), float(sorted_means_R[-1])
-    acceleration = np.sum(pull_C**3) / (6 * spread**1.5)
-    bias = stats.norm.ppf(share_below)
-    normal = bias + stats.norm.ppf([(1 - confidence) / 2, (1 + confidence) / 2])
-    low, high = np.quantile(sorted_means_R, stats.norm.cdf(bias + normal / (1 - acceleration * normal)))
+    below, up_to = means_R < mean[..., None], means_R <= mean[..., None]
+    share_below = (below.mean(axis=-1) + up_to.mean(axis=-1)) / 2
+    tails = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
+    with np.errstate(divide="ignore", invalid="ignore"):  # where every cluster is alike
+        acceleration = (pull_C**3).sum(axis=-1) / (6 * (pull_C**2).sum(axis=-1) ** 1.5)
+        bias = stats.norm.ppf(share_below)[..., None]
+        normal = bias + stats.norm.ppf(tails)
+        levels = stats.norm.cdf(bias + normal / (1 - acceleration[..., None] * normal))
+    return np.where(np.isfinite(levels), levels, tails > 0.5)  # NaN: there is no spread to correct
+
+
+def bca_ends(means_R: FloatArray, mean: float, pull_C: FloatArray, confidence: float) -> tuple[float, float]:
+    """Ends of the BCa interval of one data set, from its resampled means in any order."""
+    low, high = np.quantile(means_R, bca_levels(means_R, np.asarray(mean), pull_C, confidence))
     return float(low), float(high)
 
 
@@ -231,4 +239,4 @@ def _student_t(clusters: Clusters, mean: float, confidence: float) -> tuple[floa
 def _bca_bootstrap(clusters: Clusters, mean: float, confidence: float) -> tuple[float, float]:
     without_C = (clusters.sums_C.sum() - clusters.sums_C) / (clusters.sizes_C.sum() - clusters.sizes_C)
     pull_C = without_C.mean() - without_C  # of the jackknife
-    return bca_ends(np.sort(resampled_means(clusters)), mean, pull_C, confidence)
+    return bca_ends(resampled_means(clusters), mean, pull_C, confidence)

@@ -140,4 +140,4 @@ def _stratified_bca(strata: Sequence[Clusters], mean: float, confidence: float) 
     """Efron's interval with the empirical influences of all strata (Davison & Hinkley 1997, section 5.3.2)."""
     means_SR = [resampled_means(stratum, stream) for stream, stratum in enumerate(strata)]
     pull_C = np.concatenate([(it.sums_C - it.sizes_C * it.mean) / it.sizes_C.sum() for it in strata])
-    return bca_ends(np.sort(np.mean(means_SR, axis=0)), mean, pull_C, confidence)
+    return bca_ends(np.mean(means_SR, axis=0), mean, pull_C, confidence)

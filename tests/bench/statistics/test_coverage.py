@@ -80,7 +80,7 @@ def test_fast_t_and_flips_are_the_shipped_ones(
 
 def test_fast_bca_is_the_shipped_one(rng: np.random.Generator, seed: int) -> None:
     strata = Strata([draw(synthetic_worlds(seed)[0], 4, 200, MAX_ITEMS, rng)])
-    low_D, high_D = bca_ends(strata, [0.95])[0]
+    low_D, high_D = bca_ends(strata, 0.95)
     for dataset in range(4):
         task = task_of(strata, dataset)[0]
         shipped = mean_interval(task.a, task.clusters)
