@@ -37,7 +37,7 @@ def member_weights(
         weight_M = gaussian_kernel(k_FD, groups, sigma)
     if kind in ("attention", "gaussian_attention"):
         weight_M = weight_M * mass_F[groups.member_M]
-    return normalised(weight_M, groups)
+    return normalised_weights(weight_M, groups)
 
 
 def counted(weight_M: Tensor, groups: Groups) -> Tensor:
@@ -45,7 +45,7 @@ def counted(weight_M: Tensor, groups: Groups) -> Tensor:
     return weight_M * groups.runs.length_R[groups.runs.run_F]
 
 
-def normalised(weight_M: Tensor, groups: Groups) -> Tensor:
+def normalised_weights(weight_M: Tensor, groups: Groups) -> Tensor:
     """Divided by each group's sum, which must be positive."""
     return weight_M / run_sums(weight_M, groups.runs)[groups.runs.run_F]
 

@@ -138,7 +138,7 @@ def get(name: str) -> type[Policy]:
             f"policy {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Policy)):
-        raise VariantError(f"policy {name!r} is not a subclass of kvmerger.policies.base.Policy")
+        raise VariantError(f"policy {name!r} is not a subclass of kvmerger.Policy")
     return found
 
 

@@ -5,11 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from kvmerger.contract.checks import check_policy
-from kvmerger.policies.base import Policy
-from kvmerger.policies.scoring import ScoringPolicy
-from kvmerger.policies.selection import keep_highest
-from kvmerger.prefill.evidence import KEY_NORMS
+from kvmerger import KEY_NORMS, Policy, ScoringPolicy, check_policy, keep_highest
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,20 @@ from typing import ClassVar
 import pytest
 import torch
 
-from kvmerger.contract.checks import check_policy
-from kvmerger.decoding.decode_rule import DecodeRule, Heirs
-from kvmerger.names import VariantError
+from kvmerger import (
+    ATTENTION_MASS,
+    KEY_NORMS,
+    DecodeRule,
+    Heirs,
+    Need,
+    Policy,
+    ScoringPolicy,
+    VariantError,
+    check_policy,
+    keep_highest,
+    register_evidence,
+)
 from kvmerger.policies import registry
-from kvmerger.policies.base import Policy
-from kvmerger.policies.scoring import ScoringPolicy
-from kvmerger.policies.selection import keep_highest
-from kvmerger.prefill.evidence import ATTENTION_MASS, KEY_NORMS, Need, register_evidence
 
 # Every wrapper behind a ranking that differs between heads, unless it wants one that does not.
 FRONT = {"tova_decode": "tova"}
@@ -238,7 +244,7 @@ def test_a_users_policy_may_read_hidden_states_and_take_layers_together(policy: 
         ("snapvk", "did you mean 'snapkv'"),
         ("no_such_module:Policy", "cannot be imported"),
         (f"{__name__}:Missing", "cannot be imported"),
-        (f"{__name__}:RemembersThings", "not a subclass"),
+        (f"{__name__}:RemembersThings", "not a subclass of kvmerger.Policy"),
     ],
 )
 def test_an_unknown_policy_is_named_with_the_remedy(name: str, message: str) -> None:

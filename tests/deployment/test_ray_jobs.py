@@ -21,14 +21,17 @@ ONE_ACTOR = "actors={count: 1, num_cpus: 1}"
 POLICY = """
 from dataclasses import dataclass
 
-from kvmerger.policies.ranking.knorm import Knorm
+from kvmerger import KEY_NORMS, ScoringPolicy
 import {helper}
 
 
 @dataclass(frozen=True)
-class Mine(Knorm):
+class Mine(ScoringPolicy):
+    def scores(self, evidence):
+        return -evidence.get(KEY_NORMS)
+
     def compress(self, layer, evidence, budget):
-        return {helper}.keep(Knorm.compress(self, layer, evidence, budget))
+        return {helper}.keep(super().compress(layer, evidence, budget))
 """
 HELPER = "def keep(cache):\n    return cache\n"
 

@@ -27,14 +27,17 @@ _NUM_WORDS = 8
 _NEW_TOKENS = 4
 _PLANTED = """
 import dataclasses
-from kvmerger.policies.ranking.knorm import Knorm
+from kvmerger import KEY_NORMS, ScoringPolicy
 
 @dataclasses.dataclass(frozen=True)
-class Planted(Knorm):
+class Planted(ScoringPolicy):
+    def scores(self, evidence):
+        return -evidence.get(KEY_NORMS)
+
     def compress(self, layer, evidence, budget):
         {first}
         slots = tuple(min(evidence.num_tokens, round({factor} * it)) for it in budget.num_slots_H)
-        return Knorm.compress(self, layer, evidence, dataclasses.replace(budget, num_slots_H=slots))
+        return super().compress(layer, evidence, dataclasses.replace(budget, num_slots_H=slots))
 """
 
 

@@ -202,10 +202,13 @@ def test_an_interrupt_keeps_rows_and_prints_a_partial_table(
 
 OWN_POLICY = """
 from dataclasses import dataclass
-from kvmerger.policies.ranking.knorm import Knorm
+from kvmerger import KEY_NORMS, ScoringPolicy
 
 @dataclass(frozen=True)
-class Mine(Knorm):
+class Mine(ScoringPolicy):
+    def scores(self, evidence):
+        return -evidence.get(KEY_NORMS)
+
     def compress(self, layer, evidence, budget):
         {body}
 """
@@ -213,7 +216,7 @@ class Mine(Knorm):
 
 @pytest.mark.parametrize(
     ("body", "code"),
-    [("return Knorm.compress(self, layer, evidence, budget)", 0), ("raise RuntimeError('broken')", 3)],
+    [("return super().compress(layer, evidence, budget)", 0), ("raise RuntimeError('broken')", 3)],
 )
 def test_a_users_own_policy_is_found_and_checked(
     tmp_path: Path, repo_root: Path, body: str, code: int
@@ -286,7 +289,7 @@ def test_changed_code_of_a_users_policy_is_computed_again(
     file = tmp_path / "edited_policy.py"
     monkeypatch.syspath_prepend(str(tmp_path))
     command = [str(config), "--limit", "1", "--set", "policies=[{name: 'edited_policy:Mine', budget: 0.5}]"]
-    bodies = ("return Knorm.compress(self, layer, evidence, budget)", "raise RuntimeError('broken')")
+    bodies = ("return super().compress(layer, evidence, budget)", "raise RuntimeError('broken')")
     for body, code in zip(bodies, (0, 3), strict=True):
         file.write_text(OWN_POLICY.format(body=body))
         sys.modules.pop("edited_policy", None)

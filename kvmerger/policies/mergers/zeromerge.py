@@ -17,7 +17,7 @@ from kvmerger.device import upload
 from kvmerger.kernels.dispatch import is_among_highest
 from kvmerger.merging.merge import groups_of, merge_groups
 from kvmerger.merging.targets import own_index
-from kvmerger.merging.weights import normalised
+from kvmerger.merging.weights import normalised_weights
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.parameters import is_number, require_count, require_ratio
 from kvmerger.policies.registry import register
@@ -69,7 +69,7 @@ class ZeroMerge(Policy):
             return layer
         target_HN = self._targets(attention_mass(evidence, ATTENTION_MASS), budget)
         groups = groups_of(target_HN)
-        weight_M = normalised(torch.ones_like(groups.member_M, dtype=torch.float32), groups)
+        weight_M = normalised_weights(torch.ones_like(groups.member_M, dtype=torch.float32), groups)
         return merge_groups(
             layer,
             groups,

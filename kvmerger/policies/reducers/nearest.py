@@ -13,7 +13,7 @@ from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels.dispatch import row_norms
 from kvmerger.merging.merge import Groups, groups_of, merge_groups
 from kvmerger.merging.targets import most_similar_kept
-from kvmerger.merging.weights import normalised
+from kvmerger.merging.weights import normalised_weights
 from kvmerger.policies.parameters import require_choices, require_cosine, require_switches
 from kvmerger.policies.reducers.base import AttentionReducer
 from kvmerger.policies.registry import name_of, register_wrapper
@@ -55,7 +55,7 @@ class Nearest(AttentionReducer):
         """Merge what is similar enough, evict the rest."""
         found = most_similar_kept(layer.k_HND, is_kept_HN, len(evidence.layers))
         groups = groups_of(found.only(found.cosine_HN >= self.min_cosine).target_HN)
-        weight_M = normalised(
+        weight_M = normalised_weights(
             self._weights(layer, evidence, groups, found.cosine_HN.flatten()[groups.member_M]),
             groups,
         )
