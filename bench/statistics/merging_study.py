@@ -24,14 +24,14 @@ from rich.table import Table
 from evaluators.statistics.intervals import Interval
 from evaluators.statistics.macro_average import TaskPairs, macro_difference, macro_test
 from evaluators.statistics.paired_tests import holm
-from jobs.analysis.pairing import ANSWER_NLL, Metric, pair
+from jobs.analysis.pairing import ANSWER_NLL, ComparedMetric, pair
 from jobs.analysis.variant_summary import NllScale
 from jobs.results.grouping import grouped, task_of
 from jobs.results.planned import planned_rows
 from jobs.results.schema import Row
 from jobs.results.store import ResultStore
 
-KL = Metric("kl_mean", "KL", is_higher_better=False, unit_factor=1)
+KL = ComparedMetric("kl_mean", "KL", is_higher_better=False, unit_factor=1)
 METRICS = (KL, ANSWER_NLL)
 HALVES = ("chosen on", "confirmed on")
 _OTHER_SLOTS = {
@@ -120,7 +120,7 @@ def _compare(label: str, reference: str, by_label: Mapping[str, Sequence[Row]]) 
 
 
 def _strata(
-    policy: Sequence[Row], reference: Sequence[Row], metric: Metric, is_wanted: Callable[[Row], bool]
+    policy: Sequence[Row], reference: Sequence[Row], metric: ComparedMetric, is_wanted: Callable[[Row], bool]
 ) -> list[TaskPairs]:
     families = dict.fromkeys(family_of(row) for row in policy)
     pairs = [
