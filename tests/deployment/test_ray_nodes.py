@@ -96,8 +96,7 @@ def test_units_spread_over_nodes_and_a_node_that_dies_costs_no_row(nodes: list[A
     assert killed and killed[0] not in {
         row["model_revision"] for row in recorder.rows if row["unit_id"] == "hangs"
     }
-    advice = [event.text for event in recorder.events if isinstance(event, Advice)]
-    assert len(advice) == 1 and str(tmp_path / "results") in advice[0] and "3 nodes" in advice[0]
+    assert not any(isinstance(event, Advice) for event in recorder.events)  # this is no job
 
 
 def test_without_a_count_every_node_has_its_actor(nodes: list[Any], tmp_path: Path) -> None:

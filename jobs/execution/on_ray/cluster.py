@@ -42,11 +42,6 @@ class Cluster:
     nodes: Sequence[Mapping[str, Any]]
     can_grow: bool
 
-    @property
-    def num_alive(self) -> int:
-        """Nodes that are there."""
-        return sum(bool(node["Alive"]) for node in self.nodes)
-
 
 @contextmanager
 def connected(code: Sequence[Path]) -> Iterator[Cluster]:

@@ -5,7 +5,6 @@ Each unit's rows are handed over exactly once, from this thread, as soon as they
 
 from __future__ import annotations
 
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,11 @@ import ray
 
 from jobs.execution import run_events
 from jobs.execution.on_ray.call_results import cause_of, event_of
-from jobs.execution.on_ray.cluster import Cluster, connected, job_env
+from jobs.execution.on_ray.cluster import connected, job_env
 from jobs.execution.on_ray.lost_units import SAID_NOTHING, drop_user_policies, rows_left_out, rows_of_lost
 from jobs.execution.on_ray.pool import ActorPool, CallResult
 from jobs.execution.on_ray.resources import ActorResources, ResourcesError, resources_for
 from jobs.execution.on_ray.shipped_code import source_paths
-from jobs.execution.on_ray.storage_advice import Placement, read_mounts, storage_advice
 from jobs.execution.run_events import OnEvent, OnRows, UnitEnded
 from jobs.execution.scheduling.events import (
     Abort,
@@ -87,7 +85,7 @@ def run_units(
         resources = resources or resources_for(
             cluster.nodes, device=settings.model.device, asked=settings.actors, can_grow=cluster.can_grow
         )
-        if advice := _advice(settings, cluster):
+        if job_env() is not None and (advice := short_lived_results(settings.output_dir, Path.cwd())):
             on_event(run_events.Advice(advice))
         pool = ActorPool(settings.model, context, load, resources)
         scheduler = Scheduler(
@@ -245,12 +243,14 @@ def _turn(decision: Decision) -> int:
             return _HAND_OVER - 1
 
 
-def _advice(settings: Settings, cluster: Cluster) -> str | None:
-    job_folder = None if job_env() is None else Path.cwd()
-    placement = Placement(
-        settings.output_dir, settings.model.name, socket.gethostname(), cluster.num_alive, job_folder
+def short_lived_results(output_dir: Path, job_folder: Path) -> str | None:
+    """A warning where a submitted job's results lie in its own unpacked folder, which goes with the job; else None."""
+    if not output_dir.is_relative_to(job_folder):
+        return None
+    return (
+        f"results go to {output_dir}, inside the job's own copy of the submitted folder, which Ray deletes: give "
+        f"--output_dir an absolute path"
     )
-    return storage_advice(placement, read_mounts())
 
 
 class _NoResources(Exception):

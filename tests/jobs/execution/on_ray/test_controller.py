@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ray import exceptions as ray_errors
 
 from jobs.execution.on_ray import controller
-from jobs.execution.on_ray.controller import Controller
+from jobs.execution.on_ray.controller import Controller, short_lived_results
 from jobs.execution.on_ray.pool import Call, CallResult
 from jobs.execution.run_events import ActorLost, OnRows, UnitStarted
 from jobs.execution.scheduling.events import ActorReady, UnitFinished
@@ -263,3 +264,13 @@ def test_an_interrupt_while_rows_are_handed_over_keeps_the_others() -> None:
     with pytest.raises(KeyboardInterrupt):
         controller.run()
     assert handed == ["a", "b", "c", "d"], "c and d had been given out before, and were answered since"
+
+
+@pytest.mark.parametrize(
+    ("out", "is_warned"),
+    [("/tmp/job/out", True), ("/tmp/job", True), ("/tmp/jobs/out", False), ("/results/a", False)],
+)
+def test_results_inside_a_jobs_own_copy_are_warned_about(out: str, is_warned: bool) -> None:
+    advice = short_lived_results(Path(out), Path("/tmp/job"))
+    assert (advice is not None) is is_warned
+    assert not advice or all(part in advice for part in (f"{out},", "deletes", "absolute path"))
