@@ -1,4 +1,4 @@
-"""`--check-policy`: the contract tests on one policy; an error that breaks many is shown with its traceback once."""
+"""`--check-policy`: the contract tests on one policy. One bug often breaks many: only the first traceback is shown."""
 
 from __future__ import annotations
 
@@ -7,24 +7,15 @@ from collections.abc import Iterator, Sequence
 from jobs.console.command_line import EXIT_OK, EXIT_SOME_FAILED
 
 _TRACE = "Traceback (most recent call last):"
-_FRAME = '  File "'
 
 
-def traces_once(messages: Sequence[str]) -> Iterator[str]:
-    """The messages in their order; where an error was shown already, its own words and "as above" take the trace's place.
-
-    Errors are the same if they were raised at the same place with the same words, whatever called it.
-    """
-    seen: set[str] = set()
+def first_trace_only(messages: Sequence[str]) -> Iterator[str]:
+    """The messages in their order; from the second traceback on, only its last line, which names the error."""
+    is_shown = False
     for message in messages:
         words, is_traced, trace = message.partition(_TRACE)
-        where_raised = trace.rpartition(_FRAME)[2]
-        if is_traced and where_raised in seen:
-            error = trace.rstrip().rpartition("\n")[2]
-            yield f"{words.strip()}{': ' if words.strip() else ''}{error} (as above)"
-        else:
-            seen |= {where_raised} if is_traced else set()
-            yield message
+        yield words + trace.splitlines()[-1] if is_traced and is_shown else message
+        is_shown = is_shown or bool(is_traced)
 
 
 def check_policy(name: str) -> int:
@@ -32,7 +23,7 @@ def check_policy(name: str) -> int:
     from kvmerger.contract import checks
 
     results = checks.check_policy(name)
-    for it, message in zip(results, traces_once([it.message for it in results]), strict=True):
+    for it, message in zip(results, first_trace_only([it.message for it in results]), strict=True):
         print(f"{'ok  ' if it.is_ok else 'FAIL'}  {it.name}{f': {message}' if message else ''}")
     num_failed = sum(not it.is_ok for it in results)
     print(f"{name}: {len(results) - num_failed} of {len(results)} checks passed")

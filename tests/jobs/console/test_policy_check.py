@@ -1,39 +1,30 @@
-"""A crash that breaks many checks is read once."""
+"""Of many tracebacks the first is shown."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
 
-from jobs.console.policy_check import traces_once
-
-
-def crash() -> None:
-    raise RuntimeError("boom")
+from jobs.console.policy_check import first_trace_only
 
 
-def crash_elsewhere() -> None:
-    raise RuntimeError("boom")
-
-
-def traced(raising: Callable[[], None], words: str = "") -> str:
+def traced(error: str, words: str = "") -> str:
     try:
-        raising()
+        raise RuntimeError(error)
     except RuntimeError:
         return f"{words}{traceback.format_exc()}"
-    return ""
 
 
-def test_a_traceback_is_shown_once_however_it_was_reached() -> None:
-    first, again = traced(crash, "compress raised\n"), traced(lambda: crash(), "too short\n")
-    assert list(traces_once([first, "", again, traced(crash)])) == [
+def test_the_first_traceback_is_whole_and_the_others_are_their_last_line() -> None:
+    first = traced("boom", "compress raised\n")
+    messages = ["nothing was kept", first, "", traced("bang"), traced("boom", "too short\n")]
+    assert list(first_trace_only(messages)) == [
+        "nothing was kept",
         first,
         "",
-        "too short: RuntimeError: boom (as above)",
-        "RuntimeError: boom (as above)",
+        "RuntimeError: bang",
+        "too short\nRuntimeError: boom",
     ]
 
 
-def test_errors_of_another_place_and_messages_without_a_trace_stay_whole() -> None:
-    messages = [traced(crash), traced(crash_elsewhere), "nothing was kept", "nothing was kept"]
-    assert list(traces_once(messages)) == messages
+def test_messages_without_a_traceback_stay_whole() -> None:
+    assert list(first_trace_only(["nothing was kept"] * 2)) == ["nothing was kept"] * 2
