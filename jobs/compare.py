@@ -14,10 +14,10 @@ from pathlib import Path
 
 from jobs.analysis.comparability import HEAVY_COLUMNS, ComparisonError
 from jobs.analysis.comparison import Comparison, compare_folders, compare_variants
+from jobs.analysis.findings import Findings
 from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
 from jobs.reporting.comparison_table import render_comparison
 from jobs.reporting.terminal import report_console
-from jobs.results.planned import planned_rows
 from jobs.results.schema import ResultError, Row
 from jobs.results.store import ResultStore
 
@@ -103,7 +103,7 @@ def _read(folder: Path) -> list[Row]:
     """The rows the folder's latest run owes; ResultError when there are none."""
     store = ResultStore(folder)
     store.check_exists()
-    rows = planned_rows(store.read_table(), store.read_plan(), heavy=HEAVY_COLUMNS)
+    rows = Findings.read(store).rows_with(*HEAVY_COLUMNS)
     if not rows:
         raise ResultError(f"there are no results in {str(folder)!r}; run jobs/sweep.py")
     return rows

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.analysis.summary import summarize
+from jobs.analysis.findings import Findings
 from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
 from jobs.reporting.terminal import render, report_console
 from jobs.results.schema import ResultError
@@ -62,16 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(store: ResultStore, html: Path | None, width: int | None) -> int:
-    table, planned = store.read_table(), store.read_plan()
-    if planned is None and table.num_rows == 0:
+    findings = Findings.read(store)
+    if findings.planned is None and not findings.rows:
         raise ResultError(f"there are no results in {str(store.root)!r}; run jobs/sweep.py")
     console = report_console(width)
-    console.print(render(summarize(table, planned), console.width))
+    console.print(render(findings.summary, console.width))
     if html is not None:
         # Only now: matplotlib takes half a second to load, which the table does not wait for.
-        from jobs.reporting.page import DEFAULT_NAME, write_report
+        from jobs.reporting.page import DEFAULT_NAME, render_page, write_page
 
-        path = write_report(store, store.root / DEFAULT_NAME if html == _BESIDE_THE_RESULTS else html)
+        path = store.root / DEFAULT_NAME if html == _BESIDE_THE_RESULTS else html
+        write_page(render_page(findings).html, path)
         console.print(f"report      {path}", highlight=False, soft_wrap=True)
     return EXIT_OK
 

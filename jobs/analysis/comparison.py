@@ -6,7 +6,6 @@ tasks are one family of Holm's correction.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +13,7 @@ from evaluators.hints import nearest_name_hint
 from evaluators.statistics.noninferiority import MarginResult, judge_margin
 from jobs.analysis.comparability import ComparisonError, check_comparable, differences_to_tell, run_key
 from jobs.analysis.differences import NO_SCALE, Difference, TaskComparison, judge, noise_pairs
-from jobs.analysis.pairing import METRICS, SCORE, ComparedMetric, Pairs, pair
+from jobs.analysis.pairing import METRICS, SCORE, ComparedMetric, Pairs, pair, summed
 from jobs.analysis.variant_summary import NllScale
 from jobs.results.grouping import grouped, setting_of, task_of
 from jobs.results.schema import Row
@@ -41,10 +40,7 @@ class Comparison:
     def sum_of(self, metric: ComparedMetric) -> tuple[int, dict[str, int]]:
         """Pairs of (item, variant) with both numbers, and the others by reason."""
         of_tasks = [it for it in self.differences if it.metric is metric and it.task is not None]
-        dropped: Counter[str] = Counter()
-        for it in of_tasks:
-            dropped.update(it.dropped)
-        return sum(it.num_pairs for it in of_tasks), dict(dropped)
+        return sum(it.num_pairs for it in of_tasks), summed(it.dropped for it in of_tasks)
 
 
 @dataclass(frozen=True, slots=True)

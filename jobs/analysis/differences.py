@@ -8,7 +8,6 @@ differ, the full cache beats having no context on the task, and the difference i
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,7 +17,7 @@ from evaluators.statistics.macro_average import macro_difference, macro_test
 from evaluators.statistics.noise_floor import NoiseFloor, floor_of, noise_floor
 from evaluators.statistics.noninferiority import too_few_reason
 from evaluators.statistics.paired_tests import ALPHA, PairedTest, holm, paired_test
-from jobs.analysis.pairing import METRICS, ComparedMetric, Pairs, pair
+from jobs.analysis.pairing import METRICS, ComparedMetric, Pairs, pair, summed
 from jobs.analysis.variant_summary import NllScale
 from jobs.results.grouping import Setting, grouped, setting_of, task_of
 from jobs.results.schema import Row
@@ -197,9 +196,6 @@ def _measured_macro(
     tasks = [it.pairs.task_pairs for it in usable]
     test = macro_test(tasks)
     noise = [it.noise.task_pairs for it in usable if it.noise.item_ids]
-    dropped: Counter[str] = Counter()
-    for it in usable:
-        dropped.update(it.pairs.dropped)
     return Difference(
         setting=setting,
         metric=metric,
@@ -208,7 +204,7 @@ def _measured_macro(
         task=None,
         tasks=tuple(it.task for it in usable),
         num_pairs=sum(len(it.pairs.item_ids) for it in usable),
-        dropped=dict(dropped),
+        dropped=summed(it.pairs.dropped for it in usable),
         policy_mean=_mean(statistics.fmean(it.pairs.policy) for it in usable),
         reference_mean=_mean(statistics.fmean(it.pairs.reference) for it in usable),
         policy_bytes=_mean(it.pairs.policy_bytes for it in usable),

@@ -1,6 +1,6 @@
 """How long a sweep will take, foreseen: from rows of its own where there are some, otherwise from the model's size.
 
-Pure. A forecast is an order of magnitude: its source is always printed beside it.
+Pure. A forecast is an order of magnitude, so whoever prints it says what it was made from.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ _FLOPS_PER_PARAMETER_AND_TOKEN = 2
 # What one device was seen to do: the demo model prefills 730 tokens/s on 2 CPU cores, 8B-shaped weights about
 # 30,000 tokens/s (16k prompts) on an H200. Decoding is counted in tokens of prefill, see `cost_tokens_of`.
 _FLOPS_PER_S = {"cpu": 2e11, "cuda": 4e14}
-
-
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """Seconds of one device for everything a plan still owes, and where the estimate comes from."""
-
-    device_s: float
-    source: str
-
-
 _PROMPT_PHASES = ("prefill_shared_s", "plan_shared_s")
 _BATCH_PHASES = (
     "batch_shared_s", "tails_shared_s", "decode_shared_s", "fidelity_shared_s", "results_shared_s",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Seconds of one device for everything a plan still owes.
+
+    Estimated from the pace of `num_units` finished units, or, where that is 0, from the model's `num_parameters`.
+    """
+
+    device_s: float
+    num_units: int
+    num_parameters: int
 
 
 def forecast(plan: Plan, num_parameters: int, device: str, rows: Sequence[Row]) -> Forecast:
@@ -41,13 +43,10 @@ def forecast(plan: Plan, num_parameters: int, device: str, rows: Sequence[Row]) 
     units = _seconds_and_cost(rows)
     if units:
         pace = fmean(seconds / cost for seconds, cost in units)
-        return Forecast(owed_cost * pace, f"from the pace of {len(units)} finished units in this folder")
+        return Forecast(owed_cost * pace, len(units), num_parameters)
     kind = "cuda" if device.startswith("cuda") else "cpu"
     tokens_per_s = _FLOPS_PER_S[kind] / (_FLOPS_PER_PARAMETER_AND_TOKEN * num_parameters)
-    return Forecast(
-        owed_cost / tokens_per_s,
-        f"from the model's {num_parameters / 1e6:,.0f} M parameters; an order of magnitude only",
-    )
+    return Forecast(owed_cost / tokens_per_s, 0, num_parameters)
 
 
 def _seconds_and_cost(rows: Sequence[Row]) -> list[tuple[float, float]]:

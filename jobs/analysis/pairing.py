@@ -95,6 +95,14 @@ def mean_bytes(rows: Iterable[Row]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
+def summed(dropped: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Dropped items by reason, over several pairings."""
+    total: Counter[str] = Counter()
+    for of_one in dropped:
+        total.update(of_one)
+    return dict(total)
+
+
 def _by_item(rows: Iterable[Row]) -> dict[str, Row]:
     return {row["item_id"]: row for row in rows}
 

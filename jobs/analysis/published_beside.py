@@ -19,7 +19,7 @@ from jobs.analysis.published_figures import (
     shipped_publications,
 )
 from jobs.analysis.summary import ResultSummary, TaskSummary
-from jobs.analysis.variant_summary import VariantSummary, mean_of, shown_label_of
+from jobs.analysis.variant_summary import VariantSummary, mean_of
 from jobs.results.grouping import Setting
 
 _PERCENT = 100
@@ -29,12 +29,14 @@ _PERCENT = 100
 class FigureBeside:
     """One published figure and ours; scores 0 to 100. `kept_ratio` is measured, `budget` what the paper calls it.
 
-    `interval` is of our score where that is a mean over the items of one task.
+    `task` is None for the mean of `num_tasks` tasks. `interval` is of our score where that is a mean over the items of
+    one task.
     """
 
     label: str
-    shown_label: str
-    task: str
+    policy: str
+    task: str | None
+    num_tasks: int
     num_items: int
     kept_ratio: float | None
     ours: float
@@ -115,8 +117,9 @@ def _task_figure(cell: PublishedCell, task: TaskSummary) -> FigureBeside | None:
         return None
     return FigureBeside(
         label=variant.label,
-        shown_label=variant.shown_label,
+        policy=variant.policy,
         task=task.task,
+        num_tasks=1,
         num_items=variant.num_finished,
         kept_ratio=variant.kept_ratio,
         ours=_PERCENT * score,
@@ -132,13 +135,13 @@ def _mean_figure(cell: PublishedCell, tasks: Sequence[TaskSummary], num_wanted: 
     figures = [figure for task in tasks if (figure := _task_figure(cell, task)) is not None]
     if len(figures) != num_wanted:
         return None
-    label = figures[0].label
     ratios = [it.kept_ratio for it in figures if it.kept_ratio is not None]
     kept_ratio = statistics.fmean(ratios) if len(ratios) == num_wanted else None
     return FigureBeside(
-        label=label,
-        shown_label=shown_label_of(label, cell.spec.policy, kept_ratio),
-        task=f"mean of the {num_wanted} tasks",
+        label=figures[0].label,
+        policy=cell.spec.policy,
+        task=None,
+        num_tasks=num_wanted,
         num_items=sum(it.num_items for it in figures),
         kept_ratio=kept_ratio,
         ours=statistics.fmean(it.ours for it in figures),

@@ -11,14 +11,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
-
 from evaluators.statistics.intervals import Interval
 from evaluators.statistics.macro_average import TaskPairs, macro_difference
-from jobs.analysis.variant_summary import NllScale, VariantSummary, mean_of, shown_label_of, summarize_variant
-from jobs.planning.work import RowKey
+from jobs.analysis.variant_summary import (
+    NllScale,
+    VariantSummary,
+    is_named_by_outcome,
+    mean_of,
+    summarize_variant,
+)
 from jobs.results.grouping import Setting, grouped, setting_of, task_of
-from jobs.results.planned import planned_rows
 from jobs.results.schema import DONE_STATUSES, FAILED, OK, TRUNCATED, Row
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT, REFERENCE_LABELS
 
@@ -43,7 +45,7 @@ class MacroMean:
     """One variant over all tasks of a setting, every task weighing the same; None unless every task has it."""
 
     label: str
-    shown_label: str
+    policy: str
     answer_nll: float | None
     nll_recovered: float | None
     kl: float | None
@@ -88,21 +90,20 @@ class ResultSummary:
         return tuple(_macro_mean(label, tasks) for label in labels)
 
 
-def summarize(table: pa.Table, planned: Sequence[RowKey] | None = None) -> ResultSummary:
-    """Sum up the rows of `planned`, under its labels and in its order; all rows when there is no plan."""
-    found = planned_rows(table, planned)
-    num_planned = table.num_rows if planned is None else len(planned)
-    counts = Counter(row["status"] for row in found)
-    groups = grouped(found, lambda row: (setting_of(row), task_of(row)))
+def summarize(rows: Sequence[Row], num_planned: int | None = None, num_other: int = 0) -> ResultSummary:
+    """Sum up planned rows. `num_planned` counts those not yet there as well; None: all that were planned are there."""
+    num_planned = len(rows) if num_planned is None else num_planned
+    counts = Counter(row["status"] for row in rows)
+    groups = grouped(rows, lambda row: (setting_of(row), task_of(row)))
     return ResultSummary(
         tasks=tuple(_summarize_task(setting, task, group) for (setting, task), group in groups.items()),
-        failures=_failures(found),
+        failures=_failures(rows),
         num_planned=num_planned,
         num_ok=counts[OK],
         num_truncated=counts[TRUNCATED],
         num_failed=counts[FAILED],
-        num_missing=num_planned - len(found),
-        num_other=table.num_rows - len(found),
+        num_missing=num_planned - len(rows),
+        num_other=num_other,
     )
 
 
@@ -134,7 +135,7 @@ def _macro_mean(label: str, tasks: Sequence[TaskSummary]) -> MacroMean:
 
     return MacroMean(
         label=label,
-        shown_label=shown_label_of(label, found[0].policy, mean(lambda it: it.kept_ratio)),
+        policy=found[0].policy,
         answer_nll=mean(lambda it: mean_of(it.answer_nll)),
         nll_recovered=mean(lambda it: it.nll_recovered),
         kl=mean(lambda it: mean_of(it.kl)),
@@ -176,8 +177,9 @@ def _task_pairs(rows: Sequence[Row], column: str) -> TaskPairs:
 
 
 def series_name(variant: VariantSummary) -> str:
-    """The variant's name without its budget; what a policy kept by itself is no part of its name either."""
-    return variant.shown_label.partition("@")[0].partition(" (")[0]
+    """The variant's name without its budget, or without the set-up that led to what it kept."""
+    label = variant.label.partition("[")[0] if is_named_by_outcome(variant) else variant.label
+    return label.partition("@")[0].partition(" (")[0]
 
 
 def policies_of(task: TaskSummary) -> list[VariantSummary]:

@@ -11,14 +11,14 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from evaluators import scoring
 from evaluators.statistics.intervals import Interval, mean_interval, paired_difference
 from jobs.results.schema import DONE_STATUSES, Row
 from kvmerger.variants import FULL, NO_CONTEXT
 
-_NAMED_BY_OUTCOME = "kvmerger_paper"
-"""The paper's set-ups do not control how much is kept, so such a row is named by what was."""
+_NAMED_BY_OUTCOME = "kvmerger_paper"  # a cosine threshold decides how much it keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +51,21 @@ class VariantSummary:
     params: str | None = None
     budget_asked: str | None = None
 
+
+class Kept(Protocol):
+    """A variant on a task, over tasks, or beside a published figure. `kept_ratio` is measured."""
+
     @property
-    def shown_label(self) -> str:
-        """What the variant is called in a table."""
-        return shown_label_of(self.label, self.policy, self.kept_ratio)
+    def label(self) -> str: ...
+    @property
+    def policy(self) -> str: ...
+    @property
+    def kept_ratio(self) -> float | None: ...
 
 
-def shown_label_of(label: str, policy: str, kept_ratio: float | None) -> str:
-    """The label, with measured slots instead of the set-up where the policy does not control them."""
-    if policy != _NAMED_BY_OUTCOME or kept_ratio is None:
-        return label
-    return f"{label.partition('[')[0]} ({kept_ratio:.1%} kept)"
+def is_named_by_outcome(it: Kept) -> bool:
+    """Whether readers know the variant by what it kept, because its policy does not control that."""
+    return it.policy == _NAMED_BY_OUTCOME and it.kept_ratio is not None
 
 
 @dataclass(frozen=True, slots=True)

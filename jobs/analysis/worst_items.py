@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,13 +11,11 @@ from kvmerger.variants import FULL, REFERENCE_LABELS
 
 _NUM_SHOWN = 3
 _NUM_ANSWERS_SHOWN = 3
-_MAX_CHARS = 1200
-_KEPT_CONTROLS = "\n\t"
 
 
 @dataclass(frozen=True, slots=True)
 class ShownAnswer:
-    """What one variant answered. Control characters are made visible; the text is still to be escaped."""
+    """What one variant answered. The text is as the model wrote it, control characters included."""
 
     label: str
     text: str
@@ -70,16 +67,6 @@ def worst_items(rows: Iterable[Row]) -> list[PolicyLosses]:
     return found
 
 
-def visible(text: str | None) -> str:
-    """Text with control and formatting characters as their code points, cut where nobody would read on."""
-    cut = (text or "")[:_MAX_CHARS]
-    shown = "".join(
-        f"⟨U+{ord(it):04X}⟩" if unicodedata.category(it) in {"Cc", "Cf"} and it not in _KEPT_CONTROLS else it
-        for it in cut
-    )
-    return f"{shown}…" if len(text or "") > _MAX_CHARS else shown
-
-
 def _largest(pairs: Sequence[tuple[Row, Row]]) -> tuple[Loss, ...]:
     """(policy's row, full row) pairs in; each item once, under the variant that loses most on it."""
     by_item: dict[str, tuple[Row, Row]] = {}
@@ -100,8 +87,8 @@ def _loss(row: Row, full: Row) -> Loss:
     return Loss(
         task=task_of(row),
         item_id=row["item_id"],
-        prompt_tail=None if row["prompt_tail"] is None else visible(row["prompt_tail"]),
-        gold=tuple(visible(it) for it in (row["answers"] or ())[:_NUM_ANSWERS_SHOWN]),
+        prompt_tail=row["prompt_tail"],
+        gold=tuple((row["answers"] or ())[:_NUM_ANSWERS_SHOWN]),
         full=_answer(full),
         policy=_answer(row),
         nll_loss=_less(row["answer_nll"], full["answer_nll"]),
@@ -110,7 +97,7 @@ def _loss(row: Row, full: Row) -> Loss:
 
 
 def _answer(row: Row) -> ShownAnswer:
-    return ShownAnswer(row["variant"], visible(row["prediction"]), row["score"], row["answer_nll"])
+    return ShownAnswer(row["variant"], row["prediction"] or "", row["score"], row["answer_nll"])
 
 
 def _less(one: float | None, other: float | None) -> float | None:

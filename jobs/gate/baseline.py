@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from jobs.analysis.findings import Findings
 from jobs.console.paths import shown
 from jobs.gate.judge import HEAVY_COLUMNS
-from jobs.results.planned import planned_rows
 from jobs.results.schema import Row
 from jobs.results.store import ResultStore
 
@@ -100,15 +99,14 @@ class PromotedNight:
         return store.root.name
 
 
-def rows_of(folder: Path, heavy: Collection[str] = HEAVY_COLUMNS) -> list[Row]:
+def rows_of(folder: Path) -> list[Row]:
     """The rows a results folder's latest run owes.
 
     Raises:
         BaselineError: no such folder, or nothing in it.
         ResultError: files that cannot be read.
     """
-    store = ResultStore(folder)
-    rows = planned_rows(store.read_table(), store.read_plan(), heavy=heavy)
+    rows = Findings.read(ResultStore(folder)).rows_with(*HEAVY_COLUMNS)
     if not rows:
         raise BaselineError(
             f"the baseline {shown(folder)} has no results; name the output_dir of a finished sweep"

@@ -13,6 +13,7 @@ from evaluators.statistics.paired_tests import holm
 from jobs.analysis.comparability import run_key
 from jobs.analysis.pairing import Pairs, pair
 from jobs.analysis.variant_summary import NllScale
+from jobs.reporting.notation import shown_p
 from jobs.results.grouping import grouped, task_of
 from jobs.results.schema import DONE_STATUSES, Row
 from jobs.settings.gate import GateSettings
@@ -92,7 +93,7 @@ def _weighed(check: Check, adjusted_p: float, family_size: int, gate: GateSettin
     if check.verdict != "fail" or adjusted_p < gate.alpha:
         return weighed
     corrected = f"corrected for {family_size} comparisons" if gate.correction == "holm" else "uncorrected"
-    reason = f"p = {adjusted_p:.3f}, {corrected}, is not below {gate.alpha:g}"
+    reason = f"p = {shown_p(adjusted_p)}, {corrected}, is not below {gate.alpha:g}"
     return replace(weighed, verdict="inconclusive", reason=reason)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from jobs.gate.check import Check
 from jobs.gate.judge import NightOutcome, NightVerdict
+from jobs.reporting.notation import signed
 
 MAX_LINES = 10
 _NUM_FAILED_SHOWN = 2  # two lines each: with the others' line, a head and what is told, they make ten
@@ -46,8 +47,14 @@ def log_lines(verdict: NightVerdict, names: NightNames) -> list[str]:
 
 def change(check: Check, loss: float) -> str:
     """A loss as the change of its metric: a score falls, everything else rises."""
-    value = (-loss if check.unit == "points" else loss) + 0.0  # no minus before a zero
-    return f"{value:+.1f} {check.unit}" if check.unit != "nats" else f"{value:+.3g} {check.unit}"
+    return f"{signed_change(check, loss)} {check.unit}"
+
+
+def signed_change(check: Check, loss: float) -> str:
+    """The same without its unit."""
+    # A margin of NLL is hundredths of a nat, so its losses need significant digits rather than decimals.
+    layout = "{:+.3g}" if check.unit == "nats" else "{:+.1f}"
+    return signed(-loss if check.unit == "points" else loss, layout)
 
 
 def where(check: Check) -> str:

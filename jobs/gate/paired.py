@@ -12,6 +12,7 @@ from evaluators.statistics.intervals import MIN_CLUSTERS, PairedDifference, pair
 from evaluators.statistics.macro_average import TaskPairs, macro_difference
 from evaluators.statistics.noise_floor import NoiseFloor, floor_of
 from evaluators.statistics.noninferiority import MarginResult, excess_loss_p_value, judge_margin
+from jobs.analysis.pairing import summed
 from jobs.gate.check import Check, Kind, Verdict, worst_of
 
 INSIDE_NOISE = "the loss is inside the A/A noise"
@@ -70,7 +71,7 @@ def paired_check(scale: Scale, label: str, tasks: Sequence[PairedTask]) -> Check
         reason=reason,
         num_items=difference.interval.num_items,
         num_contexts=difference.interval.num_clusters,
-        dropped=_sums([it.dropped for it in tasks]),
+        dropped=summed(it.dropped for it in tasks),
         loss=scale.shown(-result.mean),
         least_loss=None if result.best is None or has_no_spread else scale.shown(-result.best),
         most_loss=None if result.worst is None or has_no_spread else scale.shown(-result.worst),
@@ -105,11 +106,3 @@ def _verdict(
     if result.verdict == "fail" and floor is not None and floor.covers(result.mean):
         return "inconclusive", INSIDE_NOISE
     return result.verdict, result.reason
-
-
-def _sums(dropped: Sequence[dict[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for of_task in dropped:
-        for reason, number in of_task.items():
-            total[reason] = total.get(reason, 0) + number
-    return total

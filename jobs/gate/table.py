@@ -10,13 +10,12 @@ from rich.text import Text
 
 from jobs.gate.check import Check
 from jobs.gate.judge import NightVerdict
-from jobs.gate.log import change, where
-from jobs.reporting.notation import NO_SPREAD
-from jobs.reporting.table import UNKNOWN, add_folding_column, titled_table
+from jobs.gate.log import change, signed_change, where
+from jobs.reporting.notation import NO_SPREAD, TO, shown_p
+from jobs.reporting.table import add_folding_column, titled_table
 
 _STYLES = {"pass": "green", "fail": "red", "inconclusive": "yellow", "not measured": "dim"}
 _MAX_NAMED = 3
-_LEAST_SHOWN_P = 0.001
 _WIDE_COLUMNS = 120
 """From this width on bounds stand beside their change, below it on a line of their own."""
 _ROOMY_COLUMNS = 100
@@ -64,16 +63,10 @@ def _add_row(table: Table, check: Check, task: str, width: int, is_last: bool) -
         str(check.num_items),
         *([size, ends] if width >= _WIDE_COLUMNS else [Text("\n").join([size, *([ends] if ends else [])])]),
         f"{check.margin:g} {check.unit}",
-        _p_value(check.adjusted_p),
+        shown_p(check.adjusted_p),
         Text(check.verdict, style=_STYLES[check.verdict]),
         end_section=is_last,
     )
-
-
-def _p_value(p_value: float | None) -> str:
-    if p_value is None:
-        return UNKNOWN
-    return f"{p_value:.3f}" if p_value >= _LEAST_SHOWN_P else f"<{_LEAST_SHOWN_P:g}"
 
 
 def _ends(check: Check) -> Text:
@@ -81,9 +74,10 @@ def _ends(check: Check) -> Text:
         return Text(NO_SPREAD, style="dim")
     if check.least_loss is None or check.most_loss is None:
         return Text()
-    ends = sorted((-it if check.unit == "points" else it) + 0.0 for it in (check.least_loss, check.most_loss))
-    digits = ".3g" if check.unit == "nats" else ".1f"
-    return Text(f"{ends[0]:+{digits}} to {ends[1]:+{digits}}", style="dim")
+    losses = (check.least_loss, check.most_loss)
+    # The change of a score is minus its loss: its lower end is the largest loss.
+    ends = reversed(losses) if check.unit == "points" else losses
+    return Text(TO.join(signed_change(check, loss) for loss in ends), style="dim")
 
 
 def _notes(checks: Sequence[Check]) -> Iterator[Text]:

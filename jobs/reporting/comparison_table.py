@@ -11,9 +11,9 @@ from rich.text import Text
 from evaluators.statistics.noninferiority import MarginResult
 from jobs.analysis.comparison import Comparison
 from jobs.analysis.differences import HOLDS_ZERO, NOT_SIGNIFICANT, Difference
-from jobs.analysis.pairing import METRICS, SCORE
-from jobs.reporting.notation import instead_of_ends
-from jobs.reporting.table import UNKNOWN, add_folding_column, human_bytes, titled_table
+from jobs.analysis.pairing import METRICS
+from jobs.reporting.notation import human_bytes, shown_difference, shown_mode, shown_p, shown_value
+from jobs.reporting.table import add_folding_column, titled_table
 from jobs.results.grouping import Setting
 
 _ROOMY_COLUMNS = 100
@@ -53,7 +53,7 @@ def _heading(comparison: Comparison) -> Iterator[Text]:
 def _table(rows: Sequence[tuple[Difference, MarginResult | None]], setting: Setting, width: int) -> Table:
     first = rows[0][0]
     title = first.task or f"mean over {len(first.tasks)} tasks with a scale"
-    table = titled_table(title, f"{setting.model_name}, {setting.query_mode.replace('_', '-')}")
+    table = titled_table(title, f"{setting.model_name}, {shown_mode(setting)}")
     is_roomy = width >= _ROOMY_COLUMNS
     heads = ("", "pairs", "A", "B", "B - A", "p", "verdict", "KV A, B")
     shown_heads = [head for head in heads if is_roomy or head not in ("pairs", "KV A, B")]
@@ -75,10 +75,10 @@ def _cells(it: Difference, margin: MarginResult | None) -> dict[str, Text | str]
     return {
         "": it.metric.name,
         "pairs": str(it.num_pairs),
-        "A": _number(it, it.reference_mean),
-        "B": _number(it, it.policy_mean),
+        "A": shown_value(it.metric, it.reference_mean),
+        "B": shown_value(it.metric, it.policy_mean),
         "B - A": _difference(it),
-        "p": UNKNOWN if it.adjusted_p is None else _p_value(it.adjusted_p),
+        "p": shown_p(it.adjusted_p),
         "verdict": _verdict(it, margin),
     }
 
@@ -93,28 +93,12 @@ def _place(it: Difference, rows: Sequence[Difference]) -> tuple[int, int]:
     return labels.index(it.label), METRICS.index(it.metric)
 
 
-def _number(it: Difference, value: float | None) -> str:
-    if value is None:
-        return UNKNOWN
-    return f"{it.metric.unit_factor * value:.1f}" if it.metric is SCORE else f"{value:.3f}"
-
-
-def _difference(it: Difference) -> Text | str:
-    if it.paired is None:
-        return UNKNOWN
-    digits, interval = (1 if it.metric is SCORE else 3), it.paired.interval
-    factor = it.metric.unit_factor
-    text = Text(f"{factor * interval.mean:+.{digits}f}")
-    if interval.ends is not None:
-        low, high = interval.ends
-        text.append(f"\n{factor * low:+.{digits}f} to {factor * high:+.{digits}f}", style="dim")
-    elif why := instead_of_ends(interval):
-        text.append(f"\n{why}", style="dim")
+def _difference(it: Difference) -> Text:
+    shown = shown_difference(it.metric, it.paired.interval if it.paired else None)
+    text = Text(shown.mean)
+    if shown.ends:
+        text.append(f"\n{shown.ends}", style="dim")
     return text
-
-
-def _p_value(p_value: float) -> str:
-    return f"{p_value:.3f}" if p_value >= 0.001 else "<.001"
 
 
 def _verdict(it: Difference, margin: MarginResult | None) -> Text:

@@ -14,9 +14,11 @@ from jobs.analysis.forecast import Forecast
 from jobs.planning.plan import Plan
 from jobs.planning.preparation import Prepared
 from jobs.planning.prompt_check import PromptCheck
-from jobs.reporting.table import add_folding_column, human_bytes
+from jobs.reporting.notation import human_bytes
+from jobs.reporting.table import add_folding_column
 
 _S_PER_MIN, _S_PER_HOUR = 60, 3600
+_MILLION = 1e6
 _MAX_UNITS_SHOWN = 20
 
 
@@ -26,7 +28,7 @@ def render_dry_run(
     """Prompts, plan and price of a sweep."""
     end_tokens = [decode([token], prepared.tokenizer, skip_special_tokens=False) for token in sorted(end_ids)]
     price = Text(
-        f"forecast: {_duration(forecast.device_s)} on one {prepared.model.device} device, {forecast.source}",
+        f"forecast: {_duration(forecast.device_s)} on one {prepared.model.device} device, {shown_source(forecast)}",
         style="bold",
     )
     plan = render_plan(prepared.plan, prepared.model.weight_bytes)
@@ -39,6 +41,14 @@ def _duration(seconds: float) -> str:
     if hours >= 1:
         return f"about {hours:.1f} device-hours"
     return f"about {max(1, round(seconds / _S_PER_MIN))} min ({hours:.2g} device-hours)"
+
+
+def shown_source(forecast: Forecast) -> str:
+    """What the estimate comes from, which says how far to trust it."""
+    if forecast.num_units:
+        return f"from the pace of {forecast.num_units} finished units in this folder"
+    millions = forecast.num_parameters / _MILLION
+    return f"from the model's {millions:,.0f} M parameters; an order of magnitude only"
 
 
 def render_plan(plan: Plan, weight_bytes: int) -> RenderableType:

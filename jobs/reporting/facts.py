@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.analysis.summary import ResultSummary
+from jobs.analysis.findings import Findings
 from jobs.results.grouping import Setting, grouped, prefill_of, setting_of
 from jobs.results.schema import DONE_STATUSES, Row
 
@@ -42,24 +42,34 @@ class RunFacts:
     settings_yaml: str
 
 
-def run_facts(
-    rows: Sequence[Row], summary: ResultSummary, meta: Mapping[str, Any], settings_yaml: str
-) -> RunFacts:
-    """Facts from the rows; `meta` and `settings_yaml` as `ResultStore` keeps them, either may be empty."""
+def run_facts(findings: Findings) -> RunFacts:
+    """What the folder says of its latest run."""
+    meta = findings.meta
     started = meta.get("started_at_s")
-    versions = meta.get("versions") or (json.loads(rows[-1]["versions"] or "{}") if rows else {})
     return RunFacts(
-        name=rows[0]["sweep"] if rows else "sweep",
-        settings=tuple(
-            _facts_of(setting, group)
-            for setting, group in sorted(grouped(rows, setting_of).items(), key=lambda it: it[0])
-        ),
+        name=findings.name,
+        settings=setting_facts(findings.rows),
         git_commit=str(meta.get("git_commit") or "not known"),
         started=_shown_time(started) if isinstance(started, int | float) else "not known",
         command=without_passwords(shlex.join(map(str, meta.get("args", ())))),
-        versions={str(name): str(version) for name, version in versions.items()},
-        settings_yaml=without_passwords(settings_yaml),
+        versions={str(name): str(version) for name, version in _versions(findings).items()},
+        settings_yaml=without_passwords(findings.settings_yaml),
     )
+
+
+def setting_facts(rows: Sequence[Row]) -> tuple[SettingFacts, ...]:
+    """Counts for each setting of the rows, in the settings' order."""
+    groups = sorted(grouped(rows, setting_of).items(), key=lambda it: it[0])
+    return tuple(_facts_of(setting, group) for setting, group in groups)
+
+
+def _versions(findings: Findings) -> Mapping[str, Any]:
+    """Library versions of the latest run, or those a row was made with where the folder tells of no run."""
+    if versions := findings.meta.get("versions"):
+        return dict(versions)
+    # Not `rows_with`: one row's text is wanted, and the column is heavy.
+    last = findings.table["versions"][-1].as_py() if findings.rows else None
+    return dict(json.loads(last or "{}"))
 
 
 def num_prefills(rows: Sequence[Row]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from evaluators.statistics.intervals import MIN_CLUSTERS
 from jobs.analysis.differences import Difference
 from jobs.analysis.summary import MacroMean, ResultSummary, TaskSummary, policies_of
-from jobs.results.grouping import Setting
+from jobs.reporting.notation import counted, percent, shown_label
 from kvmerger.variants import FULL, REFERENCE_LABELS
 
 _NLL = "answer_nll"
@@ -42,7 +42,7 @@ def _sentence(
     fewest = min((task.num_clusters for task in tasks), default=0)
     facts = (_range_of_recovered(means) if len(tasks) > 1 else "") or _range_of_nll(tasks)
     if fewest < MIN_CLUSTERS:
-        contexts = f"{fewest} context{'' if fewest == 1 else 's'}"
+        contexts = counted(fewest, "context")
         where = contexts if len(tasks) == 1 else f"as few as {contexts} in a task"
         return f"Too few to rank policies by ({where}; {MIN_CLUSTERS} are needed). {facts}".strip()
     return f"{_verdicts(differences, num_policies)} {facts}".strip()
@@ -67,7 +67,7 @@ def _verdicts(differences: Sequence[Difference], num_policies: int) -> str:
 def _range_of_recovered(means: Sequence[MacroMean]) -> str:
     """From which to which share of the context's worth the policies keep over all tasks; "" where a task lacks it."""
     known = [
-        (it.nll_recovered, it.shown_label, it.kept_ratio)
+        (it.nll_recovered, shown_label(it), it.kept_ratio)
         for it in means
         if it.label not in REFERENCE_LABELS and it.nll_recovered is not None and it.kept_ratio is not None
     ]
@@ -75,13 +75,13 @@ def _range_of_recovered(means: Sequence[MacroMean]) -> str:
         return ""
     (low, lowest, _), (high, highest, _) = min(known), max(known)
     return (
-        f"On the mean of all tasks, with {_range_of_kept([it[2] for it in known])} of the cache kept, from {low:.0%} "
-        f"({lowest}) to {high:.0%} ({highest}) of what the context is worth to the right answer is left."
+        f"On the mean of all tasks, with {_range_of_kept([it[2] for it in known])} of the cache kept, from {percent(low, 0)} "
+        f"({lowest}) to {percent(high, 0)} ({highest}) of what the context is worth to the right answer is left."
     )
 
 
 def _range_of_kept(ratios: Sequence[float]) -> str:
-    least, most = f"{min(ratios):.0%}", f"{max(ratios):.0%}"
+    least, most = percent(min(ratios), 0), percent(max(ratios), 0)
     return least if least == most else f"{least} to {most}"
 
 
@@ -98,12 +98,7 @@ def _range_of_nll(tasks: Sequence[TaskSummary]) -> str:
         assert first.answer_nll is not None and last.answer_nll is not None
         return (
             f"On {task.task} the right answer costs {full.mean:.3f} nats a token with the full cache and, with {kept} "
-            f"of it kept, from {first.answer_nll.mean:.3f} ({first.shown_label}) to {last.answer_nll.mean:.3f} "
-            f"({last.shown_label})."
+            f"of it kept, from {first.answer_nll.mean:.3f} ({shown_label(first)}) to {last.answer_nll.mean:.3f} "
+            f"({shown_label(last)})."
         )
     return ""
-
-
-def settings_in_words(setting: Setting) -> str:
-    """Model, mode and execution as a heading."""
-    return f"{setting.model_name}, {setting.query_mode.replace('_', '-')}, {setting.execution}"

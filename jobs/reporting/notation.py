@@ -1,15 +1,34 @@
-"""How the page writes numbers: a mean with its ends beside it, a dash for what is not known, never a 0."""
+"""The one file where a number, a name or a stored text becomes what people read, in every output alike.
+
+What is not known is a dash, never a 0. An interval is "low to high". A mean is never given ends that its quantity cannot
+take, nor ends without width, which would read as certainty.
+"""
 
 from __future__ import annotations
 
+import math
+import unicodedata
 from typing import NamedTuple
 
 from evaluators.statistics.intervals import Interval, proportion_interval
-from jobs.analysis.variant_summary import VariantSummary
+from jobs.analysis.pairing import ComparedMetric
+from jobs.analysis.published_beside import FigureBeside
+from jobs.analysis.summary import MacroMean, ResultSummary
+from jobs.analysis.variant_summary import Kept, VariantSummary, is_named_by_outcome
+from jobs.results.grouping import Setting
+from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
 UNKNOWN = "-"
 NO_SPREAD = "no spread"
-"""Stands for an interval where all values are equal: ends without width would read as certainty."""
+"""Stands for an interval where all values are equal."""
+TO = " to "
+NOISE_NAME = "full again (A/A noise)"
+_SHOWN_NAMES = {FULL: "full cache", FULL_AA: NOISE_NAME, NO_CONTEXT: "no context (tail alone)"}
+_LEAST_SHOWN_P = 0.001
+_BYTES_PER_UNIT = 1024
+_PERCENT = 100
+_MAX_TEXT_CHARS = 1200  # of a stored text: nobody would read on
+_KEPT_CONTROLS = "\n\t"
 
 
 class Shown(NamedTuple):
@@ -17,6 +36,98 @@ class Shown(NamedTuple):
 
     mean: str
     ends: str = ""
+
+    def on_one_line(self) -> str:
+        """The mean with its interval in brackets."""
+        return f"{self.mean} [{self.ends}]" if self.ends else self.mean
+
+
+def plain(value: float | None, layout: str = "{:.2f}") -> str:
+    """A number without an interval."""
+    return UNKNOWN if value is None else layout.format(value)
+
+
+def percent(ratio: float | None, digits: int = 1) -> str:
+    """A ratio as "49.9%"."""
+    return UNKNOWN if ratio is None else f"{ratio:.{digits}%}"
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 context", "2 contexts": for nouns whose plural ends in s."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def signed(value: float, layout: str) -> str:
+    """A difference with its sign; what rounds to 0 has none, since -0.0 and +0.0 would look like two results."""
+    text = layout.format(value)
+    return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
+
+
+def shown_p(p_value: float | None) -> str:
+    """A p-value to three digits, or that it is smaller than they can show."""
+    if p_value is None:
+        return UNKNOWN
+    return f"{p_value:.3f}" if p_value >= _LEAST_SHOWN_P else f"<{_LEAST_SHOWN_P:g}"
+
+
+def human_bytes(num_bytes: float | None) -> str:
+    """Bytes in the largest binary unit that leaves at least 1, with about three digits."""
+    if num_bytes is None:
+        return UNKNOWN
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < _BYTES_PER_UNIT:
+            return f"{num_bytes:.1f} {unit}" if unit != "B" else f"{num_bytes:.0f} B"
+        num_bytes /= _BYTES_PER_UNIT
+    return f"{num_bytes:.1f} TiB"
+
+
+def shown_interval(
+    interval: Interval | None,
+    layout: str = "{:.3f}",
+    lowest: float = 0.0,
+    highest: float = math.inf,
+    factor: float = 1.0,
+) -> Shown:
+    """Mean and ends, times `factor`; the ends are cut to what the quantity, before that, can be."""
+    if interval is None:
+        return Shown(UNKNOWN)
+    mean = layout.format(factor * interval.mean)
+    if interval.ends is None:
+        return Shown(mean, instead_of_ends(interval))
+    ends = (max(interval.ends[0], lowest), min(interval.ends[1], highest))
+    return Shown(mean, TO.join(layout.format(factor * end) for end in ends))
+
+
+def instead_of_ends(interval: Interval) -> str:
+    """What stands where an interval has no ends to show: NO_SPREAD, or "" where one context tells nothing."""
+    return NO_SPREAD if interval.has_no_spread else ""
+
+
+def shown_value(metric: ComparedMetric, value: float | None) -> str:
+    """A mean of a compared metric, in the unit that readers see."""
+    return plain(None if value is None else metric.unit_factor * value, f"{{:.{_digits(metric)}f}}")
+
+
+def shown_difference(metric: ComparedMetric, interval: Interval | None) -> Shown:
+    """A difference of a compared metric, signed: points with one decimal, nats with three."""
+    if interval is None:
+        return Shown(UNKNOWN)
+    layout, factor = f"{{:+.{_digits(metric)}f}}", metric.unit_factor
+    mean = signed(factor * interval.mean, layout)
+    if interval.ends is None:
+        return Shown(mean, instead_of_ends(interval))
+    # Student's t knows no bounds, but no two scores are further apart than 0 and 1.
+    reach = factor if _is_in_points(metric) else math.inf
+    ends = (min(max(factor * end, -reach), reach) for end in interval.ends)
+    return Shown(mean, TO.join(signed(end, layout) for end in ends))
+
+
+def _digits(metric: ComparedMetric) -> int:
+    return 1 if _is_in_points(metric) else 3
+
+
+def _is_in_points(metric: ComparedMetric) -> bool:
+    return metric.unit_factor == _PERCENT
 
 
 def score_interval(variant: VariantSummary) -> Interval | None:
@@ -26,49 +137,51 @@ def score_interval(variant: VariantSummary) -> Interval | None:
     return proportion_interval(variant.num_right, variant.score.num_items)
 
 
-def instead_of_ends(interval: Interval) -> str:
-    """What stands where an interval has no ends to show: NO_SPREAD, or "" where one context tells nothing."""
-    return NO_SPREAD if interval.has_no_spread else ""
-
-
-def shown_interval(
-    interval: Interval | None, layout: str = "{:.3f}", lowest: float = 0.0, highest: float = float("inf")
-) -> Shown:
-    """Mean and ends; the ends are cut to the values the quantity can take."""
-    if interval is None:
-        return Shown(UNKNOWN)
-    if interval.ends is None:
-        return Shown(layout.format(interval.mean), instead_of_ends(interval))
-    ends = (max(interval.ends[0], lowest), min(interval.ends[1], highest))
-    return Shown(layout.format(interval.mean), " to ".join(layout.format(end) for end in ends))
-
-
 def shown_score(variant: VariantSummary) -> Shown:
     """Counts where a score is right or wrong, otherwise 0 to 100."""
     interval = score_interval(variant)
-    if interval is None:
-        return Shown(UNKNOWN)
-    if variant.num_right is not None:
-        ends = shown_interval(interval, "{:.0%}", highest=1.0).ends
-        return Shown(f"{variant.num_right} of {interval.num_items}", ends)
-    percent = Interval(
-        100 * interval.mean,
-        None if interval.low is None else 100 * interval.low,
-        None if interval.high is None else 100 * interval.high,
-        interval.num_items,
-        interval.num_clusters,
-        interval.method,
-        interval.is_too_few,
+    if interval is None or variant.num_right is None:
+        return shown_interval(interval, "{:.1f}", highest=1.0, factor=_PERCENT)
+    ends = shown_interval(interval, "{:.0%}", highest=1.0).ends
+    return Shown(f"{variant.num_right} of {interval.num_items}", ends)
+
+
+class Cells(NamedTuple):
+    """A variant's line in a table: on a task, or over tasks, where no number has an interval."""
+
+    answer_nll: Shown
+    recovered: Shown
+    kl: Shown
+    top1: Shown
+    score: Shown
+    kept: Shown
+    kv_bytes: Shown
+
+
+def task_cells(variant: VariantSummary) -> Cells:
+    """A variant's numbers on one task."""
+    return Cells(
+        answer_nll=shown_interval(variant.answer_nll),
+        recovered=Shown(plain(variant.nll_recovered)),
+        kl=shown_interval(variant.kl),
+        top1=shown_interval(variant.top1_agreement, "{:.2f}", highest=1.0),
+        score=shown_score(variant),
+        kept=Shown(percent(variant.kept_ratio)),
+        kv_bytes=Shown(human_bytes(variant.kv_bytes)),
     )
-    return shown_interval(percent, "{:.1f}", highest=100.0)
 
 
-def ends_in_percent(interval: Interval | None) -> str:
-    """Of a score, 0 to 100, cut to what it can be; "" where it has no interval."""
-    if interval is None or interval.ends is None:
-        return "" if interval is None else instead_of_ends(interval)
-    low, high = interval.ends
-    return f"{100 * max(low, 0.0):.1f} to {100 * min(high, 1.0):.1f}"
+def mean_cells(mean: MacroMean) -> Cells:
+    """A variant's means over the tasks."""
+    return Cells(
+        answer_nll=Shown(plain(mean.answer_nll, "{:.3f}")),
+        recovered=Shown(plain(mean.nll_recovered)),
+        kl=Shown(plain(mean.kl, "{:.3f}")),
+        top1=Shown(plain(mean.top1_agreement)),
+        score=Shown(plain(None if mean.score is None else _PERCENT * mean.score, "{:.1f}")),
+        kept=Shown(percent(mean.kept_ratio)),
+        kv_bytes=Shown(human_bytes(mean.kv_bytes)),
+    )
 
 
 def shown_count(variant: VariantSummary) -> str:
@@ -77,6 +190,50 @@ def shown_count(variant: VariantSummary) -> str:
     return str(variant.num_rows) if is_whole else f"{variant.num_finished} of {variant.num_rows}"
 
 
-def plain(value: float | None, layout: str = "{:.2f}") -> str:
-    """A number without an interval."""
-    return UNKNOWN if value is None else layout.format(value)
+def where_rows_went(summary: ResultSummary) -> str:
+    """The sum of all planned rows."""
+    missing = f" + {summary.num_missing} missing (not run yet)" if summary.num_missing else ""
+    return (
+        f"planned {summary.num_planned} = {summary.num_ok} ok + {summary.num_truncated} truncated + "
+        f"{summary.num_failed} failed{missing}"
+    )
+
+
+def shown_label(it: Kept) -> str:
+    """The label, with measured slots instead of the set-up where the policy does not control them."""
+    if not is_named_by_outcome(it):
+        return it.label
+    return f"{it.label.partition('[')[0]} ({percent(it.kept_ratio)} kept)"
+
+
+def shown_name(it: Kept) -> str:
+    """How a variant is called in the tables: the references in words, all others by their label."""
+    return _SHOWN_NAMES.get(it.label, shown_label(it))
+
+
+def shown_task(figure: FigureBeside) -> str:
+    """The task of a published figure, or that it is a mean."""
+    return figure.task or f"mean of the {figure.num_tasks} tasks"
+
+
+def shown_mode(setting: Setting) -> str:
+    """The query mode, hyphenated."""
+    return setting.query_mode.replace("_", "-")
+
+
+def setting_in_words(setting: Setting) -> str:
+    """Model, mode and execution, as a heading."""
+    return f"{setting.model_name}, {shown_mode(setting)}, {setting.execution}"
+
+
+def visible(text: str | None) -> str:
+    """Stored text for a page: control and formatting characters as their code points, cut where it is long.
+
+    It is still to be escaped.
+    """
+    # A model can write escape sequences, or marks that turn the reading direction of everything after them.
+    shown = "".join(
+        f"⟨U+{ord(it):04X}⟩" if unicodedata.category(it) in {"Cc", "Cf"} and it not in _KEPT_CONTROLS else it
+        for it in (text or "")[:_MAX_TEXT_CHARS]
+    )
+    return f"{shown}…" if len(text or "") > _MAX_TEXT_CHARS else shown

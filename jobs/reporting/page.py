@@ -1,7 +1,7 @@
 """The report as one HTML page that needs nothing else: no file beside it, no network, no script.
 
-Pure from rows to text, apart from reading the results folder and writing the page. Everything that comes from rows or
-settings is escaped; only SVG that we drew goes in as it is.
+Pure from findings to text, apart from `write_page`. Everything that comes from rows or settings is escaped; only SVG
+that we drew goes in as it is.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jinja2
 from markupsafe import Markup
 
 from evaluators.statistics.intervals import MIN_BOOTSTRAP_CLUSTERS, MIN_CLUSTERS
-from jobs.analysis.differences import Difference, differences_to_full
+from jobs.analysis.differences import Difference
+from jobs.analysis.findings import Findings
 from jobs.analysis.published_beside import PublishedBeside, published_beside
 from jobs.analysis.summary import (
     MacroMean,
@@ -23,25 +24,40 @@ from jobs.analysis.summary import (
     TaskSummary,
     macro_intervals,
     series_names,
-    summarize,
 )
 from jobs.analysis.worst_items import PolicyLosses, worst_items
 from jobs.reporting.facts import run_facts
 from jobs.reporting.figures import depth_map, memory_trace, quality, quality_panel
 from jobs.reporting.figures.difference_map import DifferenceMap, difference_maps
 from jobs.reporting.figures.style import SeriesStyle, legend, series_styles
-from jobs.reporting.headline import headline, settings_in_words
-from jobs.reporting.notation import ends_in_percent, plain, shown_count, shown_interval, shown_score
-from jobs.reporting.table import human_bytes, shown_name
+from jobs.reporting.headline import headline
+from jobs.reporting.notation import (
+    counted,
+    human_bytes,
+    mean_cells,
+    percent,
+    plain,
+    setting_in_words,
+    shown_count,
+    shown_interval,
+    shown_mode,
+    shown_name,
+    shown_task,
+    signed,
+    task_cells,
+    visible,
+    where_rows_went,
+)
 from jobs.results.grouping import Setting, setting_of, task_of
-from jobs.results.planned import planned_rows
 from jobs.results.schema import DONE_STATUSES, ResultError, Row
-from jobs.results.store import ResultStore
 from kvmerger.variants import REFERENCE_LABELS
+
+if TYPE_CHECKING:
+    from jobs.results.store import ResultStore
 
 DEFAULT_NAME = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
-SHOWN_COLUMNS = {"trace", "prediction", "answers", "prompt_tail", "item_metadata", "versions"}
+_SHOWN_COLUMNS = ("trace", "prediction", "answers", "prompt_tail", "item_metadata")
 _MAX_MESSAGE_CHARS = 2000
 _COLUMNS_OF_A_PAGE = 6  # of the table of differences; what is wider is cut off in print
 
@@ -79,15 +95,12 @@ class ReportPage:
 
 
 def write_report(store: ResultStore, path: Path) -> Path:
-    """Write the page of a results folder to `path`.
+    """Read a results folder and write its page to `path`.
 
     Raises:
-        ResultError: the rows cannot be read, or the page cannot be written.
+        ResultError: the folder cannot be read, or the page cannot be written.
     """
-    table, planned = store.read_table(), store.read_plan()
-    rows = planned_rows(table, planned, heavy=SHOWN_COLUMNS)
-    page = render_page(rows, summarize(table, planned), store.read_run_meta(), store.read_settings_text())
-    return write_page(page.html, path)
+    return write_page(render_page(Findings.read(store)).html, path)
 
 
 def write_page(page: str, path: Path) -> Path:
@@ -104,11 +117,9 @@ def write_page(page: str, path: Path) -> Path:
     return path
 
 
-def render_page(
-    rows: Sequence[Row], summary: ResultSummary, meta: dict[str, Any], settings_yaml: str
-) -> ReportPage:
-    """The page; `rows` as `planned_rows` gives them with the heavy columns that are shown."""
-    differences = differences_to_full(rows)
+def render_page(findings: Findings) -> ReportPage:
+    """The page of a results folder."""
+    rows, summary, differences = findings.rows_with(*_SHOWN_COLUMNS), findings.summary, findings.differences
     pages = tuple(
         _setting_page(setting, rows, summary, differences, index)
         for index, setting in enumerate(summary.settings())
@@ -117,7 +128,7 @@ def render_page(
         _environment()
         .get_template("report.html.jinja")
         .render(
-            facts=run_facts(rows, summary, meta, settings_yaml),
+            facts=run_facts(findings),
             headline=headline(summary, differences),
             summary=summary,
             pages=pages,
@@ -142,7 +153,7 @@ def _setting_page(
     means = summary.macro_means(setting)
     differences = [it for it in all_differences if it.setting == setting]
     return SettingPage(
-        title=settings_in_words(setting),
+        title=setting_in_words(setting),
         tasks=tasks,
         macro_means=means if len(tasks) > 1 else (),
         legend=legend(styles),
@@ -204,15 +215,22 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals.update(
         columns_of_a_page=_COLUMNS_OF_A_PAGE,
-        ends_in_percent=ends_in_percent,
+        counted=counted,
         human_bytes=human_bytes,
+        mean_cells=mean_cells,
         min_bootstrap_clusters=MIN_BOOTSTRAP_CLUSTERS,
         min_clusters=MIN_CLUSTERS,
+        percent=percent,
         plain=plain,
         references=REFERENCE_LABELS,
         shown_count=shown_count,
         shown_interval=shown_interval,
+        shown_mode=shown_mode,
         shown_name=shown_name,
-        shown_score=shown_score,
+        shown_task=shown_task,
+        signed=signed,
+        task_cells=task_cells,
+        where_rows_went=where_rows_went,
     )
+    environment.filters["visible"] = visible
     return environment

@@ -15,15 +15,16 @@ from rich.text import Text
 from evaluators.statistics.intervals import MIN_CLUSTERS
 from jobs.analysis.published_beside import PublishedBeside, published_beside
 from jobs.analysis.summary import ResultSummary, TaskSummary
-from jobs.reporting.notation import ends_in_percent, plain
-from jobs.reporting.table import (
+from jobs.reporting.notation import (
     UNKNOWN,
-    add_folding_column,
-    overall_table,
+    counted,
+    percent,
+    shown_interval,
     shown_name,
-    task_table,
-    titled_table,
+    shown_task,
+    where_rows_went,
 )
+from jobs.reporting.table import add_folding_column, overall_table, task_table, titled_table
 
 _ROOMY_COLUMNS = 100
 """Below this width our score stands without its interval."""
@@ -62,9 +63,8 @@ def report_console(width: int | None = None) -> Console:
 
 def _notes(task: TaskSummary) -> Iterator[Text]:
     if task.is_too_few:
-        clusters = "1 cluster" if task.num_clusters == 1 else f"{task.num_clusters} clusters"
         why = f"too few to rank policies by ({MIN_CLUSTERS} are needed); the intervals are Student's t over contexts"
-        yield Text(f"n = {clusters}: {why}", style="yellow")
+        yield Text(f"n = {counted(task.num_clusters, 'cluster')}: {why}", style="yellow")
     if not task.has_scale and task.num_clusters:
         yield Text(
             "no verdict: the full cache does not beat having no context by an interval above 0, so nothing can be recovered"
@@ -92,12 +92,7 @@ def _failure_lines(summary: ResultSummary) -> Iterator[Text]:
 
 
 def _sum_lines(summary: ResultSummary) -> Iterator[Text]:
-    missing = f" + {summary.num_missing} missing (not run yet)" if summary.num_missing else ""
-    yield Text(
-        f"planned {summary.num_planned} = {summary.num_ok} ok + {summary.num_truncated} truncated + "
-        f"{summary.num_failed} failed{missing}",
-        style="bold",
-    )
+    yield Text(where_rows_went(summary), style="bold")
     if summary.num_other:
         yield Text(f"{summary.num_other} rows of other settings in this folder are not shown", style="dim")
 
@@ -111,15 +106,16 @@ def render_published(beside: PublishedBeside, width: int) -> Iterator[Renderable
     for head in ("n", "kept", "ours", *(["95 %"] if has_ends else []), "published", "at"):
         add_folding_column(table, head, "right")
     for figure in beside.figures:
+        ends = shown_interval(figure.interval, "{:.1f}", highest=1.0, factor=100).ends
         table.add_row(
             Text(shown_name(figure)),
-            figure.task.rpartition("/")[2],
+            shown_task(figure).rpartition("/")[2],
             str(figure.num_items),
-            plain(figure.kept_ratio, "{:.1%}"),
+            percent(figure.kept_ratio),
             f"{figure.ours:.2f}",
-            *([Text(ends_in_percent(figure.interval) or UNKNOWN, style="dim")] if has_ends else []),
+            *([Text(ends or UNKNOWN, style="dim")] if has_ends else []),
             Text(f"{figure.published:.2f} [{figure.mark}]"),
-            _NO_BUDGET if figure.budget is None else f"{figure.budget:.0%}",
+            _NO_BUDGET if figure.budget is None else percent(figure.budget, 0),
         )
     yield table
     marks = "; ".join(f"[{mark}]: read {words}" for mark, words in beside.read_in.items())

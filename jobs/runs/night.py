@@ -26,7 +26,7 @@ from jobs.gate.preview import contexts_by_task, planned_facts
 from jobs.gate.resolution import resolutions
 from jobs.gate.table import verdict_table
 from jobs.planning.preparation import Prepared, prepare
-from jobs.results.planned import planned_rows
+from jobs.planning.work import RowKey
 from jobs.results.schema import DONE_STATUSES, ResultError, Row
 from jobs.results.store import ResultStore
 from jobs.runs.delivery import UnreachableTracker, mark_delivered, undelivered
@@ -175,13 +175,13 @@ class Night:
         return SweepRun(self.settings, prepared, self._store, UnreachableTracker()).run()
 
     def _judge(self, result: RunResult) -> int:
-        rows = planned_rows(self._store.read_table(), self._store.read_plan(), heavy=HEAVY_COLUMNS)
+        rows = result.findings.rows_with(*HEAVY_COLUMNS)
         is_delivered = result.is_mirrored
         self._refuse_other_questions(rows)  # what only the machine that ran it knew
         if self._baseline is None:
             code = self._without_verdict(rows)
         else:
-            code, outcome = self._with_verdict(rows, self._baseline)
+            code, outcome = self._with_verdict(rows, result.findings.planned or (), self._baseline)
             is_delivered = is_delivered and self._publish(outcome)
         if self.is_promoted and code != EXIT_TOO_MANY_FAILED:
             is_delivered = self._promote() and is_delivered
@@ -202,8 +202,10 @@ class Night:
         )
         return EXIT_BAD_INPUT
 
-    def _with_verdict(self, rows: Sequence[Row], baseline: Baseline) -> tuple[int, str]:
-        verdict = judge_night(baseline.rows, rows, self._store.read_plan() or (), self._labels, self.gate)
+    def _with_verdict(
+        self, rows: Sequence[Row], planned: Sequence[RowKey], baseline: Baseline
+    ) -> tuple[int, str]:
+        verdict = judge_night(baseline.rows, rows, planned, self._labels, self.gate)
         code = exit_code(verdict, self.gate)
         names = NightNames(
             self._store.root.name, baseline.name, baseline.origin, shown(self._store.root / MARKDOWN_NAME)

@@ -13,21 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from jobs.analysis.findings import Findings
 from jobs.analysis.summary import ResultSummary
 from jobs.execution.run_events import OnEvent, OnRows
 from jobs.planning.identity import unit_id
 from jobs.planning.preparation import Prepared
 from jobs.planning.rows import PlannedRow
 from jobs.planning.work import WorkUnit
-from jobs.reporting.page import DEFAULT_NAME, ReportPage, write_page
-from jobs.results.planned import planned_rows
+from jobs.reporting.page import DEFAULT_NAME, ReportPage, render_page, write_page
 from jobs.results.provenance import describe_run
 from jobs.results.rows import Failure, RowMaker, RunContext
 from jobs.results.schema import DONE_STATUSES, ResultError, Row
 from jobs.results.store import ResultStore
 from jobs.runs.progress import ProgressView
 from jobs.settings.schema import Settings
-from jobs.tracking.content import MirrorContent, shared_tags, tracked_sweep, tracked_variant
+from jobs.tracking.content import shared_tags, sweep_report, tracked_sweep, tracked_variant
 from jobs.tracking.mlflow_tracker import make_tracker
 from jobs.tracking.tracker import RunStatus, TrackedSweep, Tracker
 
@@ -38,11 +38,16 @@ logger = logging.getLogger(__name__)
 class RunResult:
     """How a run ended, and what its folder says now. `page` is the report, or why there is none."""
 
-    summary: ResultSummary
+    findings: Findings
     page: Path | ResultError | None
     is_interrupted: bool
     is_mirrored: bool
     how_to_open: str
+
+    @property
+    def summary(self) -> ResultSummary:
+        """What the folder says, as tables."""
+        return self.findings.summary
 
 
 class SweepRun:
@@ -117,22 +122,22 @@ class SweepRun:
     def _record_earlier_rows(self) -> None:
         """The means so far are over all finished rows, those of earlier runs too."""
         if self._prepared.plan.num_done:
-            rows = planned_rows(self._store.read_table(), self._store.read_plan(), heavy=("seconds",))
+            rows = Findings.read(self._store).rows_with("seconds")
             self._tracker.record_rows([row for row in rows if row["status"] in DONE_STATUSES])
 
     def _finish(self, status: RunStatus) -> RunResult:
         """Tell the tracker what the folder says now; an interrupt does not wait for figures."""
-        content = MirrorContent.read(self._store)
+        findings = Findings.read(self._store)
         is_interrupted = status == "KILLED"
-        page = None if is_interrupted else content.page()
+        page = None if is_interrupted else render_page(findings)
         written = None if page is None else _write(page.html, self._store.root / DEFAULT_NAME)
-        is_mirrored = not self._settings.tracking.enabled or self._mirror(content, status, page)
-        return RunResult(content.summary, written, is_interrupted, is_mirrored, self._tracker.how_to_open)
+        is_mirrored = not self._settings.tracking.enabled or self._mirror(findings, status, page)
+        return RunResult(findings, written, is_interrupted, is_mirrored, self._tracker.how_to_open)
 
-    def _mirror(self, content: MirrorContent, status: RunStatus, page: ReportPage | None) -> bool:
+    def _mirror(self, findings: Findings, status: RunStatus, page: ReportPage | None) -> bool:
         try:
             with tempfile.TemporaryDirectory(prefix="kvmerger-mirror-") as folder:
-                return self._tracker.finish(content.report(status, page, Path(folder)))
+                return self._tracker.finish(sweep_report(findings, status, page, Path(folder)))
         except OSError as error:  # no room for copies of what is stored already
             logger.warning("nothing more was told to the tracker: %s", error)
             return False

@@ -9,23 +9,20 @@ import io
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import yaml
 from rich.console import Console
 
-from jobs.analysis.differences import Difference, differences_to_full
-from jobs.analysis.summary import ResultSummary, summarize
-from jobs.reporting.facts import run_facts, without_passwords
-from jobs.reporting.page import SHOWN_COLUMNS, ReportPage, render_page
+from jobs.analysis.findings import Findings
+from jobs.analysis.summary import ResultSummary
+from jobs.reporting.facts import setting_facts, without_passwords
+from jobs.reporting.notation import shown_mode
+from jobs.reporting.page import ReportPage
+from jobs.reporting.table import WIDE_COLUMNS
 from jobs.reporting.terminal import render
 from jobs.results.grouping import setting_of
-from jobs.results.planned import planned_rows, planned_table
-from jobs.results.schema import ResultError, Row
-from jobs.results.store import ResultStore
+from jobs.results.schema import ResultError
 from jobs.tracking.description import summary_text, sweep_description, variant_description
 from jobs.tracking.files import write_report, write_rows, write_texts
 from jobs.tracking.final_metrics import (
@@ -39,99 +36,66 @@ from jobs.tracking.tracker import RunStatus, SweepReport, TrackedSweep, TrackedV
 from kvmerger.variants import REFERENCE_LABELS
 
 UNKNOWN = "not known"
-_TABLE_COLUMNS = 140
+_TOLD_COLUMNS = ("trace", "prediction", "answers", "seconds")
+_COMMIT_DIGITS = 12
 _NUM_PICTURES = 2  # in the description; the others are in the report and in `figures/`
 _MS_PER_S = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class MirrorContent:
-    """A results folder, read once. `table` has the planned rows, and `rows` what is shown of them, in the plan's order."""
-
-    name: str
-    table: pa.Table
-    rows: Sequence[Row]
-    summary: ResultSummary
-    differences: Sequence[Difference]
-    meta: dict[str, Any]
-    settings_yaml: str
-
-    @classmethod
-    def read(cls, store: ResultStore) -> MirrorContent:
-        """Raises ResultError: the folder cannot be read."""
-        table, planned = store.read_table(), store.read_plan()
-        rows = planned_rows(table, planned, heavy=(*SHOWN_COLUMNS, "seconds"))
-        settings_yaml = store.read_settings_text()
-        name = (yaml.safe_load(settings_yaml) or {}).get("name", "sweep")
-        return cls(
-            name,
-            planned_table(table, planned),
-            rows,
-            summarize(table, planned),
-            differences_to_full(rows),
-            store.read_run_meta(),
-            settings_yaml,
+def sweep_report(findings: Findings, status: RunStatus, page: ReportPage | None, folder: Path) -> SweepReport:
+    """Everything for the end of the sweep; its files are written to `folder`, without `page` only the small ones."""
+    summary, differences, facts = findings.summary, findings.differences, _facts(findings)
+    table = _text_table(summary)
+    summary_md = summary_text(findings.name, facts, summary, differences, table)
+    write_texts(folder, summary_md, findings.settings_yaml, environment(findings))
+    rows = findings.rows_with(*_TOLD_COLUMNS)
+    figures: list[str] = []
+    if page is not None:
+        figures = write_report(folder, page)
+        write_rows(folder, findings.table, rows)
+    traces = charted_traces(rows)
+    variants = {
+        label: VariantReport(
+            readings, traces.get(label, ()), variant_description(label, summary, differences)
         )
+        for label, readings in variant_readings(summary, differences, rows).items()
+    }
+    return SweepReport(
+        status,
+        sweep_description(findings.name, facts, summary, differences, _best(figures)),
+        sweep_readings(summary, rows),
+        variants,
+        listed_keys(summary),
+        folder,
+        is_hurried=page is None,
+    )
 
-    def page(self) -> ReportPage:
-        """The report."""
-        return render_page(self.rows, self.summary, self.meta, self.settings_yaml)
 
-    def report(self, status: RunStatus, page: ReportPage | None, folder: Path) -> SweepReport:
-        """Everything for the end of the sweep; its files are written to `folder`, without `page` only the small ones."""
-        table = _text_table(self.summary)
-        facts = self._facts()
-        summary_md = summary_text(self.name, facts, self.summary, self.differences, table)
-        write_texts(folder, summary_md, self.settings_yaml, self.environment())
-        figures: list[str] = []
-        if page is not None:
-            figures = write_report(folder, page)
-            write_rows(folder, self.table, self.rows)
-        traces = charted_traces(self.rows)
-        variants = {
-            label: VariantReport(
-                readings,
-                traces.get(label, ()),
-                variant_description(label, self.summary, self.differences),
-            )
-            for label, readings in variant_readings(self.summary, self.differences, self.rows).items()
-        }
-        description = sweep_description(self.name, facts, self.summary, self.differences, _best(figures))
-        return SweepReport(
-            status,
-            description,
-            sweep_readings(self.summary, self.rows),
-            variants,
-            listed_keys(self.summary),
-            folder,
-            is_hurried=page is None,
-        )
+def environment(findings: Findings) -> dict[str, Any]:
+    """What the numbers were made with."""
+    meta = findings.meta
+    return {
+        "git_commit": meta.get("git_commit"),
+        "versions": meta.get("versions", {}),
+        "command": meta.get("args", []),
+        "started_at_s": meta.get("started_at_s"),
+        "sweep_id": meta.get("sweep_id"),
+        "driver_platform": platform.platform(),
+        **{
+            name: sorted({row[name] for row in findings.rows if row[name]})
+            for name in ("model", "model_revision", "dtype", "device", "scorer")
+        },
+    }
 
-    def environment(self) -> dict[str, Any]:
-        """What the numbers were made with."""
-        return {
-            "git_commit": self.meta.get("git_commit"),
-            "versions": self.meta.get("versions", {}),
-            "command": self.meta.get("args", []),
-            "started_at_s": self.meta.get("started_at_s"),
-            "sweep_id": self.meta.get("sweep_id"),
-            "driver_platform": platform.platform(),
-            **{
-                name: sorted({row[name] for row in self.rows if row[name]})
-                for name in ("model", "model_revision", "dtype", "device", "scorer")
-            },
-        }
 
-    def _facts(self) -> str:
-        told = []
-        for it in run_facts(self.rows, self.summary, self.meta, "").settings:
-            setting = it.setting
-            told.append(
-                f"{setting.model_name} ({it.dtype}, {it.device}), {setting.query_mode.replace('_', '-')}, "
-                f"{setting.execution}, {it.num_variants} variants on {it.num_items} items "
-                f"({it.num_contexts} contexts); commit {(self.meta.get('git_commit') or UNKNOWN)[:12]}"
-            )
-        return "; ".join(told) or "no row has been stored"
+def _facts(findings: Findings) -> str:
+    commit = (findings.meta.get("git_commit") or UNKNOWN)[:_COMMIT_DIGITS]
+    told = [
+        f"{it.setting.model_name} ({it.dtype}, {it.device}), {shown_mode(it.setting)}, {it.setting.execution}, "
+        f"{it.num_variants} variants on {it.num_items} items ({it.num_contexts} contexts); commit {commit}"
+        for it in setting_facts(findings.rows)
+    ]
+    return "; ".join(told) or "no row has been stored"
 
 
 def tracked_sweep(
@@ -196,18 +160,17 @@ def budget_text(budget: Any) -> str:
     return "none"
 
 
-def sweep_of_folder(content: MirrorContent, folder: Path) -> TrackedSweep:
+def sweep_of_folder(findings: Findings, folder: Path) -> TrackedSweep:
     """The sweep of the results in `folder`, as its latest run would have started it.
 
     Raises:
         ResultError: the folder lacks what a sweep leaves there.
     """
-    settings = yaml.safe_load(content.settings_yaml)
-    if not content.rows or not settings or "sweep_id" not in content.meta:
+    if not findings.rows or not findings.settings or "sweep_id" not in findings.meta:
         raise ResultError(
             f"{folder} lacks the rows, settings.yaml or run_meta.json of a sweep; name a sweep's output_dir"
         )
-    settings_of_rows = {setting_of(row) for row in content.rows}
+    settings_of_rows = {setting_of(row) for row in findings.rows}
     if len(settings_of_rows) > 1:
         raise ResultError(
             f"{folder} holds rows of {len(settings_of_rows)} settings and no plan.json to choose by"
@@ -220,16 +183,16 @@ def sweep_of_folder(content: MirrorContent, folder: Path) -> TrackedSweep:
             row["policy_version"],
             json.loads(row["policy_params"] or "{}"),
         )
-        for row in sorted(content.rows, key=lambda row: row["variant"] not in REFERENCE_LABELS)
+        for row in sorted(findings.rows, key=lambda row: row["variant"] not in REFERENCE_LABELS)
     }
     shared = shared_tags(
         mode=setting.query_mode,
         execution=setting.execution,
         model=without_passwords(setting.model),
         model_revision=setting.model_revision,
-        git_commit=content.meta.get("git_commit"),
+        git_commit=findings.meta.get("git_commit"),
     )
-    return tracked_sweep(content.meta, settings, variants, shared)
+    return tracked_sweep(findings.meta, findings.settings, variants, shared)
 
 
 def _each_once(values: Iterable[str]) -> str:
@@ -244,7 +207,7 @@ def _best(figures: Sequence[str]) -> list[str]:
 
 
 def _text_table(summary: ResultSummary) -> str:
-    console = Console(file=io.StringIO(), width=_TABLE_COLUMNS, color_system=None)
+    console = Console(file=io.StringIO(), width=WIDE_COLUMNS, color_system=None)
     with console.capture() as captured:
-        console.print(render(summary, _TABLE_COLUMNS))
+        console.print(render(summary, WIDE_COLUMNS))
     return captured.get()

@@ -12,9 +12,17 @@ from jobs.analysis.differences import Difference
 from jobs.analysis.pairing import SCORE
 from jobs.analysis.summary import MacroMean, ResultSummary, TaskSummary
 from jobs.analysis.variant_summary import VariantSummary
-from jobs.reporting.headline import headline, settings_in_words
-from jobs.reporting.notation import Shown, instead_of_ends, plain, shown_interval, shown_score
-from jobs.reporting.table import human_bytes, shown_name
+from jobs.reporting.headline import headline
+from jobs.reporting.notation import (
+    UNKNOWN,
+    Cells,
+    mean_cells,
+    setting_in_words,
+    shown_difference,
+    shown_name,
+    task_cells,
+    where_rows_went,
+)
 from jobs.results.grouping import Setting
 from jobs.tracking.metrics import file_name
 from jobs.tracking.tracker import EXPERIMENT_ID, RUN_ID, VIEW
@@ -26,7 +34,6 @@ _ID_CHARS = 32  # of a run's id, and the most of an experiment's
 # MLflow's tables leave no room between columns, and blanks alone are trimmed away.
 _GAP = "\u200b\u2003"
 _NO_BREAK = "\u00a0"
-_NONE = "-"
 _SIGNS = {"better": "▲", "worse": "▼"}
 _VERDICT = "verdict"
 _HEADS = ("score", "- full cache", _VERDICT, "NLL", "recovered", "kept", "KV bytes")
@@ -59,7 +66,7 @@ def sweep_description(
     blocks = [
         f"**{name}**: {facts}. {_LINKS}",
         *(f"**{it}**" for it in headline(summary, differences)),
-        _sums(summary),
+        where_rows_went(summary),
     ]
     last = [_ELSEWHERE]
     pictures = [_picture(figure) for figure in figures]
@@ -85,7 +92,7 @@ def sweep_description(
 def variant_description(label: str, summary: ResultSummary, differences: Sequence[Difference]) -> str:
     """A child's description: its row of every task's table."""
     lines = [
-        (task.task, _cells(variant, task.task, differences))
+        (task.task, _task_cells(variant, task, differences))
         for task in summary.tasks
         for variant in task.variants
         if variant.label == label
@@ -106,46 +113,35 @@ def _tables(summary: ResultSummary, setting: Setting, differences: Sequence[Diff
     tasks = [task for task in summary.tasks if task.setting == setting]
     of_setting = [it for it in differences if it.setting == setting]
     tables = [
-        f"**{task.task}**, {settings_in_words(setting)}\n\n{_task_table(task, of_setting)}" for task in tasks
+        f"**{task.task}**, {setting_in_words(setting)}\n\n{_task_table(task, of_setting)}" for task in tasks
     ]
     if len(tasks) > 1:
         means = _mean_table(summary.macro_means(setting), of_setting)
-        tables.insert(0, f"**Mean of {len(tasks)} tasks**, {settings_in_words(setting)}\n\n{means}")
+        tables.insert(0, f"**Mean of {len(tasks)} tasks**, {setting_in_words(setting)}\n\n{means}")
     return tables
 
 
 def _task_table(task: TaskSummary, differences: Sequence[Difference]) -> str:
-    lines = [(shown_name(it), _cells(it, task.task, differences)) for it in task.variants]
+    lines = [(shown_name(it), _task_cells(it, task, differences)) for it in task.variants]
     return _table("variant", lines)
 
 
-def _cells(variant: VariantSummary, task: str, differences: Sequence[Difference]) -> list[str]:
-    return [
-        _shown(shown_score(variant)),
-        *_difference(variant.label, task, differences),
-        _shown(shown_interval(variant.answer_nll)),
-        plain(variant.nll_recovered),
-        plain(variant.kept_ratio, "{:.1%}"),
-        human_bytes(variant.kv_bytes),
-    ]
+def _task_cells(variant: VariantSummary, task: TaskSummary, differences: Sequence[Difference]) -> list[str]:
+    return _cells(variant.label, task.task, task_cells(variant), differences)
 
 
 def _mean_table(means: Iterable[MacroMean], differences: Sequence[Difference]) -> str:
-    lines = [
-        (
-            shown_name(it),
-            [
-                plain(None if it.score is None else 100 * it.score, "{:.1f}"),
-                *_difference(it.label, None, differences),
-                plain(it.answer_nll, "{:.3f}"),
-                plain(it.nll_recovered),
-                plain(it.kept_ratio, "{:.1%}"),
-                human_bytes(it.kv_bytes),
-            ],
-        )
-        for it in means
-    ]
+    lines = [(shown_name(it), _cells(it.label, None, mean_cells(it), differences)) for it in means]
     return _table("variant", lines)
+
+
+def _cells(label: str, task: str | None, cells: Cells, differences: Sequence[Difference]) -> list[str]:
+    """The cells under `_HEADS`; `task` is None for the mean over the tasks."""
+    score, *numbers = (
+        shown.on_one_line()
+        for shown in (cells.score, cells.answer_nll, cells.recovered, cells.kept, cells.kv_bytes)
+    )
+    return [score, *_difference(label, task, differences), *numbers]
 
 
 def _difference(label: str, task: str | None, differences: Sequence[Difference]) -> tuple[str, str]:
@@ -154,19 +150,8 @@ def _difference(label: str, task: str | None, differences: Sequence[Difference])
     verdict = ", ".join(
         f"{it.metric.name} {_SIGNS[it.verdict]}" for it in here if it.verdict != "inconclusive"
     )
-    of_score = next((it for it in here if it.metric is SCORE and it.paired is not None), None)
-    if of_score is None or of_score.paired is None:
-        return _NONE, verdict
-    interval, factor = of_score.paired.interval, of_score.metric.unit_factor
-    mean = f"{factor * interval.mean:+.1f}"
-    if interval.ends is None:
-        return _shown(Shown(mean, instead_of_ends(interval))), verdict
-    low, high = (min(max(factor * end, -factor), factor) for end in interval.ends)
-    return _shown(Shown(mean, f"{low:+.1f} to {high:+.1f}")), verdict
-
-
-def _shown(shown: Shown) -> str:
-    return f"{shown.mean} [{shown.ends.replace(' to ', ', ')}]" if shown.ends else shown.mean
+    paired = next((it.paired for it in here if it.metric is SCORE and it.paired is not None), None)
+    return shown_difference(SCORE, paired.interval).on_one_line() if paired else UNKNOWN, verdict
 
 
 def _table(first_head: str, lines: Sequence[tuple[str, Sequence[str]]]) -> str:
@@ -217,14 +202,6 @@ def _fitting(table: str, room: int) -> str:
 
 def _more_tables(count: int) -> str:
     return f"… and {count} more tables in `summary.md`"
-
-
-def _sums(summary: ResultSummary) -> str:
-    missing = f" + {summary.num_missing} missing" if summary.num_missing else ""
-    return (
-        f"planned {summary.num_planned} = {summary.num_ok} ok + {summary.num_truncated} truncated + "
-        f"{summary.num_failed} failed{missing}"
-    )
 
 
 def _picture(name: str) -> str:

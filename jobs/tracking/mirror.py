@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from jobs.analysis.findings import Findings
+from jobs.reporting.page import render_page
 from jobs.results.store import ResultStore
-from jobs.tracking.content import MirrorContent, sweep_of_folder
+from jobs.tracking.content import sweep_of_folder, sweep_report
 from jobs.tracking.mlflow_tracker import make_tracker
 from jobs.tracking.tracker import RunStatus, TrackingError
 
@@ -24,17 +24,16 @@ def mirror_folder(store: ResultStore, uri: str | None, experiment: str | None) -
         TrackingError: the server cannot be used.
     """
     store.check_exists()
-    content = MirrorContent.read(store)
-    sweep = sweep_of_folder(content, store.root)
-    settings = yaml.safe_load(content.settings_yaml)
+    findings = Findings.read(store)
+    sweep = sweep_of_folder(findings, store.root)
     tracker = make_tracker(
         is_enabled=True,
-        uri=uri or _uri_of(settings, store.root),
+        uri=uri or _uri_of(findings.settings, store.root),
         artifact_dir=store.root.absolute().parent / "mlartifacts",
     )
     with tempfile.TemporaryDirectory(prefix="kvmerger-mirror-") as folder:
-        status: RunStatus = "KILLED" if content.summary.num_missing else "FINISHED"
-        report = content.report(status, content.page(), Path(folder))
+        status: RunStatus = "KILLED" if findings.summary.num_missing else "FINISHED"
+        report = sweep_report(findings, status, render_page(findings), Path(folder))
         tracker.start(replace(sweep, experiment=experiment) if experiment else sweep)
         return tracker.finish(report), tracker.how_to_open
 

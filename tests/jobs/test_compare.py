@@ -64,7 +64,7 @@ def test_differences_that_are_all_equal_have_no_interval(
     rows = [row | {"score": 1.0} for row in paired_rows(seed, 4)]
     ResultStore(tmp_path / "A").write_unit("u1", rows)
     ResultStore(tmp_path / "B").write_unit("u1", [row | {"score": 0.0} for row in rows])
-    for other, mean in (("A", "+0.0"), ("B", "-100.0")):
+    for other, mean in (("A", " 0.0"), ("B", "-100.0")):
         assert main([str(tmp_path / "A"), str(tmp_path / other), "--width", "100"]) == 0
         text = capsys.readouterr().out
         assert mean in text and "no spread " in text and f"{mean} to {mean}" not in text

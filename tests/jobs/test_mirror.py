@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
+from jobs.analysis.findings import Findings
 from jobs.mirror import main
 from jobs.planning.work import RowKey
 from jobs.report import main as report
@@ -22,7 +23,7 @@ from jobs.results.grouping import grouped
 from jobs.results.schema import RESULT_SCHEMA, Row
 from jobs.results.store import ResultStore
 from jobs.sweep import main as sweep
-from jobs.tracking.content import MirrorContent, sweep_of_folder
+from jobs.tracking.content import sweep_of_folder, sweep_report
 from tests.fakes.rows import make_sweep_rows
 
 TASKS = ("longbench/qasper", "rows/Büros + Rest @ 50 %")
@@ -142,12 +143,12 @@ def test_scores_made_anew_reach_the_runs(store: ResultStore, rows: list[Row]) ->
 def test_passwords_do_not_leave_the_folder(store: ResultStore, tmp_path: Path) -> None:
     store.write_settings({**SETTINGS, "model": {"name": "https://me:secret@host/model"}})
     store.write_run_meta({**META, "args": ["--set", "tracking.uri=http://me:secret@host"]})
-    content = MirrorContent.read(store)
+    findings = Findings.read(store)
     (tmp_path / "files").mkdir()
-    report = content.report("FINISHED", None, tmp_path / "files")
+    report = sweep_report(findings, "FINISHED", None, tmp_path / "files")
     texts = [path.read_text() for path in (tmp_path / "files").iterdir()]
     assert len(texts) == 3
-    assert "secret" not in f"{texts} {report.description} {sweep_of_folder(content, store.root)}"
+    assert "secret" not in f"{texts} {report.description} {sweep_of_folder(findings, store.root)}"
 
 
 def test_a_folder_that_misses_rows_is_not_called_finished(store: ResultStore) -> None:

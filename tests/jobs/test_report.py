@@ -1,22 +1,21 @@
 """The report: everything a reader needs stands in the text, at every width, from the files alone."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from rich.console import Console
 
 from jobs.analysis.summary import summarize
 from jobs.planning.work import RowKey
 from jobs.report import main
-from jobs.reporting.table import human_bytes
 from jobs.reporting.terminal import render
-from jobs.results.schema import FAILED, RESULT_SCHEMA, Row
+from jobs.results.schema import FAILED, Row
 from jobs.results.store import ResultStore
 from tests.fakes.rows import make_row
 
@@ -44,11 +43,11 @@ def rows_of(task: str, **values: Any) -> list[Row]:
 def text_of(rows: list[Row], width: int) -> str:
     console = Console(width=width, color_system=None)
     with console.capture() as captured:
-        console.print(render(summarize(pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)), width))
+        console.print(render(summarize(rows), width))
     return captured.get()
 
 
-@pytest.mark.parametrize("width", [100, 140])
+@pytest.mark.parametrize("width", [100, 150])
 def test_every_number_is_in_the_table_and_no_line_is_too_long(width: int) -> None:
     text = text_of(rows_of("task"), width)
     for part in ("streaming_llm@0.35", "1.250", "0.500", "0.88", "3 of 4", "50.0%", "3.0 MiB", "A/A noise"):
@@ -75,7 +74,7 @@ def test_where_there_is_no_room_cells_fold_and_nothing_is_cut(width: int) -> Non
 
 def test_a_count_has_its_exact_interval() -> None:
     """Clopper-Pearson for 3 of 4: 19 % to 99 %."""
-    assert "3 of 4 [19%, 99%]" in text_of(rows_of("task"), 140)
+    assert "3 of 4 [19% to 99%]" in text_of(rows_of("task"), 150)
 
 
 def test_values_that_are_all_equal_have_no_interval() -> None:
@@ -87,7 +86,7 @@ def test_values_that_are_all_equal_have_no_interval() -> None:
 def test_an_interval_ends_where_its_quantity_does() -> None:
     rows = [row | {"top1_agreement": 0.5 if row["cluster_id"] == "c0" else 1.0} for row in rows_of("task")]
     low, high = 0.875 - 3.18 * 0.125, 1.0  # Student's t with 3 degrees of freedom would end at 1.27
-    assert f"0.88 [{low:.2f}, {high:.2f}]" in text_of(rows, 140)
+    assert f"0.88 [{low:.2f} to {high:.2f}]" in text_of(rows, 150)
 
 
 def test_few_clusters_are_called_too_few() -> None:
@@ -108,7 +107,8 @@ def test_failures_and_degenerate_variants_are_told_with_their_reason() -> None:
     }
     rows[16] |= {"is_degenerate": True, "degenerate_reason": "it all fits"}
     text = text_of(rows, 140)
-    assert "failed: knorm@0.5, 1 x MyError in decode: [why]" in text and "3/4" in text
+    assert "failed: knorm@0.5, 1 x MyError in decode: [why]" in text
+    assert re.search(r"knorm@0\.5 +3 of 4 +1\.250", text)
     assert "degenerate: streaming_llm@0.35, 1 of 4 rows: it all fits" in text
 
 
@@ -121,14 +121,6 @@ def test_modes_never_share_a_table_and_tasks_get_an_overall_one() -> None:
     text = text_of(rows, 140)
     assert text.count("benchmark/a") == 2 and text.count("benchmark/b") == 1
     assert text.count("all 2 tasks") == 1
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "text"),
-    [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (5 * 2**40, "5.0 TiB")],
-)
-def test_bytes_are_shown_in_the_unit_that_fits(num_bytes: float | None, text: str) -> None:
-    assert human_bytes(num_bytes) == text
 
 
 def test_the_script_needs_only_the_files_and_nothing_heavy(tmp_path: Path, repo_root: Path) -> None:

@@ -12,11 +12,12 @@ from markupsafe import Markup
 
 from evaluators.statistics.intervals import Interval
 from jobs.analysis.differences import Difference
-from jobs.reporting.notation import instead_of_ends
+from jobs.analysis.pairing import ComparedMetric
+from jobs.reporting.notation import NOISE_NAME, Shown, shown_difference
 from jobs.results.grouping import Setting
 
 _WIDTH, _HEIGHT, _MARGIN = 120, 14, 4  # of a cell's drawing, in its own units
-MACRO, NOISE = "mean of the tasks", "full again (A/A noise)"
+MACRO = "mean of the tasks"
 _SIGNS = {"better": "▲ better", "worse": "▼ worse", "inconclusive": ""}
 
 
@@ -24,8 +25,7 @@ _SIGNS = {"better": "▲ better", "worse": "▼ worse", "inconclusive": ""}
 class DifferenceCell:
     """One variant on one task. `verdict` is "better", "worse", "inconclusive", "no scale" or, of the A/A row, "noise"."""
 
-    mean: str
-    ends: str
+    shown: Shown
     verdict: str
     note: str
     drawing: Markup
@@ -69,15 +69,14 @@ def _map(differences: Sequence[Difference], shown_names: Mapping[tuple[Setting, 
     on_tasks = list(dict.fromkeys(it.task for it in differences if it.task is not None))
     tasks = [*([None] if any(it.task is None for it in differences) else []), *on_tasks]
     reach = _reach(differences) if factor == 1 else factor  # no two scores are further apart than 0 and 1
-    layout = "{:+.1f}" if factor > 1 else "{:+.3f}"
     shared = _shared_reasons(differences)
     cells = {
-        (it.label, it.task): _cell(it, factor, layout, reach, has_note=(it.task or MACRO) not in shared)
+        (it.label, it.task): _cell(it, reach, has_note=(it.task or MACRO) not in shared)
         for it in differences
         if it.paired is not None
     }
     floors = {
-        it.task: _drawn(it.floor.difference.interval, factor, layout, reach, "noise", "")
+        it.task: _drawn(it.metric, it.floor.difference.interval, reach, "noise", "")
         for it in differences
         if it.floor is not None
     }
@@ -97,7 +96,7 @@ def _map(differences: Sequence[Difference], shown_names: Mapping[tuple[Setting, 
                 )
                 for label in labels
             ),
-            *([(NOISE, tuple(floors.get(task) for task in tasks))] if floors else []),
+            *([(NOISE_NAME, tuple(floors.get(task) for task in tasks))] if floors else []),
         ),
     )
 
@@ -121,31 +120,23 @@ def _reach(differences: Iterable[Difference]) -> float:
     return max(ends, default=0.0) or 1.0
 
 
-def _cell(it: Difference, factor: float, layout: str, reach: float, *, has_note: bool) -> DifferenceCell:
+def _cell(it: Difference, reach: float, *, has_note: bool) -> DifferenceCell:
     assert it.paired is not None
     note = _SIGNS[it.verdict] or (it.reason if has_note else "")
-    return _drawn(it.paired.interval, factor, layout, reach, it.verdict if it.has_scale else "no scale", note)
+    return _drawn(it.metric, it.paired.interval, reach, it.verdict if it.has_scale else "no scale", note)
 
 
 def _drawn(
-    interval: Interval, factor: float, layout: str, reach: float, verdict: str, note: str
+    metric: ComparedMetric, interval: Interval, reach: float, verdict: str, note: str
 ) -> DifferenceCell:
+    factor = metric.unit_factor
     low, high = (None if end is None else _cut(factor * end, reach) for end in interval.ends or (None, None))
-    ends = instead_of_ends(interval)
-    if low is not None and high is not None:
-        ends = f"{_signed(low, layout)} to {_signed(high, layout)}"
-    mean = factor * interval.mean
-    return DifferenceCell(_signed(mean, layout), ends, verdict, note, _whisker(mean, low, high, reach))
+    drawing = _whisker(factor * interval.mean, low, high, reach)
+    return DifferenceCell(shown_difference(metric, interval), verdict, note, drawing)
 
 
 def _cut(value: float, reach: float) -> float:
     return min(max(value, -reach), reach)
-
-
-def _signed(value: float, layout: str) -> str:
-    """With its sign, and no sign at what rounds to 0."""
-    text = layout.format(value)
-    return text if any(digit in text for digit in "123456789") else text[1:]
 
 
 def _whisker(mean: float, low: float | None, high: float | None, reach: float) -> Markup:

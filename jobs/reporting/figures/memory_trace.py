@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from jobs.analysis.summary import TaskSummary, series_name
 from jobs.reporting.figures.style import FAINT, INK, SeriesStyle, look, new_panel, to_svg
-from jobs.reporting.table import shown_name
+from jobs.reporting.notation import shown_name
 from jobs.results.grouping import grouped
 from jobs.results.schema import DONE_STATUSES, Row
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT

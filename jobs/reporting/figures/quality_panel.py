@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from evaluators.statistics.intervals import Interval
 from jobs.analysis.summary import MacroMean, TaskSummary, policies_of, series_name
 from jobs.analysis.variant_summary import VariantSummary
-from jobs.reporting.notation import score_interval
+from jobs.reporting.notation import score_interval, shown_label
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
 SCORE, NLL, RECOVERED = "score", "answer NLL (nats/token)", "NLL recovered"
@@ -104,7 +104,7 @@ def _point(
     if interval is None or variant.kept_ratio is None:
         return None
     low, high = (None if end is None else shown(end) for end in interval.ends or (None, None))
-    return Point(variant.shown_label, 100 * variant.kept_ratio, shown(interval.mean), low, high)
+    return Point(shown_label(variant), 100 * variant.kept_ratio, shown(interval.mean), low, high)
 
 
 def _macro_point(mean: MacroMean, measure: str, interval: Interval | None) -> Point | None:
@@ -114,4 +114,4 @@ def _macro_point(mean: MacroMean, measure: str, interval: Interval | None) -> Po
     factor, highest = (100, 100.0) if measure == SCORE else (1, float("inf"))
     ends = (interval and interval.ends) or (None, None)
     low, high = (None if end is None else min(max(factor * end, 0.0), highest) for end in ends)
-    return Point(mean.shown_label, 100 * mean.kept_ratio, factor * value, low, high)
+    return Point(shown_label(mean), 100 * mean.kept_ratio, factor * value, low, high)

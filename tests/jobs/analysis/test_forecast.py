@@ -37,7 +37,7 @@ def test_measured_units_set_the_pace_and_shared_phases_count_once() -> None:
     assert foreseen.device_s == pytest.approx(
         owed * (2.25 + 0.5 + 1.5 + ONE_BATCH_S) / cost_tokens_of(100, [3])
     )
-    assert "1 finished units" in foreseen.source
+    assert foreseen.num_units == 1
 
 
 def test_a_unit_of_several_contexts_counts_every_prefill_and_equal_parts_of_the_decoding() -> None:
@@ -56,11 +56,11 @@ def test_without_rows_twice_the_parameters_take_twice_as_long() -> None:
     plan = plan_of(settings_of(), [item(1)])
     small, large = (forecast(plan, count, "cuda:0", []) for count in (10**9, 2 * 10**9))
     assert large.device_s == pytest.approx(2 * small.device_s)
-    assert "2,000 M parameters" in large.source
+    assert (large.num_units, large.num_parameters) == (0, 2 * 10**9)
     assert forecast(plan, 10**9, "cpu", []).device_s > small.device_s
 
 
 def test_nothing_owed_takes_no_time() -> None:
     settings, items = settings_of(), [item(1)]
-    done = [planned.key.identity for planned in plan_of(settings, items).cells]
+    done = [planned.key.identity for planned in plan_of(settings, items).rows]
     assert forecast(plan_of(settings, items, done), 10**9, "cpu", []).device_s == 0

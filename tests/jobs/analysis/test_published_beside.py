@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
+from jobs.analysis.findings import Findings
 from jobs.analysis.published_beside import PublishedBeside, published_beside
 from jobs.analysis.summary import ResultSummary, summarize
+from jobs.reporting.notation import shown_task
 from jobs.reporting.page import render_page
 from jobs.reporting.terminal import render
-from jobs.results.planned import planned_rows
 from jobs.results.schema import FAILED, RESULT_SCHEMA, Row
 from jobs.settings.schema import DEMO_CONFIG, load_settings
 from kvmerger.variants import FULL
@@ -45,7 +46,7 @@ def rows_of(name: str = "kvmerger_longbench", **values: Any) -> list[Row]:
 
 
 def summary_of(rows: list[Row]) -> ResultSummary:
-    return summarize(pa.Table.from_pylist(rows, schema=RESULT_SCHEMA))
+    return summarize(rows)
 
 
 def beside(rows: list[Row]) -> list[PublishedBeside]:
@@ -54,7 +55,9 @@ def beside(rows: list[Row]) -> list[PublishedBeside]:
 
 
 def places(rows: list[Row]) -> list[tuple[str, str, float, float | None]]:
-    return [(it.label, it.task, it.published, it.budget) for found in beside(rows) for it in found.figures]
+    return [
+        (it.label, shown_task(it), it.published, it.budget) for found in beside(rows) for it in found.figures
+    ]
 
 
 def test_every_confirmed_figure_of_a_variant_we_have_is_shown_with_ours() -> None:
@@ -68,7 +71,7 @@ def test_every_confirmed_figure_of_a_variant_we_have_is_shown_with_ours() -> Non
             row["score"]
             for row in rows
             if row["variant"] == it.label
-            and (f"{row['benchmark']}/{row['task']}" == it.task or "mean" in it.task)
+            and (f"{row['benchmark']}/{row['task']}" == it.task or it.task is None)
         ]
         assert it.ours == pytest.approx(100 * sum(own) / len(own))  # every task has as many items
         assert it.num_items == len(own)
@@ -135,7 +138,7 @@ def test_a_mean_is_of_the_tables_tasks_alone() -> None:
         if row["task"] == "qasper"
     ]
     means = [
-        [it.ours for found in beside(own) for it in found.figures if "mean" in it.task]
+        [it.ours for found in beside(own) for it in found.figures if it.task is None]
         for own in (rows, [*rows, *more])
     ]
     assert means[0] == means[1] and len(means[0]) == 2
@@ -190,9 +193,7 @@ def test_the_other_tables_do_not_know_of_it() -> None:
 
 def test_the_page_has_it_for_this_model_alone() -> None:
     def page(rows: list[Row]) -> str:
-        table = pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)
-        heavy = {"trace", "prediction", "answers", "prompt_tail", "item_metadata", "versions"}
-        return render_page(planned_rows(table, None, heavy=heavy), summarize(table), {}, "").html
+        return render_page(Findings.of(pa.Table.from_pylist(rows, schema=RESULT_SCHEMA))).html
 
     own = page(
         [row for row in rows_of() if row["task"] == "passage_retrieval_en"]

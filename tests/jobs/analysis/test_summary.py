@@ -8,9 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.analysis.summary import ResultSummary, macro_intervals, summarize
+from jobs.analysis.findings import Findings
+from jobs.analysis.summary import ResultSummary, macro_intervals
 from jobs.analysis.variant_summary import VariantSummary
 from jobs.planning.work import RowKey
+from jobs.reporting.notation import shown_label
 from jobs.results.planned import planned_rows, planned_table
 from jobs.results.schema import FAILED, RESULT_SCHEMA, TRUNCATED, Row
 from tests.fakes.rows import make_row, make_sweep_rows
@@ -39,7 +41,7 @@ def rows_of(labels: Sequence[str] = tuple(NLL), num_items: int = 3, **values: An
 
 
 def summary_of(rows: Sequence[Row], planned: Sequence[RowKey] | None = None) -> ResultSummary:
-    return summarize(pa.Table.from_pylist(list(rows), schema=RESULT_SCHEMA), planned)
+    return Findings.of(pa.Table.from_pylist(list(rows), schema=RESULT_SCHEMA), planned).summary
 
 
 def variant(summary: ResultSummary, label: str = "knorm@0.5") -> VariantSummary:
@@ -142,7 +144,7 @@ def test_the_papers_row_is_named_by_what_it_kept() -> None:
         }
         for row in rows_of(["knorm@0.5"])
     ]
-    assert variant(summary_of(rows), label).shown_label == "kvmerger_paper (61.3% kept)"
+    assert shown_label(variant(summary_of(rows), label)) == "kvmerger_paper (61.3% kept)"
 
 
 def test_tasks_weigh_the_same_overall_and_a_missing_task_leaves_no_mean() -> None:

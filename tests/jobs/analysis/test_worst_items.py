@@ -1,9 +1,9 @@
-"""The worst items: largest loss first, each item once, and nothing in a text that could disturb the reader."""
+"""The worst items: largest loss first, each item once."""
 
 import random
 from typing import Any
 
-from jobs.analysis.worst_items import visible, worst_items
+from jobs.analysis.worst_items import worst_items
 from jobs.results.schema import Row
 from tests.fakes.rows import make_row
 
@@ -41,9 +41,3 @@ def test_a_policy_that_loses_nothing_is_left_out() -> None:
 
 def test_without_the_full_cache_there_is_no_loss() -> None:
     assert worst_items(pair("i", 2.0, 0.0)[1:]) == []
-
-
-def test_control_and_direction_characters_are_shown_and_long_texts_cut() -> None:
-    assert visible("a\x1b[31m\u202eb\n\tc\x00") == "a⟨U+001B⟩[31m⟨U+202E⟩b\n\tc⟨U+0000⟩"
-    assert visible("x" * 5000).endswith("x…") and len(visible("x" * 5000)) < 2000
-    assert visible(None) == ""

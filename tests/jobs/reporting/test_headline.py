@@ -2,20 +2,17 @@
 
 import random
 
-import pyarrow as pa
 import pytest
 
 from jobs.analysis.differences import differences_to_full
 from jobs.analysis.summary import summarize
 from jobs.reporting.headline import headline
-from jobs.results.schema import RESULT_SCHEMA, Row
+from jobs.results.schema import Row
 from tests.fakes.rows import make_sweep_rows
 
 
 def sentence_of(rows: list[Row]) -> str:
-    (found,) = headline(
-        summarize(pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)), differences_to_full(rows)
-    )
+    (found,) = headline(summarize(rows), differences_to_full(rows))
     return found
 
 

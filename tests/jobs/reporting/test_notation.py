@@ -1,10 +1,26 @@
-"""A number on the page has its interval, within what the quantity can be, and what is not known is a dash."""
+"""A number has its interval, within what the quantity can be, and what is not known is a dash."""
 
 import pytest
 
 from evaluators.statistics.intervals import Interval, mean_interval
+from jobs.analysis.pairing import ANSWER_NLL, SCORE
 from jobs.analysis.variant_summary import NllScale, VariantSummary, summarize_variant
-from jobs.reporting.notation import UNKNOWN, plain, shown_count, shown_interval, shown_score
+from jobs.reporting.notation import (
+    NO_SPREAD,
+    UNKNOWN,
+    counted,
+    human_bytes,
+    percent,
+    plain,
+    shown_count,
+    shown_difference,
+    shown_interval,
+    shown_p,
+    shown_score,
+    shown_value,
+    signed,
+    visible,
+)
 from jobs.results.schema import FAILED
 from tests.fakes.rows import make_row
 
@@ -43,3 +59,52 @@ def test_other_scores_are_0_to_100() -> None:
 def test_failed_rows_show_in_the_count() -> None:
     assert shown_count(variant_of([1.0, 0.0], is_binary=True)) == "2"
     assert shown_count(variant_of([1.0, 0.0], is_binary=True, num_failed=1)) == "2 of 3"
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (5 * 2**40, "5.0 TiB")],
+)
+def test_bytes_are_shown_in_the_unit_that_fits(num_bytes: float | None, text: str) -> None:
+    assert human_bytes(num_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("p_value", "text"), [(None, "-"), (1.0, "1.000"), (0.0123, "0.012"), (0.001, "0.001"), (1e-9, "<0.001")]
+)
+def test_a_small_p_has_one_spelling(p_value: float | None, text: str) -> None:
+    assert shown_p(p_value) == text
+
+
+def test_a_difference_is_in_its_metrics_unit_and_within_what_scores_allow() -> None:
+    interval = Interval(-0.5, -1.25, 0.25, 3, 3, "student_t", True)
+    assert shown_difference(SCORE, interval) == ("-50.0", "-100.0 to +25.0")
+    assert shown_difference(ANSWER_NLL, interval) == ("-0.500", "-1.250 to +0.250")
+    assert (shown_value(SCORE, 0.5), shown_value(ANSWER_NLL, 0.5)) == ("50.0", "0.500")
+
+
+def test_equal_differences_have_no_spread_and_nothing_is_compared_is_a_dash() -> None:
+    equal = mean_interval([0.5, 0.5], ["a", "b"])
+    assert shown_difference(SCORE, equal).on_one_line() == f"+50.0 [{NO_SPREAD}]"
+    assert shown_difference(SCORE, None).on_one_line() == shown_value(SCORE, None) == UNKNOWN
+
+
+@pytest.mark.parametrize("layout", ["{:+.1f}", "{:+.3f}", "{:+.3g}"])
+def test_what_rounds_to_zero_has_no_sign(layout: str) -> None:
+    assert {signed(value, layout)[0] for value in (0.0, -0.0)} == {"0"}
+    assert (signed(-0.04, "{:+.1f}"), signed(-0.06, "{:+.1f}"), signed(10.0, "{:+.1f}")) == (
+        "0.0",
+        "-0.1",
+        "+10.0",
+    )
+
+
+def test_counts_and_ratios_are_words_and_percents() -> None:
+    assert (counted(0, "context"), counted(1, "context")) == ("0 contexts", "1 context")
+    assert (percent(None), percent(0.4987), percent(0.4987, 0)) == (UNKNOWN, "49.9%", "50%")
+
+
+def test_control_and_direction_characters_are_shown_and_long_texts_cut() -> None:
+    assert visible("a\x1b[31m\u202eb\n\tc\x00") == "a⟨U+001B⟩[31m⟨U+202E⟩b\n\tc⟨U+0000⟩"
+    assert visible("x" * 5000).endswith("x…") and len(visible("x" * 5000)) < 2000
+    assert visible(None) == ""

@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from jobs.analysis.findings import Findings
 from jobs.analysis.summary import summarize
-from jobs.planning.work import Cell
+from jobs.planning.work import RowKey
 from jobs.reporting.page import render_page, write_report
-from jobs.results.planned import planned_rows
 from jobs.results.schema import FAILED, RESULT_SCHEMA, Row
 from jobs.results.store import ResultStore
 from tests.fakes.rows import make_row, make_sweep_rows
@@ -59,10 +59,10 @@ class Page(HTMLParser):
         return [value for attribute, value in self.attributes if attribute == name]
 
 
-def html_of(rows: Sequence[Row], planned: Sequence[Cell] | None = None, **meta: Any) -> str:
+def html_of(rows: Sequence[Row], planned: Sequence[RowKey] | None = None, **meta: Any) -> str:
     table = pa.Table.from_pylist(list(rows), schema=RESULT_SCHEMA)
-    shown = planned_rows(table, planned, heavy=set(RESULT_SCHEMA.names))
-    return render_page(shown, summarize(table, planned), meta, meta.pop("settings", "")).html
+    settings = meta.pop("settings", "")
+    return render_page(Findings.of(table, planned, meta, settings)).html
 
 
 def sweep(seed: int, num_tasks: int = 2, num_items: int = 4, **values: Any) -> list[Row]:
@@ -98,7 +98,7 @@ def test_every_figure_says_what_it_shows(seed: int) -> None:
 def test_every_mean_of_the_table_is_on_the_page(seed: int) -> None:
     rows = sweep(seed)
     text = Page(html_of(rows)).text
-    summary = summarize(pa.Table.from_pylist(rows, schema=RESULT_SCHEMA))
+    summary = summarize(rows)
     for variant in (it for task in summary.tasks for it in task.variants):
         assert variant.answer_nll is not None and variant.kl is not None
         assert f"{variant.answer_nll.mean:.3f}" in text and f"{variant.kl.mean:.3f}" in text
@@ -136,7 +136,7 @@ def test_passwords_in_addresses_stay_out(seed: int) -> None:
 
 
 def test_an_empty_folder_with_a_plan_has_a_page() -> None:
-    page = Page(html_of([], [Cell("a", "item", "full")]))
+    page = Page(html_of([], [RowKey("a", "item", "full")]))
     assert "none of 1 planned rows has run" in page.text and "1 missing" in page.text
 
 
@@ -155,7 +155,9 @@ def test_rows_of_before_the_new_columns_have_a_page(seed: int) -> None:
 def test_a_partial_sweep_without_references_has_a_page(seed: int) -> None:
     rows = [row for row in sweep(seed, num_tasks=1) if row["variant"] == "snapkv@0.5"][:1]
     page = Page(
-        html_of(rows, [Cell(rows[0]["identity"], rows[0]["item_id"], "snapkv@0.5"), Cell("x", "y", "full")])
+        html_of(
+            rows, [RowKey(rows[0]["identity"], rows[0]["item_id"], "snapkv@0.5"), RowKey("x", "y", "full")]
+        )
     )
     assert "1 missing" in page.text and "Where each policy loses most" not in page.text
 

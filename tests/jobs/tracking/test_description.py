@@ -5,13 +5,11 @@ from __future__ import annotations
 import random
 import re
 
-import pyarrow as pa
 import pytest
 
 from jobs.analysis.differences import Difference, differences_to_full
 from jobs.analysis.summary import ResultSummary, summarize
 from jobs.reporting.headline import headline
-from jobs.results.schema import RESULT_SCHEMA
 from jobs.tracking.description import MAX_CHARS, summary_text, sweep_description, variant_description
 from jobs.tracking.tracker import EXPERIMENT_ID, RUN_ID
 from tests.fakes.rows import make_sweep_rows
@@ -21,7 +19,7 @@ Summed = tuple[ResultSummary, tuple[Difference, ...]]
 
 def summed(seed: int, policies: dict[str, float], tasks: list[str], num_items: int) -> Summed:
     rows = make_sweep_rows(random.Random(seed), policies, tasks, num_items)
-    return summarize(pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)), differences_to_full(rows)
+    return summarize(rows), differences_to_full(rows)
 
 
 def lines_of(text: str) -> list[str]:
@@ -75,7 +73,7 @@ def test_a_variants_page_has_its_line_of_every_task(seed: int) -> None:
 
 
 def test_a_sweep_without_rows_says_so() -> None:
-    summary = summarize(RESULT_SCHEMA.empty_table(), [])
+    summary = summarize([])
     text = sweep_description("n", "no row has been stored", summary, (), [])
     assert "Nothing can be said yet" in text and not lines_of(text)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 
-import pyarrow as pa
 import pytest
 
 from jobs.analysis.differences import Difference, differences_to_full
 from jobs.analysis.pairing import ANSWER_NLL, SCORE
 from jobs.analysis.summary import ResultSummary, summarize
-from jobs.results.schema import FAILED, RESULT_SCHEMA, Row
+from jobs.results.schema import FAILED, Row
 from jobs.tracking.final_metrics import (
     charted_traces,
     flat_params,
@@ -25,8 +24,7 @@ POLICIES = {"snapkv@0.5": 0.5, "knorm@0.5": 0.5}
 
 
 def summed(rows: list[Row]) -> tuple[ResultSummary, tuple[Difference, ...]]:
-    table = pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)
-    return summarize(table), differences_to_full(rows)
+    return summarize(rows), differences_to_full(rows)
 
 
 @pytest.fixture

@@ -3,21 +3,20 @@
 import random
 import re
 
-import pyarrow as pa
 import pytest
 
 from jobs.analysis.summary import ResultSummary, series_names, summarize
 from jobs.reporting.figures.quality import draw
 from jobs.reporting.figures.quality_panel import NLL, RECOVERED, SCORE, macro_panel, task_panel
 from jobs.reporting.figures.style import series_styles
-from jobs.results.schema import RESULT_SCHEMA, Row
+from jobs.results.schema import Row
 from tests.fakes.rows import make_sweep_rows
 
 POLICIES = {"a@0.75": 0.75, "a@0.25": 0.25, "b@0.5": 0.5}
 
 
 def summary_of(rows: list[Row]) -> ResultSummary:
-    return summarize(pa.Table.from_pylist(rows, schema=RESULT_SCHEMA))
+    return summarize(rows)
 
 
 @pytest.fixture
