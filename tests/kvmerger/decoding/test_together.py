@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kvmerger.building import build_variant
-from kvmerger.decoding import together
 from kvmerger.decoding.batch import Batch
 from kvmerger.decoding.step_graphs import StepGraphs
 from kvmerger.decoding.together import Party, Together
-from kvmerger.engine import Engine, compress, fused, fused_many, fused_members
-from kvmerger.engine.groups import BatchLayout, prompts_together
+from kvmerger.engine import Engine
 from kvmerger.generation import Generation, Prompt, Question, VariantFailure
-from kvmerger.limits import Limits, bucket_for
+from kvmerger.limits import Limits
 from kvmerger.variants import FULL, FULL_AA, REFERENCE_LABELS, parse_policies
 from tests.fakes.tiny_models import VOCAB_SIZE, TinyModel, tiny_model
 from tests.kvmerger.decoding.test_acting_rows import OTHERS, POLICIES
@@ -219,144 +215,6 @@ def test_forced_tokens_have_the_bits_of_the_prompts_own_batch(dtype: torch.dtype
         assert all(batch.num_prompts == 3 for batch in joint.batches)
 
 
-class Failing:
-    """The call numbered ``at`` of one function raises ``error``."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, owner: Any, name: str, error: Exception, *at: int) -> None:
-        self.num_calls = 0
-        whole: Callable = getattr(owner, name)
-
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            self.num_calls += 1
-            if self.num_calls in at:
-                raise error
-            return whole(*args, **kwargs)
-
-        patch.setattr(owner, name, watched)
-
-
-@loops
-def test_memory_that_runs_out_parts_prompts_and_changes_no_row(
-    with_graphs: bool, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, prompts = tiny_model(seed, num_layers=NUM_LAYERS), prompts_of(seed)
-    engine = engine_of(model, with_graphs)
-    expected = run_many(engine, prompts, CHOSEN)
-    lack = torch.OutOfMemoryError("does not fit")
-    for owner, name, at in (
-        (compress, "_compress", (1,)),
-        (compress, "_compress", (7,)),
-        (together, "extend", (3,)),
-        (fused_members, "Together", (1, 2)),
-        (fused_members, "Together", (1, 2, 3)),
-        (fused_many.FusedRun, "finish", (2,)),
-    ):
-        with monkeypatch.context() as patch:
-            if name == "extend" and with_graphs:
-                continue
-            prefills = Failing(patch, fused, "prefill", lack)
-            failing = Failing(patch, owner, name, lack, *at)
-            assert run_many(engine, prompts, CHOSEN) == expected, (name, at)
-            assert failing.num_calls > max(at)
-            assert prefills.num_calls == len(prompts), "no prompt is prefilled twice"
-
-
-def test_what_fits_nowhere_costs_its_own_row(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, prompts = tiny_model(seed, num_layers=NUM_LAYERS), prompts_of(seed)
-    expected = run_many(engine_of(model), prompts, CHOSEN)
-    whole = compress._compress
-
-    def does_not_fit(prefilled: Any, variant: Any, *others: Any) -> Any:
-        if variant.label == "ragged" and prefilled.layers[0].num_slots_H[0] == LENGTHS[2]:
-            raise torch.OutOfMemoryError("ragged is too much")
-        return whole(prefilled, variant, *others)
-
-    monkeypatch.setattr(compress, "_compress", does_not_fit)
-    results = run_many(engine_of(model), prompts, CHOSEN)
-    assert results[:2] == expected[:2]
-    changed = {
-        label for label, question in results[2] if results[2][label, question] != expected[2][label, question]
-    }
-    assert changed == {"ragged", "like_ragged"}
-    assert "does not fit" in results[2]["ragged", 0].message
-
-
-def test_a_prefill_that_does_not_fit_beside_others_waits_for_them(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, prompts = tiny_model(seed, num_layers=NUM_LAYERS), prompts_of(seed)
-    expected = run_many(engine_of(model), prompts, CHOSEN)
-    for at in ((3,), (3, 4)):  # beside two others, and once more alone, before room was made
-        with monkeypatch.context() as patch:
-            Failing(patch, fused, "prefill", torch.OutOfMemoryError("full"), *at)
-            assert run_many(engine_of(model), prompts, CHOSEN) == expected
-    Failing(monkeypatch, fused, "prefill", torch.OutOfMemoryError("full"), 3, 4, 5)
-    results = run_many(engine_of(model), prompts, CHOSEN)
-    failed = results.pop(2)
-    expected.pop(2)
-    assert results == expected
-    assert {(row.phase, row.error_type) for row in failed.values()} == {("engine", "OutOfMemoryError")}
-
-
-@pytest.mark.parametrize("free_shares", [0.0, 13.0])
-def test_planned_memory_parts_prompts_and_changes_no_row(
-    free_shares: float, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, prompts = tiny_model(seed, num_layers=NUM_LAYERS), prompts_of(seed)
-    expected = run_many(engine_of(model), prompts, CHOSEN)
-    sizes: list[int] = []
-    full_bytes = expected[0][FULL, 0].full_kv_bytes
-
-    class Counted(Together):
-        def __init__(self, model: Any, parties: Any, *others: Any) -> None:
-            sizes.append(len(parties))
-            super().__init__(model, parties, *others)
-
-    monkeypatch.setattr(fused_members, "Together", Counted)
-    monkeypatch.setattr(fused_many, "plannable_bytes", lambda device: int(free_shares * full_bytes))
-    assert run_many(engine_of(model), prompts, CHOSEN) == expected
-    assert max(sizes) < len(prompts) and (max(sizes) == 1) == (free_shares == 0.0)
-
-
-def test_an_error_of_one_prompt_costs_its_own_rows(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, prompts = tiny_model(seed, num_layers=NUM_LAYERS), prompts_of(seed)
-    bad = prompts[1] = Prompt(prompts[1].context_ids, (Question((1,), (), 5000),))
-    expected = run_many(engine_of(model), prompts, CHOSEN)
-    assert {(row.phase, row.error_type) for row in expected[1].values()} == {("engine", "InvalidPromptError")}
-    assert all(isinstance(row, Generation) for key, row in expected[0].items() if key[0] != "impossible")
-    with pytest.raises(ValueError, match="positions"):
-        Engine(model.ours).run(bad, [])
-    whole = fused.FusedRun.finish
-
-    def finish(run: Any, *others: Any) -> Any:
-        if run.prompt is prompts[2]:
-            raise RuntimeError("this prompt is cursed")
-        return whole(run, *others)
-
-    monkeypatch.setattr(fused.FusedRun, "finish", finish)
-    with pytest.warns(RuntimeWarning, match="2 prompts do not answer together: RuntimeError"):
-        results = run_many(engine_of(model), prompts, CHOSEN)
-    assert results[:2] == expected[:2]
-    failures = {key: row for key, row in results[2].items() if isinstance(row, VariantFailure)}
-    assert failures.keys() == results[2].keys()
-    assert {row.message for row in failures.values()} == {"this prompt is cursed"}
-
-
-def test_an_error_of_what_acts_costs_no_reference(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, prompts = tiny_model(seed, num_layers=NUM_LAYERS), prompts_of(seed, LENGTHS[:2])
-    policies, limits = [*OTHERS, *ACTING], Limits(max_rows=2 * 16)
-    expected = run_many(engine_of(model, limits=limits), prompts, policies)
-
-    def raises(*_: Any) -> Any:
-        raise ValueError("no rule of ours")
-
-    monkeypatch.setattr(fused.FusedRun, "answer_all", raises)
-    found = run_many(engine_of(model, limits=limits), prompts, policies)
-    for own, other in zip(expected, found, strict=True):
-        changed = {label for label, question in own if own[label, question] != other[label, question]}
-        assert changed == {"h2o", "like_h2o"}
-
-
 def test_more_rows_than_one_batch_holds_answer_in_turn(seed: int) -> None:
     """Groups of a prompt's variants, prompts_together of prompts, and one too large for any together."""
     model, prompts = tiny_model(seed, num_layers=NUM_LAYERS), prompts_of(seed)
@@ -376,26 +234,3 @@ def test_no_prompt_gives_nothing(seed: int) -> None:
     (prompt,) = prompts_of(seed, (40,))
     (one,) = run_many(engine_of(model), [prompt], CHOSEN)
     assert one == by_key(Engine(model.ours).run(prompt, built(CHOSEN), seed=SEED), prompt, CHOSEN)
-
-
-@given(
-    buckets=st.lists(st.integers(1, 60), min_size=1, max_size=12),
-    max_rows=st.integers(1, 130),
-    taken=st.integers(0, 128),
-)
-def test_seats_do_not_overlap_and_companies_hold_every_prompt(
-    buckets: list[int], max_rows: int, taken: int
-) -> None:
-    bucket_by_prompt = {3 * number: bucket for number, bucket in enumerate(buckets)}
-    found = prompts_together(bucket_by_prompt, max_rows)
-    assert [number for batch in found for number in batch] == list(bucket_by_prompt)
-    for batch in found:
-        layout = BatchLayout.of({number: bucket_by_prompt[number] for number in batch}, bucket_for(taken))
-        rows = [
-            row
-            for number, start in layout.start_by_prompt.items()
-            for row in range(start, start + bucket_by_prompt[number])
-        ]
-        assert rows == list(range(len(rows)))
-        assert len(rows) <= layout.num_rows != bucket_for(taken)
-        assert len(batch) == 1 or len(rows) <= max_rows

@@ -6,24 +6,19 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 
-from bench.engine.op_counter import OpCounter
 from kvmerger.budget import KeptRatio
 from kvmerger.building import Variant, build_variant
-from kvmerger.contract.checks import random_prefill
 from kvmerger.decoding.batch import Batch, Row
 from kvmerger.decoding.decode_rule import DecodeRule
 from kvmerger.engine import Engine
-from kvmerger.engine.compress import compress_all
 from kvmerger.engine.fused import needs_of
 from kvmerger.generation import Generation, Prompt, Question, VariantFailure
 from kvmerger.policies.base import Policy
-from kvmerger.policies.ranking.knorm import Knorm
 from kvmerger.prefill.evidence import ATTENTION_MASS, Need
 from kvmerger.prefill.prefill import prefill
 from kvmerger.variants import parse_policies
@@ -249,49 +244,6 @@ def test_a_mistake_costs_its_own_rows_only_and_says_what_to_write(
 @pytest.mark.parametrize("name", NEEDS)
 def test_needs_that_are_none_do_not_get_into_prefill(name: str) -> None:
     assert needs_of([Variant(BAD, Declares(NEEDS[name]), None), *good()]) == needs_of(good())
-
-
-@dataclass(frozen=True)
-class Counts(Knorm):
-    """Counts what `counters` says, layer by layer."""
-
-    counters: ClassVar[dict[str, Any]] = {
-        "num_seen": torch.tensor(3),
-        "is_fine": torch.tensor(True),
-        "mean_norm": torch.tensor(0.5, dtype=torch.bfloat16),
-        "largest_share": Fraction(1, 4),
-        "num_calls": 2,
-        "is_new": False,
-    }
-    compresses_stacks: ClassVar[bool] = False
-
-    def compress(self, layer, evidence, budget):
-        return super().compress(layer, evidence, budget).with_counters(self.counters)
-
-
-def test_counters_that_are_tensors_of_no_dimension_are_numbers(model: TinyModel, seed: int) -> None:
-    expected = {
-        "num_seen": 3.0 * NUM_LAYERS, "is_fine": 1.0, "mean_norm": 0.5, "largest_share": 0.25,
-        "num_calls": 2.0 * NUM_LAYERS, "is_new": 0.0,
-    }  # fmt: skip
-    rows = run(model, prompts_of(seed), [Variant("mine", Counts(), KeptRatio(0.5))], "run_many")
-    for of_prompt in rows:
-        counters = of_prompt["mine", 0].counters
-        assert {name: counters[name] for name in expected} == expected
-        assert all(type(value) is float for value in counters.values())
-
-
-def test_counters_of_all_layers_are_fetched_at_once(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def waits() -> int:
-        prefilled = random_prefill(seed, torch.float32, Counts())
-        with OpCounter() as counter:
-            compression = compress_all(prefilled, [Variant("it", Counts(), KeptRatio(0.5))])
-        assert not compression.failed
-        return counter.num_waits
-
-    with_tensors = waits()
-    monkeypatch.setattr(Counts, "counters", {"num_seen": 3.0})
-    assert with_tensors == waits() + 1
 
 
 def test_a_rule_that_fails_as_its_row_begins_fails_that_row_alone(model: TinyModel, seed: int) -> None:

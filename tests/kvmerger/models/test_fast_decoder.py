@@ -1,4 +1,4 @@
-"""The fused decoder is transformers' decoder: the same numbers, the same weights in the same place, for whoever looks on.
+"""The fast decoder is transformers' decoder: the same numbers, the same weights in the same place, for whoever looks on.
 
 Its kernels are their references here, so that all of it runs on a CPU; tests/gpu/test_fast_decoder_cuda.py has Triton's.
 """
@@ -8,22 +8,19 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from kvmerger.decoding.extend import extend, pad_tokens
 from kvmerger.decoding.ragged_cache import RaggedCache
 from kvmerger.kernels.reference import layer as layer_reference
-from kvmerger.models import fast_decoder, joined_weights
-from kvmerger.models.joined_weights import is_fusable
+from kvmerger.models import fast_decoder
 from kvmerger.models.loading import LoadedModel, probed
 from kvmerger.prefill.prefill import prefill
 from tests.fakes.tiny_models import VOCAB_SIZE, TinyModel, tiny_model
+from tests.kvmerger.models.test_joined_weights import _hook
 from tests.kvmerger.prefill.test_prefill import UNROTATED_QUERIES
 
 NUM_TOKENS = 37
@@ -44,7 +41,7 @@ TOLERANCES = {torch.float32: {"atol": 1e-4, "rtol": 1e-4}, torch.bfloat16: {"ato
 
 
 def both(seed: int, dtype: torch.dtype, kind: str) -> tuple[LoadedModel, TinyModel]:
-    """A model that goes through the fused decoder, and the same weights untouched. All parameters are random."""
+    """A model that goes through the fast decoder, and the same weights untouched. All parameters are random."""
     model = tiny_model(seed, dtype, model_type=kind.split()[0], num_layers=3, **KINDS[kind])
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.ours.module.named_parameters():
@@ -53,20 +50,20 @@ def both(seed: int, dtype: torch.dtype, kind: str) -> tuple[LoadedModel, TinyMod
             parameter.data.copy_(drawn)
     model.plain.load_state_dict(model.ours.module.state_dict())
     untouched = replace(model.ours, module=copy.deepcopy(model.ours.module))
-    fused = probed(model.ours, layer_reference)
-    assert fused.fused is not None and fused.layers == "fused"
-    return fused, TinyModel(untouched, model.plain)
+    fast = probed(model.ours, layer_reference)
+    assert fast.fast_decoder is not None and fast.layers == "fused"
+    return fast, TinyModel(untouched, model.plain)
 
 
 @kinds
 @dtypes
 def test_hidden_states_are_transformers(dtype: torch.dtype, kind: str, seed: int) -> None:
-    fused, model = both(seed, dtype, kind)
+    fast, model = both(seed, dtype, kind)
     prefix = prefill(model.ours, range(NUM_TOKENS), frozenset()).layers
     num_new_R = [3, 1, 2, 0]
-    tokens_RT = pad_tokens([[11] * num_new for num_new in num_new_R], 3, fused.device)
+    tokens_RT = pad_tokens([[11] * num_new for num_new in num_new_R], 3, fast.device)
     hidden = []
-    for loaded in (fused, model.ours):
+    for loaded in (fast, model.ours):
         cache = RaggedCache([prefix, prefix, prefix, None], [NUM_TOKENS, 90, NUM_TOKENS, 0], tail_capacity=6)
         for _ in range(2):
             hidden_RTE = extend(loaded, cache, tokens_RT, num_new_R).hidden_RTE
@@ -80,12 +77,12 @@ def test_hidden_states_are_transformers(dtype: torch.dtype, kind: str, seed: int
 def test_prefill_sees_what_it_sees_behind_transformers_own_layers(
     dtype: torch.dtype, kind: str, seed: int
 ) -> None:
-    fused, model = both(seed, dtype, kind)
+    fast, model = both(seed, dtype, kind)
     ids = torch.randint(VOCAB_SIZE, (NUM_TOKENS,), generator=torch.Generator().manual_seed(seed)).tolist()
     needs = frozenset({UNROTATED_QUERIES})
     found, unwatched, expected = (
         prefill(loaded, ids, needs)
-        for loaded, needs in ((fused, needs), (fused, frozenset()), (model.ours, needs))
+        for loaded, needs in ((fast, needs), (fast, frozenset()), (model.ours, needs))
     )
     assert len(found.layers) == len(expected.layers) == 3
     for index, (ours, alone, theirs) in enumerate(
@@ -110,42 +107,42 @@ def test_behind_the_last_attention_prefill_computes_nothing(seed: int) -> None:
             return layer_reference.gated(gate_up_XJ)
 
     counted = Counted()
-    fused = probed(tiny_model(seed, num_layers=3).ours, counted)
+    fast = probed(tiny_model(seed, num_layers=3).ours, counted)
     counted.num_gated = 0
-    prefill(fused, [1, 2, 3], frozenset())
+    prefill(fast, [1, 2, 3], frozenset())
     assert counted.num_gated == 2
 
 
 def test_few_tokens_at_a_time_give_the_same_numbers(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    fused, model = both(seed, torch.float32, "llama with biases")
+    fast, model = both(seed, torch.float32, "llama with biases")
     ids = list(range(NUM_TOKENS))
     expected = prefill(model.ours, ids, frozenset())
     monkeypatch.setattr(fast_decoder, "MOST_TOKENS_AT_ONCE", 5)
-    for ours, theirs in zip(prefill(fused, ids, frozenset()).layers, expected.layers, strict=True):
+    for ours, theirs in zip(prefill(fast, ids, frozenset()).layers, expected.layers, strict=True):
         torch.testing.assert_close(ours.k_SD, theirs.k_SD, **TOLERANCES[torch.float32])
         torch.testing.assert_close(ours.v_SD, theirs.v_SD, **TOLERANCES[torch.float32])
 
 
 @kinds
 def test_joined_weights_are_the_modules_own(kind: str, seed: int) -> None:
-    fused, model = both(seed, torch.float32, kind)
-    state, expected = fused.module.state_dict(), model.plain.state_dict()
+    fast, model = both(seed, torch.float32, kind)
+    state, expected = fast.module.state_dict(), model.plain.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in state)
     storages = {
         parameter.untyped_storage().data_ptr(): parameter.untyped_storage().nbytes()
-        for parameter in fused.module.parameters()
+        for parameter in fast.module.parameters()
     }
     assert sum(storages.values()) == sum(parameter.nbytes for parameter in model.plain.parameters())
-    assert fused.fused is not None
-    for layer, module in zip(fused.fused.layers, fused.module.get_decoder().layers, strict=True):
+    assert fast.fast_decoder is not None
+    for layer, module in zip(fast.fast_decoder.layers, fast.module.get_decoder().layers, strict=True):
         assert layer.qkv.weight.data_ptr() == module.self_attn.q_proj.weight.data_ptr()
         assert layer.gate_up.weight.data_ptr() == module.mlp.gate_proj.weight.data_ptr()
     ids_1T = torch.arange(NUM_TOKENS)[None]
-    fused.module.set_attn_implementation("sdpa")
+    fast.module.set_attn_implementation("sdpa")
     with torch.inference_mode():
         torch.testing.assert_close(
-            fused.module(ids_1T).logits, model.plain(ids_1T).logits, **TOLERANCES[torch.float32]
+            fast.module(ids_1T).logits, model.plain(ids_1T).logits, **TOLERANCES[torch.float32]
         )
 
 
@@ -188,7 +185,7 @@ def test_a_decoder_with_other_numbers_is_not_used(wrong: dict, dtype: torch.dtyp
     right = {name: getattr(layer_reference, name) for name in ("rotate", "rms_norm", "gated")}
     with pytest.warns(RuntimeWarning, match="'tiny' runs through transformers' own layers"):
         loaded = probed(model.ours, SimpleNamespace(**{**right, **wrong}))
-    assert (loaded.fused, loaded.layers) == (None, "transformers")
+    assert (loaded.fast_decoder, loaded.layers) == (None, "transformers")
 
 
 def test_a_decoder_we_do_not_know_is_not_used_and_said_so(seed: int) -> None:
@@ -200,106 +197,14 @@ def test_a_decoder_we_do_not_know_is_not_used_and_said_so(seed: int) -> None:
         sentence = f"'tiny' runs through transformers' own layers, not through fused ones: it has {why}"
         with pytest.warns(RuntimeWarning, match=sentence):
             loaded = probed(model.ours, layer_reference)
-        assert loaded.fused is None
+        assert loaded.fast_decoder is None
 
 
-def test_a_model_is_a_key_fused_or_not(seed: int) -> None:
-    fused, model = both(seed, torch.float32, "llama")
-    assert {fused: 1, model.ours: 2}[fused] == 1
-    assert replace(fused) == fused != replace(fused, fused=None)
+def test_a_model_is_a_key_with_a_fast_decoder_or_without(seed: int) -> None:
+    fast, model = both(seed, torch.float32, "llama")
+    assert {fast: 1, model.ours: 2}[fast] == 1
+    assert replace(fast) == fast != replace(fast, fast_decoder=None)
 
 
 def test_without_kernels_transformers_layers_are_used(seed: int) -> None:
-    assert probed(tiny_model(seed).ours).fused is None
-
-
-class _Quantised(nn.Linear):
-    """A stranger's linear layer, whose weight may be anything."""
-
-
-def _quantise(layer: nn.Module) -> None:
-    layer.mlp.up_proj = _Quantised(64, 96, bias=False)
-
-
-def _tie(layer: nn.Module) -> None:
-    layer.self_attn.k_proj.weight = layer.self_attn.v_proj.weight
-
-
-def _give_one_a_bias(layer: nn.Module) -> None:
-    layer.self_attn.k_proj.bias = nn.Parameter(torch.zeros(32))
-
-
-def _hook(layer: nn.Module) -> None:
-    layer.mlp.register_forward_hook(lambda module, args, output: output * 2)
-
-
-def _patch(layer: nn.Module) -> None:
-    layer.mlp.forward = lambda x: x
-
-
-def _add_a_part(layer: nn.Module) -> None:
-    layer.post_feedforward_layernorm = nn.Identity()
-
-
-def _gate_otherwise(layer: nn.Module) -> None:
-    layer.mlp.act_fn = nn.GELU()
-
-
-def _norm_otherwise(layer: nn.Module) -> None:
-    layer.input_layernorm = nn.LayerNorm(64)
-
-
-def _mix_dtypes(layer: nn.Module) -> None:
-    layer.mlp.down_proj.to(torch.bfloat16)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        _quantise,
-        _tie,
-        _give_one_a_bias,
-        _hook,
-        _patch,
-        _add_a_part,
-        _gate_otherwise,
-        _norm_otherwise,
-        _mix_dtypes,
-    ],
-    ids=lambda change: change.__name__,
-)
-def test_what_is_not_known_stays_as_it_is(change, seed: int) -> None:
-    module = tiny_model(seed).ours.module
-    assert is_fusable(module)
-    change(module.get_decoder().layers[3])
-    assert not is_fusable(module)
-
-
-def _scaled_between(model_type: str, **scaling: Any) -> nn.Module:
-    """A decoder of Llama's children, by name and by kind, that computes something else between them."""
-    config = AutoConfig.for_model(
-        model_type, vocab_size=VOCAB_SIZE, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, eos_token_id=None, bos_token_id=None, pad_token_id=None, **scaling,
-    )  # fmt: skip
-    return AutoModelForCausalLM.from_config(config)
-
-
-@pytest.mark.parametrize(
-    ("model_type", "scaling"), [("granite", {"residual_multiplier": 0.9}), ("ministral3", {"head_dim": 16})]
-)
-def test_other_model_types_stay_as_they_are(
-    model_type: str, scaling: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if model_type not in CONFIG_MAPPING:
-        pytest.skip(f"this transformers has no {model_type}")
-    module = _scaled_between(model_type, **scaling)
-    assert not is_fusable(module)
-    monkeypatch.setattr(joined_weights, "SUPPORTED_MODEL_TYPES", (model_type,))
-    assert is_fusable(module)  # so nothing but the type tells
-
-
-def test_a_window_stays_transformers_affair(seed: int) -> None:
-    module = tiny_model(seed, model_type="mistral").ours.module
-    assert is_fusable(module)
-    module.get_decoder().config.sliding_window = 100
-    assert not is_fusable(module)
+    assert probed(tiny_model(seed).ours).fast_decoder is None
