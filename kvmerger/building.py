@@ -1,7 +1,8 @@
-"""A spec to a variant, its policy's name to an instance: ``snapkv``, ``my_module:MyPolicy``, or parts joined by ``+``.
+"""Making a policy from its name and parameters: ``snapkv``, ``my_module:MyPolicy``, or parts joined by ``+``.
 
 The first part is a policy; every further one wraps what stands to its left: ``snapkv+adakv`` ranks tokens as SnapKV does
-and lets AdaKV share the budget out among heads. Parameters go to the part that has them.
+and lets AdaKV share the budget out among heads. Each call makes a fresh instance, so no policy carries state from one item
+to the next.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from kvmerger.variants import VariantSpec
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A spec brought to life: the policy instance the engine calls, and the budget it gets."""
+    """What the engine runs: a policy instance, the budget it gets, and the label of its rows."""
 
     label: str
     policy: Policy
@@ -52,6 +53,7 @@ def build(name: str, params: Mapping[str, Any]) -> Policy:
         inner = {} if policy is None else {registry.INNER: policy}
         try:
             policy = part_class(**inner, **own)
+        # A ValueError itself: caught below, it would be wrapped in words that say less.
         except PolicyError:
             raise
         except (TypeError, ValueError) as error:
@@ -61,10 +63,11 @@ def build(name: str, params: Mapping[str, Any]) -> Policy:
 
 
 def _routed(name: str, params: Mapping[str, Any], known: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """Each part's own parameters, part by part."""
+    """Each part's own parameters, in the order of the parts."""
     parts = name.split("+")
     own: list[dict[str, Any]] = [{} for _ in parts]
     for key, value in params.items():
+        # From the right: `my.module:MyPolicy.alpha` has dots in its part.
         part, has_part, bare = key.rpartition(".")
         takers = [
             index

@@ -1,7 +1,6 @@
 """A variant is a policy, its parameters and a budget, under a label that is unique in its sweep.
 
-A `VariantSpec` is plain data: it can be hashed, pickled, stored and compared without torch. `build_variant` makes a
-fresh policy from it each time, so no policy can carry state from one item to the next.
+A `VariantSpec` is plain data: it can be hashed, pickled, stored and compared without torch.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from kvmerger.budget import (
     kept_ratio_from_compression_ratio,
     parse_budget,
 )
-from kvmerger.merging.protected import protected_ratios
+from kvmerger.merging.protected import threshold_label
 from kvmerger.names import VariantError, nearest
 
 FULL = "full"
@@ -93,6 +92,7 @@ def parse_policy_entry(entry: str | Mapping[str, Any]) -> list[VariantSpec]:
         raise VariantError(f"policy {entry['name']!r}: {_RATIO_HELP}")
     name = _canonical_name(entry["name"])
     budgets = _budgets(entry)
+    # By name, not by label: `baseline` and its like have become `full` above.
     if name in REFERENCE_LABELS:
         if budgets or params:
             raise VariantError(
@@ -102,8 +102,9 @@ def parse_policy_entry(entry: str | Mapping[str, Any]) -> list[VariantSpec]:
     if not budgets:
         _refuse_misspelt(name, params)
         raise VariantError(f"policy {name!r} needs a budget, such as `budget: 0.5`; got {dict(entry)!r}")
+    # Sorted: the order in which parameters were written is no part of what a variant is.
     pairs = tuple(sorted(params.items()))
-    return [VariantSpec(_label(entry, name, budget), name, pairs, budget) for budget in budgets]
+    return [VariantSpec(_label(entry, name, params, budget), name, pairs, budget) for budget in budgets]
 
 
 def parse_policies(entries: Sequence[str | Mapping[str, Any]]) -> list[VariantSpec]:
@@ -130,7 +131,10 @@ _RESERVED_KEYS = ("budget", "compression_ratio", "label", "name")
 
 
 def _refuse_misspelt(name: str, params: Mapping[str, Any]) -> None:
-    """Where the budget is missing, a key much like one that is read is a slip; others may be the policy's own."""
+    """Raise `VariantError` for a key that resembles one read here, in an entry without a budget.
+
+    Other unknown keys may be parameters of the policy, which cannot be asked before it is built.
+    """
     for key in params:
         if near := nearest(key, _RESERVED_KEYS):
             raise VariantError(
@@ -156,31 +160,28 @@ def _canonical_name(name: str) -> str:
 
 
 def _as_list(value: Any) -> list[Any]:
+    # A list alone means several: `{like: label}` is one budget, and so is a number.
     return value if isinstance(value, list) else [value]
 
 
 def _frozen(value: Any) -> Any:
+    # YAML gives lists, and a spec is hashed: policies therefore take their lists as tuples.
     return tuple(_frozen(element) for element in value) if isinstance(value, list) else value
 
 
-def _label(entry: Mapping[str, Any], name: str, budget: BudgetSpec) -> str:
+def _label(entry: Mapping[str, Any], name: str, params: Mapping[str, Any], budget: BudgetSpec) -> str:
+    # One label for several budgets could not be unique: each budget is then appended to it.
     if "label" in entry and not any(
         isinstance(entry.get(key), list) for key in ("budget", "compression_ratio")
     ):
         return str(entry["label"])
     own_name = entry["name"] if entry["name"] in ALIASES else name.rpartition(":")[2]
     base = str(entry.get("label", own_name))
-    if isinstance(budget, KeptRatio) and (name == "kvmerger_paper" or entry.get("mode") == "threshold"):
-        # The budget only picks the protected fractions here; what is kept is an outcome, so the name promises none.
-        by_budget = protected_ratios(budget.ratio)
-        recent_ratio = entry.get("recent_ratio", by_budget.recent_ratio)
-        heavy_ratio = entry.get("heavy_ratio", by_budget.heavy_ratio)
-        return f"{base}[{recent_ratio:g}+{heavy_ratio:g}]"
-    return f"{base}@{budget}"
+    return f"{base}{threshold_label(name, params, budget) or f'@{budget}'}"
 
 
 def _check_like(spec: VariantSpec, by_label: Mapping[str, VariantSpec]) -> None:
-    """Follow ``like`` from one variant to the next until a budget of its own."""
+    """Raise `VariantError` unless ``like``, followed from variant to variant, ends at a budget or at the full cache."""
     followed = [spec.label]
     while isinstance(spec.budget, LikeVariant):
         wanted = spec.budget.label
@@ -198,7 +199,7 @@ def _check_like(spec: VariantSpec, by_label: Mapping[str, VariantSpec]) -> None:
 
 
 def _hint_for_like(budget: LikeVariant, by_label: Mapping[str, VariantSpec]) -> str:
-    """The label that may be meant, and the entry that would give the wanted one (imports torch to know policies)."""
+    """The label that may be meant, and the entry that would give the wanted one."""
     # A label made of the wanted one resembles it most, and is what asks for it.
     others = [
         label
@@ -221,6 +222,7 @@ def _is_budget(text: str) -> bool:
 
 
 def _is_known(name: str) -> bool:
+    # Brings torch into a module that does without: only an error that ends the sweep may come by here.
     from kvmerger.policies import registry
 
     first, *wrappers = _canonical_name(name).split("+")

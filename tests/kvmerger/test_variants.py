@@ -5,6 +5,7 @@ import pytest
 from kvmerger.budget import BudgetError, KeptRatio, LikeVariant, SlotCount
 from kvmerger.building import build_variant
 from kvmerger.names import VariantError
+from kvmerger.policies import registry
 from kvmerger.policies.base import PolicyError
 from kvmerger.variants import VariantSpec, parse_policies, parse_policy_entry
 
@@ -176,3 +177,19 @@ def test_a_budget_may_be_like_the_full_cache_but_not_like_none() -> None:
 def test_a_threshold_row_is_named_by_what_it_protects() -> None:
     entry = {"name": "kvmerger", "mode": "threshold", "budget": 0.5, "recent_ratio": 0.4, "heavy_ratio": 0.0}
     assert parse_policy_entry(entry)[0].label == "kvmerger[0.4+0]"
+    assert parse_policy_entry(entry | {"recent_ratio": None})[0].label == "kvmerger[0.17+0]"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *({"name": name} for name in registry.names()),
+        *({"name": name, "mode": "threshold"} for name in ("kvmerger", "kvmerger_plus", "pivots_only")),
+    ],
+    ids=lambda entry: "-".join(entry.values()),
+)
+def test_a_label_names_the_budget_unless_the_class_says_that_it_decides_nothing(entry: dict) -> None:
+    """Labels are made without torch, so what the class says of itself is said a second time for them."""
+    (spec,) = parse_policy_entry(entry | {"budget": 0.5})
+    is_outcome = build_variant(spec).policy.budget_is_outcome
+    assert (spec.label.endswith("[0.17+0.12]"), spec.label.endswith("@0.5")) == (is_outcome, not is_outcome)
