@@ -1,8 +1,8 @@
 """One row whose policy acts while it answers: when it gets slots of its own, and how it starts again.
 
-A row starts as any other, on its variant's shared prefix. When the rule's room is used up, prefix and tail become slots of
-its own (`OwnSlots`), and from then on their number is constant: each token read goes in, one slot goes out. Starting again
-is going back to the shared prefix and the tail as it was read, both of which are kept for it.
+A row starts as any other, on its variant's shared prefix. When the rule's room is used up, prefix and tail are copied into
+slots of its own (`OwnSlots`), whose number is constant from then on: for each token read one slot leaves. To start again is
+to go back to the shared prefix and the tail as it was read, both of which are kept for that.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class DecodingRow:
         self._cache = cache
         self._row = row
         self._prefix = cache.prefix_of(row)
+        # A copy: the row's answer overwrites the tail once its slots are lent.
         self._tail_LHTD = cache.tail_of(row)
         self._tail_position = cache.next_position_R[row] - cache.tail_length_R[row]
         self._scores_after_tail = self._first_scores(tail_mass_L)
@@ -76,6 +77,7 @@ class DecodingRow:
 
     def restart(self) -> None:
         """Put the row back to where it had just read its tail."""
+        # In this order: `_reset` takes the next position from the cache.
         self._cache.restore(self._row, self._prefix, *self._tail_LHTD)
         self._reset()
         self._move_once_room_is_used_up()
@@ -87,6 +89,7 @@ class DecodingRow:
             if self._scores is not None and mass_L is not None:
                 self._scores = self._scores.plus(mass_L)
         else:
+            # Lending emptied the tail, and each newest token is forgotten again: it holds this one token.
             k_LHTD, v_LHTD = self._cache.tail_of(self._row)
             new = NewToken(k_LHTD[:, :, 0], v_LHTD[:, :, 0], self._newest_position, self._num_read)
             self._num_merged += self._own.replace(self.rule, new, mass_L)
@@ -115,6 +118,7 @@ class DecodingRow:
         assert self._own is not None, "the room is used up first"
         k_LHD, v_LHD = self._cache.newest_of(self._row)
         new = NewToken(k_LHD, v_LHD, self._newest_position, self._num_read)
+        # In place: a recorded step goes on counting in these very tensors.
         self._num_merged += self._own.replace(self.rule, new, mass_L, is_read) * is_read
         self._num_read += is_read
         self._newest_position += is_read

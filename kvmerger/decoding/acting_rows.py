@@ -1,6 +1,6 @@
 """The rows of a batch whose policies act during decoding; the batch's other rows have nothing to do with them.
 
-A rule may be a stranger's. What it raises ends its own row: the row is left alone from then on and comes back as failed.
+An error that a rule raises, which may be a user's own code, ends its own row: that is fed no more and comes back as failed.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class DecodingRows:
         return ActingRows({index: row for index, row in self._row_by_index.items() if index in indices})
 
     def _attempt(self, action_by_index: Mapping[int, Callable[[], None]]) -> None:
+        # The clock below waits for the device twice a step, which a batch without rules must not pay for.
         if not action_by_index:
             return
         start_s = now_s(self._device)
@@ -92,7 +93,7 @@ class DecodingRows:
                 act()
             except torch.OutOfMemoryError:
                 raise  # the batch is too large; no rule is to blame
-            # The rule may be a stranger's: its error is its own row's, not the batch's.
+            # The rule may be a user's: its error is its own row's, not the batch's.
             except Exception as error:  # noqa: BLE001
                 self.failures[index] = RuleFailure(type(error).__name__, str(error), traceback.format_exc())
         self.seconds += now_s(self._device) - start_s

@@ -1,9 +1,7 @@
 """A fixed set of rows answering together: greedy decoding, then the same tokens forced on all of them.
 
-The batch has as many rows as its bucket says, whatever happens in them: dummies fill it up and finished rows stay, with
-nothing to attend to. Matrices are as wide as the prompt's longest question needs, whichever rows are there. So a row's
-numbers depend on the prompt, its bucket and its index, never on its neighbours. Rows whose policies act between two tokens
-are fed one token at a time where others are forced in one go.
+A row's numbers depend on the prompt, its bucket and its index, never on its neighbours: the batch keeps as many rows as its
+bucket says, filled up with dummies, and its matrices are as wide as the prompt's longest question needs.
 
 Shapes: R rows (the bucket), T tokens, E hidden size.
 """
@@ -89,6 +87,7 @@ class Batch:
         prefixes = [self.rows[index].prefix if index in self.rows else None for index in range(bucket)]
         template = next(iter(self.rows.values())).prefix
         if room is None and graphs is not None:
+            # The same addresses as the last batch of this shape had: they are what recorded steps hold.
             room = graphs.room_for(bucket, capacity, template)
         self.cache = RaggedCache(prefixes, [len(prompt.context_ids)] * bucket, capacity, room)
         self._tail_length_R = tuple(
@@ -117,6 +116,7 @@ class Batch:
     def decode(self) -> dict[int, Answer]:
         """Greedy answers by row index. Rewinds every row to the end of its tail first; leaves what it decoded in place."""
         start_s, rules_start_s = now_s(self._model.device), self._decoding.seconds
+        # First: a rule that raises while its row is put back adds to the failures, which have no trace.
         self.rewind()
         self._own_trace = {
             index: [] for index in self.rows if index in self._decoding and index not in self.failures
@@ -149,7 +149,9 @@ class Batch:
         tokens any row of this prompt is given: it sets the matrices' width.
         """
         self.rewind()
+        # The state before a token is what predicts it, so a row's last one is never read.
         feed = {index: ids[:-1] for index, ids in token_ids_by_row.items() if ids}
+        # A rule acts between two tokens: its row reads them one by one, the others all in one matrix.
         at_once = {index: ids for index, ids in feed.items() if index not in self._decoding}
         hidden_RTE = self._tail_hidden_RE[:, None]
         if longest > 1 and at_once:
@@ -193,6 +195,7 @@ class Batch:
     @torch.inference_mode()
     def first_tokens(self) -> list[int]:
         """Each row's first token; where the question has stop tokens of its own, none that would end the answer."""
+        # Nothing but these rows' own logits is changed: `logits` gives a tensor that nobody else has.
         logits_RV = self._model.logits(self._tail_hidden_RE)
         for index in self.rows:
             if stop_ids := self._question(index).stop_ids:
@@ -215,6 +218,7 @@ class Batch:
 
     def rewind(self) -> None:
         """Put every row back to the end of its tail."""
+        # Rows with rules may have lent slots, which the cache refuses to rewind; `restart` restores them.
         self.cache.rewind(
             [None if index in self._decoding else length for index, length in enumerate(self._tail_length_R)]
         )

@@ -31,8 +31,9 @@ class CudaRecorder:
         self._device = device
         self._stream = _recording_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+        # Weakly: a graph goes, and its memory with it, when nobody holds its `replay` any more.
         self._alive: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
-        # Two, since one is asked for before the one before it is read.
+        # Pinned, or the copy would wait for the device. Two, since one is asked for before the one before it is read.
         self._numbers = [torch.zeros((), dtype=torch.int64, pin_memory=True) for _ in range(2)]
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:

@@ -1,8 +1,7 @@
-"""Greedy decoding: which rows still answer, and the two loops that keep them going.
+"""Greedy decoding: which rows still answer, and the two ways of going on with them.
 
-The eager loop is the definition: the host reads every token and feeds it back. The other one hands the same steps to the
-device (`StepGraphs`) and reads them later; what the rows have said is worked out from its tokens by the same rule, so the
-two cannot part in what ends an answer.
+The eager loop is the definition: the host reads every token and feeds it back. Recorded steps (`StepGraphs`) run on the
+device alone, and `catch_up` reads their tokens afterwards. Both end answers by `Progress.take`, so they cannot differ there.
 
 Shapes: R rows.
 """
@@ -61,12 +60,14 @@ def decode_eagerly(progress: Progress, steps: Steps, until: Callable[[Progress],
     """Go on token by token until all answers have ended, or until ``until`` says so."""
     while progress.left and not until(progress):
         next_R = steps.step(progress.feed_R)
+        # Between the two: a row whose answer ends with this token has read the one before, and holds it.
         steps.note(progress.left.keys())
         progress.take(next_R)
 
 
 def catch_up(progress: Progress, steps: Steps, next_TR: Sequence[Sequence[int]]) -> list[int]:
     """Take the tokens of steps that have been made already, and return how many of them each row took part in."""
+    # The device goes on for a few steps after the last answer's end: what it says there, `take` does not look at.
     num_read_R = [0] * progress.num_rows
     for next_R in next_TR:
         for index in progress.left:

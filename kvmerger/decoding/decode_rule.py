@@ -1,8 +1,8 @@
 """What a policy does between two tokens of an answer: one slot leaves for every token that comes.
 
-A rule is a frozen dataclass of its parameters. What it has to remember (attention received so far, positions) lives in the
-slots it acts on (`DecodingSlots`); it is shown them and says which one leaves, and who inherits its value. All it
-computes has shapes that do not change from step to step, and nothing waits for the device.
+A rule is a frozen dataclass of its parameters. What has to be remembered (attention received so far, positions) lives in the
+slots it acts on (`own_slots.OwnSlots`); a rule is shown them and says which one leaves, and which others inherit its value.
+All it computes has shapes that do not change from step to step, and nothing waits for the device: steps are recorded.
 
 Shapes: L layers, H KV heads, X columns (slots of the longest head, then the token just read), M heirs.
 """
@@ -118,7 +118,9 @@ def leaving_columns(worth_LHX: Tensor, step: DecodeStep) -> Tensor:
             f"worth has shape {tuple(worth_LHX.shape)}; one number per layer, KV head and column is needed: "
             f"{tuple(step.position_LHX.shape)}"
         )
+    # Not `argmin` of the worth: which of equal columns that takes is open, and columns are in no order.
     worth_LHX = worth_LHX.masked_fill(~step.is_held_LHX, float("inf"))
+    # Again at the end: where all that is held is worth inf, the empty columns tie with it.
     is_least_LHX = (worth_LHX == worth_LHX.amin(dim=2, keepdim=True)) & step.is_held_LHX
     last = torch.iinfo(step.position_LHX.dtype).max
     return step.position_LHX.masked_fill(~is_least_LHX, last).argmin(dim=2)

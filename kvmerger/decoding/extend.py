@@ -37,6 +37,7 @@ class _ExtendAttention:
     def attend(
         self, layer_index: int, q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float
     ) -> Tensor:
+        # Appended before anything attends: a new token sees itself and, causally, those that came with it.
         layer = self._cache.append(layer_index, k_BHTD, v_BHTD, self._num_new_R)
         attended = ragged_attention(q_BQTD, layer, scaling, self._mass_rows)
         self.mass_by_row_L.append(attended.mass_by_row)
@@ -62,6 +63,7 @@ def extend(
     position_RT = _positions(cache, num_new, tokens_RT.shape[1], tokens_RT.device)
     handler = _ExtendAttention(cache, num_new, mass_rows)
     hidden_RTE = model.hidden_states(tokens_RT, position_RT, handler)
+    # Once for all layers, and after the last: each one appends behind the old lengths.
     cache.advance(num_new)
     return Extended(hidden_RTE, handler.mass_by_row_L)
 
@@ -74,10 +76,8 @@ def pad_tokens(ids_R: Sequence[Sequence[int]], num_tokens: int, device: torch.de
 def _positions(
     cache: RaggedCache, num_new_R: tuple[int, ...], num_tokens: int, device: torch.device
 ) -> Tensor:
-    """New tokens continue at the true prompt length, however few slots a row has kept: int64 (R, T).
-
-    Padding repeats a row's last position, so that no position is larger than the row's own tokens need.
-    """
+    """New tokens continue at the true prompt length, however few slots a row has kept: int64 (R, T)."""
+    # Padding repeats a row's last position: one further on may be more than the model has.
     last_R = [max(num_new - 1, 0) for num_new in num_new_R]
     offset_RT = torch.arange(num_tokens, device=device).minimum(torch.tensor(last_R, device=device)[:, None])
     return torch.tensor(cache.next_position_R, device=device)[:, None] + offset_RT

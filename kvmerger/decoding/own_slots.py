@@ -1,8 +1,8 @@
 """Slots that belong to one row alone and change in place: every token that comes takes the place of one that leaves.
 
 All layers and heads lie in one flat storage, each head's prefix slots and behind them its tail, so that a step is a
-handful of device operations whatever the number of layers and heads, with shapes that stay the same. Where something is
-to be written for some heads only, the others write into a spare slot at the end, which nobody reads.
+handful of device operations whatever the number of layers and heads, with shapes that stay the same. Where something is to
+be written for some heads only, the others write into a spare slot at the end, which nobody reads.
 
 Shapes: L layers, H KV heads, S prefix slots of a layer, T tail tokens, F own slots of all layers and heads, D head size,
 X columns (slots of the longest head, then the token just read), M heirs.
@@ -107,8 +107,10 @@ class OwnSlots:
         step = self._step(new, mass_L)
         leaving_LH = leaving_columns(rule.worth(step), step)
         heirs = rule.heirs(step, leaving_LH)
+        # The newest token's column is no slot: where that leaves at once, `_place` gives the spare.
         is_new_LH1 = (leaving_LH == self._column_X.shape[0])[:, :, None]
         place_LH = self._place(leaving_LH[:, :, None]).squeeze(2)
+        # Taken before the new token is written over it.
         leaving_v_LHD = torch.where(is_new_LH1, new.v_LHD, self._v_FD[place_LH])
         if is_read is not None:
             place_LH = torch.where(is_read, place_LH, self.num_slots)
@@ -132,6 +134,7 @@ class OwnSlots:
     def _step(self, new: NewToken, mass_L: Sequence[SlotMass] | None) -> DecodeStep:
         attention_LHX = score_LHX = None
         if mass_L is not None:
+            # Attention saw these slots as `layers`, slices of the flat storages in their order; the spare was in none.
             own_F = torch.cat([mass.prefix_S for mass in mass_L])
             itself_LH = torch.stack([mass.tail_HC[:, -1] for mass in mass_L])
             attention_LHX = self._as_columns(F.pad(own_F, (0, 1)), itself_LH)
@@ -165,6 +168,7 @@ class OwnSlots:
         first_slot = first_head = 0
         for index, layer in enumerate(prefix):
             # Every head before a slot, in its layer and the earlier ones, has moved it on by one tail.
+            # On the CPU, where the repeats' sum is at hand: the device would be waited for.
             head_S = torch.repeat_interleave(
                 torch.arange(layer.num_heads), torch.tensor(layer.num_slots_H)
             ).to(layer.k_SD.device)

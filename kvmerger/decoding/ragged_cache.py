@@ -125,15 +125,17 @@ class RaggedCache:
     ) -> RaggedLayer:
         """Write one new key and value of one layer behind every row's tail; nothing waits for the device.
 
-        A row that reads no token may get one all the same, behind its end, where nobody looks. With a prefix table, which
-        must be up to date (`follow`), the lengths of the layer that is returned are bounds: a device kernel has its own.
+        A row that reads no token may get one all the same, behind its end, where nobody looks. A prefix table must be up to
+        date (`follow`); with one, the lengths of the layer that is returned are bounds.
         """
         tails = (self._tail_k[layer_index], self._tail_v[layer_index])
         write_tails(tails, (k_RH1D, v_RH1D), arrival.row_R, 0, arrival.place_R, arrival.lengths_2R)
         prefix_R = self._prefixes_of(layer_index)
         if self._table is None:
+            # The reference wants numbers, and this waits for them: only where nothing is recorded, on the CPU.
             tail_start_R, num_new_R = (tuple(counts) for counts in arrival.lengths_2R.tolist())
             return RaggedLayer(prefix_R, *tails, tail_start_R, num_new_R)
+        # A recorded grid must reach as far as any repetition needs; kernels read the true lengths on the device.
         longest_R = tuple(
             0 if row in self._lent_rows else self.tail_capacity - 1 for row in range(self.num_rows)
         )
@@ -176,6 +178,7 @@ class RaggedCache:
         return tuple(None if prefix is None else prefix[layer_index] for prefix in self._prefixes)
 
     def _arrival_of(self, num_new_R: tuple[int, ...], num_tokens: int, device: torch.device) -> Arrival:
+        # Every layer of an extend asks for the same. Indices are found on the CPU, where `nonzero` waits for nothing.
         asked = (self._tail_length_R, num_new_R, num_tokens)
         if self._arrival is None or self._arrival[:3] != asked:
             lengths_2R = torch.tensor([self._tail_length_R, num_new_R], dtype=torch.int32)
@@ -197,6 +200,7 @@ class RaggedCache:
         Raises:
             ValueError: a length the row has not reached, or a row with lent slots, which only `restore` takes back.
         """
+        # All rows are checked before any is changed.
         for row, (wanted, current) in enumerate(zip(tail_length_R, self._tail_length_R, strict=True)):
             if wanted is None:
                 continue

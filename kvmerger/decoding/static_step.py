@@ -1,9 +1,9 @@
 """One decode step of a whole batch, at fixed addresses and without a host: what a CUDA graph can record.
 
 All that changes from step to step lives in tensors that are made once: the token each row reads, its position, its tail's
-length, how many tokens it may still say, and all that was said. Which batch it works for is told by `aim_at`; where the
-batch's tails and prefix table lie at the same addresses, a recorded step serves one batch after the other. A row that has
-ended reads nothing, as in the eager loop, and nothing of it changes.
+length, how many tokens it may still say, and all that was said. `aim_at` says which batch the step works for; batches whose
+tails and prefix tables lie at the same addresses are served by one recording. A row that has ended reads nothing, as in the
+eager loop, and nothing of it changes.
 
 Shapes: R rows, L layers, T steps, M end tokens of a row.
 """
@@ -23,7 +23,7 @@ from kvmerger.kernels.dispatch import ragged_attention
 from kvmerger.kernels.reference.ragged import SlotMass
 from kvmerger.models.loading import LoadedModel
 
-_NO_TOKEN = -1
+_NO_TOKEN = -1  # no token's id, so that what fills up a row's end tokens ends nothing
 
 
 class StaticStep:
@@ -38,6 +38,7 @@ class StaticStep:
         self._cache: RaggedCache | None = None
         self._acting: ActingRows | None = None
         device = model.device
+        # Never bound anew: a recording holds these addresses, so everything below writes in place.
         self._row_R = torch.arange(num_rows, device=device)
         self._token_R1 = torch.zeros(num_rows, 1, dtype=torch.int64, device=device)
         self._position_R1 = torch.zeros_like(self._token_R1)
@@ -81,11 +82,13 @@ class StaticStep:
         """Every row that goes on reads its token, and says the next."""
         assert self._cache is not None and self._acting is not None, "aim_at comes first"
         num_new_R = self._lengths_2R[1]
+        # Places are a copy (`long` of int32), the lengths are not: they move only after all layers have attended.
         arrival = OneEach(self._row_R, self._lengths_2R[0].long(), self._lengths_2R, self.most_slots)
         handler = _StaticAttention(self._cache, arrival, self._acting.asking)
         hidden_R1E = self._model.hidden_states(self._token_R1, self._position_R1, handler)
         next_R = self._model.logits(hidden_R1E[:, 0]).argmax(dim=-1)
         self._acting.settle_on_device(handler.mass_by_row_L, num_new_R)
+        # A step number of the host's would be recorded as the number that it was.
         self._said_RT.scatter_(1, self._step_11.expand(len(self._row_R), 1), next_R[:, None])
         self._step_11 += 1
         self._position_R1 += num_new_R[:, None]
@@ -93,6 +96,7 @@ class StaticStep:
         is_end_R = (next_R[:, None] == self._ends_RM).any(dim=1)
         goes_on_R = (num_new_R > 0) & (self._left_R > 1) & ~is_end_R
         self._left_R -= num_new_R
+        # Overwrites `num_new_R`, a view of it: whatever needs the step's own number stands above.
         self._lengths_2R[1] = goes_on_R
         self._token_R1.copy_(torch.where(goes_on_R, next_R, 0)[:, None])
         self.num_going.copy_(goes_on_R.sum())

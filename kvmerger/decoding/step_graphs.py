@@ -1,12 +1,9 @@
 """Decode steps recorded once and repeated without Python, for one batch after another.
 
 A recorded step fits every batch of as many rows whose tails and prefixes stay within the same rounded sizes: addresses and
-lengths come from tables on the device, and the tails of all batches live in the same memory. So at most one batch may be
-in use at a time. Rows whose policies act while they answer have slots of their own, which no other batch has: their step is
-recorded anew for each answer, which costs about two eager steps.
-
-What cannot be recorded runs eagerly: no row depends on a graph. Memory that runs out below torch's allocator looks like any
-other error, so a step is given up only when it could not be recorded twice in a row.
+lengths come from tables on the device, and the tails of all batches live in the same memory, so that one batch may be in use
+at a time. A step with rows whose policies act while they answer is recorded anew for each answer, which costs about two eager
+steps. What cannot be recorded runs eagerly: no row depends on a graph.
 """
 
 from __future__ import annotations
@@ -37,6 +34,10 @@ steps, the host reads how the last ones ended, so an answer's end is noticed at 
 LEAST_TAIL_TOKENS = 64
 LEAST_SLOTS = 1024
 LEAST_ENDS = 8
+# Twice in a row: memory that runs out below torch's allocator looks like any other error, and has most likely passed by the
+# next batch. Each failure costs about two eager steps.
+MOST_FAILURES = 2
+RuleNames = frozenset[str]
 
 
 class Recorder(Protocol):
@@ -120,6 +121,7 @@ class StepGraphs:
             self._arena = layer.k_SD.new_zeros(num_elements)
         if num_rows not in self._columns:
             self._columns[num_rows] = new_columns(num_rows, template)
+        # Always from the arena's start: batches of one shape get the same addresses.
         tails = list(self._arena[:num_elements].view(shape_LRHCD))
         self._room = Room(tails[: len(template)], tails[len(template) :], self._columns[num_rows])
         return self._room
@@ -159,6 +161,7 @@ class StepGraphs:
         for step in range(1, most_steps + 1):
             recorded.repeat()
             if step % self._check_every == 0:
+                # The look before this one: while the host waits for it, the device has newer steps to work on.
                 if num_going is not None and num_going() == 0:
                     return step
                 num_going = self._recorder.read_later(recorded.step.num_going)
@@ -192,6 +195,7 @@ class StepGraphs:
             rounded_up(cache.most_slots, LEAST_SLOTS, finer=1),
             rounded_up(max(map(len, progress.ends.values())), LEAST_ENDS),
         )
+        # Never with rules: their slots are at addresses of this answer's own.
         if not acting and key in self._by_key:
             self._by_key.move_to_end(key)
             self._by_key[key].step.aim_at(cache, acting)
@@ -221,6 +225,7 @@ def graphs_for(model: LoadedModel, refusals: Refusals | None = None) -> StepGrap
     """Graphs for a model on a GPU whose attention is computed by a kernel that reads lengths there; otherwise None."""
     if model.device.type != "cuda" or not has_triton():
         return None
+    # On no device: only shape and dtype are looked at.
     a_query = torch.empty(1, 1, 1, model.info.head_dim, dtype=DTYPES[model.info.dtype], device="meta")
     if not is_supported(a_query):
         return None
@@ -233,8 +238,3 @@ def rounded_up(count: int, least: int, finer: int = 4) -> int:
     """``least``, or ``count`` rounded up to one of few sizes: ``finer`` of them between a power of two and the next."""
     step = max(least, 1 << max(count - 1, 1).bit_length() - 1) // finer
     return max(least, -(-count // max(step, 1)) * max(step, 1))
-
-
-RuleNames = frozenset[str]
-MOST_FAILURES = 2
-"""In a row. A failure that passes has passed by the next batch, most likely; and each costs about two eager steps."""

@@ -75,6 +75,7 @@ class Together:
             self._by_row([batch.max_new_by_row for batch in self.batches]),
             self._by_row([batch.ends_by_row for batch in self.batches]),
         )
+        # Dummies have none and say nothing, so any number will do for them.
         first = self._by_row([dict(enumerate(batch.first_tokens())) for batch in self.batches])
         progress.take([first.get(row, 0) for row in range(self._num_rows)])
         self._go_on_with_graphs(progress)
@@ -103,6 +104,7 @@ class Together:
     def _go_on_with_graphs(self, progress: Progress) -> None:
         if self._graphs is None or not progress.left:
             return
+        # No party has a row with a rule: their slots would belong to one of the caches and not to the joined one.
         next_TR = self._graphs.run(self._cache, ActingRows({}), progress)
         if next_TR is not None:
             self._cache.count_read(catch_up(progress, self, next_TR))
