@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from evaluators import scoring
-from evaluators.statistics.intervals import Interval, mean_interval, paired_difference
+from evaluators.statistics.intervals import Interval, mean_interval, paired_difference, proportion_interval
 from jobs.results.schema import DONE_STATUSES, Row
 from kvmerger.variants import FULL, NO_CONTEXT
 
@@ -50,6 +50,13 @@ class VariantSummary:
     unscored_reason: str | None = None
     params: str | None = None
     budget_asked: str | None = None
+
+    @property
+    def score_interval(self) -> Interval | None:
+        """Of the score: exact (Clopper-Pearson) where every score of the task is 0 or 1, else the one over contexts."""
+        if self.score is None or self.num_right is None:
+            return self.score
+        return proportion_interval(self.num_right, self.score.num_items)
 
 
 class Kept(Protocol):

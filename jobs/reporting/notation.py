@@ -10,7 +10,7 @@ import math
 import unicodedata
 from typing import NamedTuple
 
-from evaluators.statistics.intervals import Interval, proportion_interval
+from evaluators.statistics.intervals import Interval
 from jobs.analysis.pairing import ComparedMetric
 from jobs.analysis.published_beside import FigureBeside
 from jobs.analysis.summary import MacroMean, ResultSummary
@@ -22,8 +22,7 @@ UNKNOWN = "-"
 NO_SPREAD = "no spread"
 """Stands for an interval where all values are equal."""
 TO = " to "
-NOISE_NAME = "full again (A/A noise)"
-_SHOWN_NAMES = {FULL: "full cache", FULL_AA: NOISE_NAME, NO_CONTEXT: "no context (tail alone)"}
+_SHOWN_NAMES = {FULL: "full cache", FULL_AA: "full again (A/A noise)", NO_CONTEXT: "no context (tail alone)"}
 _LEAST_SHOWN_P = 0.001
 _BYTES_PER_UNIT = 1024
 _PERCENT = 100
@@ -130,16 +129,9 @@ def _is_in_points(metric: ComparedMetric) -> bool:
     return metric.unit_factor == _PERCENT
 
 
-def score_interval(variant: VariantSummary) -> Interval | None:
-    """Exact (Clopper-Pearson) where every score of the task is 0 or 1, else the one over contexts."""
-    if variant.score is None or variant.num_right is None:
-        return variant.score
-    return proportion_interval(variant.num_right, variant.score.num_items)
-
-
 def shown_score(variant: VariantSummary) -> Shown:
     """Counts where a score is right or wrong, otherwise 0 to 100."""
-    interval = score_interval(variant)
+    interval = variant.score_interval
     if interval is None or variant.num_right is None:
         return shown_interval(interval, "{:.1f}", highest=1.0, factor=_PERCENT)
     ends = shown_interval(interval, "{:.0%}", highest=1.0).ends

@@ -39,7 +39,9 @@ from jobs.reporting.notation import (
     plain,
     setting_in_words,
     shown_count,
+    shown_difference,
     shown_interval,
+    shown_label,
     shown_mode,
     shown_name,
     shown_task,
@@ -180,9 +182,9 @@ def _quality(
         (quality_panel.NLL, "answer_nll"),
         (quality_panel.SCORE, "score"),
     ):
-        on_tasks = [quality_panel.task_panel(it, measure) for it in tasks if column is not None]
+        on_tasks = [quality_panel.task_panel(it, measure, shown_label) for it in tasks if column is not None]
         intervals = {} if column is None or len(tasks) < 2 else macro_intervals(rows, column)
-        macro = quality_panel.macro_panel(tasks, means, measure, intervals)
+        macro = quality_panel.macro_panel(tasks, means, measure, intervals, shown_label)
         panels = [it for it in (macro, *on_tasks) if it is not None]
         drawn = [
             Panel(it.title, quality.draw(it, styles, f"{prefix} {measure} {number}"))
@@ -198,7 +200,7 @@ def _traces(
 ) -> list[tuple[memory_trace.TracePanel, Panel]]:
     drawn = []
     for number, task in enumerate(tasks):
-        panel = memory_trace.trace_panel(task, [row for row in rows if task_of(row) == task.task])
+        panel = memory_trace.trace_panel(task, [row for row in rows if task_of(row) == task.task], shown_name)
         if panel is not None:
             svg = memory_trace.draw(panel, styles, f"{prefix} trace {number}")
             drawn.append((panel, Panel(panel.task, svg)))
@@ -224,6 +226,7 @@ def _environment() -> jinja2.Environment:
         plain=plain,
         references=REFERENCE_LABELS,
         shown_count=shown_count,
+        shown_difference=shown_difference,
         shown_interval=shown_interval,
         shown_mode=shown_mode,
         shown_name=shown_name,

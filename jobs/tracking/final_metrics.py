@@ -17,7 +17,6 @@ from jobs.analysis.pairing import SCORE
 from jobs.analysis.summary import MacroMean, ResultSummary
 from jobs.analysis.variant_summary import VariantSummary
 from jobs.reporting.facts import without_passwords
-from jobs.reporting.notation import score_interval
 from jobs.results.grouping import grouped, task_of
 from jobs.results.schema import DONE_STATUSES, Row
 from jobs.tracking import metrics as what
@@ -107,7 +106,7 @@ def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]
 
 def _of_task(task: str, variant: VariantSummary) -> dict[str, float | None]:
     values = {
-        **_with_ends(metric_key(what.SCORE, task), score_interval(variant), 0.0, 1.0),
+        **_with_ends(metric_key(what.SCORE, task), variant.score_interval, 0.0, 1.0),
         **_with_ends(metric_key(what.ANSWER_NLL, task), variant.answer_nll, 0.0, math.inf),
         **_with_ends(metric_key(what.KL, task), variant.kl, 0.0, math.inf),
         **_with_ends(metric_key(what.TOP1, task), variant.top1_agreement, 0.0, 1.0),

@@ -13,8 +13,8 @@ from markupsafe import Markup
 from evaluators.statistics.intervals import Interval
 from jobs.analysis.differences import Difference
 from jobs.analysis.pairing import ComparedMetric
-from jobs.reporting.notation import NOISE_NAME, Shown, shown_difference
 from jobs.results.grouping import Setting
+from kvmerger.variants import FULL_AA
 
 _WIDTH, _HEIGHT, _MARGIN = 120, 14, 4  # of a cell's drawing, in its own units
 MACRO = "mean of the tasks"
@@ -25,7 +25,8 @@ _SIGNS = {"better": "▲ better", "worse": "▼ worse", "inconclusive": ""}
 class DifferenceCell:
     """One variant on one task. `verdict` is "better", "worse", "inconclusive", "no scale" or, of the A/A row, "noise"."""
 
-    shown: Shown
+    metric: ComparedMetric
+    interval: Interval
     verdict: str
     note: str
     drawing: Markup
@@ -80,7 +81,10 @@ def _map(differences: Sequence[Difference], shown_names: Mapping[tuple[Setting, 
         for it in differences
         if it.floor is not None
     }
-    labels = list(dict.fromkeys(it.label for it in differences))
+    labels = dict.fromkeys(it.label for it in differences)
+    lines = [(label, tuple(cells.get((label, task)) for task in tasks)) for label in labels]
+    if floors:
+        lines.append((FULL_AA, tuple(floors.get(task) for task in tasks)))
     return DifferenceMap(
         setting=first.setting,
         metric="score" if first.metric.is_higher_better else "answer NLL",
@@ -88,16 +92,7 @@ def _map(differences: Sequence[Difference], shown_names: Mapping[tuple[Setting, 
         is_lower_better=not first.metric.is_higher_better,
         tasks=tuple(MACRO if task is None else task for task in tasks),
         no_verdict=shared,
-        rows=(
-            *(
-                (
-                    shown_names.get((first.setting, label), label),
-                    tuple(cells.get((label, task)) for task in tasks),
-                )
-                for label in labels
-            ),
-            *([(NOISE_NAME, tuple(floors.get(task) for task in tasks))] if floors else []),
-        ),
+        rows=tuple((shown_names.get((first.setting, label), label), line) for label, line in lines),
     )
 
 
@@ -132,7 +127,7 @@ def _drawn(
     factor = metric.unit_factor
     low, high = (None if end is None else _cut(factor * end, reach) for end in interval.ends or (None, None))
     drawing = _whisker(factor * interval.mean, low, high, reach)
-    return DifferenceCell(shown_difference(metric, interval), verdict, note, drawing)
+    return DifferenceCell(metric, interval, verdict, note, drawing)
 
 
 def _cut(value: float, reach: float) -> float:

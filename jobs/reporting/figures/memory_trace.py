@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from jobs.analysis.summary import TaskSummary, series_name
+from jobs.analysis.variant_summary import VariantSummary
 from jobs.reporting.figures.style import FAINT, INK, SeriesStyle, look, new_panel, to_svg
-from jobs.reporting.notation import shown_name
 from jobs.results.grouping import grouped
 from jobs.results.schema import DONE_STATUSES, Row
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
@@ -47,8 +47,13 @@ class TracePanel:
     lines: tuple[TraceLine, ...]
 
 
-def trace_panel(task: TaskSummary, rows: Iterable[Row]) -> TracePanel | None:
-    """The traces of the item whose prompt is the median one among those most variants finished."""
+def trace_panel(
+    task: TaskSummary, rows: Iterable[Row], name_of: Callable[[VariantSummary], str]
+) -> TracePanel | None:
+    """The traces of the item whose prompt is the median one among those most variants finished.
+
+    `name_of` is how readers know a variant.
+    """
     traced = [
         row
         for row in rows
@@ -65,7 +70,7 @@ def trace_panel(task: TaskSummary, rows: Iterable[Row]) -> TracePanel | None:
     )
     by_label = {row["variant"]: row for row in chosen}
     lines = tuple(
-        _line(shown_name(variant), _series_of(variant.label, series_name(variant)), by_label[variant.label])
+        _line(name_of(variant), _series_of(variant.label, series_name(variant)), by_label[variant.label])
         for variant in task.variants
         if variant.label in by_label and variant.label != _SAME_AS_FULL
     )

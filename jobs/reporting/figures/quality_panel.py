@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from evaluators.statistics.intervals import Interval
 from jobs.analysis.summary import MacroMean, TaskSummary, policies_of, series_name
-from jobs.analysis.variant_summary import VariantSummary
-from jobs.reporting.notation import score_interval, shown_label
+from jobs.analysis.variant_summary import Kept, VariantSummary
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
+NameOf = Callable[[Kept], str]
 SCORE, NLL, RECOVERED = "score", "answer NLL (nats/token)", "NLL recovered"
 HIGHEST = {SCORE: 100.0, RECOVERED: 1.0}
 REFERENCE_DASHES: dict[str, str | tuple[int, tuple[int, ...]]] = {FULL: "-", FULL_AA: "--", NO_CONTEXT: ":"}
@@ -48,10 +48,10 @@ class QualityPanel:
         )
 
 
-def task_panel(task: TaskSummary, measure: str) -> QualityPanel | None:
-    """The panel of one task; None when no policy has the measure."""
+def task_panel(task: TaskSummary, measure: str, name_of: NameOf) -> QualityPanel | None:
+    """The panel of one task; None when no policy has the measure. `name_of` is how readers know a variant."""
     read = _score_point if measure == SCORE else _nll_point
-    points = [(variant, read(variant)) for variant in task.variants]
+    points = [(variant, read(variant, name_of)) for variant in task.variants]
     known = [(variant, point) for variant, point in points if point is not None]
     by_label = {variant.label: point for variant, point in known}
     policies = {variant.label for variant in policies_of(task)}
@@ -65,6 +65,7 @@ def macro_panel(
     means: Sequence[MacroMean],
     measure: str,
     intervals: Mapping[str, Interval],
+    name_of: NameOf,
 ) -> QualityPanel | None:
     """The mean over tasks, each weighing the same; None for one task or where a task lacks the measure.
 
@@ -73,7 +74,7 @@ def macro_panel(
     if len(tasks) < 2:
         return None
     series = {variant.label: series_name(variant) for task in tasks for variant in policies_of(task)}
-    found = [(it.label, _macro_point(it, measure, intervals.get(it.label))) for it in means]
+    found = [(it.label, _macro_point(it, measure, intervals.get(it.label), name_of)) for it in means]
     points = {label: point for label, point in found if point is not None}
     lines = _lines((series[label], point) for label, point in points.items() if label in series)
     references = {label: points[label] for label in REFERENCE_DASHES if label in points}
@@ -90,28 +91,28 @@ def _lines(points: Iterable[tuple[str, Point]]) -> dict[str, tuple[Point, ...]]:
     }
 
 
-def _score_point(variant: VariantSummary) -> Point | None:
-    return _point(variant, score_interval(variant), lambda value: 100 * min(max(value, 0.0), 1.0))
+def _score_point(variant: VariantSummary, name_of: NameOf) -> Point | None:
+    return _point(variant, name_of, variant.score_interval, lambda value: 100 * min(max(value, 0.0), 1.0))
 
 
-def _nll_point(variant: VariantSummary) -> Point | None:
-    return _point(variant, variant.answer_nll, lambda value: max(value, 0.0))
+def _nll_point(variant: VariantSummary, name_of: NameOf) -> Point | None:
+    return _point(variant, name_of, variant.answer_nll, lambda value: max(value, 0.0))
 
 
 def _point(
-    variant: VariantSummary, interval: Interval | None, shown: Callable[[float], float]
+    variant: VariantSummary, name_of: NameOf, interval: Interval | None, shown: Callable[[float], float]
 ) -> Point | None:
     if interval is None or variant.kept_ratio is None:
         return None
     low, high = (None if end is None else shown(end) for end in interval.ends or (None, None))
-    return Point(shown_label(variant), 100 * variant.kept_ratio, shown(interval.mean), low, high)
+    return Point(name_of(variant), 100 * variant.kept_ratio, shown(interval.mean), low, high)
 
 
-def _macro_point(mean: MacroMean, measure: str, interval: Interval | None) -> Point | None:
+def _macro_point(mean: MacroMean, measure: str, interval: Interval | None, name_of: NameOf) -> Point | None:
     value = {SCORE: mean.score, NLL: mean.answer_nll, RECOVERED: mean.nll_recovered}[measure]
     if value is None or mean.kept_ratio is None:
         return None
     factor, highest = (100, 100.0) if measure == SCORE else (1, float("inf"))
     ends = (interval and interval.ends) or (None, None)
     low, high = (None if end is None else min(max(factor * end, 0.0), highest) for end in ends)
-    return Point(shown_label(mean), 100 * mean.kept_ratio, factor * value, low, high)
+    return Point(name_of(mean), 100 * mean.kept_ratio, factor * value, low, high)

@@ -3,11 +3,10 @@
 import random
 import re
 
-import pytest
-
 from jobs.analysis.differences import Difference, differences_to_full
 from jobs.reporting.figures.difference_map import MACRO, difference_maps
-from jobs.reporting.notation import NO_SPREAD, NOISE_NAME
+from jobs.reporting.notation import NO_SPREAD, shown_difference
+from kvmerger.variants import FULL_AA
 from tests.fakes.pairs import paired_rows
 from tests.fakes.rows import make_sweep_rows
 
@@ -27,16 +26,14 @@ def test_cells_hold_the_judged_means_and_verdicts(seed: int) -> None:
         found = nll if it.metric.column == "answer_nll" else score
         cell = dict(found.rows)[it.label][found.tasks.index(it.task or MACRO)]
         assert cell is not None and it.paired is not None
-        assert float(cell.shown.mean) == pytest.approx(
-            it.metric.unit_factor * it.paired.interval.mean, abs=0.051
-        )
+        assert cell.interval == it.paired.interval
         assert cell.verdict == it.verdict
 
 
 def test_the_noise_floor_has_a_row_of_its_own(seed: int) -> None:
     for found in difference_maps(differences(seed, 10), {}):
         label, cells = found.rows[-1]
-        assert label == NOISE_NAME and any(cell is not None and cell.verdict == "noise" for cell in cells)
+        assert label == FULL_AA and any(cell is not None and cell.verdict == "noise" for cell in cells)
 
 
 def test_a_reason_all_variants_share_stands_once(seed: int) -> None:
@@ -52,7 +49,7 @@ def test_no_difference_of_scores_is_shown_beyond_what_scores_allow(seed: int) ->
         for _, cells in score.rows
         for cell in cells
         if cell
-        for number in re.findall(r"[\d.]+", cell.shown.ends)
+        for number in re.findall(r"[\d.]+", shown_difference(cell.metric, cell.interval).ends)
     ]
     assert shown and max(map(float, shown)) <= 100
 
@@ -64,7 +61,7 @@ def test_one_task_has_no_mean_column(seed: int) -> None:
 def test_differences_that_are_all_equal_have_no_interval(seed: int) -> None:
     rows = [row | {"score": float("@" not in row["variant"])} for row in paired_rows(seed, 4)]
     _, score = difference_maps(differences_to_full(rows), {})
-    for label, mean in (("snapkv@0.5", "-100.0"), (NOISE_NAME, "0.0")):
+    for label, mean in (("snapkv@0.5", "-100.0"), (FULL_AA, "0.0")):
         (cell,) = dict(score.rows)[label]
-        assert cell is not None and cell.shown == (mean, NO_SPREAD)
+        assert cell is not None and shown_difference(cell.metric, cell.interval) == (mean, NO_SPREAD)
         assert "whisker" not in cell.drawing

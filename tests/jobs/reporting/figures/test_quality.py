@@ -5,18 +5,15 @@ import re
 
 import pytest
 
-from jobs.analysis.summary import ResultSummary, series_names, summarize
+from jobs.analysis.summary import series_names, summarize
 from jobs.reporting.figures.quality import draw
 from jobs.reporting.figures.quality_panel import NLL, RECOVERED, SCORE, macro_panel, task_panel
 from jobs.reporting.figures.style import series_styles
+from jobs.reporting.notation import shown_label
 from jobs.results.schema import Row
 from tests.fakes.rows import make_sweep_rows
 
 POLICIES = {"a@0.75": 0.75, "a@0.25": 0.25, "b@0.5": 0.5}
-
-
-def summary_of(rows: list[Row]) -> ResultSummary:
-    return summarize(rows)
 
 
 @pytest.fixture
@@ -25,7 +22,7 @@ def rows(seed: int) -> list[Row]:
 
 
 def test_a_policy_is_one_line_over_its_budgets_in_ascending_memory(rows: list[Row]) -> None:
-    panel = task_panel(summary_of(rows).tasks[0], NLL)
+    panel = task_panel(summarize(rows).tasks[0], NLL, shown_label)
     assert panel is not None
     assert {name: [point.kept_percent for point in line] for name, line in panel.lines.items()} == {
         "a": [25.0, 75.0],
@@ -35,8 +32,8 @@ def test_a_policy_is_one_line_over_its_budgets_in_ascending_memory(rows: list[Ro
 
 
 def test_points_are_the_tables_means_and_ends(rows: list[Row]) -> None:
-    task = summary_of(rows).tasks[0]
-    panel = task_panel(task, NLL)
+    task = summarize(rows).tasks[0]
+    panel = task_panel(task, NLL, shown_label)
     assert panel is not None
     (point,) = panel.lines["b"]
     interval = next(it.answer_nll for it in task.variants if it.label == "b@0.5")
@@ -45,27 +42,27 @@ def test_points_are_the_tables_means_and_ends(rows: list[Row]) -> None:
 
 
 def test_scores_stay_between_0_and_100(rows: list[Row]) -> None:
-    panel = task_panel(summary_of(rows).tasks[0], SCORE)
+    panel = task_panel(summarize(rows).tasks[0], SCORE, shown_label)
     assert panel is not None
     points = [point for line in panel.lines.values() for point in line]
     assert all(0 <= (point.low or 0) <= point.mean <= (point.high or 100) <= 100 for point in points)
 
 
 def test_a_task_without_the_number_has_no_panel(rows: list[Row]) -> None:
-    task = summary_of([row | {"answer_nll": None} for row in rows]).tasks[0]
-    assert task_panel(task, NLL) is None
+    task = summarize([row | {"answer_nll": None} for row in rows]).tasks[0]
+    assert task_panel(task, NLL, shown_label) is None
 
 
 def test_one_task_has_no_mean_over_tasks(rows: list[Row]) -> None:
-    summary = summary_of(rows)
+    summary = summarize(rows)
     means = summary.macro_means(summary.settings()[0])
-    assert macro_panel(summary.tasks, means, RECOVERED, {}) is not None
-    assert macro_panel(summary.tasks[:1], means, RECOVERED, {}) is None
+    assert macro_panel(summary.tasks, means, RECOVERED, {}, shown_label) is not None
+    assert macro_panel(summary.tasks[:1], means, RECOVERED, {}, shown_label) is None
 
 
 def test_the_drawing_keeps_text_as_text_and_takes_its_colors_from_the_page(rows: list[Row]) -> None:
-    summary = summary_of(rows)
-    panel = task_panel(summary.tasks[0], NLL)
+    summary = summarize(rows)
+    panel = task_panel(summary.tasks[0], NLL, shown_label)
     assert panel is not None
     svg = str(draw(panel, series_styles(series_names(summary.tasks)), "x"))
     assert ">full cache</text>" in svg and "var(--series-0)" in svg and "var(--ink)" in svg
@@ -75,8 +72,8 @@ def test_the_drawing_keeps_text_as_text_and_takes_its_colors_from_the_page(rows:
 
 def test_policies_of_one_budget_stand_by_name_with_the_best_on_top(seed: int) -> None:
     rows = make_sweep_rows(random.Random(seed), {"a@0.5": 0.5, "b@0.5": 0.5, "c@0.5": 0.5}, ["b/t"], 5)
-    summary = summary_of(rows)
-    panel = task_panel(summary.tasks[0], NLL)
+    summary = summarize(rows)
+    panel = task_panel(summary.tasks[0], NLL, shown_label)
     assert panel is not None
     svg = str(draw(panel, series_styles(series_names(summary.tasks)), "x"))
     shown = re.findall(r">([abc]) \(50\.0 %\)</text>", svg)  # from the bottom to the top
