@@ -3,7 +3,7 @@
 The model is called with ``use_cache=False``, explicit ``position_ids`` and the handler as a forward keyword. Nothing in
 transformers is patched or subclassed; without a handler the call fails instead of computing something else.
 
-Where a decoder is one that `fused_decoder` computes in fewer kernels, that calls the handler in transformers' place.
+Where a decoder is one that `fast_decoder` computes in fewer kernels, that calls the handler in transformers' place.
 
 Shapes: B rows, T tokens, E hidden size, Q query heads, H KV heads, D head size.
 """

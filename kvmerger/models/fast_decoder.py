@@ -44,7 +44,7 @@ class Product(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FusedLayer:
+class FastLayer:
     """One layer's weights, those of the same input joined. attention: the module they come from, for those who watch."""
 
     attention: nn.Module
@@ -59,12 +59,12 @@ class FusedLayer:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FusedDecoder:
+class FastDecoder:
     """All layers between the embedding and the last norm. Read-only: forward passes never change it."""
 
     embed_tokens: nn.Module
     rotary: nn.Module
-    layers: tuple[FusedLayer, ...]
+    layers: tuple[FastLayer, ...]
     last_norm: Norm
     num_query_heads: int
     num_heads: int
@@ -116,7 +116,7 @@ class FusedDecoder:
         return handler.attend(index, q_BQTD, k_BHTD, v_BHTD, layer.scaling).reshape(input_XE.shape[0], -1)
 
     def _behind_attention(
-        self, layer: FusedLayer, next_norm: Norm, residual_XE: Tensor, attended_XP: Tensor
+        self, layer: FastLayer, next_norm: Norm, residual_XE: Tensor, attended_XP: Tensor
     ) -> Tensor:
         """Add a layer's attention and MLP to ``residual_XE``, in place; its ``next_norm`` is returned: (X, E)."""
         next_XE = torch.empty_like(residual_XE)

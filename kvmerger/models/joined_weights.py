@@ -1,4 +1,4 @@
-"""Which decoders `fused_decoder` can compute, and their weights joined: one matrix for products of the same input.
+"""Which decoders `fast_decoder` can compute, and their weights joined: one matrix for products of the same input.
 
 The parameters become slices of the joined matrices, so that transformers computes the same numbers with them as before, and
 nothing is held twice. Only the model's type and structure are looked at here; whether the numbers are right is for
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kvmerger.kernels.reference.layer import HeadNorms, LayerKernels
-from kvmerger.models.fast_decoder import FusedDecoder, FusedLayer, Norm, Product
+from kvmerger.models.fast_decoder import FastDecoder, FastLayer, Norm, Product
 from kvmerger.models.source import DTYPES, SUPPORTED_MODEL_TYPES, sliding_window
 
 _DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -53,7 +53,7 @@ def is_fusable(module: nn.Module) -> bool:
     )
 
 
-def join(module: nn.Module, kernels: LayerKernels) -> FusedDecoder:
+def join(module: nn.Module, kernels: LayerKernels) -> FastDecoder:
     """Join a fusable model's weights, layer by layer, and return what computes with them.
 
     Changes where the model's parameters lie, and none of their numbers.
@@ -62,7 +62,7 @@ def join(module: nn.Module, kernels: LayerKernels) -> FusedDecoder:
     config = decoder.config
     with torch.inference_mode(False), torch.no_grad():
         layers = tuple(_joined_layer(layer) for layer in decoder.layers)
-    return FusedDecoder(
+    return FastDecoder(
         decoder.embed_tokens,
         decoder.rotary_emb,
         layers,
@@ -73,9 +73,9 @@ def join(module: nn.Module, kernels: LayerKernels) -> FusedDecoder:
     )
 
 
-def _joined_layer(layer: Any) -> FusedLayer:
+def _joined_layer(layer: Any) -> FastLayer:
     attention, mlp = layer.self_attn, layer.mlp
-    joined = FusedLayer(
+    joined = FastLayer(
         attention=attention,
         scaling=float(attention.scaling),
         input_norm=_norm(layer.input_layernorm),

@@ -28,7 +28,7 @@ from kvmerger.models.attention import (
     register_attention,
     watching_inputs,
 )
-from kvmerger.models.fast_decoder import FusedDecoder
+from kvmerger.models.fast_decoder import FastDecoder
 from kvmerger.models.joined_weights import is_fusable, join
 from kvmerger.models.source import (
     DTYPES,
@@ -51,14 +51,14 @@ _PROBE_ROWS, _PROBE_TOKENS = 2, 6
 class LoadedModel:
     """A model behind the seam. Read-only: forward passes never change it.
 
-    ``fused`` computes the decoder of ``module``, with the same weights, in its place; `probed` sets it. Such a model is not
-    to be copied or pickled, and it does not see what is done to ``module`` afterwards: hooks, ``.to()``, other parameters.
+    ``fast_decoder`` computes the decoder of ``module`` in its place, with the same weights; `probed` sets it. Such a model is
+    not to be copied or pickled, and does not see what is done to ``module`` afterwards: hooks, ``.to()``, other parameters.
     """
 
     module: nn.Module
     info: ModelInfo
     eos_ids: frozenset[int]
-    fused: FusedDecoder | None = None
+    fast_decoder: FastDecoder | None = None
 
     @property
     def device(self) -> torch.device:
@@ -72,7 +72,7 @@ class LoadedModel:
     @property
     def layers(self) -> str:
         """Who computes the decoder's layers: "fused", our own kernels, or "transformers"."""
-        return "transformers" if self.fused is None else "fused"
+        return "transformers" if self.fast_decoder is None else "fused"
 
     @property
     def attention_modules(self) -> list[nn.Module]:
@@ -87,8 +87,8 @@ class LoadedModel:
     @torch.inference_mode()
     def hidden_states(self, ids_BT: Tensor, position_ids_BT: Tensor, handler: AttentionHandler) -> Tensor:
         """Last hidden states (B, T, E); every layer's attention is answered by ``handler``."""
-        if self.fused is not None:
-            return self.fused.hidden_states(ids_BT, position_ids_BT, handler)
+        if self.fast_decoder is not None:
+            return self.fast_decoder.hidden_states(ids_BT, position_ids_BT, handler)
         decoder = self.module.get_decoder()  # type: ignore[operator]
         output = decoder(
             input_ids=ids_BT, position_ids=position_ids_BT, use_cache=False, **{HANDLER_KEYWORD: handler}
@@ -104,8 +104,8 @@ class LoadedModel:
         watch: InputWatch | None = None,
     ) -> None:
         """`hidden_states` for those who want none: all that counts is what ``handler`` is asked, and ``watch`` told."""
-        if self.fused is not None:
-            self.fused.visit_layers(ids_BT, position_ids_BT, handler, watch)
+        if self.fast_decoder is not None:
+            self.fast_decoder.visit_layers(ids_BT, position_ids_BT, handler, watch)
             return
         with nullcontext() if watch is None else watching_inputs(self.attention_modules, watch):
             self.hidden_states(ids_BT, position_ids_BT, handler)
@@ -145,18 +145,18 @@ def load_model(
 
 
 def probed(model: LoadedModel, kernels: LayerKernels | None = None) -> LoadedModel:
-    """``model``, now known to be behind the seam, with a fused decoder where we know how and it gives the same numbers.
+    """``model``, now known to be behind the seam, with a fast decoder where we know how and it gives the same numbers.
 
     That joins weights (`joined_weights.join`): move the module to its device before.
 
     Args:
-        kernels: what a fused decoder computes with; by default the device's, and without any there is no such decoder.
+        kernels: what a fast decoder computes with; by default the device's, and without any there is no such decoder.
 
     Raises:
         ModelError: this transformers version does not let our attention answer every layer.
     """
     with model.on_its_device():
-        return _probed(replace(model, fused=None), kernels)
+        return _probed(replace(model, fast_decoder=None), kernels)
 
 
 def _probed(model: LoadedModel, kernels: LayerKernels | None) -> LoadedModel:
@@ -171,11 +171,11 @@ def _probed(model: LoadedModel, kernels: LayerKernels | None) -> LoadedModel:
             model, f"it has {'a sliding window' if has_window else 'a structure we do not know'}"
         )
         return model
-    fused = replace(model, fused=join(model.module, kernels))
+    fast = replace(model, fast_decoder=join(model.module, kernels))
     try:
-        difference = _largest_difference(_probe(fused), expected)
+        difference = _largest_difference(_probe(fast), expected)
         if difference <= _MOST_DIFFERENCE[model.info.dtype]:
-            return fused
+            return fast
         problem = f"its numbers differ by {difference:.1g} of their norm"
     except torch.OutOfMemoryError:
         raise

@@ -26,7 +26,7 @@ ALLOCATOR_TOLERANCE = 0.02
 def on_cuda(seed: int, dtype: torch.dtype, device: str = "cuda") -> TinyModel:
     model = tiny_model(seed, dtype)
     ours = probed(LoadedModel(model.ours.module.to(device), model.ours.info, frozenset()))
-    assert ours.fused is not None
+    assert ours.fast_decoder is not None
     return TinyModel(ours, model.plain.to(device))
 
 

@@ -1,4 +1,4 @@
-"""The fused decoder with Triton's kernels against transformers' own layers on CUDA, eagerly and inside a CUDA graph."""
+"""The fast decoder with Triton's kernels against transformers' own layers on CUDA, eagerly and inside a CUDA graph."""
 
 import copy
 import random
@@ -33,7 +33,7 @@ NUM_TOKENS = 150
 
 
 def both(seed: int, dtype: torch.dtype, kind: str) -> tuple[LoadedModel, LoadedModel]:
-    """A model that goes through the fused decoder, and the same weights untouched."""
+    """A model that goes through the fast decoder, and the same weights untouched."""
     model = tiny_model(seed, dtype, model_type=kind.split()[0], num_layers=3, **KINDS[kind]).ours
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.module.named_parameters():
@@ -43,9 +43,9 @@ def both(seed: int, dtype: torch.dtype, kind: str) -> tuple[LoadedModel, LoadedM
     untouched = replace(model, module=copy.deepcopy(model.module).to("cuda"))
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        fused = probed(replace(model, module=model.module.to("cuda")))
-    assert fused.fused is not None
-    return fused, untouched
+        fast = probed(replace(model, module=model.module.to("cuda")))
+    assert fast.fast_decoder is not None
+    return fast, untouched
 
 
 def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -64,11 +64,11 @@ def random_ids(seed: int, num_tokens: int) -> list[int]:
 def test_prefill_sees_transformers_numbers_and_the_same_bits_when_watched(
     dtype: torch.dtype, kind: str, seed: int
 ) -> None:
-    fused, untouched = both(seed, dtype, kind)
+    fast, untouched = both(seed, dtype, kind)
     ids, needs = random_ids(seed, NUM_TOKENS), frozenset({UNROTATED_QUERIES})
     found, alone, expected = (
-        prefill(fused, ids, needs),
-        prefill(fused, ids, frozenset()),
+        prefill(fast, ids, needs),
+        prefill(fast, ids, frozenset()),
         prefill(untouched, ids, needs),
     )
     for ours, unwatched, theirs in zip(found.layers, alone.layers, expected.layers, strict=True):
@@ -83,11 +83,11 @@ def test_prefill_sees_transformers_numbers_and_the_same_bits_when_watched(
 def test_few_tokens_at_a_time_give_the_same_numbers(
     dtype: torch.dtype, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fused, untouched = both(seed, dtype, "llama with biases")
+    fast, untouched = both(seed, dtype, "llama with biases")
     ids = random_ids(seed, NUM_TOKENS)
     expected = prefill(untouched, ids, frozenset())
     monkeypatch.setattr(fast_decoder, "MOST_TOKENS_AT_ONCE", 64)
-    for ours, theirs in zip(prefill(fused, ids, frozenset()).layers, expected.layers, strict=True):
+    for ours, theirs in zip(prefill(fast, ids, frozenset()).layers, expected.layers, strict=True):
         assert_near(ours.k_SD, theirs.k_SD)
         assert_near(ours.v_SD, theirs.v_SD)
 
@@ -98,12 +98,12 @@ def test_few_tokens_at_a_time_give_the_same_numbers(
 def test_extend_is_transformers_on_ragged_rows(
     num_tokens: int, dtype: torch.dtype, kind: str, seed: int
 ) -> None:
-    fused, untouched = both(seed, dtype, kind)
+    fast, untouched = both(seed, dtype, kind)
     num_new_R = [num_tokens, 1, 0, (num_tokens + 1) // 2, 0]
     tokens_RT = pad_tokens(
-        [random_ids(seed + row, count) for row, count in enumerate(num_new_R)], num_tokens, fused.device
+        [random_ids(seed + row, count) for row, count in enumerate(num_new_R)], num_tokens, fast.device
     )
-    found, expected = (_extended_twice(model, tokens_RT, num_new_R, seed) for model in (fused, untouched))
+    found, expected = (_extended_twice(model, tokens_RT, num_new_R, seed) for model in (fast, untouched))
     for row, num_new in enumerate(num_new_R):
         if num_new:
             assert_near(found[row, :num_new], expected[row, :num_new])
@@ -128,16 +128,16 @@ def test_a_recorded_pass_gives_the_eager_ones_bits(dtype: torch.dtype, seed: int
             out_BQTD = q_BQTD * scaling + (k_BHTD + v_BHTD).repeat_interleave(2, dim=1)
             return out_BQTD.transpose(1, 2).contiguous()
 
-    fused, untouched = both(seed, dtype, "qwen3")
+    fast, untouched = both(seed, dtype, "qwen3")
     ids_R1 = torch.tensor(random_ids(seed, 16), device="cuda")[:, None]
     position_R1 = ids_R1 * 3
     out_R1E = torch.zeros(16, 1, 64, dtype=dtype, device="cuda")
-    repeat = CudaRecorder(fused.device).record(
-        lambda: out_R1E.copy_(fused.hidden_states(ids_R1, position_R1, Keeping()))
+    repeat = CudaRecorder(fast.device).record(
+        lambda: out_R1E.copy_(fast.hidden_states(ids_R1, position_R1, Keeping()))
     )
     for _ in range(2):
         ids_R1.copy_((ids_R1 * 7 + 5) % VOCAB_SIZE)
         position_R1.copy_(position_R1 + 11)
         repeat()
-        assert torch.equal(out_R1E, fused.hidden_states(ids_R1, position_R1, Keeping()))
+        assert torch.equal(out_R1E, fast.hidden_states(ids_R1, position_R1, Keeping()))
         assert_near(out_R1E, untouched.hidden_states(ids_R1, position_R1, Keeping()))

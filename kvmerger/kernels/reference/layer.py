@@ -25,7 +25,7 @@ class HeadNorms(NamedTuple):
 
 
 class LayerKernels(Protocol):
-    """What a fused decoder wants of a module of kernels; this module is one, `kernels.triton.layer` another."""
+    """What a fast decoder wants of a module of kernels; this module is one, `kernels.triton.layer` another."""
 
     def rms_norm(
         self,

@@ -108,7 +108,7 @@ def test_tails_get_each_rows_new_tokens_and_nothing_else(
     rng, capacity, num_rows = random.Random(seed), 11, 5
     num_new_R = [num_tokens, 0, *(rng.randint(0, num_tokens) for _ in range(3))]
     start_R = [rng.randint(0, capacity - num_new) for num_new in num_new_R]
-    # As a fused decoder has them: heads of one product for queries, keys and values.
+    # As the fast decoder has them: heads of one product for queries, keys and values.
     product = drawn(seed, (num_rows, num_tokens, 3 * num_heads + 1, head_dim), dtype, device)
     k_RHTD, v_RHTD = product.transpose(1, 2)[:, num_heads + 1 :].split(num_heads, dim=1)
     tails = [
