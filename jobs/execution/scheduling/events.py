@@ -1,6 +1,7 @@
 """The scheduler's vocabulary: what happened to actors and units, and what is to be done about it.
 
-All values are frozen and say nothing about how an actor is run, so any executor, or a test, can speak it.
+All values are frozen and say nothing about how an actor is run, so any executor, or a test, can use them. `now_s` is in
+seconds of one monotonic clock, the driver's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class ActorReady:
 
 @dataclass(frozen=True, slots=True)
 class ActorDied:
-    """The actor is gone, or counts as gone; what it was doing is lost unless it still reports."""
+    """The actor is gone, or counts as gone; its unit is lost unless the actor still reports it."""
 
     actor_id: int
     kind: ErrorKind
@@ -37,9 +38,9 @@ class ActorDied:
 
 @dataclass(frozen=True, slots=True)
 class UnitFinished:
-    """The actor returned the unit's rows and is free for what lies ready, or for anything.
+    """The actor returned the unit's rows and is free for the unit queued there, or for any.
 
-    `is_whole`: all that are owed, not only those without policies that may have killed the actors before.
+    `is_whole`: the rows are all that the unit owes; False after an attempt without users' policies.
     """
 
     actor_id: int
@@ -50,7 +51,7 @@ class UnitFinished:
 
 @dataclass(frozen=True, slots=True)
 class UnitFailed:
-    """The unit brought no rows, and the actor is alive and free for what lies ready, or for anything."""
+    """The unit brought no rows; the actor is alive and free for the unit queued there, or for any."""
 
     actor_id: int
     unit_id: str
@@ -60,7 +61,7 @@ class UnitFailed:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time passed."""
+    """Time passed: without it, nobody would notice a timeout while no actor reports."""
 
     now_s: float
 
@@ -84,7 +85,7 @@ class StartActor:
 
 @dataclass(frozen=True, slots=True)
 class StopActor:
-    """Kill an actor that was never placed (`NO_RESOURCES`), or that says nothing any more (`STUCK`), perhaps of a unit."""
+    """Kill an actor that was never placed (`NO_RESOURCES`) or reports no more (`STUCK`); `unit_id`: what it worked on."""
 
     actor_id: int
     kind: ErrorKind
@@ -95,7 +96,7 @@ class StopActor:
 class Assign:
     """Give the unit to the actor; `attempt` counts from 1.
 
-    `without_user_policies`: it is the last one, and each before may have killed its actor.
+    `without_user_policies`: this is the last attempt, and each one before may have killed its actor.
     """
 
     actor_id: int
@@ -106,7 +107,7 @@ class Assign:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Give the unit to the actor, to begin when the one it works on has ended; otherwise as `Assign`."""
+    """Give the unit to a busy actor, which begins it after the one it works on; otherwise as `Assign`."""
 
     actor_id: int
     unit_id: str
@@ -115,7 +116,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Only to be told: the actor has gone on to the unit that lay ready; `attempt` counts from 1."""
+    """For the log alone: the actor has gone on to the unit queued there; `attempt` counts from 1."""
 
     actor_id: int
     unit_id: str

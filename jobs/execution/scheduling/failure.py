@@ -1,4 +1,4 @@
-"""Every kind of failure has one decision, taken by kind and attempt and never by the words of a message.
+"""What is done about a failure, decided by its kind and the number of attempts, never by the words of a message.
 
 Pure: the executor translates its own exceptions into an `ErrorKind` at the edge.
 """
@@ -16,14 +16,14 @@ class ErrorKind(StrEnum):
 
     ACTOR_DIED = "actor_died"
     NODE_DIED = "node_died"
-    OUT_OF_HOST_MEMORY = "out_of_host_memory"
+    OUT_OF_HOST_MEMORY = "out_of_host_memory"  # the machine's; a full GPU is an exception inside the unit
     DEVICE_LOST = "device_lost"
-    RESULT_LOST = "result_lost"
-    STUCK = "stuck"
+    RESULT_LOST = "result_lost"  # computed, but gone with the node that kept the rows; the actor may be alive
+    STUCK = "stuck"  # it had not reported for longer than its timeout, and we stopped it
     UNIT_RAISED = "unit_raised"
     LOAD_RAISED = "load_raised"
     NO_RESOURCES = "no_resources"
-    INTERNAL = "internal"
+    INTERNAL = "internal"  # nothing of the above, so a bug of ours
 
 
 class FailureDecision(StrEnum):
@@ -34,6 +34,7 @@ class FailureDecision(StrEnum):
     RAISE = "raise"
 
 
+# A kind that is in neither set (LOAD_RAISED, NO_RESOURCES, INTERNAL) ends the run: every other actor would meet it too.
 _TRANSIENT = frozenset(
     {
         ErrorKind.ACTOR_DIED,
@@ -47,7 +48,7 @@ _TRANSIENT = frozenset(
 MAY_BE_THE_UNITS_FAULT = frozenset(
     {ErrorKind.ACTOR_DIED, ErrorKind.OUT_OF_HOST_MEMORY, ErrorKind.DEVICE_LOST, ErrorKind.STUCK}
 )
-"""Ends of an actor of which nobody knows whether its unit or its place is to blame."""
+"""Kinds of an actor's death that leave open whether its unit or its place is to blame."""
 # The same code on the same input raises again; another attempt only costs time.
 _DETERMINISTIC = frozenset({ErrorKind.UNIT_RAISED})
 

@@ -1,6 +1,6 @@
 """Every unit ends exactly once, by `AcceptUnit` or by `FailUnit`, whatever events arrive in whatever order.
 
-Pure: events with `now_s` go in, decisions come out; no clock, no Ray. The first result of a unit wins, also
+Pure: events with `now_s` go in, decisions come out; no clock, no Ray. The first result of a unit counts, also
 when it comes from an actor presumed dead; every later one is dropped. Only an abort or an interrupt leaves
 units without an end, and after either nothing is started any more.
 """
@@ -46,13 +46,14 @@ from jobs.execution.scheduling.prefetch import actors_with_next
 class Scheduler:
     """Books on units and actors, and the rules by which they move.
 
-    `cost_tokens` maps each unit id to its cost; the costliest waiting unit goes first, ties as they came. A busy actor has
-    the next unit lying ready, so that its device waits for nobody, as far as `jobs.execution.scheduling.prefetch` says.
-    At most `max_actors` are alive at once, and none is started without work. While none is placed, one that is not within
-    `placement_timeout_s` is withdrawn; when no other is left, the run aborts with NO_RESOURCES. After
-    `failure.max_attempts` actors in a row died before they were ready no more are started while none is; when none is
-    left, what waits is failed. Where others are ready, a place whose actors come to nothing is left empty, and no unit is
-    tried again there; who says nothing for much too long is stopped (both: `jobs.execution.scheduling.actors`).
+    - `cost_tokens` maps each unit id to its cost. The costliest waiting unit is given out first, equal ones in their order;
+      a busy actor may get its next unit early (`prefetch`).
+    - At most `max_actors` are alive at once, and none is started without work. While none is placed, an actor that is not
+      placed within `placement_timeout_s` is withdrawn; when none is left, the run aborts with NO_RESOURCES.
+    - After `failure.max_attempts` actors in a row died before they were ready, no more are started while none is ready;
+      when none is left, the waiting units are failed.
+    - While others are ready, a place whose actors keep dying stays empty, and no lost unit is tried again in a place where
+      an actor died. An actor that has not reported for longer than its timeout is stopped (`actors`).
     """
 
     cost_tokens: dict[str, float]
@@ -82,6 +83,7 @@ class Scheduler:
         Raises:
             SchedulerError: a unit that was never planned.
         """
+        # The list runs the generator to its end: the books must be right before the next decision is taken from them.
         decisions = list(self._enter(event))
         if not self._is_closed:
             decisions.extend(self._advance(event.now_s))
@@ -112,10 +114,12 @@ class Scheduler:
             case ActorDied(actor_id=actor_id, kind=kind, now_s=now_s):
                 yield from self._record_death(actor_id, kind, now_s)
             case UnitFinished(actor_id=actor_id, unit_id=unit_id, now_s=now_s, is_whole=is_whole):
+                # In this order: `_free` forgets the unit that the pace is counted by, and makes it wait; `_accept` ends it.
                 self._count_pace(actor_id, unit_id, now_s)
                 yield from self._free(actor_id, unit_id, now_s)
                 yield from self._accept(self._unit(unit_id), is_whole)
             case UnitFailed(actor_id=actor_id, unit_id=unit_id, kind=kind, now_s=now_s):
+                # Asked before `_free` forgets it: what an actor presumed dead reports costs the unit no attempt.
                 is_current = self._unit(unit_id).actor_id == actor_id
                 yield from self._free(actor_id, unit_id, now_s)
                 if is_current:
@@ -130,6 +134,7 @@ class Scheduler:
         for actor_id in self._actors.withdraw_late(now_s):
             yield StopActor(actor_id, ErrorKind.NO_RESOURCES)
         for actor_id in self._actors.stuck(self.cost_tokens, now_s):
+            # Named before the death is recorded: a dead actor has no unit.
             yield StopActor(actor_id, ErrorKind.STUCK, self.unit_of(actor_id))
             yield from self._record_death(actor_id, ErrorKind.STUCK, now_s)
         waiting = sorted(self._in_state(UnitState.WAITING), key=lambda unit: unit.rank)
@@ -149,7 +154,7 @@ class Scheduler:
             yield Done()
 
     def _queue_ahead(self, waiting: Sequence[Unit]) -> Iterator[Queue]:
-        """Give busy actors the next unit already, as far as `actors_with_next` says."""
+        """Give the busy actors that `actors_with_next` chooses their next units."""
         alive = self._actors.alive
         with_room = {
             it.actor_id: self.cost_tokens[it.unit_id]
@@ -159,6 +164,7 @@ class Scheduler:
         paces = {it.actor_id: it.pace for it in alive if it.pace is not None}
         costs = [self.cost_tokens[unit.unit_id] for unit in waiting]
         chosen = actors_with_next(costs, with_room, paces, self.max_actors)
+        # The nth actor was chosen for the nth unit; where it may not take that one, the unit goes on waiting.
         for actor_id, unit in zip(chosen, waiting, strict=False):
             if self._may_take(self._actors.by_id[actor_id], unit):
                 unit.state, unit.actor_id = UnitState.QUEUED, actor_id
@@ -166,17 +172,19 @@ class Scheduler:
                 yield Queue(actor_id, unit.unit_id, self._leaves_out_user_policies(unit))
 
     def _may_take(self, actor: Actor, unit: Unit) -> bool:
-        """What was tried before is tried where no actor came to nothing, if any such place has an actor that is ready."""
+        """A lost unit is tried again in a sound place only, as long as an actor in a sound place is ready."""
         is_new = unit.attempts == 0
         return (
             is_new or self._actors.is_sound(actor) or not any(map(self._actors.is_sound, self._actors.ready))
         )
 
     def _leaves_out_user_policies(self, unit: Unit) -> bool:
+        """Whether this is the last attempt and the unit may have killed an actor in every one before."""
+        # `> 0`: where there is one attempt in all, nothing has been lost yet and all policies are run.
         return len(unit.lost_at) == unit.attempts == self.failure.max_attempts - 1 > 0
 
     def _assign(self, actor: Actor, unit: Unit, now_s: float) -> Assign:
-        without_user_policies = self._leaves_out_user_policies(unit)
+        without_user_policies = self._leaves_out_user_policies(unit)  # before `_begin` counts the attempt
         self._begin(actor, unit, now_s)
         return Assign(actor.actor_id, unit.unit_id, unit.attempts, without_user_policies)
 
@@ -185,7 +193,9 @@ class Scheduler:
         actor.state, actor.unit_id, actor.since_s = ActorState.BUSY, unit.unit_id, now_s
 
     def _count_pace(self, actor_id: int, unit_id: str, now_s: float) -> None:
+        """Add the unit to what the actor has done."""
         actor = self._actors.by_id.get(actor_id)
+        # A unit that was queued a moment ago has no beginning to count from.
         if actor is not None and actor.unit_id == unit_id:
             actor.done_cost += self.cost_tokens[unit_id]
             actor.done_s += now_s - actor.since_s
@@ -195,7 +205,7 @@ class Scheduler:
             yield DropResult(unit.unit_id)
             return
         self._end(unit)
-        if not is_whole:  # so it was what is left out, not the places
+        if not is_whole:  # it ran without users' policies: they killed the actors, and the places are sound
             self._actors.places.clear(unit.lost_at)
         yield AcceptUnit(unit.unit_id)
 
@@ -203,7 +213,7 @@ class Scheduler:
         actor = self._actors.record_death(actor_id, kind, now_s)
         if actor is None:
             return
-        if actor.next_id is not None:  # it had not begun: no attempt of its own
+        if actor.next_id is not None:  # the queued unit had not begun: it has lost no attempt
             self._put_back(self._units[actor.next_id], actor_id)
         if self._actors.count_death(actor, kind) is FailureDecision.RAISE and not self._is_closed:
             yield from self._abort(kind)
@@ -244,17 +254,19 @@ class Scheduler:
         yield Abort(kind)
 
     def _end(self, unit: Unit) -> None:
+        # Another actor that runs it stays busy with it until it reports; that result is dropped.
         unit.state, unit.actor_id = UnitState.ENDED, None
 
     def _free(self, actor_id: int, unit_id: str, now_s: float) -> Iterator[Decision]:
-        """Enter that the actor works on this unit no more, but on what lay ready, if anything did."""
+        """Enter that the actor works on this unit no more, but on the one queued there, if there is one."""
         actor = self._actors.by_id.get(actor_id)
         if actor is None or unit_id not in (actor.unit_id, actor.next_id):
             return
         unit = self._units[unit_id]
         self._put_back(unit, actor_id)
         self._actors.count_answer(actor)
-        if unit_id == actor.next_id:  # ended before we heard of its beginning
+        # Answers that come together have no order: the queued unit may end before the one in front of it.
+        if unit_id == actor.next_id:
             actor.next_id, unit.attempts = None, unit.attempts + 1
             return
         next_id = actor.next_id
@@ -270,7 +282,7 @@ class Scheduler:
             yield Begin(actor_id, next_id, following.attempts)
 
     def _put_back(self, unit: Unit, actor_id: int) -> None:
-        """Let it wait again, if it is this actor's whose report counts."""
+        """Let the unit wait again if this actor holds it."""
         if unit.actor_id == actor_id:
             unit.state, unit.actor_id = UnitState.WAITING, None
 

@@ -1,4 +1,4 @@
-"""Places that are sick, units that kill, drivers that hang: what each costs, in worlds with a clock."""
+"""Devices that are sick, units that kill their actor, actors that hang: what each costs, in worlds with a clock."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def make_scheduler(costs: dict[str, float], max_actors: int = 1) -> Scheduler:
 class Site:
     """Devices, of which some are `sick`: a model loads there or, where ``sick_at`` is "load", raises, and every unit kills.
 
-    Units in `killers` kill their actor anywhere; with `has_killer` every unit does that is not done warily. A new actor gets
-    any device that is free.
+    Units in `killers` kill their actor anywhere; with `has_killer` every unit does unless users' policies are left out
+    of it (`reduced`). A new actor gets any device that is free.
     """
 
     unit_s: float
@@ -61,11 +61,11 @@ class Site:
     sick_at: str = "run"
     killers: frozenset[str] = frozenset()
     has_killer: bool = False
-    wary: set[str] = field(default_factory=set)
+    reduced: set[str] = field(default_factory=set)
     events: list[tuple[float, int, Event]] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=itertools.count)
     device_of: dict[int, int] = field(default_factory=dict)
-    lying: dict[int, str] = field(default_factory=dict)
+    queued: dict[int, str] = field(default_factory=dict)
     ends: Counter[type[Decision]] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
     num_started: int = 0
@@ -86,9 +86,9 @@ class Site:
             match event:
                 case ActorDied(actor_id=actor_id):
                     self.device_of.pop(actor_id)
-                    self.lying.pop(actor_id, None)
-                case UnitFinished(actor_id=actor_id) if actor_id in self.lying:
-                    self.begin(actor_id, self.lying.pop(actor_id), now_s)
+                    self.queued.pop(actor_id, None)
+                case UnitFinished(actor_id=actor_id) if actor_id in self.queued:
+                    self.begin(actor_id, self.queued.pop(actor_id), now_s)
             decisions = scheduler.handle(event)
             scheduler.check_integrity()
             self.obey(decisions, now_s)
@@ -114,13 +114,13 @@ class Site:
                     self.begin(actor_id, unit_id, now_s)
                 case Queue(actor_id=actor_id, unit_id=unit_id, without_user_policies=without_user_policies):
                     self.note(unit_id, without_user_policies)
-                    self.lying[actor_id] = unit_id
+                    self.queued[actor_id] = unit_id
                 case FailUnit(unit_id=unit_id):
                     self.failed.append(unit_id)
 
     def begin(self, actor_id: int, unit_id: str, now_s: float) -> None:
         device = self.device_of[actor_id]
-        is_whole = unit_id not in self.wary
+        is_whole = unit_id not in self.reduced
         if unit_id in self.killers or device in self.sick or (self.has_killer and is_whole):
             self.push(ActorDied(actor_id, ErrorKind.DEVICE_LOST, now_s + DEATH_AFTER_S))
         else:
@@ -130,7 +130,7 @@ class Site:
 
     def note(self, unit_id: str, without_user_policies: bool) -> None:
         if without_user_policies:
-            self.wary.add(unit_id)
+            self.reduced.add(unit_id)
 
     def push(self, event: Event) -> None:
         heapq.heappush(self.events, (event.now_s, next(self.numbers), event))
@@ -147,7 +147,7 @@ def test_sick_devices_cost_no_unit_and_few_starts(
     site = Site(unit_s, NUM_UNITS, num_devices, sick, rng, sick_at)
     end_s = site.run()
     assert site.failed == []
-    assert site.wary == set(), "or policies would be left out that have done nothing"
+    assert site.reduced == set(), "or policies would be left out that have done nothing"
     assert site.ends[AcceptUnit] == NUM_UNITS
     # Each is tried as often as units are, and then once in a while.
     num_tries = num_sick * (MAX_ATTEMPTS + 1 + end_s / PLACEMENT_TIMEOUT_S)
@@ -178,7 +178,7 @@ def test_a_policy_that_kills_in_every_unit_keeps_no_device_from_the_others(
 ) -> None:
     site = Site(unit_s, NUM_UNITS, num_devices, frozenset(), random.Random(seed), has_killer=True)
     end_s = site.run()
-    assert site.failed == [] and len(site.wary) == NUM_UNITS
+    assert site.failed == [] and len(site.reduced) == NUM_UNITS
     each_s = unit_s + (MAX_ATTEMPTS - 1) * (LOAD_TIME_S + DEATH_AFTER_S)
     assert end_s <= 2.5 * NUM_UNITS * each_s / num_devices
 
@@ -191,16 +191,16 @@ def two_ready(num_units: int = 2) -> Scheduler:
     return scheduler
 
 
-def test_what_was_lost_is_tried_again_where_no_actor_came_to_nothing() -> None:
+def test_a_lost_unit_is_tried_again_in_a_sound_place() -> None:
     scheduler = two_ready(num_units=3)
     scheduler.handle(ActorDied(0, ErrorKind.ACTOR_DIED, 2.0))
     assert scheduler.handle(ActorReady(2, 3.0)) == (Assign(2, "u2", attempt=1),), (
-        "it sits where one died of u0"
+        "its place is where an actor died of u0"
     )
     assert Assign(1, "u0", attempt=2) in scheduler.handle(UnitFinished(1, "u1", 4.0))
 
 
-def test_what_was_lost_is_tried_again_anywhere_if_nobody_else_is_ready() -> None:
+def test_a_lost_unit_is_tried_again_anywhere_if_no_other_actor_is_ready() -> None:
     scheduler = make_scheduler({"u": 1.0})
     scheduler.start(0.0)
     given = [scheduler.handle(ActorReady(0, 1.0))]
@@ -215,7 +215,7 @@ def test_what_was_lost_is_tried_again_anywhere_if_nobody_else_is_ready() -> None
 
 
 @pytest.mark.parametrize("kind", [ErrorKind.NODE_DIED, ErrorKind.RESULT_LOST])
-def test_what_no_unit_can_do_makes_nobody_wary(kind: ErrorKind) -> None:
+def test_a_death_that_no_unit_can_cause_leaves_out_no_policy(kind: ErrorKind) -> None:
     scheduler = make_scheduler({"u": 1.0})
     scheduler.start(0.0)
     scheduler.handle(ActorReady(0, 1.0))
@@ -253,28 +253,28 @@ def test_a_load_that_fails_where_others_work_ends_no_run() -> None:
     for actor_id in range(4, 4 + MAX_ATTEMPTS + 1):
         assert not scheduler.is_closed
         decisions = scheduler.handle(ActorDied(actor_id, ErrorKind.LOAD_RAISED, 6.0))
-    assert decisions == (Abort(ErrorKind.LOAD_RAISED),), "now nobody is left, and it is what ends the run"
+    assert decisions == (Abort(ErrorKind.LOAD_RAISED),), "no actor is left, and it is what ends the run"
 
 
 @pytest.mark.parametrize("is_known", [False, True])
-def test_an_actor_that_says_nothing_any_more_is_stopped_and_its_unit_tried_again(is_known: bool) -> None:
+def test_an_actor_that_reports_no_more_is_stopped_and_its_unit_tried_again(is_known: bool) -> None:
     scheduler, began_s = make_scheduler({"a": 1000.0, "b": 1000.0, "c": 9.0}), 1.0
     scheduler.start(0.0)
     scheduler.handle(ActorReady(0, began_s))
-    patience_s = UNKNOWN_S
+    timeout_s = UNKNOWN_S
     if is_known:
         began_s = 801.0
         scheduler.handle(UnitFinished(0, "a", began_s))
-        patience_s = TIMES * 800.0
-        assert patience_s > LEAST_S
+        timeout_s = TIMES * 800.0
+        assert timeout_s > LEAST_S
     unit_id = scheduler.unit_of(0)
-    assert scheduler.handle(Tick(began_s + patience_s - 1)) == ()
-    now_s = began_s + patience_s
+    assert scheduler.handle(Tick(began_s + timeout_s - 1)) == ()
+    now_s = began_s + timeout_s
     assert scheduler.handle(Tick(now_s)) == (StopActor(0, ErrorKind.STUCK, unit_id), StartActor(1))
     assert scheduler.handle(ActorReady(1, now_s)) == (Assign(1, unit_id, attempt=2),)
 
 
-def test_a_unit_that_lay_ready_is_waited_for_from_its_own_beginning() -> None:
+def test_the_timeout_of_a_queued_unit_counts_from_its_own_beginning() -> None:
     scheduler = make_scheduler({f"u{index:02}": 1.0 for index in range(12)})
     scheduler.start(0.0)
     for event in (ActorReady(0, 1.0), UnitFinished(0, "u00", 2.0)):

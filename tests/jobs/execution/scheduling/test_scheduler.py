@@ -115,7 +115,7 @@ def test_run_goes_on_with_the_actors_that_found_a_place_and_takes_others_when_th
     assert scheduler.handle(ActorReady(1, 20 * PLACEMENT_TIMEOUT_S)) == (Assign(1, "v", attempt=1),)
 
 
-def test_who_waits_for_a_place_has_time_for_that_of_one_that_died() -> None:
+def test_an_actor_that_waits_for_a_place_has_its_full_time_for_that_of_a_dead_one() -> None:
     scheduler = make_scheduler({"u": 2.0, "v": 1.0}, max_actors=2)
     scheduler.start(0.0)
     scheduler.handle(ActorReady(0, 1.0))
