@@ -9,8 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from kvmerger.names import nearest
-
 
 class SettingsError(ValueError):
     """Settings that cannot be used. The message names the key or file, the value and the remedy."""
@@ -44,23 +42,25 @@ _TEXTS = {"path_type", "string_type"}
 
 def nearest_name(name: object, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the known name closest to `name`, or an empty string."""
-    return nearest(name, known, cutoff=_KEY_CUTOFF)
+    return _did_you_mean(difflib.get_close_matches(str(name), list(known), n=1, cutoff=_KEY_CUTOFF))
 
 
 def nearest_file(path: Path, names: Iterable[str]) -> str:
     """As `nearest_name`, for a file or folder that is missing among those called `names`; a folder holds anything."""
     # By stems, since a shared ending makes short names look alike; of equal ones that with the same ending.
     name_of = {Path(name).stem: name for name in sorted(names, key=lambda it: Path(it).suffix == path.suffix)}
-    close = difflib.get_close_matches(path.stem, name_of, n=1)
-    return f" (did you mean {name_of[close[0]]!r}?)" if close else ""
+    return _did_you_mean([name_of[stem] for stem in difflib.get_close_matches(path.stem, name_of, n=1)])
 
 
 def unknown_task(name: str, known: Sequence[str]) -> str:
     """That there is no such task, which ones have a name like it, and where all are listed."""
     near = [task for task in known if task.rpartition("/")[2] == name]
     near = near or difflib.get_close_matches(name, known, n=_MAX_NEAR_TASKS, cutoff=_KEY_CUTOFF)
-    hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
-    return f"there is no task {name!r}{hint}{_ALL_OF['tasks']}"
+    return f"there is no task {name!r}{_did_you_mean(near)}{_ALL_OF['tasks']}"
+
+
+def _did_you_mean(near: Sequence[str]) -> str:
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
 
 def explain(
