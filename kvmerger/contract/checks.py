@@ -1,6 +1,6 @@
 """What every policy must do, checked on random layers: for the project's own tests and for a user's policy.
 
-Each check is independent and says in its message what was found. Layers are drawn afresh from the seed.
+Each check is independent, draws its layers afresh from the seed, and says in its message what was found.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def check_policy(name: str, *, seed: int = 0) -> list[CheckResult]:
     Raises:
         VariantError: there is no such policy.
     """
+    # Before the checks: a name that gives no policy is the caller's mistake, not a finding.
     build(name, {})
     cases = [_Case(name, seed, dtype) for dtype in (torch.float32, torch.bfloat16)]
     return [_run(check, case) for check in _CHECKS for case in cases]
@@ -80,7 +81,7 @@ def _run(check: Callable[[_Case], None], case: _Case) -> CheckResult:
 
 
 def _expect(is_met: bool, message: str) -> None:
-    """Not an assert statement: users may run Python with -O."""
+    # Not an assert statement: users may run Python with -O.
     if not is_met:
         raise ContractError(message)
 
@@ -93,6 +94,7 @@ def _compressed(case: _Case, prefilled: Prefilled | None = None) -> Sequence[Lay
 
 
 def _bits(layers: Sequence[LayerCache]) -> list[tuple]:
+    # Compared by ==, for which NaN differs from itself: a layer with NaN never counts as unchanged.
     return [
         (layer.num_slots_H, *(tensor.flatten().tolist() for tensor in layer.tensors())) for layer in layers
     ]
@@ -120,6 +122,7 @@ def _scores_every_token_with_a_number(case: _Case) -> None:
     if not isinstance(policy, ScoringPolicy):
         return
     budget = Budget.uniform(int(KEPT_RATIO * NUM_TOKENS), NUM_KV_HEADS, KEPT_RATIO)
+    # `compress` would not show it: NaN ranks above every number, and what is kept looks like any other choice.
     for index, evidence in enumerate(case.prefilled().evidence):
         num_nan = int(policy.scores_at(evidence, budget).isnan().sum())
         _expect(
@@ -193,6 +196,7 @@ def _meets_budgets_that_differ_between_heads_or_says_why_not(case: _Case) -> Non
         return
     ragged = Budget((NUM_TOKENS // 2, NUM_TOKENS // 2 + 9), KEPT_RATIO)
     try:
+        # A layer from the middle: KVMerger leaves the first two and the last alone.
         kept = policy.compress(prefilled.layers[3], prefilled.evidence[3], ragged)
     except BudgetError:
         return
@@ -217,6 +221,7 @@ def _keeps_of_layers_together_what_it_keeps_of_each_alone(case: _Case) -> None:
         differing = [
             name
             for name in {*alone.counters, *among.counters}
+            # Missing on one side it is NaN, which is close to nothing. Means of means may round in another order.
             if not isclose(alone.counters.get(name, nan), among.counters.get(name, nan), rel_tol=1e-6)
         ]
         _expect(not differing, f"layer {index} counts {differing} differently with its neighbours; {remedy}")
@@ -258,6 +263,7 @@ def _its_decode_rule_gives_the_same_bits_again(case: _Case) -> None:
     if (rule := _rule(case)) is None:
         return
     _expect(rule == _rule(case), "decode_rule gave another rule for the same prompt the second time")
+    # A fresh rule each time, as every prompt of a sweep gets one.
     first, again = (_decoded(case, _rule(case), _compressed(case)) for _ in range(2))
     _expect(_bits(first.layers) == _bits(again.layers), "the same tokens were decoded differently again")
 

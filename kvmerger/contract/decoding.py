@@ -24,7 +24,7 @@ _ACTING, _NEIGHBOUR = 0, 1
 
 
 class Decoded(NamedTuple):
-    """What came of it.
+    """What `decode_at_random` found.
 
     layers: the acting row's slots at the end. num_slots: of them, after each step. neighbour: the other row's attention
     outputs, in order.
@@ -37,18 +37,20 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class _Watched(DecodeRule):
-    """The rule itself, with an error where what it says has no meaning."""
+    """Passes a rule's answers on and raises `DecodeRuleError` for those that have no meaning."""
 
     rule: DecodeRule
 
     def worth(self, step: DecodeStep) -> Tensor:
         worth_LHX = self.rule.worth(step)
+        # Where no slot is held, numbers mean nothing and may be NaN.
         if bool(worth_LHX[step.is_held_LHX].isnan().any()):
             raise DecodeRuleError("worth is NaN for slots that are held")
         return worth_LHX
 
     def heirs(self, step: DecodeStep, leaving_LH: Tensor) -> Heirs | None:
         heirs = self.rule.heirs(step, leaving_LH)
+        # In a sweep none of this is checked: it would wait for the device at every token.
         if heirs is not None:
             is_leaving_LHM = heirs.column_LHM == leaving_LH[:, :, None]
             is_held_LHM = step.is_held_LHX.gather(2, heirs.column_LHM)
@@ -73,6 +75,7 @@ def decode_at_random(
     generator = torch.Generator().manual_seed(seed)
     room = 0 if rule is None else rule.room
     cache = RaggedCache([prefix, neighbour], [num_tokens] * 2, NUM_TAIL + room + NUM_STEPS)
+    # Asked of the rule itself: `_Watched` is of another class and has another `reads_attention`.
     mass_rows = {_ACTING} if rule is not None and rule.reads_attention else set()
     outs, mass_L = _read(cache, prefix, NUM_TAIL, mass_rows, num_query_heads, generator)
     row = (

@@ -13,6 +13,7 @@ from kvmerger.policies.base import Policy, declared_needs
 from kvmerger.prefill.evidence import Evidence, LayerStates, needs_hidden_states
 from kvmerger.prefill.prefill import Prefilled
 
+# 311 is prime: no window, partition or block of a kernel divides it, so every last one is a short one.
 NUM_LAYERS, NUM_KV_HEADS, NUM_QUERY_HEADS, HEAD_DIM, NUM_TOKENS = 8, 2, 4, 16, 311
 # A neighbour's share in each key, so that some neighbours are alike and some are not, as in real prompts.
 _NEIGHBOUR_SHARE = 0.8
@@ -43,6 +44,7 @@ def random_prefill(seed: int, dtype: torch.dtype, policy: Policy, num_tokens: in
         )
         gathered = Evidence(states, layer_index, NUM_LAYERS, prompt_seed=seed)
         gathered.capture(needs)
+        # As prefill writes them: neighbours in one storage, so that stacking them copies nothing.
         if not layers:
             layers = list(room_for(NUM_LAYERS, states.k_HND))
         layers[layer_index].k_HND.copy_(states.k_HND)

@@ -1,4 +1,4 @@
-"""Which tokens end in which slot, and writing them there. Groups of one token pass through bit for bit.
+"""Which tokens are merged into which slot, and the writing of those slots. Groups of one token are copied bit for bit.
 
 A group is a kept token with the dropped tokens that merge into it; a dropped token in no group is evicted. Groups stand in
 the order of their kept tokens, so that positions ascend within each head.
@@ -59,9 +59,11 @@ def groups_of(target_HN: Tensor) -> Groups:
     member_M = marked_places(is_member_HN.flatten(), sum(num_members_H))
     slot_F = is_kept_HN.flatten().cumsum(0) - 1
     head_start_H1 = torch.arange(num_heads, device=target_HN.device)[:, None] * num_tokens
+    # An evicted token's −1 would be an index into the head before; `member_M` has left those tokens out.
     slot_M = slot_F[(target_HN + head_start_H1).flatten()[member_M]]
     # Stable: members stay in the prompt's order, so that sums are taken in one order every time.
     run_M, order_M = slot_M.sort(stable=True)
+    # Atomics, but on whole numbers: in any order they give one sum.
     length_S = run_M.new_zeros(num_slots).scatter_add_(0, run_M, torch.ones_like(run_M))
     target_S = marked_places(is_kept_HN.flatten(), num_slots)
     return Groups(member_M[order_M], Runs(length_S, run_M, tuple(num_slots_H)), target_S)
@@ -96,12 +98,13 @@ def merge_groups(
     merged = merged_slots(
         layer, groups.member_M, length_S, groups.target_S, num_slots_H, key_weight_M, value_weight_M
     )
+    # Groups whose keys, values and logits all stay the target's own are an eviction, and are counted as one.
     is_merging = any(given is not None for given in (key_weight_M, value_weight_M, log_mass_S))
     return replace(merged, log_mass_S=log_mass_S, counters=_counters(layer, groups, is_merging))
 
 
 def slot_log_mass(kind: LogMass, groups: Groups, mass_F: Tensor, max_log_mass: float | None) -> Tensor | None:
-    """What makes a slot count for all its members: fp32 (S,), at least 0, at most ``max_log_mass`` where that is set.
+    """What is added to a slot's logit so that it counts for all its members: fp32 (S,), from 0 to ``max_log_mass`` (if set).
 
     Args:
         kind: ``none`` gives None; ``count`` log|S|; ``attention`` log(Σ mass ÷ the target's mass).

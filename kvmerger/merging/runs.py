@@ -37,6 +37,7 @@ def protect(mass_HN: Tensor, num_recent: int, num_heavy: int) -> Tensor:
     """The last ``num_recent`` tokens and, of the others, the ``num_heavy`` with most attention mass: bool (H, N)."""
     num_heads, num_tokens = mass_HN.shape
     is_recent_N = torch.arange(num_tokens, device=mass_HN.device) >= num_tokens - num_recent
+    # Recent tokens are out of the contest, or a heavy one among them would cost an older token its protection.
     others_HN = mass_HN.masked_fill(is_recent_N, float("-inf"))
     return is_among_highest(others_HN, (num_heavy,) * num_heads) | is_recent_N
 
@@ -51,13 +52,15 @@ def highest_links(scores_HN: Tensor, is_eligible_HN: Tensor, num_links_H: tuple[
 
     Fewer are marked where a head has fewer eligible links.
     """
+    # The mask is needed twice: where a head has too few eligible links, −inf ones are among its highest too.
     candidates_HN = scores_HN.masked_fill(~is_eligible_HN, float("-inf"))
     return is_among_highest(candidates_HN, num_links_H) & is_eligible_HN
 
 
 def runs_of(is_link_HN: Tensor) -> Runs:
-    """The runs that the links (bool, (H, N-1)) join; no run crosses from one head into the next."""
+    """The runs that the links (bool, (H, N-1)) join. Waits for the device, which alone knows how many there are."""
     num_heads = is_link_HN.shape[0]
+    # A head's first token always starts a run: in flat order no run crosses from one head into the next.
     is_start_HN = torch.cat([is_link_HN.new_ones(num_heads, 1), ~is_link_HN], dim=1)
     is_start_F = is_start_HN.flatten()
     num_runs_H = tuple(is_start_HN.sum(dim=1).tolist())
@@ -101,6 +104,7 @@ def link_scores(
     minus_mass_HN = -(mass_HN[:, :-1] + mass_HN[:, 1:])
     if kind == "low_mass":
         return minus_mass_HN
+    # Ranks, since cosines and masses have no common scale.
     ranks = [_rank(scores_HN, is_eligible_HN) for scores_HN in (cosine_HN, minus_mass_HN)]
     return -(ranks[0] + ranks[1]).float()
 

@@ -1,4 +1,4 @@
-"""Into which kept token a dropped one goes: the most similar, the one before or after, the best of its run.
+"""The kept token that each dropped one is merged into: the most similar, the one before or after, the heaviest of its run.
 
 Targets are int64 (H, N): a kept token of the same head, itself for kept tokens, or `EVICTED`. Cosines are fp32 (H, N) and
 1 for kept tokens. Nothing of size N × N is ever held.
@@ -39,9 +39,9 @@ def own_index(like_HN: Tensor) -> Tensor:
 def most_similar_kept(k_HND: Tensor, is_kept_HN: Tensor, num_layers: int = 1) -> Targets:
     """The kept token of the head whose key has the highest cosine; ties go to the earlier token.
 
-    The heads of each of ``num_layers`` layers are searched by themselves: matrix products of another shape would round
-    differently.
+    ``num_layers`` layers of a stack are searched one by one.
     """
+    # One search over all heads of the stack would be a matrix product of another shape, which rounds differently.
     target_HN, cosine_HN = dispatch.most_similar_kept(k_HND, is_kept_HN, num_layers)
     return _with_kept_at_home(target_HN, cosine_HN, is_kept_HN)
 
@@ -60,6 +60,7 @@ def more_similar_neighbour(k_HND: Tensor, is_kept_HN: Tensor) -> Targets:
 
 def last_kept_before(is_kept_HN: Tensor) -> Tensor:
     """Each token's nearest kept one at or before it, or `EVICTED`: int64 (H, N)."""
+    # `EVICTED` is below every index, so a running maximum passes over dropped tokens.
     return own_index(is_kept_HN).masked_fill(~is_kept_HN, EVICTED).cummax(dim=1).values
 
 
@@ -75,6 +76,7 @@ def heaviest_kept_of_run(k_HND: Tensor, is_kept_HN: Tensor, runs: Runs, mass_HN:
     num_tokens = is_kept_HN.shape[1]
     pivot_R = first_argmax(mass_HN.masked_fill(~is_kept_HN, float("-inf")).flatten(), runs)
     pivot_F = pivot_R[runs.run_F]
+    # A run without a kept token is all −inf, and its "largest" a dropped token.
     target_F = torch.where(is_kept_HN.flatten()[pivot_F], pivot_F % num_tokens, EVICTED)
     target_HN = target_F.view_as(is_kept_HN)
     return _with_kept_at_home(target_HN, _cosine_with(k_HND, target_HN), is_kept_HN)
@@ -85,6 +87,7 @@ def _cosine_with(k_HND: Tensor, index_HN: Tensor) -> Tensor:
     num_heads, num_tokens = index_HN.shape
     own_F = torch.arange(index_HN.numel(), device=index_HN.device)
     head_start_H1 = own_F.view_as(index_HN)[:, :1]
+    # `EVICTED` would point into the head before; what token 0 gives in its place is overwritten below.
     other_F = (index_HN.clamp_min(0) + head_start_H1).flatten()
     cosine_HN = dispatch.pair_cosines(k_HND.flatten(0, 1), own_F, other_F).view(num_heads, num_tokens)
     return cosine_HN.masked_fill(index_HN == EVICTED, NO_COSINE)

@@ -41,24 +41,24 @@ def member_weights(
 
 
 def counted(weight_M: Tensor, groups: Groups) -> Tensor:
-    """Times the size of each member's group: what sums to 1 then sums to the number of members."""
+    """``weight_M`` times the size of each member's group: weights that sum to 1 then sum to the number of members."""
     return weight_M * groups.runs.length_R[groups.runs.run_F]
 
 
 def normalised_weights(weight_M: Tensor, groups: Groups) -> Tensor:
-    """Divided by each group's sum, which must be positive."""
+    """``weight_M`` divided by its group's sum, which must be positive: fp32 (M,)."""
     return weight_M / run_sums(weight_M, groups.runs)[groups.runs.run_F]
 
 
 def gaussian_kernel(k_FD: Tensor, groups: Groups, sigma: float | None) -> Tensor:
     """exp(−d²/2σ²) with d the distance of each member's key to its target's: fp32 (M,), 1 for the target itself.
 
-    ``sigma=None`` takes each group's mean distance to its target over √2. The paper prints σ = Σg/(√2|S|), which needs σ
-    to compute g; with distances in place of g it gives widths near the 5 the paper reports, so that is what we take it
-    to mean.
+    ``sigma=None`` takes each group's mean distance to its target over √2.
     """
     distance_M = pair_distances(k_FD, groups.member_M, groups.target_M)
     if sigma is None:
+        # The paper prints σ = Σg/(√2|S|), which needs σ to compute g. With distances in place of g it gives widths near the
+        # 5 that the paper reports.
         sigma_S = run_sums(distance_M, groups.runs) / groups.runs.length_R / math.sqrt(2)
         # A group of one token, or of equal keys, has distance 0 throughout: any width gives equal weights.
         sigma_M = sigma_S.masked_fill(sigma_S == 0, 1.0)[groups.runs.run_F]

@@ -34,14 +34,17 @@ class CacheShape:
 class Policy(abc.ABC):
     """Base of all policies. Subclass it as a frozen dataclass and register it, or name it as ``module:Class``."""
 
+    # Without slots: checks of parameters read vars(self), and a subclass may give a property in place of a class variable.
+
     version: ClassVar[int] = 1
     """Raise it when results change: old rows then no longer count as done."""
     keeps_slots_unchanged: ClassVar[bool] = True
     """Whether every kept slot is bit-equal to prefill's K/V at its position (eviction), or may be new (merging)."""
 
     compresses_stacks: ClassVar[bool] = False
-    """Whether `compress` takes neighbouring layers as one layer of all their heads, which it then must treat each by
-    itself, or layer by layer as `Evidence.by_layer` tells. It is called once for many layers then, not once for each."""
+    """Whether `compress` accepts a stack: neighbouring layers passed as one layer that has the heads of all of them.
+
+    It must then treat every head by itself, or go layer by layer with `Evidence.by_layer`, and is called once a stack."""
 
     @property
     def budget_is_outcome(self) -> bool:
@@ -68,15 +71,15 @@ class Policy(abc.ABC):
         return budget_L
 
     def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
-        """What one layer must have in common with its neighbour for both to be compressed as one.
+        """A value that is equal for neighbouring layers which may be compressed as one stack.
 
-        Asked only where `compresses_stacks`. Of a stack, ``budget.asked_ratio`` and ``evidence.layer_index`` are its first
-        layer's, so whoever reads them must not let them differ in what matters.
+        Asked only where `compresses_stacks`.
         """
+        # A stack has its first layer's `asked_ratio` and `layer_index`: a policy that reads them must put them into the key.
         return budget
 
     def decode_rule(self, prompt_seed: int) -> DecodeRule | None:
-        """What this policy does while its rows answer; None, as here, when it is done once `compress` has returned.
+        """The rule that this policy's rows follow while they answer; None, as here, when nothing changes after `compress`.
 
         ``prompt_seed``, from the prompt's tokens and the sweep's seed, is all that a rule's randomness may depend on.
         """
@@ -95,12 +98,13 @@ class Policy(abc.ABC):
 
 
 def declared_needs(policy: Policy) -> Set[Need]:
-    """What ``policy.needs()`` gives: where a policy may be a stranger's, nobody else's evidence may suffer from it.
+    """What ``policy.needs()`` gives, checked, so that one policy's mistake does not cost others their evidence.
 
     Raises:
         PolicyError: it is no set of `Need`.
         Exception: whatever ``needs`` raises.
     """
+    # A user's class may return anything; typed as declared, mypy would call the checks below unreachable.
     needs: object = policy.needs()
     example = 'frozenset({Need("window_attention", (64,))})'
     if not isinstance(needs, Set):
@@ -108,6 +112,7 @@ def declared_needs(policy: Policy) -> Set[Need]:
             f"{type(policy).__name__}.needs() must give a set of Need, as {example}, got {needs!r}"
         )
     for need in needs:
+        # A plain tuple equals a Need and hashes alike, and would fail only inside prefill, for want of a name.
         if not (isinstance(need, Need) and isinstance(need.name, str) and isinstance(need.params, tuple)):
             raise PolicyError(
                 f"{type(policy).__name__}.needs() must give a set of Need, each a name and a tuple of parameters, as "

@@ -11,12 +11,14 @@ from kvmerger.policies.base import PolicyError
 
 def require_count(policy: str, name: str, value: object, at_least: int = 1) -> None:
     """A whole number of at least ``at_least``."""
+    # True is an int, and would count as 1.
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise PolicyError(f"{policy}: {name} must be a whole number from {at_least} on, got {value!r}")
 
 
 def require_share(policy: str, name: str, value: object) -> None:
     """A number from 0 to 1."""
+    # Written as what must hold: every comparison with NaN is false, so NaN is refused here and below.
     if not (is_number(value) and 0 <= value <= 1):
         raise PolicyError(f"{policy}: {name} is a share from 0 to 1, got {value!r}")
 
@@ -34,7 +36,7 @@ def require_cosine(policy: str, name: str, value: object) -> None:
 
 
 def require_positive(policy: str, name: str, value: object, otherwise: str = "") -> None:
-    """A finite number above 0; ``otherwise`` names what else there is."""
+    """A finite number above 0; ``otherwise`` ends the sentence with what else is accepted."""
     if not (is_number(value) and 0 < value < math.inf):
         raise PolicyError(f"{policy}: {name} must be positive{otherwise}, got {value!r}")
 

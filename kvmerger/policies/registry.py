@@ -1,4 +1,4 @@
-"""Name → policy class. Classes, never instances: an instance is built from its spec every time (`building`).
+"""Policy classes by name. Classes, never instances: an instance is built from its spec every time (`building`).
 
 Every module under this folder is imported when a name is first asked for: adding a file is enough to add a policy.
 """
@@ -26,6 +26,7 @@ def register(name: str) -> Callable[[PolicyClass], PolicyClass]:
     """Register the decorated policy under ``name``; returns it unchanged."""
 
     def add(policy_class: PolicyClass) -> PolicyClass:
+        # No error where the name is taken: a user's module that is imported again registers itself again.
         _POLICIES[name] = policy_class
         return policy_class
 
@@ -98,6 +99,7 @@ def _name_and_default(field: Field) -> tuple[str, Any]:
 
 def name_of(policy: Policy) -> str:
     """What users call ``policy``: the name its class is registered under, or its class's own."""
+    # By the class itself: a subclass of `SnapKV` that has no name must not be called snapkv.
     registered = {found: name for classes in (_POLICIES, _WRAPPERS) for name, found in classes.items()}
     return registered.get(type(policy), type(policy).__name__)
 
@@ -133,6 +135,7 @@ def get(name: str) -> type[Policy]:
         )
     try:
         found = getattr(importlib.import_module(module_name), class_name)
+    # A user's code runs here. What else it raises is a bug of its own, and its traceback says more than we could.
     except (ImportError, AttributeError) as error:
         raise VariantError(
             f"policy {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?"
@@ -142,6 +145,7 @@ def get(name: str) -> type[Policy]:
     return found
 
 
+# An import that fails is not cached: it is tried, and raises, again.
 @functools.cache
 def _import_shipped() -> None:
     package = importlib.import_module("kvmerger.policies")

@@ -1,7 +1,7 @@
-"""A policy that ranks tokens: one score each, and the highest are kept.
+"""Policies that rank tokens: each token gets a score, and the highest scores are kept.
 
-Most methods differ in their scores alone. What is done with a ranking (how many tokens each head keeps, whether the
-others are merged) is a part of its own, and any ranking can be put in front of it: ``snapkv+adakv``.
+Most methods differ in their scores alone. How many tokens each head keeps, and whether the others are merged, is decided by
+wrappers, which accept any such policy: ``snapkv+adakv``.
 
 Shapes: H KV heads, N tokens.
 """
@@ -41,11 +41,13 @@ class ScoringPolicy(SelectingPolicy):
 
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
         """The budget must hold what is protected."""
+        # How many slots a like budget gives is known only after its variant has run: `select` looks again.
         if not isinstance(budget, LikeVariant):
             self._require_room(num_slots_for(budget, shape.num_tokens), shape.num_tokens)
 
     def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
-        """Nothing: a head's scores and slots are its own."""
+        """Always None: any layers may form a stack."""
+        # Even with unequal budgets: a head's scores depend on no other head, and ranking takes a count for each head.
         return None
 
     def select(self, evidence: Evidence, budget: Budget) -> Tensor:
@@ -55,6 +57,7 @@ class ScoringPolicy(SelectingPolicy):
             BudgetError: a head's budget does not hold what is protected.
         """
         self._require_room(min(budget.num_slots_H), evidence.num_tokens)
+        # NaN ranks above inf here: a score of 0 / 0 would take the place of a sink.
         return is_among_highest(self.scores_at(evidence, budget), budget.num_slots_H)
 
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:

@@ -1,4 +1,4 @@
-"""Heads differ in how widely they attend: let a layer's heads compete for its slots.
+"""Ada-KV: the heads of a layer compete for its slots, since some attend more widely than others.
 
 Shapes: L layers, H KV heads, N tokens, F tokens of all heads of a layer.
 """
@@ -44,12 +44,12 @@ class AdaKV(ScoringPolicy):
 
     @property
     def parts(self) -> tuple[Policy, ...]:
-        """The ranking, then this."""
+        """The ranking's parts, then this wrapper."""
         return (*self.inner.parts, self)
 
     @property
     def num_protected(self) -> int:
-        """What the ranking protects."""
+        """Tokens per head that the ranking protects."""
         return self.inner.num_protected
 
     def needs(self) -> frozenset[Need]:
@@ -57,7 +57,7 @@ class AdaKV(ScoringPolicy):
         return self.inner.needs()
 
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
-        """What the ranking asks for, and a budget that does not say yet what each head gets."""
+        """Raise `BudgetError` where the ranking does, and for a budget that fixes every head's slots."""
         if isinstance(budget, LikeVariant):
             raise BudgetError(
                 f"adakv shares slots out among heads, and the budget {budget} fixes every head's; "
@@ -66,35 +66,38 @@ class AdaKV(ScoringPolicy):
         self.inner.check(shape, budget)
 
     def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
-        """Layers share as the ranking has them share."""
+        """As the ranking allocates slots to layers."""
         return self.inner.allocate(budget_L, evidence_L)
 
     @property
     def compresses_stacks(self) -> bool:  # type: ignore[override]
-        """As the ranking."""
+        """As the ranking says."""
         return self.inner.compresses_stacks
 
     def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
-        """The budget that heads share."""
+        """The budget, since heads share it."""
+        # Not the ranking's None: `select` divides the stack's slots evenly among its layers.
         return budget
 
     def scores(self, evidence: Evidence) -> Tensor:
-        """The ranking's."""
+        """The ranking's scores: (H, N)."""
         return self.inner.scores(evidence)
 
     def scores_at(self, evidence: Evidence, budget: Budget) -> Tensor:
-        """The ranking's."""
+        """The ranking's scores at ``budget``: (H, N)."""
         return self.inner.scores_at(evidence, budget)
 
     def select(self, evidence: Evidence, budget: Budget) -> Tensor:
-        """The layer's highest scores, each head's own best ``alpha`` share and protected tokens first."""
+        """Which tokens stay: bool (H, N), the layer's highest scores after each head's share and protected tokens."""
         if len(set(budget.num_slots_H)) > 1:
             raise BudgetError(f"adakv shares out an even budget among heads, got {budget.num_slots_H}")
         self._require_room(budget.num_slots_H[0], evidence.num_tokens)
         scores_HN = self.scores_at(evidence, budget)
+        # Protected tokens have inf and come first, so one floor covers both them and the share.
         floor = max(share_of(budget.num_slots_H[0], self.alpha), self.num_protected)
         is_safe_HN = is_among_highest(scores_HN, (floor,) * evidence.num_heads)
         scores_HN = scores_HN.masked_fill(is_safe_HN, float("inf"))
+        # Heads compete within their layer alone, also where several layers came as one.
         scores_LF = evidence.by_layer(scores_HN).flatten(1)
         num_layers = len(evidence.layers)
         is_kept_LF = is_among_highest(scores_LF, (budget.num_slots // num_layers,) * num_layers)

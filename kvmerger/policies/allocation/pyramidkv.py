@@ -1,4 +1,4 @@
-"""Lower layers attend widely, higher layers to few tokens: give slots to layers accordingly."""
+"""PyramidKV: lower layers, which attend widely, get more slots than higher ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class PyramidKV(SnapKV):
             )
 
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
-        """The budget must leave slots beyond the window, and the model have layers, to build a pyramid of."""
+        """Raise `BudgetError` unless there are slots beyond the window and at least two layers to share them out among."""
         super().check(shape, budget)
         if isinstance(budget, LikeVariant):
             raise BudgetError(
@@ -62,6 +62,7 @@ class PyramidKV(SnapKV):
 
     def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
         """Move slots from later layers to earlier ones; their sum stays."""
+        # `check` has refused budgets that differ between layers or heads: the first stands for all.
         num_tokens, even = evidence_L[0].num_tokens, budget_L[0]
         mean = even.num_slots_H[0] - self.window_size
         beyond_window_L = _pyramid(mean, num_tokens - self.window_size, len(budget_L), self.beta)
@@ -73,11 +74,13 @@ class PyramidKV(SnapKV):
 
 def _pyramid(mean: int, most: int, num_layers: int, beta: float) -> list[int]:
     """Whole numbers, never rising, that sum to ``mean * num_layers``; each from 0 to ``most``; 2 layers or more."""
+    # Fractions of what the user wrote: with floats the exact sum below could come out one slot off.
     lowest = mean / Fraction(str(beta))
     highest = min(2 * mean - lowest, Fraction(most))
     step = 2 * (highest - mean) / (num_layers - 1)
     exact_L = [highest - layer * step for layer in range(num_layers)]
     whole_L = [math.floor(exact) for exact in exact_L]
+    # Largest remainder first; a stable sort, so that of equal ones the earlier layer gets the slot.
     by_remainder = sorted(range(num_layers), key=lambda layer: whole_L[layer] - exact_L[layer])
     for layer in by_remainder[: mean * num_layers - sum(whole_L)]:
         whole_L[layer] += 1

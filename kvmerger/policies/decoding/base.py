@@ -1,10 +1,9 @@
-"""What may follow a policy to go on where it ends: the prompt is compressed by what stands in front, then a rule acts.
+"""Wrappers that add a decode rule: the wrapped policy compresses the prompt, then the rule drops a slot for each new token.
 
-The prompt is read with its whole cache and compressed once, at its end, without merging anything for the rule's sake.
-Streaming the prompt itself through a cache that shrinks on the way would change every hidden state behind the first
-eviction, could not share a prefill with other variants, and for value merging diverges. So these rows measure what the
-rule does to an *answer*; their counter ``is_prompt_streamed`` is 0 for that reason. Then the tail is read, and from there
-the number of slots is constant: a token in, a slot out.
+The prompt is read with its whole cache and compressed once, at its end. Streaming the prompt itself through a shrinking
+cache would change every hidden state behind the first eviction, could share no prefill, and diverges where values are
+merged. So these rows measure what the rule does to an *answer* (their counter ``is_prompt_streamed`` is 0). From the end of
+the tail on the number of slots is constant.
 
 Shapes: H KV heads, N tokens, S kept slots.
 """
@@ -28,10 +27,9 @@ class DecodingPolicy(Policy):
     """Base of wrappers that add a decode rule to a policy. Subclasses give `decode_rule`.
 
     Attributes:
-        inner: compresses the prompt. Any policy without a decode rule of its own.
-        room: tokens of the answer that come before the first slot leaves; a row that reads no more of them answers bit
-            for bit as without the rule. Forced along another answer it is equal but for rounding: its tokens come one
-            by one.
+        inner: the wrapped policy, which compresses the prompt. It has no decode rule of its own.
+        room: tokens of the answer that come before the first slot leaves. A row that reads no more of them answers bit
+            for bit as without the rule; forced along another answer, token by token, it is equal but for rounding.
     """
 
     inner: Policy
@@ -39,63 +37,67 @@ class DecodingPolicy(Policy):
 
     def __post_init__(self) -> None:
         """Refuse a second rule, and a room that is no number of tokens."""
+        # Any seed will do: only whether there is a rule is asked.
         if self.inner.decode_rule(0) is not None:
             raise PolicyError(f"{self.inner} acts during decoding already; only one rule can")
         require_count(type(self).__name__, "room", self.room, at_least=0)
 
+    # Here and below a property takes the place of a class variable: the answer is the wrapped instance's.
     @property
     def keeps_slots_unchanged(self) -> bool:  # type: ignore[override]
-        """Whether what stands in front keeps them: that is before the first token of the answer."""
+        """As the wrapped policy says, of the slots before the first token of the answer."""
         return self.inner.keeps_slots_unchanged
 
     @property
     def budget_is_outcome(self) -> bool:
-        """As in front."""
+        """As the wrapped policy says."""
         return self.inner.budget_is_outcome
 
     @property
     def parts(self) -> tuple[Policy, ...]:
-        """What stands in front, then this."""
+        """The wrapped policy's parts, then this wrapper."""
         return (*self.inner.parts, self)
 
     @property
     def num_needed(self) -> int:
-        """Slots every head must have at the end of the prompt for the rule to make sense; the remedy names why."""
+        """Slots that every head must have at the end of the prompt, so that the rule has a choice."""
         return 1
 
     @property
     def needed_for(self) -> str:
-        """What `num_needed` slots are, and which parameter makes them fewer."""
+        """What `num_needed` slots are for and which parameter makes them fewer: words of an error."""
         return "a slot to give up"
 
     def needs(self) -> frozenset[Need]:
-        """What stands in front reads."""
+        """What the wrapped policy reads."""
         return self.inner.needs()
 
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
-        """What stands in front asks for, and a budget that leaves the rule something to choose from."""
+        """Raise `BudgetError` where the wrapped policy does, or where the rule would have too few slots to choose from."""
         self.inner.check(shape, budget)
+        # How many slots come of a like budget, or of a threshold, is known in `compress`.
         if not isinstance(budget, LikeVariant) and not self.budget_is_outcome:
             self._require_slots(num_slots_for(budget, shape.num_tokens))
 
     def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
-        """As in front."""
+        """As the wrapped policy allocates."""
         return self.inner.allocate(budget_L, evidence_L)
 
     @property
     def compresses_stacks(self) -> bool:  # type: ignore[override]
-        """As in front."""
+        """As the wrapped policy says."""
         return self.inner.compresses_stacks
 
     def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
-        """As in front, and the budget: heads of a stack that differ are heads of a layer that differ."""
+        """The wrapped policy's key, and the budget."""
+        # Layers of unequal budgets would look like heads of unequal lengths, which a rule may refuse.
         return self.inner.stack_key(evidence, budget), budget
 
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
-        """What stands in front keeps.
+        """What the wrapped policy keeps.
 
         Raises:
-            BudgetError: a head has fewer slots than `num_needed`, or what stands in front raised it.
+            BudgetError: a head has fewer slots than `num_needed`, or the wrapped policy raised it.
         """
         kept = self.inner.compress(layer, evidence, budget)
         self._require_slots(min(kept.num_slots_H))
@@ -114,17 +116,15 @@ class DecodingPolicy(Policy):
 
 
 class ScoredDecodingPolicy(DecodingPolicy):
-    """Base of those whose rules go on adding to the attention that each slot received in prefill."""
+    """Base of wrappers whose rule goes on adding to the attention that each slot received in prefill."""
 
     def needs(self) -> frozenset[Need]:
-        """What stands in front reads, and the attention mass that the rule starts from."""
+        """What the wrapped policy reads, and the attention mass that the rule starts from."""
         return super().needs() | {ATTENTION_MASS}
 
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
-        """What stands in front keeps, each slot with the attention its token received in prefill.
-
-        A merged slot has its pivot's. The scores are 4 more bytes per slot, and count as such.
-        """
+        """What the wrapped policy keeps, each slot with the attention its token received in prefill (fp32)."""
         kept = super().compress(layer, evidence, budget)
         mass_HN = evidence.get(ATTENTION_MASS)
+        # Positions are indices here, as the compressed part starts at position 0. A merged slot gets its pivot's mass alone.
         return replace(kept, score_S=mass_HN[kept.head_S, kept.position_S.long()])

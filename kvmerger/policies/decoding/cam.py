@@ -1,4 +1,4 @@
-"""What leaves is not lost at once: its value may live on in the tokens behind it.
+"""CaM: when a slot leaves, its value may be spread over the slots of the tokens that follow it.
 
 Shapes: L layers, H KV heads, X columns, M heirs, as in `decode_rule`.
 """
@@ -32,7 +32,7 @@ _DRAWN_BITS = 24
 
 @dataclass(frozen=True)
 class ValuesAreHandedOn(DecodeRule):
-    """``chooser`` decides who leaves; its value goes to the next ``num_heirs`` tokens, or to nobody, by a draw."""
+    """``chooser`` decides which slot leaves; a draw decides whether its value goes to the next ``num_heirs`` tokens."""
 
     reads_attention: ClassVar[bool] = True
 
@@ -41,13 +41,14 @@ class ValuesAreHandedOn(DecodeRule):
     seed: int
 
     def worth(self, step: DecodeStep) -> Tensor:
-        """The chooser's."""
+        """What `chooser` gives."""
         return self.chooser.worth(step)
 
     def heirs(self, step: DecodeStep, leaving_LH: Tensor) -> Heirs:
         """The next tokens that stay, 1 / ``num_heirs`` of the value each, when the draw says so."""
         assert step.score_LHX is not None, "the policy leaves scores"
         leaving_LH1 = leaving_LH[:, :, None]
+        # "Next" is by position: columns are in no order.
         is_behind_LHX = step.is_held_LHX & (step.position_LHX > step.position_LHX.gather(2, leaving_LH1))
         last = torch.iinfo(step.position_LHX.dtype).max
         next_LHM = step.position_LHX.masked_fill(~is_behind_LHX, last).topk(
@@ -59,6 +60,7 @@ class ValuesAreHandedOn(DecodeRule):
         mean_LH = score_LHM.sum(dim=2) / is_heir_LHM.sum(dim=2).clamp_min(1)
         leaving_score_LH = step.score_LHX.gather(2, leaving_LH1).squeeze(2)
         chance_LH = (leaving_score_LH / mean_LH.clamp_min(_LEAST_SCORE)).clamp(0, 1)
+        # Not torch's generator: CUDA's gives other numbers than the CPU's, and each row would have to keep its state.
         is_drawn_LH = uniform(self.seed, chance_LH.shape, step.num_read) < chance_LH
         weight_LHM = (is_heir_LHM & is_drawn_LH[:, :, None]).float() / self.num_heirs
         return Heirs(next_LHM.indices, weight_LHM)
@@ -99,19 +101,19 @@ class CaM(ScoredDecodingPolicy):
 
     @property
     def num_needed(self) -> int:
-        """The heirs, and the sinks that are none, or the recent tokens."""
+        """``num_heirs`` beside the sinks, or the recent tokens where there are more of them."""
         return (
             self.num_heirs + self.sinks if self.evict == "streaming_llm" else max(self.num_heirs, self.recent)
         )
 
     @property
     def needed_for(self) -> str:
-        """The heirs, and what never leaves."""
+        """The parameters that add up to `num_needed`."""
         protected = f"sinks={self.sinks}" if self.evict == "streaming_llm" else f"recent={self.recent}"
         return f"num_heirs={self.num_heirs} beside {protected}"
 
     def decode_rule(self, prompt_seed: int) -> DecodeRule:
-        """The chooser's slot leaves, its value is handed on."""
+        """`ValuesAreHandedOn` with the rule that ``evict`` names."""
         chooser: DecodeRule = (
             OldestLeaves(self.sinks) if self.evict == "streaming_llm" else LowestScoreLeaves(self.recent)
         )

@@ -1,4 +1,4 @@
-"""Go on as H2O does: the slot that received least attention so far gives way, the most recent ones never.
+"""H2O while answering: the slot that has received the least attention so far leaves; the most recent ones stay.
 
 Shapes: L layers, H KV heads, X columns, as in `decode_rule`.
 """
@@ -18,6 +18,7 @@ from kvmerger.policies.registry import register_wrapper
 class LowestScoreLeaves(DecodeRule):
     """The slot with the lowest accumulated attention leaves, in every head by itself; the last ``recent`` tokens stay."""
 
+    # Without ClassVar it would be a field, and so a parameter of the rule.
     reads_attention: ClassVar[bool] = True
 
     recent: int
@@ -25,6 +26,7 @@ class LowestScoreLeaves(DecodeRule):
     def worth(self, step: DecodeStep) -> Tensor:
         """Attention received so far, ``inf`` for recent tokens."""
         assert step.score_LHX is not None, "the policy leaves scores"
+        # By position: columns are in no order but that the last is the newest.
         is_recent_LHX = step.position_LHX > step.newest_position - self.recent
         return step.score_LHX.masked_fill(is_recent_LHX, float("inf"))
 
@@ -51,14 +53,14 @@ class H2ODecode(ScoredDecodingPolicy):
 
     @property
     def num_needed(self) -> int:
-        """The recent tokens."""
+        """As many as never leave; the slot just read takes part, so one can always leave."""
         return self.recent
 
     @property
     def needed_for(self) -> str:
-        """The recent tokens."""
+        """The parameter `recent`."""
         return f"recent={self.recent}"
 
     def decode_rule(self, prompt_seed: int) -> DecodeRule:
-        """Lowest score first."""
+        """`LowestScoreLeaves`; no part of it is random."""
         return LowestScoreLeaves(self.recent, room=self.room)

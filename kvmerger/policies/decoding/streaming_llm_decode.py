@@ -1,4 +1,4 @@
-"""Go on as StreamingLLM does: the window slides, the sinks stay.
+"""StreamingLLM while answering: the oldest token of the sliding window leaves; the sinks stay.
 
 Shapes: L layers, H KV heads, X columns, as in `decode_rule`.
 """
@@ -20,7 +20,8 @@ class OldestLeaves(DecodeRule):
     n_sink: int
 
     def worth(self, step: DecodeStep) -> Tensor:
-        """A slot's position, ``inf`` for sinks."""
+        """A slot's position, ``inf`` for sinks: fp64."""
+        # fp32 holds whole numbers up to 2²⁴ only, fp64 every int32.
         return step.position_LHX.double().masked_fill(step.position_LHX < self.n_sink, float("inf"))
 
 
@@ -51,9 +52,9 @@ class StreamingLLMDecode(DecodingPolicy):
 
     @property
     def needed_for(self) -> str:
-        """The sinks and one slot that can leave."""
+        """The parameter `sinks`, and the one more."""
         return f"sinks={self.sinks} and one that can leave"
 
     def decode_rule(self, prompt_seed: int) -> DecodeRule:
-        """Oldest first."""
+        """`OldestLeaves`; no part of it is random."""
         return OldestLeaves(self.sinks, room=self.room)

@@ -1,4 +1,4 @@
-"""Go on as TOVA does: whatever the token just read cares for least gives way, the same in all heads of a layer.
+"""TOVA while answering: the token that the newest one attends to least leaves, in all heads of a layer alike.
 
 Shapes: L layers, H KV heads, X columns, as in `decode_rule`; S kept slots.
 """
@@ -25,6 +25,7 @@ class LeastAttendedLeaves(DecodeRule):
     def worth(self, step: DecodeStep) -> Tensor:
         """Attention of this step, mean over the layer's heads."""
         assert step.attention_LHX is not None, "the rule reads attention"
+        # The same bits in every head: a mean of its own for each could break a tie elsewhere, and heads would drift apart.
         return step.attention_LHX.mean(dim=1, keepdim=True).expand_as(step.attention_LHX)
 
 
@@ -39,9 +40,10 @@ class TovaDecode(DecodingPolicy):
     """
 
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
-        """What stands in front keeps; `BudgetError` where that is not the same in all heads."""
+        """What the wrapped policy keeps; `BudgetError` where heads of a layer keep different tokens."""
         kept = super().compress(layer, evidence, budget)
         position_LHS = evidence.by_layer(kept.position_HS) if kept.is_uniform else None
+        # Waits for the device, once for each stack: a wrong choice here would go on, unseen, through the whole answer.
         if position_LHS is None or bool((position_LHS != position_LHS[:, :1]).any()):
             raise BudgetError(
                 f"tova_decode makes one choice for all heads of a layer, and {self.inner} at this budget keeps "
@@ -51,5 +53,5 @@ class TovaDecode(DecodingPolicy):
         return kept
 
     def decode_rule(self, prompt_seed: int) -> DecodeRule:
-        """Least attended first."""
+        """`LeastAttendedLeaves`; no part of it is random."""
         return LeastAttendedLeaves(room=self.room)

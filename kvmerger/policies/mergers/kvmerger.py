@@ -94,7 +94,7 @@ class KVMerger(ProtectingPolicy):
     compresses_stacks = True
 
     def __post_init__(self) -> None:
-        """Refuse values outside their domain and combinations in which one part would have no say or count twice."""
+        """Refuse values outside their domain, and combinations in which a parameter has no effect or counts twice."""
         super().__post_init__()
         values = {name: getattr(self, name) for name in (*_CHOICES, "merge_keys", "merge_values")}
         require_choices(self._name, values, _CHOICES)
@@ -145,7 +145,8 @@ class KVMerger(ProtectingPolicy):
         return budget_L if self.mode == "threshold" else super().allocate(budget_L, evidence_L)
 
     def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
-        """The budget, and in threshold mode whether the layer is left alone."""
+        """The budget, and whether the layer is among the skipped ones."""
+        # `compress` asks for the layer's index, and a stack has its first layer's.
         return budget, evidence.layer_index in self._skipped(evidence.num_layers)
 
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
@@ -167,6 +168,7 @@ class KVMerger(ProtectingPolicy):
             value_weight_M=value_weight_M if self.merge_values else None,
             log_mass_S=slot_log_mass(self.log_mass, groups, mass_HN.flatten(), self.max_log_mass),
         )
+        # Left on the device: all layers' counters are fetched together.
         num_links_H = is_link_HN.sum(dim=1)
         linked_H = cosine_HN.double().masked_fill(~is_link_HN, 0.0).sum(dim=1)
         return merged.counting(
@@ -182,6 +184,7 @@ class KVMerger(ProtectingPolicy):
         if self.mode == "threshold":
             return is_eligible_HN & (cosine_HN > self.eps)
         num_links_H = self._num_links(is_eligible_HN, budget)
+        # Where links are not random, any (H, N) tensor will do: it is not read, and drawing costs.
         random_HN = (
             self._random(evidence, self.seed + _LINK_SEED_OFFSET) if self.links == "random" else mass_HN
         )
@@ -191,11 +194,13 @@ class KVMerger(ProtectingPolicy):
     def _num_links(self, is_eligible_HN: Tensor, budget: Budget) -> tuple[int, ...]:
         """How many links of each head meet the budget."""
         num_tokens = is_eligible_HN.shape[1] + 1
+        # Every accepted link joins two runs of its head, and so removes exactly one slot.
         num_links_H = tuple(num_tokens - num_slots for num_slots in budget.num_slots_H)
         if self.layout != "per_head" and len(set(num_links_H)) > 1:
             raise BudgetError(
                 f"{self._name}: layout={self.layout} needs one budget for all heads, got {budget.num_slots_H}"
             )
+        # Counting eligible links would wait for the device, once a layer: seldom needed, as the least there can be suffices.
         if max(num_links_H) <= self._least_eligible(num_tokens, budget.asked_ratio):
             return num_links_H
         num_eligible_H = is_eligible_HN.sum(dim=1).tolist()
@@ -208,7 +213,8 @@ class KVMerger(ProtectingPolicy):
         return num_links_H
 
     def _least_eligible(self, num_tokens: int, kept_ratio: float) -> int:
-        """Pairs of neighbours without a protected end that there are, wherever the heavy tokens stand."""
+        """The least number of neighbour pairs without a protected end, wherever the heavy tokens stand."""
+        # A heavy token spoils the pairs on both its sides; recent tokens stand together and spoil one pair each.
         num_recent, num_heavy = self._num_protected(kept_ratio, num_tokens)
         return num_tokens - 1 - num_recent - 2 * num_heavy
 

@@ -16,5 +16,6 @@ class KVMergerPaper(KVMerger):
     slots that keeps depends on the prompt, so its rows are named by the slots measured and never "50 %".
     """
 
+    # `threshold_label` goes by this default: rows get their labels before this class can be imported.
     mode: Literal["exact", "threshold"] = "threshold"
     value_factor: Literal["convex", "count"] = "count"

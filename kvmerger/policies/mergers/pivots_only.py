@@ -1,4 +1,4 @@
-"""What merging itself is worth: KVMerger's own slots with nothing merged into them."""
+"""The control that shows what merging itself is worth: KVMerger's own slots with nothing merged into them."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,6 +17,7 @@ class PivotsOnly(KVMerger):
     are the same. ``log_mass`` still works, and then nothing but the slots' logits tells of the members.
     """
 
+    # Not settable: these have no effect where nothing is merged, and a parameter without effect is refused.
     weights: Weights = field(default="gaussian", init=False)
     sigma: float | None = field(default=None, init=False)
     value_factor: Literal["convex", "count"] = field(default="convex", init=False)

@@ -1,4 +1,4 @@
-"""Is it the protected tokens? KVMerger's protected set and budgets, the rest filled by attention instead of merged.
+"""The control that shows what KVMerger's protected tokens are worth: the other slots go by attention, nothing is merged.
 
 Shapes: H KV heads, N tokens.
 """
@@ -40,6 +40,7 @@ class ProtectedMass(ProtectingPolicy, SelectingPolicy):
         """
         mass_HN = attention_mass(evidence, self._mass_need)
         is_protected_HN = self._protect(mass_HN, budget.asked_ratio)
+        # Recent and heavy fractions may add up to more than 1.
         num_protected = min(
             evidence.num_tokens, sum(self._num_protected(budget.asked_ratio, evidence.num_tokens))
         )

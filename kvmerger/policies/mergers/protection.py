@@ -1,4 +1,4 @@
-"""What KVMerger and its controls share: tokens that are never merged, layers kept whole, and who pays for them.
+"""What KVMerger and its controls share: tokens that are never merged, and layers kept whole at the others' expense.
 
 Shapes: L layers, H KV heads, N tokens.
 """
@@ -42,6 +42,7 @@ class ProtectingPolicy(Policy):
         """Refuse values outside their domain."""
         require_choices(self._name, vars(self), {"attention_source": ATTENTION_SOURCES})
         require_count(self._name, "window_size", self.window_size)
+        # A tuple: a variant's parameters are hashed, so a YAML's list has become one.
         if not (
             isinstance(self.skip_layers, tuple) and all(isinstance(index, int) for index in self.skip_layers)
         ):
@@ -107,9 +108,11 @@ class ProtectingPolicy(Policy):
     def _num_protected(self, kept_ratio: float, num_tokens: int) -> tuple[int, int]:
         """Recent and heavy tokens that a budget of ``kept_ratio`` protects."""
         protected = self._protected(kept_ratio)
+        # Products of floats, unlike `share_of`: 0.29 of 100 tokens are 28. To change that is a new `version`.
         return math.floor(protected.recent_ratio * num_tokens), math.floor(protected.heavy_ratio * num_tokens)
 
     def _skipped(self, num_layers: int) -> set[int]:
+        # Modulo: −1 and the last layer's own index are one layer, which pays once.
         return {index % num_layers for index in self.skip_layers}
 
     def _slots_of_other_layers(self, num_slots: int, num_tokens: int, num_layers: int) -> int:
@@ -119,6 +122,7 @@ class ProtectingPolicy(Policy):
             raise BudgetError(
                 f"{self._name}: skip_layers={self.skip_layers} leaves none of {num_layers} layers to compress"
             )
+        # Rounded down: the model may hold a few slots less than allowed, never more.
         return (num_slots * num_layers - num_tokens * num_skipped) // (num_layers - num_skipped)
 
     def _require_room(self, num_slots: int, num_tokens: int, kept_ratio: float) -> None:

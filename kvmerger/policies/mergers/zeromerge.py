@@ -81,6 +81,7 @@ class ZeroMerge(Policy):
     def _targets(self, mass_HN: Tensor, budget: Budget) -> Tensor:
         """Itself for tail and top, the first token of its stretch for every other: int64 (H, N)."""
         index_HN = own_index(mass_HN)
+        # The tail gets inf and is thereby among the highest, so one ranking finds both the tail and the top.
         num_tail_H = [self._num_tail(num_slots) for num_slots in budget.num_slots_H]
         first_recent_H = mass_HN.shape[1] - upload(num_tail_H, mass_HN.device)
         ranked_HN = mass_HN.masked_fill(index_HN >= first_recent_H[:, None], float("inf"))
@@ -91,11 +92,14 @@ class ZeroMerge(Policy):
         place_HN = (~is_kept_HN).long().cumsum(dim=1) - 1
         stretch_HN = place_HN * self.num_residual // num_others_H1.clamp_min(1)
         stretch_HN = stretch_HN.masked_fill(is_kept_HN, self.num_residual)
+        # One column more than there are stretches: kept tokens go there, and nobody reads it. A minimum is the same in
+        # whatever order the device takes it.
         first_HR = index_HN.new_full((len(num_kept_H), self.num_residual + 1), index_HN.shape[1])
         first_HR.scatter_reduce_(1, stretch_HN, index_HN, "amin")
         return torch.where(is_kept_HN, index_HN, first_HR.gather(1, stretch_HN))
 
     def _num_tail(self, num_slots: int) -> int:
+        # A product of floats, unlike `share_of`: it may be one token less than the decimal says.
         return math.floor(self.tail_ratio * num_slots)
 
     def _require_room(self, num_slots: int, num_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""What the last tokens look at and what all tokens look at, together.
+"""A blend of the attention that the last tokens pay and the attention that all tokens pay.
 
 Shapes: H KV heads, N tokens.
 """
@@ -34,13 +34,14 @@ class BlendedAttention(SnapKV):
         require_share("blended_attention", "mass_share", self.mass_share)
 
     def needs(self) -> frozenset[Need]:
-        """The window's attention and everybody's."""
+        """The window's attention and the whole prompt's."""
         return super().needs() | {ATTENTION_MASS}
 
     def _scores_before_window(self, evidence: Evidence) -> Tensor:
-        """The blend."""
+        """The weighted sum of both, each over its head's mean: fp32 (H, tokens before the window)."""
         window_HN = super()._scores_before_window(evidence)
         mass_HN = evidence.get(ATTENTION_MASS)[:, : window_HN.shape[1]]
+        # Without that division the mass, a sum over all queries, would drown the window's mean.
         return (1 - self.mass_share) * _relative(window_HN) + self.mass_share * _relative(mass_HN)
 
 

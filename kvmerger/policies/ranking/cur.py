@@ -1,4 +1,4 @@
-"""Rows of large leverage carry a matrix: keep tokens that do so for the keys and for the values.
+"""CUR: keep the tokens that contribute most to the matrices of keys and values, measured by leverage scores.
 
 Shapes: H KV heads, N tokens, W tokens of a local window, C windows.
 """
@@ -40,13 +40,14 @@ def _share_of_window(square_HN: Tensor, window_size: int) -> Tensor:
     if not window_size:
         return square_HN
     num_heads, num_tokens = square_HN.shape
+    # Zeros fill the last window up, and add nothing to its sum.
     padded_HCW = F.pad(square_HN, (0, -num_tokens % window_size)).view(num_heads, -1, window_size)
     share_HCW = padded_HCW / _positive(padded_HCW.sum(dim=2, keepdim=True))
     return share_HCW.view(num_heads, -1)[:, :num_tokens]
 
 
 def _positive(total: Tensor) -> Tensor:
-    """Where all are 0, each one's share is 0."""
+    """``total`` with 1 in place of 0, to divide by: where all parts are 0, each one's share is 0."""
     return total.masked_fill(total == 0, 1.0)
 
 
@@ -87,11 +88,12 @@ class CUR(ScoringPolicy):
         return self.num_sinks
 
     def needs(self) -> frozenset[Need]:
-        """Leverage, by these settings."""
+        """Leverage, with this policy's settings."""
         return frozenset({self._need})
 
     def scores(self, evidence: Evidence) -> Tensor:
-        """A head's leverages sum to 1; ``inf`` for sinks: fp32 (H, N)."""
+        """Leverages, which sum to 1 in each head, and ``inf`` for sinks: fp32 (H, N)."""
+        # A copy to write into: the evidence is every policy's.
         scores_HN = evidence.get(self._need).clone()
         scores_HN[:, : self.num_sinks] = float("inf")
         return scores_HN

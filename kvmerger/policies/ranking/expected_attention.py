@@ -1,4 +1,4 @@
-"""Queries to come are distributed like those of the prompt: keep what they are expected to attend to.
+"""Expected attention: future queries are taken to be distributed like the prompt's; keep what they would attend to.
 
 Shapes: N tokens, M tokens behind the sinks, Q query heads, H KV heads, G = Q/H, D head size, F future positions.
 """
@@ -21,13 +21,14 @@ from kvmerger.prefill.evidence import Evidence, LayerStates, Need, register_evid
 
 
 class _MeanRotation(NamedTuple):
-    """RoPE averaged over positions: linear, but no rotation any more. Both (D,), fp32."""
+    """RoPE averaged over positions, a linear map: cosines and sines (D,), fp32."""
 
     cos_D: Tensor
     sin_D: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply it to vectors (…, D)."""
+        # The convention of Llama and its kin: halves of a head are paired, not neighbouring channels.
         first, second = x.chunk(2, dim=-1)
         return x * self.cos_D + torch.cat([-second, first], dim=-1) * self.sin_D
 
@@ -47,7 +48,9 @@ def _expected_attention(
     if use_covariance:
         centred_QMD = q_QMD - mean_Q1D
         cov_QDD = centred_QMD.transpose(1, 2) @ centred_QMD / centred_QMD.shape[1]
+        # R Σ Rᵀ. The map turns the last dimension; Σ is symmetric, so between the two turns a transpose suffices.
         cov_HGDD = rotation(rotation(cov_QDD).transpose(1, 2)).unflatten(0, (num_heads, -1))
+        # kᵀΣk as a product and a row sum: (M, D) numbers are held, never (M, M).
         k_H1MD = k_HMD[:, None]
         logit_HGM = logit_HGM + states.scaling**2 / 2 * ((k_H1MD @ cov_HGDD) * k_H1MD).sum(dim=3)
     expected_HM = logit_HGM.softmax(dim=2).mean(dim=1)
@@ -61,6 +64,7 @@ def _queries_before_rope(states: LayerStates, n_sink: int) -> Tensor:
     assert states.hidden_NE is not None and states.attention is not None, (
         "registered as reading hidden states"
     )
+    # From hidden states: the queries that attention saw are rotated already, each by its own position.
     projected_MX = states.attention.q_proj(states.hidden_NE[n_sink:])  # type: ignore[operator]
     q_MQD = projected_MX.unflatten(1, (-1, states.k_HND.shape[2]))
     if hasattr(states.attention, "q_norm"):
@@ -124,7 +128,7 @@ class ExpectedAttention(ScoringPolicy):
         return self.n_sink
 
     def needs(self) -> frozenset[Need]:
-        """Expected attention by these settings; reads hidden states."""
+        """Expected attention with this policy's settings; reads hidden states."""
         return frozenset({self._need})
 
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:

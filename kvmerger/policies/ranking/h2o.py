@@ -1,4 +1,4 @@
-"""Few tokens gather most of the attention: keep those heavy hitters and the recent ones.
+"""H2O: keep the recent tokens and the heavy hitters, the few tokens that receive most of the attention.
 
 Shapes: H KV heads, N tokens.
 """

@@ -1,4 +1,4 @@
-"""Keys that point where most others point are replaceable: keep the odd ones.
+"""KeyDiff: keep the keys whose direction differs most from the mean direction of all keys.
 
 Shapes: H KV heads, N tokens, F = H·N flat tokens, D head size.
 """
@@ -20,6 +20,7 @@ ANCHOR_COSINES = Need("anchor_cosines")
 def _anchor_cosines(states: LayerStates) -> Tensor:
     """Cosine of each key with its head's mean normalised key: fp32 (H, N)."""
     anchor_HD = dispatch.mean_units(states.k_HND)
+    # Every token with its own head's anchor, by index: the keys are not copied and no anchor is repeated.
     token_F = torch.arange(states.k_HND[..., 0].numel(), device=states.k_HND.device)
     head_F = token_F // states.k_HND.shape[1]
     cosine_F = dispatch.pair_cosines(states.k_HND.flatten(0, 1), token_F, head_F, anchor_HD)

@@ -1,4 +1,4 @@
-"""Keys with small norms attract attention: keep those."""
+"""Keep the keys with small norms, which tend to receive much attention."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""A token stands out when its channels vary more than those of the tokens that follow it.
+"""LagKV: keep tokens whose channels vary more than those of the partition that follows.
 
 Shapes: H KV heads, N tokens, P partitions that have a successor, W tokens of a partition, D head size.
 """
@@ -90,6 +90,7 @@ class LagKV(ScoringPolicy):
         if not self.cross_scoring:
             ranked_HPW = _rank(ranked_HPW) / self.lag_size
         num_tail = self._num_tail(evidence.num_tokens)
+        # From 1 on: ranks ÷ lag_size, and softmaxes over two tokens or more, are below 1, so the tail beats what is ranked.
         tail_T = 1 + torch.arange(num_tail, dtype=torch.float64, device=evidence.device)
         sink_HS = ranked_HPW.new_full((evidence.num_heads, min(self.n_sink, evidence.num_tokens)), torch.inf)
         return torch.cat([sink_HS, ranked_HPW.flatten(1), tail_T.expand(evidence.num_heads, -1)], dim=1)
@@ -97,6 +98,7 @@ class LagKV(ScoringPolicy):
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """Keep the selected tokens, copied unchanged, and count whether ranks decided about any."""
         num_unranked = self.n_sink + self._num_tail(evidence.num_tokens)
+        # On the CPU, where budget and lengths are known.
         is_lag_ranked_H = num_unranked < torch.tensor(budget.num_slots_H)
         return super().compress(layer, evidence, budget).counting({"is_lag_ranked": PerHead(is_lag_ranked_H)})
 
@@ -112,5 +114,6 @@ class LagKV(ScoringPolicy):
 
 def _rank(scores_HPW: Tensor) -> Tensor:
     """Each score's place in its partition, 0 for the lowest; of equal scores the earlier token ranks higher."""
+    # `sort` with stable=True: plain argsort leaves ties to the device, and with them which tokens are kept.
     order_HPW = scores_HPW.sort(dim=2, descending=True, stable=True).indices
     return (scores_HPW.shape[2] - 1 - order_HPW.argsort(dim=2)).double()

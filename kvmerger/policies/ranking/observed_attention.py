@@ -1,4 +1,4 @@
-"""A token is worth the attention it got on average, from those that could see it.
+"""Observed attention: a token's score is the mean attention it received from the tokens that could see it.
 
 Shapes: H KV heads, N tokens.
 """
@@ -32,5 +32,6 @@ class ObservedAttention(ScoringPolicy):
 
     def scores(self, evidence: Evidence) -> Tensor:
         """Mean attention received: fp32 (H, N)."""
+        # Causal: token j is seen by itself and all later ones, N − j in all.
         num_seeing_N = torch.arange(evidence.num_tokens, 0, -1, device=evidence.device)
         return evidence.get(ATTENTION_MASS) / num_seeing_N

@@ -1,4 +1,4 @@
-"""The floor every policy must beat: a random choice that is the same wherever and however often an item runs."""
+"""A random choice of tokens, the least any policy must beat; it is the same wherever and however often an item runs."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What the prompt's last tokens attended to, smoothed over neighbours, is what the answer will need.
+"""SnapKV: keep what the prompt's last tokens attended to, smoothed over neighbouring tokens.
 
 Shapes: Q query heads, H KV heads, N tokens.
 """
@@ -33,9 +33,10 @@ class SnapKV(ScoringPolicy):
     compresses_stacks = True
 
     def __post_init__(self) -> None:
-        """Refuse an empty window and an even kernel, which would shift scores by half a token."""
+        """Refuse an empty window and an even kernel."""
         require_count(self._name, "window_size", self.window_size, at_least=1)
         require_count(self._name, "kernel_size", self.kernel_size, at_least=1)
+        # An even kernel would shift all scores by half a token.
         if self.kernel_size % 2 == 0:
             raise PolicyError(f"{self._name}: kernel_size must be odd, got {self.kernel_size}")
 
@@ -65,10 +66,12 @@ class SnapKV(ScoringPolicy):
         """The window's attention per KV head, pooled over neighbours."""
         attention_QN = evidence.get(window_attention(self.window_size))
         before_window_QN = attention_QN[:, : -self.window_size]
+        # Padding counts as zeros, as in the authors' code: tokens at either end score lower. The window itself is cut off
+        # before: its attention to itself must not leak into its neighbours' scores.
         pooled_QN = F.avg_pool1d(before_window_QN, self.kernel_size, stride=1, padding=self.kernel_size // 2)
         return pooled_QN.view(evidence.num_heads, -1, pooled_QN.shape[1]).mean(dim=1)
 
     @property
     def _name(self) -> str:
-        """As policies built on this one are called."""
+        """What errors call this policy, or the one that subclasses it."""
         return type(self).__name__.lower()

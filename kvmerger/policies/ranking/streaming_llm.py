@@ -1,4 +1,4 @@
-"""Attention sinks and a recent window, nothing in between."""
+"""StreamingLLM: keep the first tokens (attention sinks) and a recent window, nothing in between."""
 
 from dataclasses import dataclass
 
@@ -36,6 +36,7 @@ class StreamingLLM(ScoringPolicy):
 
     def scores(self, evidence: Evidence) -> Tensor:
         """A token's position, ``inf`` for sinks: fp64 (H, N)."""
+        # fp64: fp32 tells whole numbers apart up to 2²⁴ only.
         scores_N = torch.arange(evidence.num_tokens, dtype=torch.float64, device=evidence.device)
         scores_N[: self.n_sink] = float("inf")
         return scores_N.expand(evidence.num_heads, -1)

@@ -1,4 +1,4 @@
-"""What the last token looks at now is what the next one will look at.
+"""TOVA: keep what the last token attends to.
 
 Shapes: Q query heads, H KV heads, N tokens.
 """
@@ -32,4 +32,5 @@ class TOVA(ScoringPolicy):
 
     def scores(self, evidence: Evidence) -> Tensor:
         """The last query's attention, mean over query heads: fp32 (H, N), all rows alike."""
+        # Layer by layer: a mean over all heads of a stack would mix layers.
         return evidence.for_heads(evidence.by_layer(evidence.get(_LAST_QUERY)).mean(dim=1))

@@ -1,4 +1,4 @@
-"""A reducer stands after a `+`: the policy before it says which tokens stay, the reducer merges the others into those.
+"""Reducers, written after a `+`: the wrapped policy says which tokens stay, the reducer merges the others into those.
 
 Shapes: H KV heads, N tokens.
 """
@@ -32,7 +32,7 @@ class Reducer(Policy):
     """Base of reducers. Subclasses give `merge`, and name in `needs` what it reads besides.
 
     Attributes:
-        inner: says which tokens stay, in heads of any length, and how layers share a budget.
+        inner: the wrapped policy. It says which tokens stay, in heads of any length, and how layers share a budget.
     """
 
     inner: SelectingPolicy
@@ -40,7 +40,8 @@ class Reducer(Policy):
     keeps_slots_unchanged = False
 
     def __post_init__(self) -> None:
-        """Refuse what does not say which tokens stay."""
+        """Refuse a policy that does not say which tokens stay."""
+        # By type: a reducer or a merging policy has no `select`, and so cannot tell which tokens it drops.
         if not isinstance(self.inner, SelectingPolicy):
             raise PolicyError(
                 f"{name_of(self)} merges the tokens that a policy drops, and {name_of(self.inner)} does not say which "
@@ -49,38 +50,40 @@ class Reducer(Policy):
 
     @property
     def parts(self) -> tuple[Policy, ...]:
-        """What selects, then this."""
+        """The wrapped policy's parts, then this reducer."""
         return (*self.inner.parts, self)
 
     @property
     def budget_is_outcome(self) -> bool:
-        """Merging changes no number of slots."""
+        """As the wrapped policy says: merging changes no number of slots."""
         return self.inner.budget_is_outcome
 
     def needs(self) -> frozenset[Need]:
-        """What the selection reads."""
+        """What the wrapped policy reads."""
         return self.inner.needs()
 
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
-        """What the selection asks for."""
+        """Raise `BudgetError` where the wrapped policy does."""
         self.inner.check(shape, budget)
 
     def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
-        """Layers share as the selection has them share."""
+        """As the wrapped policy allocates slots to layers."""
         return self.inner.allocate(budget_L, evidence_L)
 
     @property
     def compresses_stacks(self) -> bool:  # type: ignore[override]
-        """As the selection; merging takes every head by itself."""
+        """As the wrapped policy says: merging treats every head by itself."""
         return self.inner.compresses_stacks
 
     def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
-        """What the selection says, and whether nothing is dropped."""
+        """The wrapped policy's key, and whether the budget holds the whole prompt."""
+        # `compress` returns a whole layer as it is: in a stack it would be merged with the others, and counted otherwise.
         return self.inner.stack_key(evidence, budget), self._has_whole_budget(evidence, budget)
 
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """Select, then merge; a layer that keeps everything is returned as it is."""
         is_kept_HN = self.inner.select(evidence, budget)
+        # In this order: `all` waits for the device, and is seldom asked. A policy may keep less than its budget.
         is_whole = self._has_whole_budget(evidence, budget) and bool(is_kept_HN.all())
         return layer if is_whole else self.merge(layer, evidence, is_kept_HN)
 
@@ -105,17 +108,17 @@ class AttentionReducer(Reducer):
     mass_window: int = 64
 
     def __post_init__(self) -> None:
-        """Refuse what does not select, and values outside their domain."""
+        """Refuse a policy that does not say which tokens stay, and values outside their domain."""
         super().__post_init__()
         require_choices(name_of(self), vars(self), {"attention_source": ATTENTION_SOURCES})
         require_count(name_of(self), "mass_window", self.mass_window)
 
     def needs(self) -> frozenset[Need]:
-        """What the selection reads, and attention."""
+        """What the wrapped policy reads, and attention."""
         return super().needs() | {self._mass_need}
 
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
-        """The prompt must be longer than the window; and what the selection asks for."""
+        """Raise `BudgetError` for a prompt no longer than the window, and where the wrapped policy does."""
         if self.attention_source == "window" and shape.num_tokens <= self.mass_window:
             raise BudgetError(
                 f"{name_of(self)}: the compressed part has {shape.num_tokens} tokens, no more than "

@@ -1,4 +1,4 @@
-"""Attention-compensated merging: a dropped token joins a neighbour that stays, and the slot answers for both.
+"""Attention-compensated merging: a dropped token joins a kept neighbour, whose slot gets the attention of both.
 
 Shapes: H KV heads, N tokens.
 """
@@ -46,7 +46,7 @@ class Compensated(AttentionReducer):
     max_log_mass: float | None = 3.0
 
     def __post_init__(self) -> None:
-        """Refuse what does not select, and values outside their domain."""
+        """Refuse a policy that does not say which tokens stay, and values outside their domain."""
         super().__post_init__()
         name = name_of(self)
         require_choices(name, vars(self), {"weights": WEIGHTS, "log_mass": LOG_MASSES})
@@ -57,7 +57,8 @@ class Compensated(AttentionReducer):
             require_positive(name, "max_log_mass", self.max_log_mass, ", or null for no limit")
 
     def merge(self, layer: LayerCache, evidence: Evidence, is_kept_HN: Tensor) -> LayerCache:
-        """Every dropped token is merged: one of its neighbours always stays."""
+        """Merge every dropped token into one of its kept neighbours."""
+        # Nothing is evicted: a head that keeps any token has a kept one before or after each dropped one.
         groups = groups_of(more_similar_neighbour(layer.k_HND, is_kept_HN).target_HN)
         mass_F = self._mass(evidence).flatten()
         weight_M = member_weights(self.weights, layer.k_SD, mass_F, groups, self.sigma)

@@ -1,4 +1,4 @@
-"""D2O's merging step: what is similar enough to a kept token is averaged into it, the rest is dropped.
+"""D2O's merging step: a dropped token that is similar enough to a kept one is averaged into it, others are evicted.
 
 Shapes: H KV heads, N tokens.
 """
@@ -35,17 +35,19 @@ class D2O(Reducer):
     merge_keys: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what does not select, and what is no switch."""
+        """Refuse a policy that does not say which tokens stay, and a ``merge_keys`` that is no bool."""
         super().__post_init__()
         require_switches(name_of(self), vars(self), ("merge_keys",))
 
     def merge(self, layer: LayerCache, evidence: Evidence, is_kept_HN: Tensor) -> LayerCache:
-        """Merge what is as similar as the head's dropped tokens are on average, evict the rest."""
+        """Merge tokens at least as similar as the head's dropped ones are on average, evict the rest."""
         found = most_similar_kept(layer.k_HND, is_kept_HN, len(evidence.layers))
+        # Kept tokens, each 1 to itself, have no part in the mean; a head that drops nothing has the threshold 0.
         dropped_HN = found.cosine_HN.masked_fill(is_kept_HN, 0.0)
         num_dropped_H = (~is_kept_HN).sum(dim=1).clamp_min(1)
         threshold_H = dropped_HN.sum(dim=1) / num_dropped_H
         groups = groups_of(found.only(found.cosine_HN >= threshold_H[:, None]).target_HN)
+        # Not `normalised_weights`: the authors divide by the number of tokens, so a slot's weights may sum to less than 1.
         weight_M = found.cosine_HN.flatten()[groups.member_M] / groups.runs.length_R[groups.runs.run_F]
         key_weight_M = weight_M if self.merge_keys else None
         return merge_groups(layer, groups, key_weight_M=key_weight_M, value_weight_M=weight_M)

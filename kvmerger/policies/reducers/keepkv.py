@@ -1,4 +1,4 @@
-"""KeepKV's merging: slots have votes, so that what was merged keeps its share of the attention.
+"""KeepKV's merging: a merged slot counts once for each of its tokens, so that they keep their share of the attention.
 
 Shapes: N tokens, Q query heads, H KV heads, D head size, W window, M members of all groups, S groups (slots).
 """
@@ -45,18 +45,18 @@ class KeepKV(Reducer):
     score_window: int = 64
 
     def __post_init__(self) -> None:
-        """Refuse what does not select, and values outside their domain."""
+        """Refuse a policy that does not say which tokens stay, and values outside their domain."""
         super().__post_init__()
         require_cosine(name_of(self), "min_cosine", self.min_cosine)
         require_choices(name_of(self), vars(self), {"keys": ("fixed", "moved")})
         require_count(name_of(self), "score_window", self.score_window)
 
     def needs(self) -> frozenset[Need]:
-        """What the selection reads, and scores."""
+        """What the wrapped policy reads, and the scores of the last queries."""
         return super().needs() | {_log_mean_scores_need(self.score_window)}
 
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
-        """The prompt must be longer than the window; and what the selection asks for."""
+        """Raise `BudgetError` for a prompt no longer than the window, and where the wrapped policy does."""
         if shape.num_tokens <= self.score_window:
             raise BudgetError(
                 f"keepkv: the compressed part has {shape.num_tokens} tokens, no more than score_window="
@@ -65,7 +65,7 @@ class KeepKV(Reducer):
         super().check(shape, budget)
 
     def merge(self, layer: LayerCache, evidence: Evidence, is_kept_HN: Tensor) -> LayerCache:
-        """Merge what is similar enough, evict the rest."""
+        """Merge tokens more similar than ``min_cosine``, evict the rest."""
         found = most_similar_kept(layer.k_HND, is_kept_HN, len(evidence.layers))
         groups = groups_of(found.only(found.cosine_HN > self.min_cosine).target_HN)
         log_score_F = evidence.get(_log_mean_scores_need(self.score_window)).flatten()
@@ -82,12 +82,14 @@ class KeepKV(Reducer):
 def _vote(log_score_M: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
     """Weights by score, fp32 (M,), summing to 1 within each group; and the factor of each merged key, fp32 (S,)."""
     run_M = groups.runs.run_F
+    # Scores are exp of raw logits, which fp32 cannot hold beyond 88: taken relative to each group's largest.
     largest_S = run_maxima(log_score_M, groups.runs)
     score_M = (log_score_M - largest_S[run_M]).exp()
     sum_S = run_sums(score_M, groups.runs)
     weight_M = score_M / sum_S[run_M]
     log_of_mean_S = largest_S + (sum_S / groups.runs.length_R).log()
     mean_of_log_S = run_sums(weight_M * log_score_M, groups.runs)
+    # A quotient of logarithms: where one of them is negative it would turn the key around.
     is_defined_S = (log_of_mean_S > 0) & (mean_of_log_S > 0)
     return weight_M, torch.where(is_defined_S, log_of_mean_S / mean_of_log_S, 1.0)
 
@@ -104,6 +106,7 @@ def _log_mean_scores(states: LayerStates, window_tokens: int) -> Tensor:
     num_queries = q_QWD.shape[1]
     q_HXD = q_QWD.reshape(num_heads, -1, head_dim)
     logit_HXN = q_HXD @ states.k_HND.float().transpose(1, 2)
+    # A query of the window sees the tokens up to its own: fewer queries see the last tokens, hence means and not sums.
     column_N = torch.arange(num_tokens, device=q_QWD.device)
     is_seen_WN = column_N[None, :] <= column_N[-num_queries:, None]
     is_seen_XN = is_seen_WN.repeat(q_HXD.shape[1] // num_queries, 1)

@@ -1,4 +1,4 @@
-"""A dropped token's value goes to the kept token whose key is most like its own, wherever that stands.
+"""A dropped token's value is merged into the kept token of the head whose key is most similar to its own.
 
 Shapes: H KV heads, N tokens, M members of all groups.
 """
@@ -41,18 +41,19 @@ class Nearest(AttentionReducer):
     merge_keys: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what does not select, and values outside their domain."""
+        """Refuse a policy that does not say which tokens stay, and values outside their domain."""
         super().__post_init__()
         require_choices(name_of(self), vars(self), {"weights": _WEIGHTS})
         require_cosine(name_of(self), "min_cosine", self.min_cosine)
         require_switches(name_of(self), vars(self), ("merge_keys",))
 
     def needs(self) -> frozenset[Need]:
-        """What the selection reads, and attention where weights go by it."""
+        """What the wrapped policy reads, and attention where weights go by it."""
+        # Attention that nobody reads would still be computed, in every layer's prefill.
         return super().needs() if self.weights == "attention" else self.inner.needs()
 
     def merge(self, layer: LayerCache, evidence: Evidence, is_kept_HN: Tensor) -> LayerCache:
-        """Merge what is similar enough, evict the rest."""
+        """Merge tokens at least as similar as ``min_cosine``, evict the rest."""
         found = most_similar_kept(layer.k_HND, is_kept_HN, len(evidence.layers))
         groups = groups_of(found.only(found.cosine_HN >= self.min_cosine).target_HN)
         weight_M = normalised_weights(
@@ -71,4 +72,5 @@ class Nearest(AttentionReducer):
         norm_M, target_norm_M = norm_F[groups.member_M], norm_F[groups.target_M]
         # Two zero vectors: their average is the same whatever the weight.
         share_M = (norm_M / (norm_M + target_norm_M)).nan_to_num(0.0)
+        # A negative ``min_cosine`` accepts negative cosines, and weights must not be negative.
         return (cosine_M.clamp_min(0.0) * share_M).masked_fill(groups.is_target_M, 1.0)

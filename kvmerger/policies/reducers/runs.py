@@ -52,7 +52,7 @@ class RunReducer(AttentionReducer):
     max_log_mass: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what does not select, values outside their domain, and members counted twice."""
+        """Refuse a policy that does not say which tokens stay, values outside their domain, and members counted twice."""
         super().__post_init__()
         name = name_of(self)
         require_choices(name, vars(self), _CHOICES)
@@ -69,13 +69,14 @@ class RunReducer(AttentionReducer):
             )
 
     def needs(self) -> frozenset[Need]:
-        """What the selection reads, attention and neighbour cosines."""
+        """What the wrapped policy reads, attention and neighbour cosines."""
         return super().needs() | {NEIGHBOUR_COSINES}
 
     def merge(self, layer: LayerCache, evidence: Evidence, is_kept_HN: Tensor) -> LayerCache:
-        """Find the runs, then each run's kept pivot."""
+        """Merge each dropped token into its run's most attended kept token; evict it where the run has none."""
         cosine_HN = evidence.get(NEIGHBOUR_COSINES)
         if self.layout == "shared":
+            # Means are of one layer's heads, also where several layers came as one.
             cosine_HN = evidence.for_heads(evidence.by_layer(cosine_HN).mean(dim=1))
         mass_HN = self._mass(evidence)
         found = heaviest_kept_of_run(layer.k_HND, is_kept_HN, runs_of(cosine_HN > self.eps), mass_HN)

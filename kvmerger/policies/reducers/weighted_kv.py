@@ -1,4 +1,4 @@
-"""WeightedKV: a dropped token's value lives on in the next kept token, its key does not.
+"""WeightedKV: a dropped token's value is folded into the next kept token; its key is dropped.
 
 Shapes: H KV heads, N tokens, M members of all groups, S groups (slots).
 """
@@ -33,7 +33,7 @@ class WeightedKV(AttentionReducer):
     """
 
     def merge(self, layer: LayerCache, evidence: Evidence, is_kept_HN: Tensor) -> LayerCache:
-        """Keys stay, values fold."""
+        """Fold values into the next kept token's; keys stay."""
         groups = groups_of(first_kept_after(is_kept_HN))
         weight_M = _folded(self._average_attention(evidence).flatten(), groups)
         return merge_groups(layer, groups, key_weight_M=None, value_weight_M=weight_M)
@@ -42,6 +42,7 @@ class WeightedKV(AttentionReducer):
         """Mass over the queries that could see the token: fp32 (H, N)."""
         mass_HN = self._mass(evidence)
         num_tokens = mass_HN.shape[1]
+        # Causal: token j is seen by itself and all later ones.
         num_seeing_N = torch.arange(num_tokens, 0, -1, device=mass_HN.device)
         if self.attention_source == "window":
             num_seeing_N = num_seeing_N.clamp_max(self.mass_window)
@@ -58,6 +59,7 @@ def _folded(attention_F: Tensor, groups: Groups) -> Tensor:
     member_M, target_M = (attention_F[index].double() for index in (groups.member_M, groups.target_M))
     remainder_M = (target_M / (member_M + target_M)).log().masked_fill(groups.is_target_M, 0.0)
     steps_M = (remainder_M * _STEPS_PER_NAT).round().long()
+    # One running sum over all groups; differences of it are a group's own, and exact because they are of integers.
     until_M = steps_M.cumsum(0)
     last_S = runs.length_R.cumsum(0) - 1
     after_M = (until_M[last_S][runs.run_F] - until_M).double() / _STEPS_PER_NAT
