@@ -1,4 +1,4 @@
-"""Who answers with whom, on one prefill."""
+"""One prompt, or several, under every variant: which rows answer together, on one prefill each."""
 
 from kvmerger.engine.engine import Engine
 

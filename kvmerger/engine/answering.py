@@ -71,6 +71,7 @@ class Answering:
         """
         start_s = now_s(self.model.device)
         tokens_by_row = self._fidelity_tokens(batch, answers, references)
+        # All rows in matrices as wide as the longest answer wants: a row's bits depend on the width.
         forced = batch.force(tokens_by_row, max(len(ids) for ids in tokens_by_row.values()))
         if references is None:
             references = {
@@ -79,6 +80,7 @@ class Answering:
                 if row.label == FULL
             }
         compared = self._compared(batch, forced, references)
+        # The only wait for the device in here, for the numbers of all rows.
         numbers = fetched({**compared, **self._gold_nlls(batch)})
         results_start_s = now_s(self.model.device)
         shared = {
@@ -158,9 +160,11 @@ class Answering:
         compressed = self.compressed[row.label]
         kl_mean, top1_agreement = numbers[_FIDELITY, index]
         answer_nll = numbers.get((_NLL, index), (None,))[0]
+        # No gold answer is no NLL, and not one that is not finite.
         if not all(map(isfinite, (kl_mean, answer_nll or 0.0))):
             return _not_finite(row, kl_mean, answer_nll)
         kv_bytes = compressed.nbytes
+        # Its first point is the uncompressed context, which is not this row's own.
         trace = batch.trace_of(index, len(own.token_ids), self.full_kv_bytes, kv_bytes)
         return Generation(
             label=row.label,
@@ -204,7 +208,8 @@ def _failure(row: Row, failure: RuleFailure) -> VariantFailure:
 
 
 def _not_finite(row: Row, kl_mean: float, answer_nll: float | None) -> VariantFailure:
-    """What such a row says is no answer, and leaving it out of means would flatter its policy."""
+    """The failure of a row whose numbers are NaN or infinite."""
+    # Not a missing number: left out of means it would flatter the policy.
     nll = "" if answer_nll is None else f", the gold answer's NLL {answer_nll}"
     message = (
         f"{row.label!r} gives logits that are NaN or infinite (KL {kl_mean}{nll}): look for 0 / 0 and overflow in what its "

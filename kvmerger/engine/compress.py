@@ -156,6 +156,7 @@ def _kept_layers(policy: Policy, budget_L: Sequence[Budget], stacks: Stacks) -> 
     for stretch in stacks.stretches(policy, budget_L):
         layer, evidence = stacks.of(stretch)
         budget = stacked_budget(budget_L[stretch.start : stretch.stop])
+        # A slice of the full row would keep all of that alive, and its bytes be counted as this variant's.
         kept_by[stretch] = policy.compress(layer, evidence, budget).owning(stacks.storages)
         kept_by[stretch].check_shapes()
         kept_by[stretch].check_same_kind(layer)
@@ -163,6 +164,7 @@ def _kept_layers(policy: Policy, budget_L: Sequence[Budget], stacks: Stacks) -> 
     kept_L = [layer for stretch, kept in kept_by.items() for layer in unstacked(kept, len(stretch))]
     # Only now, with all work handed over and the host's done, is the device waited for.
     if not bool(is_ascending):
+        # Some layer raises, and says where: this is not the usual way.
         for kept in kept_by.values():
             kept.check_integrity()
     counters_L = numbers_of([layer.counters for layer in kept_L])
@@ -202,6 +204,7 @@ def _budgets_like(label: str, num_tokens: int, outcome: Compression) -> list[Bud
 def references_first(variants: Sequence[Variant]) -> list[Variant]:
     """The variants, each after the one its `like` budget names; `VariantError` when they go round in a circle."""
     by_label = {variant.label: variant for variant in variants}
+    # Insertion order is the result: whom a variant is like is visited, and so inserted, first.
     ordered: dict[str, Variant] = {}
 
     def visit(variant: Variant, pending: tuple[str, ...]) -> None:
@@ -221,6 +224,7 @@ def references_first(variants: Sequence[Variant]) -> list[Variant]:
 def _why_degenerate(policy: Policy, prefix: Sequence[LayerCache], full: Prefix) -> str | None:
     if all(kept.num_slots == whole.num_slots for kept, whole in zip(prefix, full, strict=True)):
         return DID_NOTHING
+    # The least of all layers and heads (`LayerCache.counters`): 1 only where not one of them merged anything.
     if not policy.keeps_slots_unchanged and merged_counters(tuple(prefix)).get("is_pure_eviction") == 1.0:
         return "merged nothing: what was left out is evicted"
     return None

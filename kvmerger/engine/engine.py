@@ -1,7 +1,7 @@
-"""Run a prompt once and let every variant answer it.
+"""Run a prompt once and let every variant answer it: the place to start reading.
 
-The full cache is always there: it is what variants compress from and are compared with. Every (variant × question), and
-every reference row × question, comes back exactly once, as a `Generation` or a `VariantFailure`.
+The full cache is always there: variants compress from it and are compared with it. Every variant and every reference row
+comes back exactly once per question, as a `Generation` or a `VariantFailure`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Engine:
 
     def __init__(self, model: LoadedModel, limits: Limits | None = None) -> None:
         self._model = model
+        # One for all recorders of this model: isolated runs make a new one for each row.
         self._refusals = Refusals()
         self._graphs = graphs_for(model, self._refusals)
         self._limits = limits or Limits()

@@ -34,6 +34,7 @@ def compare(
     """
     kls: dict[_Row, list[Tensor]] = {row: [] for row in variant_TE_by_row}
     agreements: dict[_Row, list[Tensor]] = {row: [] for row in variant_TE_by_row}
+    # Tokens outside, rows inside: the full row's logits are computed once, and no third row's are alive beside them.
     for chunk in _chunks(model, full_TE.shape[0]):
         full_TV = model.logits(full_TE[chunk]).log_softmax(dim=-1)
         best_T, p_full_TV = full_TV.argmax(dim=-1), full_TV.exp()
@@ -79,10 +80,12 @@ def fetched(numbers_by_row: Mapping[_Row, Tensor]) -> dict[_Row, tuple[float, ..
 
 
 def _mean(parts: Sequence[Tensor]) -> Tensor:
+    # fp64 for sums as long as an answer, and because torch has no mean of booleans.
     return torch.cat(list(parts)).double().mean()
 
 
 def _chunks(model: LoadedModel, num_tokens: int) -> Iterator[slice]:
+    # By the vocabulary alone: cut by free memory, the same row would round differently from day to day.
     chunk_tokens = max(1, _MAX_CHUNK_LOGITS // model.info.vocab_size)
     for start in range(0, num_tokens, chunk_tokens):
         yield slice(start, min(start + chunk_tokens, num_tokens))

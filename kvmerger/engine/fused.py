@@ -49,6 +49,7 @@ def run_fused(
     run = _with_room(partial(FusedRun.start, model, limits, prompt, variants, seed, graphs), model, graphs)
     labels = [NO_CONTEXT, *(variant.label for variant in run.variants)]
     groups = by_rows(labels, len(prompt.questions), limits.max_rows)
+    # The A/A row comes last: it is compared with the full row of a batch in another bucket.
     run.answer_all(groups)
     run.answer_references(groups[0].bucket)
     return run.outcomes
@@ -175,8 +176,10 @@ class FusedRun:
             lack = self._try(group)
             if lack is None:
                 continue
+            # `_try` has handed on text only: an exception's frames would still hold the batch that did not fit.
             make_room(self.model, self.graphs)
             if len(group.place_by_label) > 1:
+                # In front: budgets like another's need that one's slots before their own turn.
                 waiting[:0] = group.halves()
             else:
                 (label,) = group.place_by_label
@@ -220,7 +223,7 @@ def needs_of(variants: Sequence[Variant]) -> frozenset[Need]:
     """The evidence that any of ``variants`` declared; one that cannot say so declares nothing."""
     needs: set[Need] = set()
     for variant in variants:
-        # A policy may be a stranger's: compressing asks it again, and there the error costs its own rows only.
+        # A policy may be a user's: compressing asks it again, and there the error costs its own rows only.
         with suppress(Exception):
             needs |= declared_needs(variant.policy)
     return frozenset(needs)

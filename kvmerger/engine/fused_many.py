@@ -1,9 +1,9 @@
 """Several prompts at once: each is prefilled and compressed by itself, and their rows decode in one batch.
 
-Which prompts decode together, and where their rows are, follows from numbers of rows alone. Memory that runs out parts
-prompts first and then one prompt's variants, and every row keeps its place: it costs time, no row, and no number. Any other
-error is sought by parting too, and costs the rows of the prompt it belongs to, but for one that costs the device. A prefill
-is repeated only if it did not fit.
+Which prompts decode together, and where their rows are, follows from numbers of rows alone. Where memory runs out, prompts
+are parted first and then one prompt's variants, and every row keeps its place: that costs time, no row, and no number. Any
+other error is looked for in the same way, and costs the rows of the prompt that it belongs to; only one that leaves the
+device unusable costs all that follow. A prefill is repeated only if it did not fit.
 
 Rows whose policies act while they answer have slots of their own: they, and rows with budgets like theirs, decode in batches
 of their own prompt.
@@ -151,6 +151,7 @@ class _Many:
 
         for number in numbers:
             self.guard(number, partial(start, number, is_last_try=False))
+            # Memory alone is tried again, now that no exception holds what did not fit.
             if number not in self.troubles or not self.troubles[number].is_memory:
                 continue
             del self.troubles[number]
@@ -162,6 +163,7 @@ class _Many:
 
     def _answer_all(self, runs: Mapping[int, FusedRun], numbers: Sequence[int]) -> None:
         """Answer all variants and references of prompts that are prefilled."""
+        # Of all that belong together, also of those that memory makes wait: dummies stand in their places.
         groups = {number: self.joining[number] for number in numbers}
         num_rows = 0
         for turn in range(max(map(len, groups.values()))):
@@ -191,6 +193,7 @@ class _Many:
             number: Group({FULL_AA: 0}, another_bucket(len(self.prompts[number].questions), its[0].bucket))
             for number, its in groups.items()
         }
+        # In another size than the first batch's, or the A/A row would show no noise.
         layout = BatchLayout.of({number: group.bucket for number, group in again.items()}, taken)
         self._answer(self._members(runs, again, layout), layout.num_rows)
 

@@ -1,4 +1,4 @@
-"""Groups of several prompts answered in one batch, or in as many as memory and mistakes make it.
+"""Groups of several prompts answered in one batch, or in several where memory runs out or one of them raises.
 
 Every group keeps its rows whatever happens to the others: dummies are where those would have been.
 """
@@ -55,6 +55,7 @@ def answer_members(
         trouble = _try(model, some, num_rows, graphs)
         if trouble is None:
             continue
+        # Outside the handler, whose exception held what did not fit.
         make_room(model, graphs)
         number, run, group, _ = some[0]
         if len(some) > 1:
@@ -65,6 +66,7 @@ def answer_members(
                 )
             middle = (len(some) + 1) // 2
             waiting[:0] = [some[:middle], some[middle:]]
+        # A group without labels is the full row alone, for want of which the prompt has nothing to be compared with.
         elif not trouble.is_memory or not group.place_by_label:
             troubles[number] = trouble
         elif len(group.place_by_label) > 1:
@@ -94,9 +96,10 @@ def _try(
         answered = [
             it.run.finish(it.group, batch, said, compression) for it, batch, said, compression in done
         ]
-    # Models and policies may be strangers': parting the prompts finds whose error it is.
+    # Models and policies may be a user's: parting the prompts finds whose error it is.
     except Exception as error:  # noqa: BLE001
         return Trouble.of(phase if isinstance(error, torch.OutOfMemoryError) else "engine", error)
+    # Only now that nothing can fail any more: what is tried again must not be in the results twice.
     for it, results, compression in zip(members, answered, compressions, strict=True):
         it.run.take(results, compression)
     return None

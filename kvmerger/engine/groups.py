@@ -1,7 +1,7 @@
-"""Which variants answer together: as many as rows and memory allow, in an order that budgets like another's need.
+"""Which variants answer together: as many as rows and memory allow, each after the one whose budget it takes over.
 
 A row's numbers depend on its batch's bucket and on its place in it. Both are settled by the number of rows alone; groups
-that memory makes smaller keep them, with dummies where the others would have been. So what a row says does not depend on
+that memory makes smaller keep them, with dummies where the others would have been. So a row's answer does not depend on
 how much memory there happened to be.
 """
 
@@ -47,6 +47,7 @@ class Group:
 
 def by_rows(labels: Sequence[str], num_questions: int, max_rows: int) -> list[Group]:
     """Groups of at most ``max_rows`` rows, one label at least, with the full row in each."""
+    # One less, for the full row that stands in every group.
     size = max(1, max_rows // num_questions - 1)
     groups = []
     for start in range(0, len(labels), size):
@@ -85,6 +86,7 @@ class BatchLayout:
     def of(cls, bucket_by_prompt: Mapping[int, int], taken: int = 0) -> BatchLayout:
         """One prompt's bucket after the other, in a bucket that is not ``taken``."""
         starts = [0, *accumulate(bucket_by_prompt.values())]
+        # Not strict: the last start is nobody's, but the number of rows.
         return cls(dict(zip(bucket_by_prompt, starts, strict=False)), another_bucket(starts[-1], taken))
 
 
@@ -137,7 +139,7 @@ def _most_slots(variant: Variant, by_label: Mapping[str, Variant], num_tokens: i
     while isinstance(variant.budget, LikeVariant) and variant.budget.label in by_label:
         variant = by_label[variant.budget.label]
     budget = variant.budget
-    # A policy may be a stranger's, and a budget impossible: compressing will tell.
+    # A policy may be a user's, and a budget impossible: compressing will tell.
     with suppress(Exception):
         if (
             budget is not None

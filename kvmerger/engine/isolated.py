@@ -82,6 +82,7 @@ class _Runner:
         """
         model, prompt = self.model, self.prompt
         graphs = graphs_for(model, self.refusals)
+        # Before the prefill, which belongs to the peak as compressing does.
         before_bytes = _start_peak(model.device)
         start_s = now_s(model.device)
         prefilled = prefill(model, prompt.context_ids, needs_of(variants), self.seed, is_last_try=False)

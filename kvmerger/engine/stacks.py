@@ -1,8 +1,8 @@
-"""Neighbouring layers as one of all their heads, so that a policy is called once for many layers.
+"""Neighbouring layers as one layer of all their heads (a stack), so that a policy is called once for many layers.
 
-At short prompts compressing costs launches, not arithmetic, and thirty layers take as many as one. A stack's heads lie one
-layer after the other. Which layers form a stack depends on shapes and budgets alone, never on what a device has free: the
-same prompt is compressed by the same calls on every device of a kind.
+At short prompts compressing costs launches, not arithmetic, and a stack of thirty layers takes as many launches as one layer.
+A stack's heads lie one layer after the other. Which layers form a stack depends on shapes and budgets alone, never on what a
+device has free: the same prompt is compressed by the same calls on every device of a kind.
 
 Shapes: L layers, H KV heads of all layers of a stack, N tokens, S slots, D head size, X anything.
 """
@@ -34,6 +34,7 @@ class StackedEvidence(Evidence):
     """Evidence about several layers as about one layer of all their heads; there is nothing to capture any more."""
 
     def __init__(self, layers: Sequence[Evidence]) -> None:
+        # Not `super().__init__`: there are no states here, all evidence comes from the layers' own.
         first = layers[0]
         self.layer_index, self.num_layers = first.layer_index, first.num_layers
         self.num_heads, self.num_tokens = first.num_heads * len(layers), first.num_tokens
@@ -149,6 +150,7 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
         and tensor.storage_offset() == first.storage_offset() + index * first.numel()
         for index, tensor in enumerate(tensors)
     )
+    # One stride fits all only where layers are neighbours in one storage, as `room_for` lays them out.
     if not is_one_block:
         return torch.cat(list(tensors))
     return first.as_strided((len(tensors) * first.shape[0], *first.shape[1:]), first.stride())
