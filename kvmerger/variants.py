@@ -121,6 +121,7 @@ def parse_policies(entries: Sequence[str | Mapping[str, Any]]) -> list[VariantSp
             raise VariantError(
                 f"two policies have the label {label!r}; give one of them its own with `label: …`"
             )
+    # After the labels are known to be unique: of two alike, this keeps the later one only.
     by_label = {spec.label: spec for spec in specs}
     for spec in specs:
         _check_like(spec, by_label)

@@ -11,17 +11,24 @@ from typing import Any
 import pytest
 import torch
 
-from kvmerger.budget import KeptRatio
-from kvmerger.building import Variant, build_variant
+from kvmerger import (
+    ATTENTION_MASS,
+    DecodeRule,
+    Engine,
+    Generation,
+    KeptRatio,
+    Need,
+    Policy,
+    Prompt,
+    Question,
+    Variant,
+    VariantFailure,
+    build_variant,
+    parse_policies,
+)
 from kvmerger.decoding.batch import Batch, Row
-from kvmerger.decoding.decode_rule import DecodeRule
-from kvmerger.engine import Engine
 from kvmerger.engine.fused import needs_of
-from kvmerger.generation import Generation, Prompt, Question, VariantFailure
-from kvmerger.policies.base import Policy
-from kvmerger.prefill.evidence import ATTENTION_MASS, Need
 from kvmerger.prefill.prefill import prefill
-from kvmerger.variants import parse_policies
 from tests.fakes.tiny_models import VOCAB_SIZE, TinyModel, tiny_model
 
 # Prompts warn where an error makes them answer apart: then it reached more than its variant.
