@@ -23,9 +23,7 @@ class PyramidKV(SnapKV):
     authors' code: every layer keeps the window; the other slots, C − w on average, fall linearly from
     2(C − w) − (C − w)/β to (C − w)/β. Where the first layer would get more than the prompt has, it gets that, and the
     slope flattens so that the sum stays (above about half of the prompt). Layers are rounded by largest remainder: the
-    model keeps exactly the slots it was allowed. A pyramid can be built at every budget above the window, and a budget
-    that leaves none is refused. kvpress's ``pyramidkv`` takes the window out of the pyramid's slots and, where the last
-    layer's share is then below the window, becomes ``snapkv`` without saying so.
+    model keeps exactly the slots it was allowed. A budget that the window fills is refused.
 
     Attributes:
         beta: the last layer gets the average divided by this; above 1. Larger is steeper.

@@ -55,9 +55,8 @@ class KVMerger(ProtectingPolicy):
     """Merge each run of similar neighbouring keys, and its values, into the member with most attention.
 
     Based on "Model Tells You Where to Merge" (arXiv 2407.08454), Algorithms 1 and 2; ``kvmerger_paper`` has its
-    settings. This preset differs where the paper leaves the budget to chance: in ``exact`` mode each head of a layer
-    accepts its N − B best eligible links, so the budget is met, and value weights are convex. Every part of it can be
-    exchanged for a control: what links tokens, who is the pivot, how members count, what of them is kept.
+    settings. This preset differs in that each head of a layer accepts its N − B best eligible links (``exact`` mode), which
+    meets a budget of B slots, and in that value weights are convex. Each parameter exchanges one part for a control.
 
     Attributes:
         mode: ``exact`` meets the budget over the whole model; ``threshold`` links wherever the cosine exceeds ``eps``,

@@ -89,9 +89,8 @@ class ExpectedAttention(ScoringPolicy):
     Based on "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries Distribution"
     (arXiv 2510.00636): queries before RoPE are taken as Gaussian, N(μ, Σ) over the prompt without its first tokens, rotated
     by the average rotation R over the next positions. A key scores exp(kᵀRμ/√d + kᵀRΣRᵀk/(2d)), normalised over the
-    prompt, averaged over the query heads of a group, times ||v||. This is the plain ranking. Current kvpress evaluates
-    its key ``expected_attention`` inside Ada-KV: that is ``expected_attention+adakv`` here (also understood as
-    ``adakv_expected_attention``). Qwen3's query norm is applied before the statistics.
+    prompt, averaged over the query heads of a group, times ||v||. Qwen3's query norm is applied before the statistics.
+    kvpress's key of this name is ``expected_attention+adakv`` here.
 
     Attributes:
         n_future_positions: how many positions after the prompt the rotation is averaged over.

@@ -53,14 +53,12 @@ class LagKV(ScoringPolicy):
     min-max normalised by the next partition, channel by channel, and the deviation over channels, softmaxed over the
     partition, is the score. The last partition and what is left over have no next one and are kept before any other.
     Applied once to the whole prompt. Where the budget does not hold that tail, or the prompt has no two partitions, the
-    most recent tokens are kept, which is `streaming_llm`; the counter ``is_lag_ranked`` is then 0. (kvpress does so for
-    short prompts; a tail larger than the budget it cuts arbitrarily.)
+    most recent tokens are kept, which is `streaming_llm`; the counter ``is_lag_ranked`` is then 0.
 
     Attributes:
         n_sink: first tokens, always kept.
         lag_size: tokens of a partition.
-        cross_scoring: compare scores of all partitions; False keeps equally many of each. Use True with ``+adakv``:
-            ranks within a partition are the same in every head.
+        cross_scoring: compare scores of all partitions; False keeps equally many of each.
     """
 
     n_sink: int = 4
@@ -88,6 +86,7 @@ class LagKV(ScoringPolicy):
         """Below 1 for ranked tokens, from 1 on and by recency for the tail, ``inf`` for sinks: fp64 (H, N)."""
         ranked_HPW = evidence.get(self._need).double()
         if not self.cross_scoring:
+            # The same set of ranks in every head: Ada-KV has nothing to tell heads apart by.
             ranked_HPW = _rank(ranked_HPW) / self.lag_size
         num_tail = self._num_tail(evidence.num_tokens)
         # From 1 on: ranks ÷ lag_size, and softmaxes over two tokens or more, are below 1, so the tail beats what is ranked.

@@ -22,9 +22,8 @@ class SnapKV(ScoringPolicy):
     """Keep an observation window and the keys it attends to most.
 
     Based on "SnapKV: LLM Knows What You are Looking for Before Generation" (arXiv 2404.14469). Scores are the window's
-    mean attention, average-pooled over neighbours and averaged over the query heads of a group, with kvpress's defaults;
-    the authors' code pools likewise but keeps K/V per query head. The window is the end of the *compressed part*: in
-    query-agnostic mode the question is not in it.
+    mean attention, average-pooled over neighbours and averaged over the query heads of a group, with kvpress's defaults.
+    The window is the end of the *compressed part*: in query-agnostic mode the question is not in it.
     """
 
     window_size: int = 64
