@@ -42,6 +42,7 @@ class TaskSpec:
     split: str | None = None
 
     def __post_init__(self) -> None:
+        # One slash, with text on either side of it.
         if [bool(part) for part in self.name.split("/")] != [True, True]:
             raise BenchmarkError(f"task name {self.name!r} is not of the form 'longbench/qasper'.")
         for option in ("limit", "length", "max_new_tokens"):
@@ -63,6 +64,7 @@ class TaskSpec:
 
     def refuse_options(self, options: Sequence[str], reason: str) -> None:
         """Raise BenchmarkError when one of `options` is set although it would have no effect."""
+        # `seed` cannot be refused: it is never None, and whether the user or the default set it is not known.
         for option in options:
             value = getattr(self, option)
             if value is not None:

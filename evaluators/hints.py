@@ -1,4 +1,4 @@
-"""A name that is not known is answered with the nearest known ones, never with a bare refusal."""
+"""Hints for error messages: the known name, or the existing path, that is nearest to what the user wrote."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def nearest_name_hint(name: str, known: Iterable[str]) -> str:
 def nearest_path_hint(path: Path) -> str:
     """The hint for a missing file or folder: its likely misspelling in the deepest folder that exists."""
     present, missing = path.resolve(), path.name
-    while not present.exists():
+    while not present.exists():  # ends at the root at the latest
         present, missing = present.parent, present.name
     if not present.is_dir():
         return f"{present} is a file."

@@ -83,9 +83,10 @@ def render_prompt(item: BenchmarkItem, user_text: str, tokenizer: Tokenizer) -> 
     is_chat = item.use_chat_template and bool(tokenizer.chat_template)
     text = _apply_chat_template(user_text, tokenizer) if is_chat else user_text
     shown = user_text if user_text in text else user_text.strip()  # Llama-3 templates strip the message
-    start = text.rfind(shown)
+    start = text.rfind(shown)  # the last one: a template's own words may hold a short text as well
     if start < 0:
         raise PromptError(f"{item.item_id}: the chat template changes the user's text; use another template.")
+    # The question's place is measured from the end: a cut in the middle moves whatever stands behind it.
     after = item.after_context if shown == user_text else item.after_context.rstrip()
     user_end = start + len(shown)
     question_start = user_end - len(after) if shown.endswith(after) else None
@@ -110,6 +111,7 @@ def tokenize_item(
     """
     user_text, is_truncated = _truncated(item, tokenizer, max_prompt_tokens)
     rendered = render_prompt(item, user_text, tokenizer)
+    # Encoded whole and then split: two parts encoded by themselves would have other tokens at the seam.
     encoding = encode(rendered.text, tokenizer)
     split = _split_index(item, rendered, encoding, tokenizer, mode)
     prompt = TokenizedPrompt(
@@ -172,7 +174,8 @@ def _truncated(item: BenchmarkItem, tokenizer: Tokenizer, max_tokens: int) -> tu
 
 def _cut_middle(encoding: Encoding, tokenizer: Tokenizer, max_tokens: int) -> str:
     """LongBench's cut: first and last half of the tokens, decoded and joined as text."""
-    half = max_tokens // 2
+    half = max_tokens // 2  # of an odd limit one token stays unused, as in pred.py
+    # Decoding leaves the BOS out, and encoding the text puts it back. The joined text may have a token more than the limit.
     return decode(encoding.ids[:half], tokenizer) + decode(encoding.ids[-half:], tokenizer)
 
 
@@ -215,6 +218,7 @@ def _split_index(
             f"{item.item_id}: truncation cut into the question, which query-agnostic mode keeps whole; "
             "raise max_prompt_tokens."
         )
+    # In aware mode nothing may follow the user's text, and the engine needs a tail of at least one token.
     return min(num_tokens_before(split_char, encoding, tokenizer), len(encoding.ids) - 1)
 
 

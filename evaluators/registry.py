@@ -1,10 +1,9 @@
-"""A benchmark exists by being registered, and is found by its name alone."""
+"""The registry of benchmarks: a class in a module under `evaluators/benchmarks` registers itself by name; no list is kept."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import pkgutil
 from collections.abc import Callable
 from typing import TypeVar
@@ -32,6 +31,7 @@ def register_benchmark(name: str) -> Callable[[BenchmarkT], BenchmarkT]:
 
 def list_tasks() -> list[str]:
     """Every task as "<benchmark>/<task>", sorted."""
+    # Here and not at the top: the benchmarks import this module to register themselves.
     import_shipped("evaluators.benchmarks")
     return sorted(f"{name}/{task}" for name, benchmark in _benchmarks.items() for task in benchmark().tasks())
 

@@ -1,4 +1,4 @@
-"""A metric exists by being registered, and scores a prediction against answers; without any there is no score."""
+"""The registry of metrics, and scoring by name. A prediction without gold answers has no score, which is not a score of 0."""
 
 from __future__ import annotations
 
@@ -58,10 +58,7 @@ class MetricError(ValueError):
 
 
 MetricT = TypeVar("MetricT", bound=Metric)
-
-
 PartsMetricT = TypeVar("PartsMetricT", bound=PartsMetric)
-
 
 _scorers: dict[str, _Scorer] = {}
 
@@ -104,6 +101,7 @@ def _add_scorer(name: str, scorer: _Scorer) -> None:
 
 def list_metrics() -> list[str]:
     """Every metric's name, sorted."""
+    # Here and not at the top: the metrics import this module to register themselves.
     import_shipped("evaluators.metrics")
     return sorted(_scorers)
 
@@ -160,10 +158,11 @@ def corpus_score(name: str, parts_of_items: Sequence[Mapping[str, float]]) -> fl
         return None
     if not parts_of_items:
         raise MetricError(f"{name}: there is no item to make a corpus score of.")
+    # Not the mean of the items' scores: combining the parts' means gives another number, and that one is published.
     return combine({part: fmean(parts[part] for parts in parts_of_items) for part in parts_of_items[0]})
 
 
-@functools.cache
+@functools.cache  # importlib.metadata reads the disk each time
 def _version_of(package: str) -> str:
     return importlib.metadata.version(package)
 

@@ -43,6 +43,7 @@ class Encoding:
 def adds_bos(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer puts a BOS before plain text by itself."""
     bos = tokenizer.bos_token_id
+    # A text is tried, because `add_bos_token` is not what a fast tokenizer goes by: its post-processor is.
     return bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]
 
 
@@ -52,6 +53,8 @@ def encode(text: str, tokenizer: Tokenizer) -> Encoding:
     Raises PromptError when the tokenizer cannot tell which characters a token covers.
     """
     try:
+        # Without special tokens: some post-processors also append an EOS, which would end the prompt. BOS is put back below.
+        # Not verbose: of a text longer than the model allows it would warn, and such texts are cut later.
         raw = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     except NotImplementedError as error:
         raise PromptError(
@@ -73,6 +76,7 @@ def num_tokens_before(char: int, encoding: Encoding, tokenizer: Tokenizer) -> in
     """How many leading tokens hold text before the character `char`, a token that straddles it included."""
     previous_end = 0
     for index, (start, end) in enumerate(zip(encoding.starts, encoding.ends, strict=True)):
+        # Where nothing so far reaches `char`, the blank just before it belongs to this token, which then straddles it.
         if start >= char and (previous_end >= char or not _begins_with_blank(encoding.ids[index], tokenizer)):
             return index
         previous_end = max(previous_end, end)

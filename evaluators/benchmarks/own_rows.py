@@ -1,6 +1,6 @@
-"""Your own questions, one a row: a row that cannot be asked or scored is named before anything runs.
+"""The benchmark `file/rows`: the user's own questions, one a row of a jsonl or parquet file.
 
-The error names the row's place, the fault and the remedy.
+Every row is checked before anything runs; the error names the row's place, the fault and the remedy.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ def _parquet_rows(path: Path) -> Iterable[tuple[str, JsonRow]]:
     import pyarrow.parquet as pq
 
     try:
+        # By default pyarrow makes columns of folders called like "split=test" on the way to the file.
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise BenchmarkError(f"{path} is not a readable parquet file ({error}); write it again.") from error
@@ -171,6 +172,7 @@ def parse_own_row(raw: JsonRow, where: str) -> OwnRow:
 
 def _refuse_misspelt(raw: JsonRow, where: str) -> None:
     for name in raw.keys() - set(FIELDS):
+        # Only fields that the row lacks: beside `metric`, a column `metrics` is the user's own.
         near = difflib.get_close_matches(name, set(FIELDS) - raw.keys(), n=1, cutoff=_MISSPELT)
         if near:
             raise BenchmarkError(f"{where}: there is no field {name!r}. Did you mean {near[0]!r}?")
@@ -201,6 +203,7 @@ def _task(raw: JsonRow, where: str) -> str | None:
 def _id(raw: JsonRow, where: str) -> str | None:
     """The row's id; a whole number counts as its digits."""
     value = raw.get("id")
+    # A bool is an int in Python, and no id.
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return None if value is None else text_field(raw, "id", where, is_required=True)

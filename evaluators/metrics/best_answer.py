@@ -12,4 +12,5 @@ def best_over_answers(score_one: Callable[[str], float], answers: Iterable[str])
 
 def first_line(prediction: str) -> str:
     """The first line after leading newlines: what eval.py keeps for trec, triviaqa, samsum and lsht."""
+    # Newlines alone are skipped: a first line of blanks counts as the answer.
     return prediction.lstrip("\n").split("\n")[0]

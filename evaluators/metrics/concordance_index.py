@@ -26,6 +26,7 @@ def order_concordance(predicted: Sequence[str], gold: Sequence[str]) -> float:
         return 0.0
     if len(gold) == 1:
         return 1.0
+    # Of an id listed twice the last place counts, for both of its occurrences in the gold: their pair is a tie.
     place = {number: index for index, number in enumerate(predicted)}
     pairs = list(itertools.combinations((place[number] for number in gold), 2))
     return sum((first < second) + 0.5 * (first == second) for first, second in pairs) / len(pairs)

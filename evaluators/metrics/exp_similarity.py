@@ -22,6 +22,7 @@ def percentage_similarity(one: float | None, other: float | None) -> float:
     """0.5 ** (distance / 10 points); 0 when either is missing."""
     if one is None or other is None:
         return 0.0
+    # Equal ones first: a number of hundreds of digits is read as infinity, and inf - inf is NaN.
     return 1.0 if one == other else 0.5 ** (abs(one - other) / _HALVING_POINTS)
 
 

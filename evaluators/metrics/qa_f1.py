@@ -25,7 +25,8 @@ _DELETE_PUNCTUATION_ZH = str.maketrans("", "", string.punctuation + _CJK_PUNCTUA
 
 
 def normalize_answer(text: str) -> str:
-    """Lower-case, delete ASCII punctuation, blank out articles, collapse whitespace; in this order."""
+    """Lower-case, delete ASCII punctuation, blank out articles, collapse whitespace."""
+    # In this order: in "a." the article is a word of its own only when the full stop is gone.
     without_punctuation = text.lower().translate(_DELETE_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", without_punctuation).split())
 

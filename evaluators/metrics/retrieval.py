@@ -37,6 +37,7 @@ def count(prediction: str, answers: Sequence[str], all_classes: Sequence[str] = 
 def share_of_numbers(prediction: str, gold: str) -> float:
     """Share, 0 to 1, of the prediction's runs of digits that read `gold`; 0 when it has none."""
     numbers = _NUMBER.findall(prediction)
+    # Compared as text, like the authors do: "07" is not "7".
     return numbers.count(gold) / len(numbers) if numbers else 0.0
 
 

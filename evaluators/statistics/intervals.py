@@ -1,4 +1,4 @@
-"""No mean without its uncertainty: items on one context count as one, and too few are called too few."""
+"""Means and their confidence intervals. Items on one context are one cluster, and an interval over too few says so."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class Interval:
     @property
     def has_no_spread(self) -> bool:
         """Whether all clusters are alike, so that both ends lie on the mean: nothing estimated, and no certainty."""
+        # Not ==: means of equal values differ by rounding.
         return self.low is not None and self.high is not None and math.isclose(self.low, self.high)
 
     @property
@@ -238,5 +239,6 @@ def _student_t(clusters: Clusters, mean: float, confidence: float) -> tuple[floa
 
 def _bca_bootstrap(clusters: Clusters, mean: float, confidence: float) -> tuple[float, float]:
     without_C = (clusters.sums_C.sum() - clusters.sums_C) / (clusters.sizes_C.sum() - clusters.sizes_C)
-    pull_C = without_C.mean() - without_C  # of the jackknife
+    # In one step: scipy's BCa recomputes the statistic without each cluster in turn, which is quadratic in clusters.
+    pull_C = without_C.mean() - without_C
     return bca_ends(resampled_means(clusters), mean, pull_C, confidence)

@@ -1,6 +1,6 @@
-"""The mean over tasks: every task weighs the same, and contexts are drawn anew within each task.
+"""The mean over tasks, with its interval and its test: every task weighs the same, whatever its number of items.
 
-A context counts as one cluster of its task; two tasks on the same texts are taken as independent.
+Contexts are resampled within each task. Two tasks on the same texts are taken as independent.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def macro_test(tasks: Sequence[TaskPairs]) -> PairedTest:
     strata = [group(_differences(task), task.clusters) for task in tasks]
     if not strata:
         raise StatisticsError("there is no task to take a mean over.")
+    # What each cluster adds to the mean over tasks: the total that is flipped is then that mean.
     shares = [stratum.sums_C / (stratum.sizes_C.sum() * len(strata)) for stratum in strata]
     return PairedTest(sign_flip_p_value(np.concatenate(shares)), "cluster_sign_flip")
 
@@ -138,6 +139,7 @@ def _error_and_freedom(strata: Sequence[Clusters]) -> tuple[float, float]:
 
 def _stratified_bca(strata: Sequence[Clusters], mean: float, confidence: float) -> tuple[float, float]:
     """Efron's interval with the empirical influences of all strata (Davison & Hinkley 1997, section 5.3.2)."""
+    # A stream for each task: with the same draws, tasks with as many clusters would not be resampled independently.
     means_SR = [resampled_means(stratum, stream) for stream, stratum in enumerate(strata)]
     pull_C = np.concatenate([(it.sums_C - it.sizes_C * it.mean) / it.sizes_C.sum() for it in strata])
     return bca_ends(np.mean(means_SR, axis=0), mean, pull_C, confidence)

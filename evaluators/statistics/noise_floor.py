@@ -1,4 +1,4 @@
-"""What two decodings of the same full cache differ by is no policy's doing."""
+"""The noise floor: how far two decodings of the same full cache differ, which no policy is to blame for."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class NoiseFloor:
 
     def covers(self, mean_difference: float) -> bool:
         """Whether a mean difference is no larger than what the batch shape alone can do."""
+        # Where both decodings have the same bits there is no floor, so not even a difference of 0 lies in it.
         return self.size > 0 and abs(mean_difference) <= self.size
 
 

@@ -80,6 +80,7 @@ def judge_margin(
     if reason and largest_loss is not None and _is_bounded(difference):
         losing = proportion_interval(difference.num_lower, interval.num_items)
         assert losing.high is not None
+        # `best` goes: the bound holds for losses alone, so from here on nothing can be called a fail.
         worst, best = -largest_loss * losing.high, None
         reason = "" if worst > -margin else reason
     verdict: MarginVerdict = "inconclusive"
@@ -139,6 +140,7 @@ def needed_clusters(
 
 def _first_enough(spread: float, margin: float, power: float) -> int:
     """Bisection: the error of the mean falls steadily with the number of clusters."""
+    # There is no closed form: the quantiles of t depend on the number of clusters, too.
     low, high = MIN_CLUSTERS, _MAX_NEEDED_CLUSTERS
     if _error_multiples(high, power) * spread / math.sqrt(high) > margin:
         raise StatisticsError(f"a margin of {margin} needs more than {high} clusters of this spread.")

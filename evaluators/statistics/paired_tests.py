@@ -1,7 +1,7 @@
-"""Whether a paired difference could be chance: exact where it can be, never on more units than are independent.
+"""Tests of whether a paired difference could be chance, and Holm's correction for many of them.
 
-Values are a - b on the same items. One random sign a cluster is all that the null hypothesis leaves open; McNemar's
-test is that idea for single items that are right or wrong.
+Values are a - b on the same items. If only chance tells a from b, the sign of each cluster's sum is a fair coin: that is the
+sign-flip test, and McNemar's is the same for single items that are right or wrong. Clusters are the units, never items.
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ def holm(p_values: Mapping[Key, float], alpha: float = ALPHA) -> dict[Key, HolmR
     adjusted: dict[Key, float] = {}
     highest = 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda it: p_values[it])):
+        # A larger p never gets a smaller adjusted one than those before it.
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
         adjusted[name] = highest
     return {

@@ -56,7 +56,8 @@ def _item(
         item_id=f"{spec.name}/{row_id}",
         benchmark=spec.benchmark,
         task=task_name,
-        cluster_id=text_digest(row.context),
+        cluster_id=text_digest(row.context),  # not the row's id: several questions share a text
+        # Braces in a row are safe: `format` does not look into what it puts in.
         before_context=definition.before.format(input=row.input),
         context=row.context,
         after_context=definition.after.format(input=row.input),
@@ -73,6 +74,7 @@ def _item(
 
 def _row_ids(rows: list[LongBenchRow]) -> list[str]:
     """The authors' ids, or a digest where a copy has lost them; a repeat gets its number."""
+    # Repeats are numbered in the file's order, so that a limit, which keeps the first rows, changes no id.
     num_seen: dict[str, int] = {}
     ids = []
     for row in rows:
@@ -100,6 +102,7 @@ def read_rows(lines: Iterable[bytes], source: str, limit: int | None) -> list[Lo
     Raises BenchmarkError with `source`, line number (from 1) and what is wrong, or when there is no row.
     """
     found = read_json_rows(lines, source, "input, context, answers")
+    # Lines beyond the limit are neither read nor checked.
     rows = [_row(row, where) for where, row in islice(found, limit)]
     if not rows:
         raise BenchmarkError(f"{source} has no rows; give a folder with the complete official files.")

@@ -48,7 +48,9 @@ def longbench_tasks() -> dict[str, LongBenchTask]:
 
 
 def _definition(*, prompt: str, **fields: Any) -> LongBenchTask:
-    before, after = prompt.split("{context}")
+    before, after = prompt.split(
+        "{context}"
+    )  # fails for a template that names the context twice or not at all
     return LongBenchTask(before=before, after=after, **fields)
 
 

@@ -99,7 +99,8 @@ def length_of(spec: TaskSpec) -> int:
 
 
 def random_of(spec: TaskSpec, index: int, part: str = "") -> random.Random:
-    """Draws of one item, and of one part of it: seeded by text, so alike on every machine."""
+    """Draws of one item, or of one part of it."""
+    # Seeded by a string, which `random` hashes by SHA-512: the same on every machine, unlike `hash`.
     return random.Random("/".join(filter(None, (spec.task, str(spec.seed), str(index), part))))
 
 
@@ -116,6 +117,7 @@ def largest_size(
         return num_prompt_tokens(item, tokenizer) + item.max_new_tokens
 
     def fits(size: int) -> bool:
+        # `most` is asked first: beyond it there is no text to count.
         return (draft.most is None or size <= draft.most) and num_tokens(size) <= length_of(spec)
 
     if not fits(draft.least):

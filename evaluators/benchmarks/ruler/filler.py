@@ -21,8 +21,10 @@ from evaluators.item import text_digest
 
 PYDOC_LABEL = "pydoc_topics"
 
+# A blank after . ! or ? (and a closing quote or bracket), before a capital, a digit or what opens a quote.
 _SENTENCE_GAP = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]\u2019\u201d]))\s+(?=[\"'(\[A-Z0-9\u2018\u201c])")
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
+# Code, lists and tables are indented; a line of = or * underlines a heading.
 _INDENTED_OR_RULE = re.compile(r"^(?:\s|[*=\-~^]{3,}$)", re.MULTILINE)
 _EMPHASIS = re.compile(r"\*{1,2}([^*]+)\*{1,2}")
 _SPLIT_HYPHEN = re.compile(r"(\w)-\n(\w)")

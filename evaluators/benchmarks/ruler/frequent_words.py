@@ -25,7 +25,7 @@ _AFTER = (
 )
 _PREFIX = " Answer: According to the coded text above, the three most frequently appeared words are:"
 _NUM_ASKED = 3
-_DOTS = "..."
+_DOTS = "..."  # three, though the authors' question says four
 _WORD_LETTERS = 6
 _TOKENS_PER_VOCABULARY_WORD = 50
 _ZETA_2 = math.pi**2 / 6  # the official alpha is 2.0
@@ -68,7 +68,7 @@ class FrequentWordsSource:
     def draft(self, index: int) -> FrequentWordsDraft:
         """The item's words by falling frequency."""
         draw = random_of(self.spec, index)
-        words: dict[str, None] = {_DOTS: None}
+        words: dict[str, None] = {_DOTS: None}  # not a set: the order is the rank
         while len(words) < self.num_words:
             words["".join(draw.choices(string.ascii_lowercase, k=_WORD_LETTERS))] = None
         return FrequentWordsDraft(self.spec, index, tuple(words))

@@ -38,6 +38,21 @@ _PREFIX_MANY = " The special magic {kind} for {query} mentioned in the provided 
 Filler = Literal["prose", "noise", "needles"]
 _NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 _NUM_DEPTHS = 40
+_MIN_VALUE, _MAX_VALUE = 1_000_000, 9_999_999  # seven digits
+
+
+@dataclass(frozen=True, slots=True)
+class Needle:
+    """A sentence that gives a key's value; `kind` is the value's, in the plural: "numbers" or "uuids"."""
+
+    kind: str
+    key: str
+    value: str
+
+    @property
+    def sentence(self) -> str:
+        """The official wording, plural and all."""
+        return _NEEDLE.format(kind=self.kind, key=self.key, value=self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +111,13 @@ class NeedleSource:
     def draft(self, index: int) -> NeedleDraft:
         """The item's needles, the keys asked for, and where they lie."""
         task, draw = self.task, random_of(self.spec, index)
+        # Two keys can be drawn alike; they are then one key with the values of both.
         needles = draw_needles(draw, task.key_kind, task.value_kind, task.num_keys, task.num_values)
         if len(needles) == 1:
             return NeedleDraft(
                 self, index, tuple(needles), tuple(needles), (depth_of_item(self.spec.seed, index),)
             )
+        # The order of draws is part of every item: one more in between would change all that follow.
         keys = list(dict.fromkeys(needle.key for needle in needles))
         queried = draw.sample(keys, task.num_queries)
         asked = [needle for key in queried for needle in needles if needle.key == key]
@@ -139,6 +156,7 @@ class NeedleDraft:
         )
 
     def _kind(self, is_one: bool) -> str:
+        # Kinds are plurals: of "numbers", one is a "number".
         return self.source.task.value_kind[:-1] if is_one else self.source.task.value_kind
 
     def _asked_depth(self, is_one: bool) -> dict[str, int]:
@@ -159,6 +177,7 @@ class NeedleDraft:
         return itertools.repeat(NOISE) if self.source.task.filler == "noise" else self._other_needles()
 
     def _other_needles(self) -> Iterator[str]:
+        # A stream of its own, so that how much filler fits does not touch the item's other draws.
         task, draw = self.source.task, random_of(self.source.spec, self.index, "other needles")
         while True:
             yield from (
@@ -170,23 +189,6 @@ def _listed(values: list[str]) -> str:
     """The different values as the authors list them: "a", "a, and b", "a, b, and c"."""
     *first, last = dict.fromkeys(values)
     return f"{', '.join(first)}, and {last}" if first else last
-
-
-_MIN_VALUE, _MAX_VALUE = 1_000_000, 9_999_999  # seven digits
-
-
-@dataclass(frozen=True, slots=True)
-class Needle:
-    """A sentence that gives a key's value; `kind` is the value's, in the plural: "numbers" or "uuids"."""
-
-    kind: str
-    key: str
-    value: str
-
-    @property
-    def sentence(self) -> str:
-        """The official wording, plural and all."""
-        return _NEEDLE.format(kind=self.kind, key=self.key, value=self.value)
 
 
 def draw_needles(

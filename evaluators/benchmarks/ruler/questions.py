@@ -24,6 +24,29 @@ _PREFIX = " Answer:"
 
 
 @dataclass(frozen=True, slots=True)
+class SourceQuestion:
+    """A question; `own` documents hold the answer, `related` ones (of the same article) are added first."""
+
+    text: str
+    answers: tuple[str, ...]
+    own: tuple[int, ...]
+    related: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QaFile:
+    """A file's questions in order, and its documents, which they name by number."""
+
+    label: str
+    digest: str
+    questions: tuple[SourceQuestion, ...]
+    documents: tuple[str, ...]
+
+
+Parse = Callable[[Any], tuple[list[SourceQuestion], list[str]]]
+
+
+@dataclass(frozen=True, slots=True)
 class QuestionTask:
     """One question task; `file_name` is the official file's."""
 
@@ -101,6 +124,7 @@ class QuestionDraft:
 
     def text(self, size: int) -> RulerText:
         """The question over `size` documents."""
+        # Shuffled, or the question's own documents would always come first.
         chosen = [self.source.file.documents[number] for number in self.order[:size]]
         random_of(self.source.spec, self.index, "order").shuffle(chosen)
         shown = (f"Document {number}:\n{document}" for number, document in enumerate(chosen, start=1))
@@ -112,29 +136,6 @@ class QuestionDraft:
             answers=self.question.answers,
             metadata={"num_documents": size},
         )
-
-
-@dataclass(frozen=True, slots=True)
-class SourceQuestion:
-    """A question; `own` documents hold the answer, `related` ones (of the same article) are added first."""
-
-    text: str
-    answers: tuple[str, ...]
-    own: tuple[int, ...]
-    related: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class QaFile:
-    """A file's questions in order, and its documents, which they name by number."""
-
-    label: str
-    digest: str
-    questions: tuple[SourceQuestion, ...]
-    documents: tuple[str, ...]
-
-
-Parse = Callable[[Any], tuple[list[SourceQuestion], list[str]]]
 
 
 def read_qa_file(spec: TaskSpec, file_name: str, parse: Parse) -> QaFile:
@@ -165,6 +166,7 @@ def read_qa_file(spec: TaskSpec, file_name: str, parse: Parse) -> QaFile:
 def parse_squad(data: Any) -> tuple[list[SourceQuestion], list[str]]:
     """Answerable questions of SQuAD's JSON (version 2.0; 1.1 has no others), a document per paragraph."""
     articles = data["data"]
+    # Sorted: draws pick documents by number, and a set has another order in every process.
     documents = sorted({part["context"] for article in articles for part in article["paragraphs"]})
     number = {document: index for index, document in enumerate(documents)}
     questions = []
@@ -186,6 +188,7 @@ def parse_squad(data: Any) -> tuple[list[SourceQuestion], list[str]]:
 def parse_hotpotqa(data: Any) -> tuple[list[SourceQuestion], list[str]]:
     """Questions of HotpotQA's JSON (distractor setting), a document per title with its sentences."""
     rows = [[f"{title}\n{''.join(sentences)}" for title, sentences in row["context"]] for row in data]
+    # Sorted as in `parse_squad`, for the same reason.
     documents = sorted({document for row in rows for document in row})
     number = {document: index for index, document in enumerate(documents)}
     questions = [

@@ -65,6 +65,7 @@ class Ruler:
         items = []
         for index in range(min(spec.limit or NUM_OFFICIAL_ITEMS, source.num_items or sys.maxsize)):
             maker = _ItemMaker(spec, task, source, index)
+            # The last item's size is the guess for this one: two or three encodings instead of a dozen.
             size = largest_size(maker.draft, maker.item, spec, tokenizer, size)
             items.append(maker.item(size))
         return items
@@ -84,7 +85,7 @@ class _ItemMaker:
             item_id=f"ruler/{spec.task}/{length}/seed{spec.seed}/{source.label}/{self._index}",
             benchmark="ruler",
             task=f"{length}/{spec.task}",  # scores at two lengths are two results
-            cluster_id=text_digest(text.context),
+            cluster_id=text_digest(text.context),  # drawn for this item, which is a cluster of its own
             before_context=text.before,
             context=text.context,
             after_context=text.after,

@@ -123,6 +123,7 @@ def _example(spec: TaskSpec, num_noises: int, names: tuple[str, ...]) -> str:
 
 def _fit_example(spec: TaskSpec, tokenizer: Tokenizer, max_new_tokens: int) -> int:
     """Lines of noise, a multiple of five, with which the example and an answer stay within 500 tokens."""
+    # Any names do: each item draws its own, and all share the number of lines found here.
     names = _draw_names(random.Random(f"{spec.task}/{spec.seed}/example names"), _EXAMPLE_LETTERS)
     num_noises = 2 * _EXAMPLE_STEP
     while True:

@@ -1,4 +1,4 @@
-"""Rows on disk, plain, gzipped or zipped, are the same lines; a file that cannot be read is named."""
+"""Lines of a data file, plain, gzipped or zipped, from a local folder or the hub; an error names the file and the remedy."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def open_lines(path: Path, source: str, zip_member: str) -> Iterator[Iterable[by
 
 def _open(path: Path, zip_member: str) -> AbstractContextManager[Iterable[bytes]]:
     if path.suffix == ".zip":
-        return zipfile.ZipFile(path).open(zip_member)
+        return zipfile.ZipFile(path).open(
+            zip_member
+        )  # closing the member also closes the archive, which nobody else holds
     if path.suffix == ".gz":
         return gzip.open(path, "rb")
     return path.open("rb")
@@ -67,6 +69,7 @@ def hub_file(spec: TaskSpec, repository: str, filename: str, revision: str, loca
         "repo_type": "dataset",
         "revision": revision,
     }
+    # Without a look at the network: a cached revision must also load on a machine that has none.
     if isinstance(cached := hub.try_to_load_from_cache(**where), str):
         return Path(cached)
     try:

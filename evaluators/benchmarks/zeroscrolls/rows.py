@@ -57,6 +57,7 @@ def _row(raw: JsonRow, where: str) -> ZeroScrollsRow:
     official_id = text_field(raw, "id", where, is_required=True)
     text = text_field(raw, "input", where, is_required=True)
     document_start, query_start, query_end = (_place(raw, field, where) for field in _PLACES)
+    # The query may be empty, as in summaries without a question; the document may not.
     if not 0 <= document_start < query_start <= query_end <= len(text):
         raise BenchmarkError(
             f"{where}: {', '.join(_PLACES)} are {document_start}, {query_start}, {query_end} in an input of "

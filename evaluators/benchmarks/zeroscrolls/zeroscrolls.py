@@ -66,6 +66,7 @@ def _item(spec: TaskSpec, task: ZeroScrollsTask, row: ZeroScrollsRow, is_chat: b
         cluster_id=text_digest(row.document),
         before_context=_with_chat_request(row.instruction) if is_told else row.instruction,
         context=row.document,
+        # The header ("\n\nAnswer:") is for a model that continues a text; a chat model answers in a turn of its own.
         after_context=row.query if is_chat else row.query + row.header,
         answer_prefix="",
         answers=row.references,
