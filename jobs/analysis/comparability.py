@@ -13,7 +13,7 @@ from typing import Any
 from jobs.results.schema import DONE_STATUSES, Row
 from kvmerger.variants import FULL
 
-_MAX_SHOWN_CHARS = 60
+_MAX_SHOWN_CHARS = 60  # gold answers have any length
 _KEY_COLUMNS = {"model": "model", "query_mode": "query mode"}
 _RUN_COLUMNS = {"model_revision": "model revision", "dtype": "dtype"}
 GATE_RUN_COLUMNS = {**_RUN_COLUMNS, "attention": "attention backend"}
@@ -34,6 +34,7 @@ _TOLD_COLUMNS = {
     "execution": "execution",
     "seed": "seed",
 }
+# Null in rows of older versions, and before a run where the machine decides: a null differs from nothing.
 _NOT_ALWAYS_KNOWN = {"attention", "layers", "prompt_digest", "scorer"}
 _POLICY_COLUMNS = {"policy_version": "version", "policy_params": "parameters", "budget_asked": "budget"}
 HEAVY_COLUMNS = ("answers", "versions")
@@ -59,8 +60,7 @@ def check_comparable(
 ) -> frozenset[RunKey]:
     """The keys both results have, with everything else that pairs depend on alike.
 
-    `names` are what the two are called; `run_columns` (column → its name) must be alike in whole results. A prompt's digest
-    or an attention backend that one of them does not know, as rows of older versions, stands in no way.
+    `names` are what the two are called; `run_columns` (column → its name) must be alike in whole results.
 
     Raises:
         ComparisonError: no rows, no common key or item, or the list of what differs.
@@ -72,6 +72,7 @@ def check_comparable(
     if not keys:
         raise _refusal(_differing(rows_a, rows_b, {**_KEY_COLUMNS, **run_columns}, names), names)
     found: list[str] = []
+    # Only under common keys: rows of a model that one result has alone are left out later, not refused here.
     for key in sorted(keys):
         done_a, done_b = _finished(rows_a, key), _finished(rows_b, key)
         found += _differing(done_a, done_b, run_columns, names)
@@ -103,6 +104,7 @@ def differences_to_tell(
         of_a, of_b = ([row for row in rows if row["variant"] == label] for rows in (done_a, done_b))
         if of_b:
             told += [f"{label}, {it}" for it in _differing(of_a, of_b, _POLICY_COLUMNS, names)]
+    # An identity covers versions and settings too: where those are told already, it says nothing new.
     if not told and _has_other_identities(done_a, done_b):
         told.append("the full rows have other identities: answer length, prompt text or engine differ")
     return tuple(told)
@@ -123,6 +125,7 @@ def _differing(
     """A sentence for every column whose set of values is not the same."""
     found = []
     for column, name in columns.items():
+        # As text, so that numbers, lists and nulls sort together; a null is "None" from here on.
         in_a, in_b = (sorted({str(row[column]) for row in rows}) for rows in (rows_a, rows_b))
         is_unknown = column in _NOT_ALWAYS_KNOWN and ["None"] in (in_a, in_b)
         if rows_a and rows_b and in_a != in_b and not is_unknown:

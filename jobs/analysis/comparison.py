@@ -68,6 +68,7 @@ def compare_folders(
     for label in labels:
         if label not in common:
             raise ComparisonError(f"{label!r} is not in both results. {nearest_name_hint(label, common)}")
+    # References are compared only where there is nothing else, as between two runs of the full cache alone.
     chosen = labels or [label for label in common if label not in REFERENCE_LABELS] or common
     if not chosen:
         raise ComparisonError(f"no variant is in both: A has {', '.join(in_a)}; B has {', '.join(in_b)}.")
@@ -151,13 +152,13 @@ def _comparison(
         label=label,
         reference=name_a,
         pairs=pair(of_b, of_a, metric.column, names=(name_b, name_a)),
-        noise=max(noise, key=_total_difference),
+        noise=max(noise, key=_total_difference),  # a difference must stand out of the noisier side
         has_scale=sides.has_scale,
     )
 
 
 def _total_difference(pairs: Pairs) -> float:
-    """Of two A/A noises the larger one counts; none at all is the smallest."""
+    """Mean absolute difference of the pairs; below 0 where there are none, so that any other noise is larger."""
     if not pairs.item_ids:
         return -1.0
     return sum(abs(a - b) for a, b in zip(pairs.policy, pairs.reference, strict=True)) / len(pairs.item_ids)
@@ -165,5 +166,6 @@ def _total_difference(pairs: Pairs) -> float:
 
 def _margin(it: Difference, margin: float) -> MarginResult:
     assert it.paired is not None
+    # The exact bound for few differing items needs what one item can lose, and a mean over tasks has no such number.
     result = judge_margin(it.paired, margin, _LARGEST_LOSS if it.task is not None else None)
     return result if it.has_scale else replace(result, verdict="inconclusive", reason=NO_SCALE)

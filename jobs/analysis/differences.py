@@ -1,4 +1,4 @@
-"""What each variant loses against the full cache, on the same items, with everything that doubt demands.
+"""What each variant loses against the full cache on the same items: mean, interval, test, noise floor and verdict.
 
 Pure over result rows. A difference is policy - reference in the metric's own unit (score 0 to 1, NLL in nats per token).
 A verdict stands only if Holm's p over its family and the 95 % interval agree, there are 50 contexts and 6 items that
@@ -133,6 +133,7 @@ def judge(
     for it in comparisons:
         by_variant.setdefault((it.label, it.reference), []).append(it)
     macros = [_measured_macro(setting, metric, group) for group in by_variant.values()]
+    # Two families: a mean over tasks repeats their data, and in one family it would be corrected for twice.
     return (*_with_verdicts(on_tasks), *_with_verdicts([it for it in macros if it is not None]))
 
 
@@ -215,6 +216,7 @@ def _measured_macro(
         test=test.method,
         adjusted_p=None,
         family_size=0,
+        # A floor over some of the tasks is noise of another quantity than the mean that is held against it.
         floor=floor_of(macro_difference(noise)) if len(noise) == len(usable) else None,
         has_scale=True,
         verdict="inconclusive",
@@ -224,6 +226,7 @@ def _measured_macro(
 
 def _with_verdicts(family: Sequence[Difference]) -> list[Difference]:
     """Holm over the family's tests, then every verdict."""
+    # Without a pair there was no test, and a test that was not made must not cost the others any power.
     p_values = {index: it.p_value for index, it in enumerate(family) if it.p_value is not None}
     adjusted = holm(p_values)
     judged = []
@@ -238,7 +241,8 @@ def _with_verdicts(family: Sequence[Difference]) -> list[Difference]:
 
 
 def _why_inconclusive(it: Difference) -> str:
-    """The first thing that stands in a verdict's way, or nothing."""
+    """The first thing that rules a verdict out; empty where there is one."""
+    # From what no number of items would cure to what more items might: the first is the reason worth reading.
     if it.paired is None or it.adjusted_p is None:
         return "no item has both numbers"
     if not it.has_scale:

@@ -42,6 +42,7 @@ def forecast(plan: Plan, num_parameters: int, device: str, rows: Sequence[Row]) 
     owed_cost = sum(unit.cost_tokens for unit in plan.units)
     units = _seconds_and_cost(rows)
     if units:
+        # What this device did with these prompts is worth more than any constant above.
         pace = fmean(seconds / cost for seconds, cost in units)
         return Forecast(owed_cost * pace, len(units), num_parameters)
     kind = "cuda" if device.startswith("cuda") else "cpu"
@@ -60,10 +61,13 @@ def _seconds_and_cost(rows: Sequence[Row]) -> list[tuple[float, float]]:
 
 
 def _context_s(rows: Sequence[Row]) -> float:
-    """Every phase once: shared ones are the same in all rows of a batch. Several contexts have equal parts of a decoding."""
+    """Seconds of one context's share of its unit, each phase counted once."""
     seconds = [json.loads(row["seconds"]) for row in rows]
     compress_s = {row["variant"]: it.get("compress_s", 0.0) for row, it in zip(rows, seconds, strict=True)}
+    # All rows of a batch carry its whole seconds, so equal tuples are one batch and count once. Contexts that decode
+    # together carry equal parts of it.
     batches = {tuple(it.get(name, 0.0) for name in _BATCH_PHASES) for it in seconds}
+    # Likewise of the prompt: every row repeats the seconds of the one prefill it shares.
     once_s = sum(max(it.get(name, 0.0) for it in seconds) for name in _PROMPT_PHASES)
     return once_s + sum(compress_s.values()) + sum(map(sum, batches))
 

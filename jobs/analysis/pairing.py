@@ -71,6 +71,7 @@ def pair(
     policy, reference = _by_item(policy_rows), _by_item(reference_rows)
     dropped: Counter[str] = Counter()
     kept = []
+    # Sorted, since resampling draws by position: the same rows in another order must give the same interval.
     for item_id in sorted(policy.keys() | reference.keys()):
         sides = (policy.get(item_id), reference.get(item_id))
         reason = _why_dropped(sides, column, names)
@@ -108,12 +109,13 @@ def _by_item(rows: Iterable[Row]) -> dict[str, Row]:
 
 
 def _why_dropped(sides: Sequence[Row | None], column: str, names: tuple[str, str]) -> str:
-    """Why an item is no pair, or nothing."""
+    """Why an item is no pair; empty where it is one."""
     for row, name in zip(sides, names, strict=True):
         if row is None:
             return f"no row in {name}"
         if row["status"] not in DONE_STATUSES:
             return f"failed in {name}"
+        # Infinite minus infinite is not a number, and it would make the mean of all pairs not a number too.
         if row[column] is None or not math.isfinite(row[column]):
             return f"no {column} in {name}"
     return ""

@@ -93,7 +93,8 @@ def published_beside(
 
 
 def _is_same_model(setting: Setting, names: Sequence[str]) -> bool:
-    """By the last part of a hub id or folder: copies of one model are called alike."""
+    """Whether a setting's model is one of those names, in any case."""
+    # By the last part of a hub id or folder: mirrors of one model differ in the owner, not in the name.
     ours = setting.model.rstrip("/").rpartition("/")[2].casefold()
     return ours in {name.casefold() for name in names}
 
@@ -132,6 +133,7 @@ def _task_figure(cell: PublishedCell, task: TaskSummary) -> FigureBeside | None:
 
 def _mean_figure(cell: PublishedCell, tasks: Sequence[TaskSummary], num_wanted: int) -> FigureBeside | None:
     """Our mean of the same tasks, each weighing the same; None unless all of them are there."""
+    # All tasks or nothing: a mean of some of them is no neighbour of the paper's mean of all.
     figures = [figure for task in tasks if (figure := _task_figure(cell, task)) is not None]
     if len(figures) != num_wanted:
         return None
@@ -156,6 +158,7 @@ def _variant_of(cell: PublishedCell, task: TaskSummary) -> VariantSummary | None
     """The row with the cell's policy and budget, and no parameters of its own."""
     wanted = cell.spec.canonical()
     for variant in task.variants:
+        # As values, not as text: JSON of equal settings may differ in the order of keys.
         asked = (
             variant.policy,
             json.loads(variant.params or "{}"),

@@ -28,8 +28,7 @@ from jobs.settings.errors import explain, nearest_name
 from kvmerger.variants import FULL, VariantSpec, parse_policies
 
 SHIPPED = Path(__file__).parents[1] / "published"
-MEAN = "mean"
-"""In place of a task: the mean of all tasks of the table."""
+MEAN = "mean"  # in place of a task: the mean of all tasks of the table
 _MARKS = ("S", "P")
 
 
@@ -54,11 +53,14 @@ def _known_task(task: str) -> str:
     return task
 
 
+# Before pydantic's own check of the literal, whose message could not say why "M" is refused.
 Mark = Annotated[Literal["S", "P"], BeforeValidator(_read_somewhere)]
 Task = Annotated[str, AfterValidator(_known_task)]
 Words = Annotated[str, Field(min_length=1)]
 
 
+# `strict` refuses a figure that was written as text. It would refuse a list for a tuple and text for an enum as well, so
+# fields of those types take it back with `strict=False`.
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 

@@ -111,6 +111,7 @@ def _summarize_task(setting: Setting, task: str, rows: Sequence[Row]) -> TaskSum
     by_label = grouped(rows, lambda row: str(row["variant"]))
     labels = list(dict.fromkeys([label for label in _SHOWN_FIRST if label in by_label] + list(by_label)))
     scale = NllScale.of(by_label)
+    # Asked of the whole task: were it asked of each variant, one column would mix counts with means.
     is_binary = all(row["score"] in (None, 0.0, 1.0) for row in rows)
     variants = tuple(summarize_variant(label, by_label[label], scale, is_binary) for label in labels)
     intervals = [variant.answer_nll or variant.score for variant in variants]
@@ -127,6 +128,7 @@ def _summarize_task(setting: Setting, task: str, rows: Sequence[Row]) -> TaskSum
 
 def _macro_mean(label: str, tasks: Sequence[TaskSummary]) -> MacroMean:
     found = [variant for task in tasks for variant in task.variants if variant.label == label]
+    # A mean over the tasks a variant happens to have cannot stand beside one over all of them.
     is_whole = len(found) == len(tasks)
 
     def mean(read: Callable[[VariantSummary], float | None]) -> float | None:
@@ -156,10 +158,7 @@ def _failures(rows: Iterable[Row]) -> tuple[FailureGroup, ...]:
 
 
 def macro_intervals(rows: Sequence[Row], column: str) -> dict[str, Interval]:
-    """Label → mean over the tasks of `rows` (one setting), for the variants that have a number on every task.
-
-    The mean is taken as a difference to nothing, so its interval is made as those of differences over tasks are.
-    """
+    """Label → mean over the tasks of `rows` (one setting), for the variants that have a number on every task."""
     tasks = {task_of(row) for row in rows}
     known = [row for row in rows if row["status"] in DONE_STATUSES and row[column] is not None]
     found = {}
@@ -173,6 +172,7 @@ def macro_intervals(rows: Sequence[Row], column: str) -> dict[str, Interval]:
 
 
 def _task_pairs(rows: Sequence[Row], column: str) -> TaskPairs:
+    # Differences to 0, so that a mean over tasks gets its interval in the same way as a difference over tasks.
     return TaskPairs([row[column] for row in rows], [0.0] * len(rows), [row["cluster_id"] for row in rows])
 
 

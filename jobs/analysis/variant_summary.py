@@ -1,7 +1,6 @@
-"""One variant on one task, as numbers that carry their own doubt.
+"""One variant on one task as means, each with its 95 % interval.
 
-Nothing is averaged over nothing: a mean that cannot be had is None. Rows that are compared share task, query mode,
-model and execution.
+A mean over no rows is None. Rows that are summed up share task, query mode, model and execution.
 """
 
 from __future__ import annotations
@@ -101,6 +100,7 @@ class NllScale:
             [self.full[item] for item in common],
             [self.clusters[item] for item in common],
         ).interval
+        # A single context has no interval, so there is no scale either: one mean above 0 proves nothing.
         return gain.low is not None and gain.low > 0
 
     def recovered(self, rows: Sequence[Row]) -> float | None:
@@ -109,6 +109,8 @@ class NllScale:
         common = nll.keys() & self.full.keys() & self.no_context.keys()
         if not self.is_usable or not common:
             return None
+        # A ratio of means, not a mean of ratios: on an item whose context is worth next to nothing, the item's own
+        # ratio is anything between minus and plus infinity.
         none, full = _mean_over(self.no_context, common), _mean_over(self.full, common)
         return (none - _mean_over(nll, common)) / (none - full) if none > full else None
 
@@ -146,6 +148,7 @@ def mean_of(interval: Interval | None) -> float | None:
 
 
 def _interval(rows: Sequence[Row], column: str) -> Interval | None:
+    # A gold token of probability 0 costs infinitely many nats, and one such item would swallow every other.
     known = [row for row in rows if row[column] is not None and math.isfinite(row[column])]
     if not known:
         return None
@@ -153,8 +156,9 @@ def _interval(rows: Sequence[Row], column: str) -> Interval | None:
 
 
 def _corpus_score(rows: Sequence[Row]) -> float | None:
-    """Of metrics made of parts, once every scored row has them."""
+    """The corpus score of a metric made of parts; None for other metrics."""
     scored = [row for row in rows if row["score"] is not None]
+    # Rows of older versions lack the parts; without them the score would be of other items than the mean beside it.
     if not scored or any(row["score_parts"] is None for row in scored):
         return None
     return scoring.corpus_score(scored[0]["metric"], [json.loads(row["score_parts"]) for row in scored])

@@ -1,4 +1,4 @@
-"""The items on which each policy loses most against the full cache: what a mean hides, in words."""
+"""The items on which each policy loses most against the full cache, with the answers both gave."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ class PolicyLosses:
 def worst_items(rows: Iterable[Row]) -> list[PolicyLosses]:
     """Up to three items of every policy in every setting, largest loss first; policies that lose nothing are left out."""
     finished = [row for row in rows if row["status"] in DONE_STATUSES]
+    # With the setting in the key: one item may have been run under several query modes or models.
     full = {(setting_of(row), row["item_id"]): row for row in finished if row["variant"] == FULL}
     policies = grouped(
         (row for row in finished if row["variant"] not in REFERENCE_LABELS),
@@ -68,7 +69,8 @@ def worst_items(rows: Iterable[Row]) -> list[PolicyLosses]:
 
 
 def _largest(pairs: Sequence[tuple[Row, Row]]) -> tuple[Loss, ...]:
-    """(policy's row, full row) pairs in; each item once, under the variant that loses most on it."""
+    """The largest losses of (policy's row, full row) pairs, each item once."""
+    # Largest loss first, so the first row of an item is the one under the variant that loses most on it.
     by_item: dict[str, tuple[Row, Row]] = {}
     for row, full in sorted(pairs, key=lambda pair: _rank(*pair), reverse=True):
         if max(_rank(row, full)) > 0:
@@ -77,7 +79,7 @@ def _largest(pairs: Sequence[tuple[Row, Row]]) -> tuple[Loss, ...]:
 
 
 def _rank(row: Row, full: Row) -> tuple[float, float]:
-    """Largest loss first: answer NLL decides, the score where there is none."""
+    """A pair's place by loss of answer NLL, then of score; minus infinity stands for a number that is not there."""
     losses = (_less(row["answer_nll"], full["answer_nll"]), _less(full["score"], row["score"]))
     nll_loss, score_loss = (float("-inf") if loss is None else loss for loss in losses)
     return nll_loss, score_loss

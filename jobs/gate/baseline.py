@@ -1,6 +1,7 @@
 """What a night is compared with: a results folder, the night promoted last, or the run that carries MLflow's tag.
 
-Finding changes nothing but a cache. Promoting leaves exactly one baseline, and at no moment none.
+Finding a baseline changes nothing but a cache. Promoting a night leaves exactly one baseline, and while it is being done
+there is never none.
 """
 
 from __future__ import annotations
@@ -85,11 +86,13 @@ class PromotedNight:
             raise BaselineError(
                 f"{pointer} cannot be read ({error}); delete it and promote a night"
             ) from error
+        # Only the name is stored, not the path: the nights may be moved together, or mounted elsewhere.
         return Baseline(name, f"night {name}, promoted here", rows_of(self.root / name))
 
     def promote(self, store: ResultStore) -> str:
         """Name the night in `baseline.json`, replaced whole."""
         pointer = self.root / _POINTER
+        # With the process id, since two nights may promote at once; renamed, since nobody must read half a file.
         temporary = pointer.with_suffix(f".{os.getpid()}.tmp")
         try:
             temporary.write_text(json.dumps({"night": store.root.name}), encoding="utf-8")

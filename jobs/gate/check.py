@@ -20,6 +20,7 @@ from jobs.settings.gate import GateSettings
 
 Verdict = Literal["pass", "fail", "inconclusive", "not measured"]
 Kind = Literal["quality", "memory", "speed"]
+TONIGHT, BASELINE = "this night", "the baseline"
 _MAX_WORST_ITEMS = 3
 
 
@@ -68,6 +69,7 @@ class Check:
 def worst_of(item_ids: Sequence[str], losses: Sequence[float]) -> tuple[tuple[ItemLoss, ...], int]:
     """The items that lose most, largest loss first, and how many lose at all."""
     worse = [ItemLoss(item, loss) for item, loss in zip(item_ids, losses, strict=True) if loss > 0]
+    # By id where losses are equal, so that the same night always names the same items.
     worse.sort(key=lambda it: (-it.loss, it.item_id))
     return tuple(worse[:_MAX_WORST_ITEMS]), len(worse)
 
@@ -89,6 +91,7 @@ def with_correction(checks: Sequence[Check], gate: GateSettings) -> tuple[Check,
 
 
 def _weighed(check: Check, adjusted_p: float, family_size: int, gate: GateSettings) -> Check:
+    # A pass claims that little is lost and an open check claims nothing: only "fail" can be one false alarm among many.
     weighed = replace(check, adjusted_p=adjusted_p, family_size=family_size)
     if check.verdict != "fail" or adjusted_p < gate.alpha:
         return weighed
@@ -97,15 +100,9 @@ def _weighed(check: Check, adjusted_p: float, family_size: int, gate: GateSettin
     return replace(weighed, verdict="inconclusive", reason=reason)
 
 
-TONIGHT, BASELINE = "this night", "the baseline"
-
-
 @dataclass(frozen=True, slots=True)
 class TaskSides:
-    """All rows of one task by label. `has_scale`: in the baseline, the full cache beats having no context.
-
-    Only the baseline is asked for its scale: a night that breaks the full cache must not take the verdict away.
-    """
+    """All rows of one task by label. `has_scale`: in the baseline, the full cache beats having no context."""
 
     task: str
     tonight: Mapping[str, Sequence[Row]]
@@ -124,6 +121,7 @@ class TaskSides:
             return "the baseline has no such variant here"
         if any(row[column] is not None for row in rows):
             return ""
+        # A row says why it has no number in a column of its own, `score_reason` for `score`, where there is one.
         return str(rows[0].get(f"{column}_reason") or f"the baseline has no {column}")
 
 
@@ -136,5 +134,6 @@ def task_sides(tonight: Sequence[Row], baseline: Sequence[Row]) -> list[TaskSide
     found = []
     for task, rows in here.items():
         by_label = [grouped(of, lambda row: str(row["variant"])) for of in (rows, there.get(task, []))]
+        # The baseline's scale alone: a night that breaks the full cache must not take its own verdict away.
         found.append(TaskSides(task, by_label[0], by_label[1], NllScale.of(by_label[1]).is_usable))
     return found

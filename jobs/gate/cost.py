@@ -1,8 +1,7 @@
 """Speed and memory tonight against the baseline, item by item.
 
-Speed is compared in isolated rows alone: in a fused run all policies share one clock. An item's seconds are its policy's own
-prefill, compression and decoding; ratios are compared, on their logarithms. Bytes are measured, not sampled, so nothing is
-inferred.
+Speed is compared in isolated rows alone. An item's seconds are its policy's own prefill, compression and decoding; ratios
+are compared, on their logarithms. Bytes are measured, not sampled, so nothing is inferred from them.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ _METRICS = {"kv_bytes": "KV bytes", "peak_bytes": "peak bytes"}
 
 def speed_checks(sides: Sequence[TaskSides], labels: Sequence[str], margins: MarginSettings) -> list[Check]:
     """A check per variant and task."""
+    # On logarithms an item that takes twice as long and one that takes half cancel out; as ratios they would not.
     margin = math.log1p(margins.speed_percent / _PERCENT)
     scale = Scale("speed", "seconds", "%", margin, lambda loss: _PERCENT * math.expm1(loss))
     return [_speed_check(it, label, scale) for label in labels for it in sides]
@@ -70,6 +70,7 @@ def _log_seconds(row: Row) -> float | None:
     if row["status"] not in DONE_STATUSES or row["execution"] != ISOLATED or not row.get("seconds"):
         return None
     seconds = json.loads(row["seconds"])
+    # Absent phases did not happen, such as the compression of the full cache.
     total = sum(seconds.get(phase, 0.0) for phase in _PHASES)
     return math.log(total) if total > 0 else None
 
@@ -77,8 +78,10 @@ def _log_seconds(row: Row) -> float | None:
 def _why_not_measured(tonight: Sequence[Row], baseline: Sequence[Row]) -> str:
     if not baseline:
         return "the baseline has no such variant here"
+    # In a fused run all policies share one prefill and one batch, so no seconds are a policy's own.
     if any(row["execution"] != ISOLATED for row in (*tonight, *baseline)):
         return _NOT_ISOLATED
+    # A faster machine would pass for a faster policy. Failed rows know no device, hence the filter.
     devices = [sorted({str(row["device"]) for row in rows if row["device"]}) for rows in (baseline, tonight)]
     if devices[0] != devices[1]:
         return f"another device: {', '.join(devices[0])} in the baseline, {', '.join(devices[1])} tonight"
@@ -130,7 +133,8 @@ def _memory_check(sides: TaskSides, label: str, column: str, margin: float) -> C
 
 
 def _growth(pairs: Pairs) -> list[float]:
-    """Percent by which each item grew; from nothing to something is infinitely much."""
+    """Percent by which each item grew; infinite where the baseline held nothing and tonight holds something."""
+    # Mean of percents, item by item: in a percent of the means the longest prompts would outvote all others.
     return [
         _PERCENT * (now / before - 1) if before else (float("inf") if now else 0.0)
         for now, before in zip(pairs.policy, pairs.reference, strict=True)

@@ -60,7 +60,8 @@ def _as_json(verdict: NightVerdict, names: NightNames, gate: GateSettings, exit_
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no infinity: its name stands in, as where a policy grew from no bytes at all."""
+    """The same value with the names of infinities and NaN in their place."""
+    # `json.dumps` would write Infinity, which Python reads back and other readers of JSON refuse.
     if isinstance(value, dict):
         return {key: _finite(it) for key, it in value.items()}
     if isinstance(value, list | tuple):

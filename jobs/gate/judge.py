@@ -1,7 +1,7 @@
 """A night's rows against a baseline's: every check, and the one verdict a scheduler acts on.
 
-Pure over result rows. A night fails if any check fails, passes if all that could be measured pass, and is inconclusive
-otherwise; one that lost too many items is none of these.
+Pure over result rows. A night fails if any check fails, passes if all checks that could be measured pass, and is
+inconclusive otherwise. A night that lost too many items gets no such verdict.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def check_baseline(baseline: Sequence[Row], tonight: Sequence[Row], labels: Sequ
     Raises:
         ComparisonError: the list of what differs, or no gated variant in common.
     """
+    # Stricter than a comparison by hand: with the attention backend alike too, a difference can only be the code's.
     check_comparable(baseline, tonight, names=(BASELINE, TONIGHT), run_columns=GATE_RUN_COLUMNS)
     known = dict.fromkeys(str(row["variant"]) for row in baseline)
     if not any(label in known for label in labels):
@@ -119,11 +120,13 @@ def judge_night(
 
 
 def _outcome(checks: Sequence[Check], failed: FailedItems, gate: GateSettings) -> NightOutcome:
+    # Before any verdict: items that fail are seldom the easy ones, so the rest says too much good of the night.
     if failed.percent > gate.max_failed_percent:
         return "too many failed"
     verdicts = {check.verdict for check in checks}
     if "fail" in verdicts:
         return "fail"
+    # What the baseline never measured does not hold a pass back, but a night of nothing else is no pass either.
     return "pass" if verdicts <= {"pass", "not measured"} and "pass" in verdicts else "inconclusive"
 
 
@@ -132,10 +135,12 @@ def _failed_items(
 ) -> FailedItems:
     before = {(row["item_id"], row["variant"]): row for row in baseline}
     now = {(row["item_id"], row["variant"]): row for row in tonight if row["status"] in DONE_STATUSES}
+    # What was planned, not what has rows: a unit that never came back left none.
     wanted = [(key.item_id, key.label) for key in planned if key.label in labels]
     missing = [key for key in wanted if key not in now or _has_lost_numbers(now[key], before.get(key))]
     return FailedItems(len(wanted), tuple(missing))
 
 
 def _has_lost_numbers(row: Row, before: Row | None) -> bool:
+    # A scorer that fails leaves finished rows without a score, and those would drop out of every pair unseen.
     return before is not None and any(row[it] is None and before[it] is not None for it in _NUMBERS)

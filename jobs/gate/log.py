@@ -46,12 +46,13 @@ def log_lines(verdict: NightVerdict, names: NightNames) -> list[str]:
 
 
 def change(check: Check, loss: float) -> str:
-    """A loss as the change of its metric: a score falls, everything else rises."""
+    """A loss as the change of its metric, with its unit."""
     return f"{signed_change(check, loss)} {check.unit}"
 
 
 def signed_change(check: Check, loss: float) -> str:
     """The same without its unit."""
+    # A lost score is a fall; lost nats, seconds and bytes are a rise.
     # A margin of NLL is hundredths of a nat, so its losses need significant digits rather than decimals.
     layout = "{:+.3g}" if check.unit == "nats" else "{:+.1f}"
     return signed(-loss if check.unit == "points" else loss, layout)
@@ -83,6 +84,7 @@ def _failed_items(verdict: NightVerdict) -> Iterator[str]:
 
 def _worse(checks: Sequence[Check]) -> Iterator[str]:
     """The largest losses for their margin, each variant's first before any other's second."""
+    # In multiples of the margin, since points, nats and percents cannot be sorted together.
     ordered = sorted(checks, key=_excess, reverse=True)
     labels = list(dict.fromkeys(check.label for check in ordered))
     ranks: dict[str, int] = dict.fromkeys(labels, 0)
@@ -147,8 +149,9 @@ def _told(verdict: NightVerdict, names: NightNames) -> Iterator[str]:
 
 
 def _cut(line: str) -> str:
-    """Between words, as a number that lost its end is another number; but of one long word its beginning."""
+    """The line, or as much of it as fits."""
     if len(line) <= _MAX_CHARS:
         return line
+    # Between words, since a number that lost its end is another number; a single long word is cut all the same.
     whole_words = line[: _MAX_CHARS - 1].rpartition(" ")[0]
     return f"{whole_words} …" if 2 * len(whole_words) > _MAX_CHARS else f"{line[: _MAX_CHARS - 1]}…"

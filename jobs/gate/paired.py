@@ -50,6 +50,7 @@ def paired_check(scale: Scale, label: str, tasks: Sequence[PairedTask]) -> Check
     pairs = [it.pairs for it in tasks]
     difference = _difference(pairs)
     noises = [it.noise for it in tasks if it.noise is not None]
+    # A floor over some of the tasks is noise of another quantity than the mean.
     floor = floor_of(_difference(noises)) if len(noises) == len(tasks) else None
     largest_loss = scale.largest_loss if len(tasks) == 1 else None
     result = judge_margin(difference, scale.margin, largest_loss)
@@ -77,6 +78,7 @@ def paired_check(scale: Scale, label: str, tasks: Sequence[PairedTask]) -> Check
         most_loss=None if result.worst is None or has_no_spread else scale.shown(-result.worst),
         has_no_spread=has_no_spread,
         noise=None if floor is None else scale.shown(floor.size),
+        # None keeps a check out of the family: with too few contexts it can never fail, and would only weaken the rest.
         p_value=excess_loss_p_value(pairs, scale.margin) if has_enough else None,
         worst_items=worst,
         num_worse=num_worse,
@@ -84,7 +86,8 @@ def paired_check(scale: Scale, label: str, tasks: Sequence[PairedTask]) -> Check
 
 
 def passed_everywhere(mean: Check) -> Check:
-    """The mean over tasks that pass, each of them: no task loses more than the margin, so neither does their mean."""
+    """The mean over tasks that all pass: an open mean becomes a pass, and keeps its numbers."""
+    # If no task loses more than the margin, their mean cannot.
     if mean.verdict != "inconclusive":
         return mean
     return replace(mean, verdict="pass", reason="every task passes on its own")
@@ -101,8 +104,10 @@ def _verdict(
     result: MarginResult, difference: PairedDifference, floor: NoiseFloor | None, is_identical: bool
 ) -> tuple[Verdict, str]:
     interval = difference.interval
+    # Without this an unchanged night stays open wherever its items are too few to resolve the margin.
     if is_identical and interval.num_clusters >= MIN_CLUSTERS:
         return "pass", f"bit for bit the baseline on all {interval.num_items} items"
+    # A loss that the full cache shows against itself, in another batch shape, is no loss of the code's.
     if result.verdict == "fail" and floor is not None and floor.covers(result.mean):
         return "inconclusive", INSIDE_NOISE
     return result.verdict, result.reason

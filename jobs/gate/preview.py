@@ -1,4 +1,4 @@
-"""What a night will ask, in the terms of its rows, before any is computed: what can be refused now costs no night."""
+"""What a night will ask, in the form of result rows, before any is computed, so that a refusal costs no night."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from kvmerger.variants import FULL
 
 
 def planned_facts(prepared: Prepared, settings: Settings) -> list[Row]:
-    """A row per item, as far as it is known: all that comparability depends on, no number.
-
-    Who computes attention is known here only if the night runs here.
-    """
+    """A row per item, as far as it is known: all that comparability depends on, no number."""
     model = prepared.model
+    # Every column, since the checks look them up by name; a null stands in no comparison's way.
     shared = {
         **dict.fromkeys(RESULT_SCHEMA.names),
         "status": OK,
@@ -26,6 +24,7 @@ def planned_facts(prepared: Prepared, settings: Settings) -> list[Row]:
         "model_revision": model.revision,
         "dtype": model.dtype,
         "query_mode": settings.query_mode.value,
+        # Under Ray the actors' machine chooses the backend, and it may be another than this one.
         "attention": model.attention if settings.executor == "inline" else None,
     }
     return [

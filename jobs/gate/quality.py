@@ -51,7 +51,8 @@ def _scale(
 
 
 def _largest_nll_loss(sides: TaskSides, label: str) -> float | None:
-    """What an item can lose where few differ: its whole context, or more if one did tonight. None if not known."""
+    """The most NLL that one item can lose, for the exact bound where few items differ. None if not known."""
+    # NLL has no upper end. What the context is worth is taken for one, or what an item did lose tonight, if that is more.
     without = {row["item_id"]: row["answer_nll"] for row in sides.baseline.get(NO_CONTEXT, ())}
     losses = [
         without[row["item_id"]] - row["answer_nll"]
@@ -64,9 +65,8 @@ def _largest_nll_loss(sides: TaskSides, label: str) -> float | None:
 
 
 def _paired_task(sides: TaskSides, label: str, metric: ComparedMetric, pairs: Pairs) -> PairedTask:
-    noise = noise_pairs(
-        sides.baseline, metric
-    )  # not tonight's: a night may not raise the floor it is held to
+    # The baseline's, not tonight's: a night may not raise the floor it is held to.
+    noise = noise_pairs(sides.baseline, metric)
     return PairedTask(
         task=sides.task,
         item_ids=pairs.item_ids,
@@ -84,6 +84,7 @@ def _gains(metric: ComparedMetric, pairs: Pairs) -> TaskPairs:
 
 
 def _is_identical(sides: TaskSides, label: str) -> bool:
+    # As dicts, so that missing and additional items count as a difference too.
     tonight, baseline = (
         {row["item_id"]: [row[column] for column in _SAME_COMPUTATION] for row in of.get(label, ())}
         for of in (sides.tonight, sides.baseline)
@@ -92,7 +93,8 @@ def _is_identical(sides: TaskSides, label: str) -> bool:
 
 
 def _unmeasured(scale: Scale, label: str, task: str, reason: str, pairs: Pairs) -> Check:
-    """Never measured is no verdict at all; measured in the baseline but not tonight is an open one."""
+    """A check without a number: "not measured" with the baseline's reason, else "inconclusive"."""
+    # What the baseline has and tonight lacks must not look like something that never was measured.
     return Check(
         kind=scale.kind,
         metric=scale.metric,

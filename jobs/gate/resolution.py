@@ -91,7 +91,8 @@ def resolutions(
 
 
 def _assumed(flip_percent: float, num: int) -> tuple[list[float], Sequence[object]]:
-    """As many whole-item flips as assumed, half of them each way."""
+    """Differences of `num` items of which a share flips, with a context each."""
+    # Half each way, so that the mean stays near 0: noise has no direction.
     num_flips = round(num * flip_percent / _PERCENT)
     flips = [1.0 if place % 2 else -1.0 for place in range(num_flips)]
     return flips + [0.0] * (num - num_flips), range(num)
@@ -112,6 +113,7 @@ def _resolved(
     num_known = len(set(clusters))
     if num_known < 2:
         return None, None
+    # The noise was measured on the baseline's contexts; a standard error shrinks with the root of their number.
     smallest = detectable_margin(differences, clusters) * math.sqrt(num_known / max(1, num_contexts))
     return smallest, _or_none(lambda: needed_clusters(differences, clusters, margin))
 
@@ -122,6 +124,7 @@ def _none_of(num_contexts: int) -> float:
 
 
 def _contexts_for_none(margin: float) -> int:
+    # The least n with 1 - alpha ** (1 / n) <= margin, solved for n; a score cannot lose more than 1.
     return max(MIN_CLUSTERS, math.ceil(math.log(ONE_SIDED_ALPHA) / math.log1p(-margin))) if margin < 1 else 1
 
 

@@ -1,4 +1,4 @@
-"""Every check of a night as a table: a loss never without what it may be, and a verdict never without its margin."""
+"""Every check of a night as a table: each change with its bounds, each verdict with its margin."""
 
 from __future__ import annotations
 
