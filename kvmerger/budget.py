@@ -89,6 +89,7 @@ def parse_budget(value: object) -> BudgetSpec:
     Raises:
         BudgetError: for anything else, with the value and what would be right.
     """
+    # bool before int, of which it is a subclass; 1 is a slot, 1.0 is everything.
     match value:
         case KeptRatio() | SlotCount() | LikeVariant():
             return value
@@ -115,6 +116,7 @@ def num_slots_for(spec: KeptRatio | SlotCount, num_tokens: int) -> int:
 
 def share_of(num_slots: int, ratio: float) -> int:
     """The part of ``num_slots`` that ``ratio`` (0–1) names, rounded down."""
+    # Through the decimal that repr gives: as binary fractions, 0.7 of 10 would be a little less than 7.
     return math.floor(Fraction(str(ratio)) * num_slots)
 
 

@@ -1,4 +1,4 @@
-"""A device's memory and clock: what nothing uses any more is handed back, a share is kept to, seconds include queued work."""
+"""A device's memory, clock and uploads. Only `now_s` waits for the device, so that seconds include all that was queued."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def keep_to(share: float) -> None:
     """Let this process take no more than ``share`` (0 to 1) of its GPU, so that others can have theirs."""
     if torch.cuda.is_available():
         _, total_bytes = torch.cuda.mem_get_info()
+        # torch counts what its allocator holds and nothing else. The smallest shares must not come out as nothing.
         beside = min(_BESIDE_TORCH_BYTES / total_bytes, share / 2)
         torch.cuda.set_per_process_memory_fraction(share - beside)
 
@@ -33,6 +34,7 @@ def available_bytes(device: torch.device) -> int:
 
 def free_memory(device: torch.device) -> None:
     """Give back what a finished or failed run left behind, so that the next one starts as it did."""
+    # In this order: only tensors that are gone leave blocks for the allocator to give back.
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -46,8 +48,6 @@ def now_s(device: torch.device) -> float:
 
 
 def upload(numbers: Sequence[int] | Tensor, device: torch.device) -> Tensor:
-    """``numbers`` (int64 where they are no tensor yet) on ``device``.
-
-    ``torch.tensor(numbers, device=…)`` waits until everything queued before the copy is done.
-    """
+    """``numbers`` (int64 where they are no tensor yet) on ``device``. Does not wait for it."""
+    # Unlike ``torch.tensor(numbers, device=…)``, which returns once everything queued before the copy is done.
     return torch.as_tensor(numbers).to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: plain values, free of tensors, safe to send between processes."""
+"""What goes into the engine and what comes out: plain values without tensors, which can be sent between processes."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ class Prompt:
                 raise InvalidPromptError(
                     f"question {index} asks for {question.max_new_tokens} new tokens; at least 1 is needed"
                 )
+            # Gold answers are forced on the model, and may be longer than what it is allowed to say.
             longest = max(question.max_new_tokens, len(question.gold_ids))
             num_positions = len(self.context_ids) + len(question.tail_ids) + longest
             if num_positions > max_positions:

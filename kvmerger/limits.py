@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# A row's last bits depend on how many rows its batch has, and each number of rows is a recording of its own: few of them.
 ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
@@ -33,5 +34,6 @@ def bucket_for(num_rows: int) -> int:
 
 def another_bucket(num_rows: int, taken: int) -> int:
     """The smallest bucket that holds ``num_rows`` and is not ``taken``."""
+    # For the A/A row, whose only difference from the full row is the batch's shape.
     smallest = bucket_for(num_rows)
     return smallest if smallest != taken else bucket_for(taken + 1)

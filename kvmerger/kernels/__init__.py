@@ -1,1 +1,1 @@
-"""Attention over ragged caches, and of a prompt on itself. What has a reference is defined by it; faster kernels agree."""
+"""What is computed on tensors: attention, rankings, merging. A kernel's reference defines it, and its faster form agrees."""

@@ -1,11 +1,6 @@
 """Causal attention of a prompt on itself, by the kernel that torch chooses, and its log-sum-exp where that kernel tells.
 
-cuDNN is the fastest at long prompts, but plans anew for every length it has not seen (0.8 s for heads of 128 on an H100,
-`python -m bench.kernels`), and no two prompts are equally long. So it is given whole multiples of `PLAN_TOKENS`, and no
-prompt too short to gain by it. A prompt that is such a multiple is not copied: cuDNN sees it in the layout it comes in, and
-has a plan of its own for that.
-
-The log-sum-exp is always taken along, whoever needs it: asking changes no bit of the output then.
+The result never depends on who asks for what: the log-sum-exp is taken along whether anybody needs it or not.
 
 Shapes: B = 1, N = T tokens, Q query heads, H KV heads, D head size.
 """
@@ -20,6 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+# cuDNN is the fastest at long prompts, but plans anew for every length it has not seen (0.8 s for heads of 128 on an H100,
+# `python -m bench.kernels`), and no two prompts are equally long: it is given whole multiples of so many tokens, and no
+# prompt too short to gain by it.
 PLAN_TOKENS = 1024
 LEAST_CUDNN_TOKENS = 8 * PLAN_TOKENS
 FLASH_HEAD_DIM_STEP = 8  # `scaled_dot_product_attention` pads other head sizes; the operator below does not
@@ -67,6 +65,7 @@ def _kernel_with_lse(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: fl
 
 def _choice(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> SDPBackend:
     is_grouped = q_BQTD.shape[1] > k_BHTD.shape[1]
+    # Private to torch, and what `scaled_dot_product_attention` itself goes by.
     number = torch._fused_sdp_choice(
         q_BQTD, k_BHTD, v_BHTD, is_causal=True, scale=scaling, enable_gqa=is_grouped
     )
@@ -75,6 +74,7 @@ def _choice(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> S
 
 def _flash(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     attend = torch.ops.aten._scaled_dot_product_flash_attention
+    # Dropout, causal, debug mask.
     out_BQTD, lse_BQT, *_ = attend(q_BQTD, k_BHTD, v_BHTD, 0.0, True, False, scale=scaling)
     return out_BQTD, lse_BQT
 
@@ -83,16 +83,19 @@ def _cudnn(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> tu
     attend = torch.ops.aten._scaled_dot_product_cudnn_attention
     num_tokens = q_BQTD.shape[2]
     if num_padding := -num_tokens % PLAN_TOKENS:
-        # No token sees what comes after it, so padding at the end changes nothing before it.
+        # No token sees what comes after it, so padding at the end changes nothing before it. A prompt that needs none is not
+        # copied: cuDNN sees it in the layout it comes in, and has a plan of its own for that.
         q_BQTD, k_BHTD, v_BHTD = (
             F.pad(tensor, (0, 0, 0, num_padding)) for tensor in (q_BQTD, k_BHTD, v_BHTD)
         )
+    # Bias, log-sum-exp, dropout, causal, debug mask.
     out_BQTD, lse_BQT1, *_ = attend(q_BQTD, k_BHTD, v_BHTD, None, True, 0.0, True, False, scale=scaling)
     return out_BQTD[:, :, :num_tokens], lse_BQT1.flatten(2)[:, :, :num_tokens]
 
 
 def _efficient(q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     attend = torch.ops.aten._scaled_dot_product_efficient_attention
+    # Bias, log-sum-exp, dropout, causal.
     out_BQTD, lse_BQX, *_ = attend(q_BQTD, k_BHTD, v_BHTD, None, True, 0.0, True, scale=scaling)
     return out_BQTD, lse_BQX
 

@@ -1,1 +1,1 @@
-"""Weights behind the seam: finding, loading, probing. Knows no variant."""
+"""Models whose attention we answer: finding, loading and probing them. Knows no variant."""

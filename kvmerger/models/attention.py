@@ -1,9 +1,8 @@
-"""The seam into transformers: every layer's attention call lands in a handler of ours, with post-RoPE q, k and v.
+"""The seam into transformers: every layer's attention call lands in a handler of ours, with q, k and v after RoPE.
 
 The model is called with ``use_cache=False``, explicit ``position_ids`` and the handler as a forward keyword. Nothing in
-transformers is patched or subclassed; without a handler the call fails instead of computing something else.
-
-Where a decoder is one that `fast_decoder` computes in fewer kernels, that calls the handler in transformers' place.
+transformers is patched or subclassed; without a handler the call fails instead of computing something else. A decoder that
+`fast_decoder` computes calls the handler without transformers in between.
 
 Shapes: B rows, T tokens, E hidden size, Q query heads, H KV heads, D head size.
 """
@@ -45,6 +44,7 @@ def watching_inputs(attention_modules: Sequence[nn.Module], watch: InputWatch) -
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         watch(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0], module)
 
+    # A pre-hook, since `attend` is asked inside the module and must find what went in already noted.
     hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in attention_modules]
     try:
         yield
@@ -90,13 +90,11 @@ def _attention_forward(
 
 
 def _holds_all(window: int, module: nn.Module, kwargs: dict[str, Any]) -> bool:
-    """Whether a window is no restriction, since it holds every position so far.
-
-    Asked once a pass, for all layers have the same (`model_source.check_config`): it waits for the device, and nothing that
-    is being recorded can do that.
-    """
+    """Whether a window is no restriction, since it holds every position so far."""
     position_ids = kwargs.get("position_ids")
     if position_ids is None:
         return False
+    # `max` waits for the device: asked by the first layer only, since all have one window (`source.check_config`), and never
+    # while a step is recorded, which was run eagerly at the same positions before.
     is_recorded = position_ids.is_cuda and torch.cuda.is_current_stream_capturing()
     return bool(module.layer_idx) or is_recorded or int(position_ids.max()) < window

@@ -67,6 +67,7 @@ def _publish(target: Path, convert: Any) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=target.parent))
     try:
         convert(scratch)
+        # Beside the target, so on the same file system: there a rename is all or nothing.
         scratch.rename(target)
     except OSError:
         if not target.is_dir():
@@ -84,12 +85,10 @@ def _convert_tokenizer(target: Path) -> None:
 
 
 def _read_tokenizer(file: Path) -> Any:
-    """The file's byte pairs over bytes, with its control tokens: transformers 5.23's reading of it.
-
-    Made here, since other versions of transformers read another end token or more entries (5.2 and 5.17 among them). Like
-    them it leaves out the file's ``pre`` (digits apart before all else), by which two line breaks before a digit would be one
-    token.
-    """
+    """The file's byte pairs over bytes, with its control tokens: transformers 5.23's reading of it."""
+    # Not transformers' own: other versions of it read another end token or more entries (5.2 and 5.17 among them). Like them,
+    # this leaves out the file's ``pre`` (digits apart before all else), by which two line breaks before a digit would be one
+    # token.
     from gguf import GGUFReader, TokenType
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
@@ -138,8 +137,9 @@ def _convert_weights(target: Path, tokenizer_folder: Path) -> None:
 
 
 def _dequantize_option() -> dict[str, Any]:
-    """From 5.18 on transformers keeps GGUF weights quantised unless told otherwise; before, it had no such option."""
+    """The option that has transformers read a GGUF file as plain weights."""
     import transformers
 
+    # From 5.18 on it keeps them quantised unless told otherwise; before, there was no such option.
     config = getattr(transformers, "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}

@@ -1,8 +1,8 @@
-"""A Llama-like decoder in a dozen kernels a layer, where transformers takes about forty: the same numbers, sooner.
+"""A Llama-like decoder in a dozen kernels a layer, where transformers takes about forty: the same numbers in less time.
 
 It rounds where transformers rounds (`kernels.reference.layer`), so that results differ by the order of sums alone. Attention
-is answered by a handler, as behind the seam. A token's numbers depend on the number of tokens and rows of its own call,
-never on who watches, nor on whether the last layer's output is wanted.
+is answered by a handler, as in `models.attention`. A token's numbers depend on the number of tokens and rows of its own
+call, never on who watches, nor on whether the last layer's output is wanted.
 
 Shapes: B rows, T tokens, X = B·T, E hidden size, F the products of one token (queries, keys, values), P = Q·D, Q query heads,
 H KV heads, D head size.
@@ -87,6 +87,7 @@ class FastDecoder:
     ) -> tuple[Tensor, Tensor]:
         """What the last layer adds to (X, E), and its heads' outputs (X, P)."""
         residual_XE = self.embed_tokens(ids_BT).flatten(0, 1)
+        # Positions may come as one row for all; the kernels want cos and sin of every token.
         cos_BTD, sin_BTD = self.rotary(residual_XE, position_ids_BT.expand_as(ids_BT))
         turn = (cos_BTD.flatten(0, 1), sin_BTD.flatten(0, 1))
         input_XE = self.kernels.rms_norm(residual_XE, *self.layers[0].input_norm)
@@ -94,6 +95,7 @@ class FastDecoder:
             if watch is not None:
                 watch(input_XE.view(*ids_BT.shape, -1), layer.attention)
             attended_XP = self._attend(index, input_XE, turn, ids_BT.shape, handler)
+            # The last layer's MLP is the caller's to ask for: a prefill wants keys and values only.
             if index + 1 < len(self.layers):
                 next_norm = self.layers[index + 1].input_norm
                 input_XE = self._behind_attention(layer, next_norm, residual_XE, attended_XP)
@@ -121,6 +123,7 @@ class FastDecoder:
         """Add a layer's attention and MLP to ``residual_XE``, in place; its ``next_norm`` is returned: (X, E)."""
         next_XE = torch.empty_like(residual_XE)
         for first in range(0, residual_XE.shape[0], MOST_TOKENS_AT_ONCE):
+            # Slices of rows are views: the residual stream and the next norm's output are written in place.
             some = slice(first, first + MOST_TOKENS_AT_ONCE)
             some_XE = residual_XE[some]
             normed_XE = self.kernels.rms_norm(

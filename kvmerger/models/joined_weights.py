@@ -2,7 +2,7 @@
 
 The parameters become slices of the joined matrices, so that transformers computes the same numbers with them as before, and
 nothing is held twice. Only the model's type and structure are looked at here; whether the numbers are right is for
-`models.probed` to see.
+`loading.probed` to see.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def join(module: nn.Module, kernels: LayerKernels) -> FastDecoder:
     """
     decoder: Any = module.get_decoder()  # type: ignore[operator]
     config = decoder.config
+    # Whoever calls may be in inference mode, and weights made there could not be used outside of it.
     with torch.inference_mode(False), torch.no_grad():
         layers = tuple(_joined_layer(layer) for layer in decoder.layers)
     return FastDecoder(
@@ -95,6 +96,7 @@ def _joined_layer(layer: Any) -> FastLayer:
 def _joined(linears: Sequence[nn.Linear]) -> Product:
     sizes = [linear.out_features for linear in linears]
     weight = torch.cat([linear.weight.detach() for linear in linears])
+    # `.data`, so that the parameters stay the same objects: whoever holds them sees the joined memory.
     for linear, part in zip(linears, weight.split(sizes), strict=True):
         linear.weight.data = part
     biases = [linear.bias for linear in linears if linear.bias is not None]
@@ -150,6 +152,7 @@ def _linears(layer: Any) -> list[nn.Linear]:
 
 
 def _is_norm(norm: Any) -> bool:
+    # By name: every model's file has an RMSNorm class of its own. The probe finds one that computes something else.
     return (
         type(norm).__name__.endswith("RMSNorm")
         and [name for name, _ in norm.named_parameters()] == ["weight"]
@@ -158,6 +161,7 @@ def _is_norm(norm: Any) -> bool:
 
 
 def _is_silu(activation: nn.Module) -> bool:
+    # By its numbers: transformers has several classes for it.
     x = torch.linspace(-4, 4, 9)
     return torch.equal(activation(x), F.silu(x))
 
@@ -181,6 +185,7 @@ def _are_weights_plain(module: nn.Module, decoder: Any) -> bool:
         weight.dtype == first.dtype and weight.device == first.device and weight.is_contiguous()
         for weight in decoder.parameters()
     )
+    # Duplicates counted: a tied weight that is joined would move away from its twin.
     times = Counter(weight.data_ptr() for _, weight in module.named_parameters(remove_duplicate=False))
     joined = chain.from_iterable(_parameters(layer) for layer in decoder.layers)
     return (

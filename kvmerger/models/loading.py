@@ -155,11 +155,13 @@ def probed(model: LoadedModel, kernels: LayerKernels | None = None) -> LoadedMod
     Raises:
         ModelError: this transformers version does not let our attention answer every layer.
     """
+    # From the plain module on: probing again must not compare the fast decoder with itself.
     with model.on_its_device():
         return _probed(replace(model, fast_decoder=None), kernels)
 
 
 def _probed(model: LoadedModel, kernels: LayerKernels | None) -> LoadedModel:
+    # Always, also where nothing is to be compared: it raises where a layer does not ask us.
     expected = _probe(model)
     if kernels is None:
         kernels = layer_kernels(str(model.device), model.info.head_dim, DTYPES[model.info.dtype])
@@ -174,6 +176,7 @@ def _probed(model: LoadedModel, kernels: LayerKernels | None) -> LoadedModel:
     fast = replace(model, fast_decoder=join(model.module, kernels))
     try:
         difference = _largest_difference(_probe(fast), expected)
+        # NaN is not less than anything, and so is refused.
         if difference <= _MOST_DIFFERENCE[model.info.dtype]:
             return fast
         problem = f"its numbers differ by {difference:.1g} of their norm"

@@ -81,6 +81,7 @@ def load_info(
     dtype_name = ("bfloat16" if device_name.startswith("cuda") else "float32") if dtype == "auto" else dtype
     folder = Path(source)
     files = _weight_files(folder) if folder.is_dir() else []
+    # Not always hidden size ÷ heads: Qwen3 names its own, and older configurations name none.
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return ModelInfo(
         name=name,
@@ -183,6 +184,7 @@ def _revision(name: str, revision: str | None, config: Any, folder: Path) -> str
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.json")):  # configuration, end tokens, tokenizer
         digest.update(file.name.encode() + file.read_bytes())
+    # Names and sizes, so that shards cannot be swapped, and blocks from the first byte to the last.
     for file in _weight_files(folder):
         digest.update(f"{file.name}:{file.stat().st_size}:".encode())
         with file.open("rb") as stream:

@@ -1,1 +1,1 @@
-"""The pass over the prompt and what it can tell. Knows no policy."""
+"""The pass over the prompt, and the evidence that policies rank by. Knows no policy."""

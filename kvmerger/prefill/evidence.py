@@ -1,7 +1,8 @@
-"""What prefill can tell a policy about one layer. Each piece is computed at most once and shared by every policy.
+"""What a policy can learn about one layer (evidence): how it is registered, computed and kept.
 
-Evidence that reads queries or hidden states exists only when a policy declared it before prefill: it is computed inside
-the layer's attention call, after which those are gone. Everything else is computed when first asked for.
+Each piece is computed at most once and shared by every policy. What reads queries or hidden states must be declared before
+prefill: it is computed inside the layer's attention call, after which those are gone. Everything else is computed when first
+asked for.
 
 Shapes: N tokens of the compressed part, Q query heads, H KV heads, D head size.
 """
@@ -81,6 +82,7 @@ def register_evidence(
     """
 
     def register(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        # A file that is loaded a second time registers the same again: told by name, since the function is another object.
         if name in _REGISTRY and _REGISTRY[name].compute.__qualname__ != compute.__qualname__:
             raise EvidenceError(
                 f"evidence {name!r} is already registered by {_REGISTRY[name].compute.__module__}"
@@ -154,11 +156,13 @@ class Evidence:
                 if not is_last_try:
                     raise
                 self._errors[need] = EvidenceError(f"{need} does not fit into the device's memory: {error}")
-            # Evidence may be a stranger's: its error belongs to the policies that ask for it, not to the prompt.
+            # Evidence may be a user's: its error belongs to the policies that ask for it, not to the prompt.
             except Exception as error:  # noqa: BLE001
+                # The text now: the frames go, since they hold queries and hidden states.
                 error.add_note(f"raised in prefill:\n{traceback.format_exc()}")
                 forget_frames(error)
                 self._errors[need] = error
+        # Let go of layer by layer: all layers' queries would take more memory than the cache itself.
         states = self._states
         self._states = LayerStates(states.q_QND.new_empty(0), states.k_HND, states.v_HND, states.scaling)
         self._is_in_prefill = False
@@ -219,6 +223,7 @@ def _neighbour_cosines(states: LayerStates) -> Tensor:
     """Cosine of each key with the next one: fp32 (H, N-1)."""
     num_heads, num_tokens, _ = states.k_HND.shape
     index_HN = torch.arange(num_heads * num_tokens, device=states.k_HND.device).view(num_heads, num_tokens)
+    # By head: the last token of one has no neighbour in the next.
     first_F, next_F = index_HN[:, :-1].flatten(), index_HN[:, 1:].flatten()
     return dispatch.pair_cosines(states.k_HND.flatten(0, 1), first_F, next_F).view(num_heads, num_tokens - 1)
 

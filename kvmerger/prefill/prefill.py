@@ -53,9 +53,11 @@ class PrefillAttention:
         evidence.capture(self._needs, is_last_try=self._is_last_try)
         if not self._room:
             self._room = room_for(self._num_layers, k_BHTD[0])
+        # Copied: they may be views of one product with the queries, all of which they would keep alive.
         layer = self._room[layer_index]
         layer.k_HND.copy_(k_BHTD[0])
         layer.v_HND.copy_(v_BHTD[0])
+        # Until here evidence read the decoder's own tensors; they go now, or every key would be held twice.
         evidence.point_at(layer.k_HND, layer.v_HND)
         self.layers.append(layer)
         self.evidence.append(evidence)
@@ -97,4 +99,5 @@ def prefill(
 
 def prompt_seed(context_ids: Sequence[int], seed: int) -> int:
     """A 32-bit number that depends on the tokens and the sweep's seed alone, not on where or when the item runs."""
+    # Not `hash`, whose values are Python's own affair and may change with its version.
     return zlib.crc32(",".join(map(str, (seed, *context_ids))).encode())

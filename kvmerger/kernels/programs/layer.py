@@ -1,8 +1,6 @@
-"""The Triton kernels of all that a decoder layer does to one token at a time, with no idea of torch.
+"""The Triton kernels of all that a decoder layer does to one token at a time. They know nothing of torch.
 
-No program reads another token's numbers, so a token's bits depend on itself alone. Offsets of tokens are 64-bit: the MLP of
-131,072 tokens has more than 2³¹ numbers. Whoever launches turns off ``enable_fp_fusion``, or an fp32 product would not be
-rounded before it is added.
+No program reads another token's numbers, so a token's bits depend on itself alone.
 
 Shapes: as in `reference.layer`; R rows, T new tokens of a row, C tail capacity; H heads of a block, S half a head.
 """
@@ -22,6 +20,7 @@ def norm_kernel(
 ):
     # fmt: on
     """RMS norm of one token; HAS_ADDED first adds to the token, and stores the sum in its place."""
+    # 64 bits here and below: the MLP of 131,072 tokens has more than 2³¹ numbers.
     start, e_E = tl.program_id(0).to(tl.int64) * NUM_DIMS, tl.arange(0, BLOCK_E)
     is_dim_E = e_E < NUM_DIMS
     x_E = tl.load(x_XE + start + e_E, mask=is_dim_E, other=0.0)
@@ -31,6 +30,7 @@ def norm_kernel(
         tl.store(x_XE + start + e_E, x_E, mask=is_dim_E)
     wide_E = x_E.to(tl.float32)
     mean_square = tl.sum(wide_E * wide_E, axis=0) / NUM_DIMS
+    # Rounded before its weight is multiplied in, as transformers does.
     normed_E = (wide_E * tl.rsqrt(mean_square + eps)).to(x_E.dtype).to(tl.float32)
     weighted_E = tl.load(weight_E + e_E, mask=is_dim_E, other=0.0).to(tl.float32) * normed_E
     tl.store(out_XE + start + e_E, weighted_E.to(x_E.dtype), mask=is_dim_E)
@@ -84,6 +84,7 @@ def _turned(x_HS, other_HS, cos_S, sin_S, is_half_S, dtype: tl.constexpr):
     """One half of the turned heads: two products, each rounded, and their sum."""
     cos_1S = tl.load(cos_S, mask=is_half_S, other=0.0).to(tl.float32)[None, :]
     sin_1S = tl.load(sin_S, mask=is_half_S, other=0.0).to(tl.float32)[None, :]
+    # Launched without ``enable_fp_fusion``, or in fp32 a product would go into the sum unrounded.
     sum_HS = (x_HS * cos_1S).to(dtype).to(tl.float32) + (other_HS * sin_1S).to(dtype).to(tl.float32)
     return sum_HS.to(dtype)
 

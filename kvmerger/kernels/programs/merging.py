@@ -1,8 +1,7 @@
-"""The Triton kernels of merging: groups that lie one behind the other, and rows and pairs of rows.
+"""The Triton kernels of merging: sums over groups that lie one behind the other, and norms and distances of rows.
 
-Groups have lanes of their own, and each lane takes its members in their order: no atomics, and a group's bits depend on its
-own members alone. They are added up one by one, but loaded a few at a time: one group may have thousands. A row's norm, a
-pair's distance and cosine are one lane's, which knows of no other.
+Every group, row and pair has a lane of its own, which takes the members in their order: no atomics, and a group's bits depend
+on its own members alone.
 
 Shapes: F and G flat tokens or rows, D head size, M members of all groups, rows or pairs, S groups of a block, P rows or
 pairs of a block, H heads of N rows each, C chunks of a head.
@@ -13,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-AT_ONCE = tl.constexpr(4)
+AT_ONCE = tl.constexpr(4)  # members loaded ahead; they are still added one by one. A group may have thousands
 LEAST_COSINE_NORM = tl.constexpr(1e-8)  # as in torch.cosine_similarity
 LEAST_UNIT_NORM = tl.constexpr(1e-12)  # as in torch's normalize
 
@@ -39,6 +38,7 @@ def reduce_kernel(
             if KIND == "sum":
                 value_S += member_S
             else:
+                # Greater, not equal: the first of equals stays. NaN stays the maximum once it is met.
                 place_S = tl.where(member_S > value_S, first_S + index, place_S)
                 value_S = tl.where((member_S > value_S) | (member_S != member_S), member_S, value_S)
     tl.store(out_G + s_S, place_S if KIND == "argmax" else value_S, mask=is_group_S)
@@ -63,6 +63,7 @@ def merge_kernel(
     tl.store(position_G + s_S, tl.load(position_F + target_S, mask=is_group_S), mask=is_group_S)
     own_SD = target_S[:, None] * HEAD_DIM + d_D[None, :]
     k_SD, v_SD = tl.zeros([BLOCK_S, BLOCK_D], tl.float32), tl.zeros([BLOCK_S, BLOCK_D], tl.float32)
+    # A group of one must keep its bits: a weight of nearly 1 would not.
     is_many_S = length_S > 1
     for first in range(0, tl.max(tl.where(is_many_S, length_S, 0)), AT_ONCE):
         for offset in tl.static_range(AT_ONCE):
@@ -89,8 +90,6 @@ def merge_kernel(
     tl.store(v_GD + to_SD, own_v_SD, mask=is_in_SD)
 
 
-
-
 # fmt: off
 @triton.jit(do_not_specialize=["num_pairs"])
 def pairs_kernel(
@@ -104,6 +103,7 @@ def pairs_kernel(
     is_in_PD = is_pair_P[:, None] & (d_D < HEAD_DIM)[None, :]
     if KIND == "norm":
         x_PD = tl.load(x_FD + p_P[:, None] * HEAD_DIM + d_D[None, :], mask=is_in_PD, other=0.0).to(tl.float32)
+        # `sqrt_rn` is rounded correctly; the plain one is an approximation, other bits than the reference's.
         out_P = tl.sqrt_rn(tl.sum(x_PD * x_PD, axis=1))
     else:
         first_P = tl.load(first_M + p_P, mask=is_pair_P, other=0)

@@ -1,7 +1,7 @@
 """The Triton kernel that finds the kept key most like each dropped one, tile by tile: no tile ever leaves the registers.
 
-Products are taken of the keys as they are, so that bf16 and fp16 go through tensor cores and are exact, and summed in fp32;
-what has no length of its own is divided out afterwards. That is as precise as fp32 products of normalised keys.
+Keys are multiplied as they are and norms divided out afterwards: products of bf16 and fp16 go through tensor cores, are
+exact, and are summed in fp32, which is as precise as fp32 products of normalised keys.
 
 Shapes: F flat tokens, D head size, K kept tokens and M dropped ones of all heads; X dropped and S kept tokens of a block.
 """
@@ -49,6 +49,7 @@ def nearest_kernel(
         best_XS = tl.where(is_better_XS, score_XS, best_XS)
         block_XS = tl.where(is_better_XS, first_s, block_XS)
     best_X = tl.max(best_XS, axis=1)
+    # Each lane has the earliest of its own best; the lowest column of the lanes that tie is the head's earliest.
     column_XS = tl.where(best_XS == best_X[:, None], block_XS + s_S[None, :], num_kept)
     column_X = tl.minimum(tl.min(column_XS, axis=1), tl.maximum(num_kept - 1, 0))
     is_found_X = (x_X < num_dropped) & (num_kept > 0)

@@ -1,4 +1,4 @@
-"""The Triton kernels of a prompt's attention mass: what one program computes, with no idea of torch.
+"""The Triton kernels of a prompt's attention mass: what one program computes. They know nothing of torch.
 
 A probability is computed again from its query's log-sum-exp, so no softmax is needed, and each program adds up all queries
 of one head for columns that no other program has: no atomics, the same bits each time.
@@ -61,6 +61,7 @@ def _probabilities(
     is_query_X = x_X < num_tokens
     q_XD = q_ND + x_X.to(tl.int64)[:, None] * q_stride_N + d_D[None, :]
     query_XD = tl.load(q_XD, mask=is_query_X[:, None] & (d_D < HEAD_DIM)[None, :], other=0.0)
+    # inf behind the last query: exp2(… - inf) is 0, without another mask.
     lse_X = tl.load(lse_F + (x_X - first_query) * lse_stride_F, mask=is_query_X, other=float("inf"))
     score_SX = tl.dot(key_SD, tl.trans(query_XD), input_precision="ieee")
     return tl.exp2(score_SX * (scaling * LOG2_E) - (lse_X * LOG2_E)[None, :])

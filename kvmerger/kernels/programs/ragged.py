@@ -1,8 +1,8 @@
-"""The Triton kernels of ragged attention and its mass: what one program computes, with no idea of torch.
+"""The Triton kernels of ragged attention and its mass: what one program computes. They know nothing of torch.
 
-A program's numbers come from its own row alone: how many slots a split has follows from the head's own length, splits are
-counted from its first slot, and they are put together in ascending order. Nothing is added atomically. Everything that a
-program is responsible for is written, zeros included, so outputs may start as any memory.
+A program's numbers come from its own row alone: how many slots a part has follows from the head's own length, parts are
+counted from its first slot, and they are put together in ascending order. Nothing is added atomically. All that a program
+is responsible for is written, zeros included: outputs may start as any memory.
 
 Shapes: R rows, H KV heads, G query heads of a KV head, T tokens, X = T·G queries of a KV head (x = t·G + g), D head size,
 S slots or tail tokens of a block, P parts: the splits of a prefix, then those of its tail; M rows that asked for their mass,
@@ -184,6 +184,7 @@ def combine_kernel(
     token = x // num_groups
     num_new = tl.load(num_new_R + row)
     num_slots = tl.load(prefix_RH5 + row_head * 5 + 4).to(tl.int32)
+    # As `_bounds` counts them: parts beyond these were never written.
     own_parts = tl.cdiv(num_slots, _split_slots(num_slots, SPLIT_SLOTS, MOST_PARTS))
     own_parts += tl.cdiv(tl.load(tail_start_R + row) + num_new, SPLIT_SLOTS)
     own_parts = tl.where(token < num_new, own_parts, 0)

@@ -1,8 +1,8 @@
-"""The Triton kernels of a ranking: which scores of one row are among its highest, and the slots they choose, copied.
+"""The Triton kernels of a ranking: which scores of one row are among its highest, and the copy of the slots so chosen.
 
-Nothing is put in order. One program has one row. Scores become whole numbers in the same order, the lowest number that
-still counts is found bit by bit by counting, and of equal ones the earliest are taken: what torch's stable sort keeps.
-Whole numbers throughout, so that there is no rounding and every call gives the same bits.
+Nothing is sorted. One program has one row: scores become whole numbers in the same order, the lowest number that still counts
+is found bit by bit by counting, and of equal ones the earliest are taken, as a stable sort of torch's would. Whole numbers
+are not rounded, so every call gives the same bits.
 
 Shapes: H rows, N columns, B columns of a block, K places of all rows together or chosen slots, F flat slots
 to choose from, S slots of a block, D head size.
@@ -29,6 +29,7 @@ def highest_kernel(
     row = tl.program_id(0).to(tl.int64)
     score_N = score_HN + row * score_stride_H
     count = tl.load(count_H + row)
+    # Kept in registers: rows that fit one block are read once in all rounds.
     first_key_B = _keys(score_N, 0, num_columns, score_stride_N, BLOCK_B, KEY_BITS)
     # Bits as of a number without sign, two more in every round: `lowest` makes keys of them, which have one.
     lowest = tl.full([], 1, first_key_B.dtype) << (KEY_BITS - 1)
@@ -69,7 +70,7 @@ def _numbers_at_least(
     first_key_B, score_N, num_columns, stride_N, key_1, key_2, key_3,
     BLOCK_B: tl.constexpr, KEY_BITS: tl.constexpr,
 ):  # fmt: skip
-    """How many keys of a row are at least each of three. The first block is not read again: short rows have no other."""
+    """How many keys of a row are at least each of three; ``first_key_B`` are those of its first block."""
     counts = tl.sum(_passed(first_key_B, key_1, key_2, key_3))
     num_1, num_2, num_3 = counts & COUNT_MASK, (counts >> COUNT_BITS) & COUNT_MASK, counts >> (2 * COUNT_BITS)
     for first in range(BLOCK_B, num_columns, BLOCK_B):

@@ -1,7 +1,6 @@
 """What a decoder layer does token by token, in plain torch: the definition that faster kernels are tested against.
 
-Every rounding is where transformers has it: a norm is computed in fp32, rounded, then times its weight; SiLU is rounded
-before it is multiplied; RoPE's two products are rounded before they are added.
+Every rounding is where transformers has it, so that the numbers differ by the order of sums alone.
 
 Shapes: X tokens of all rows, E hidden size, F = (Q + 2H)·D, the products of one token: queries, keys, values; Q query heads,
 H KV heads, D head size, I size inside the MLP, J = 2I, gates before ups.
@@ -25,7 +24,7 @@ class HeadNorms(NamedTuple):
 
 
 class LayerKernels(Protocol):
-    """What a fast decoder wants of a module of kernels; this module is one, `kernels.triton.layer` another."""
+    """What `FastDecoder` wants of a module of kernels; this module is one, `kernels.triton.layer` another."""
 
     def rms_norm(
         self,
@@ -61,6 +60,7 @@ def rms_norm(
 ) -> Tensor:
     """See `LayerKernels`."""
     if added_XE is not None:
+        # In place: this is the residual stream, which the caller goes on with.
         x_XE += added_XE
     normed_XE = _normed(x_XE, weight_E, eps)
     return normed_XE if out_XE is None else out_XE.copy_(normed_XE)
@@ -84,16 +84,19 @@ def rotate(
             turned_XHD = _normed(x_XHD, weight_D, head_norms.eps)
         first, second = turned_XHD.chunk(2, dim=2)
         quarter_turn_XHD = torch.cat([-second, first], dim=2)
+        # Each product is rounded to the dtype before they are added.
         x_XHD.copy_(turned_XHD * cos_XD[:, None] + quarter_turn_XHD * sin_XD[:, None])
 
 
 def gated(gate_up_XJ: Tensor) -> Tensor:
     """See `LayerKernels`."""
     gate_XI, up_XI = gate_up_XJ.chunk(2, dim=1)
+    # SiLU is rounded before it is multiplied.
     return F.silu(gate_XI) * up_XI
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
     normed = wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + eps)
+    # The norm is rounded before its weight is multiplied in.
     return weight * normed.to(x.dtype)

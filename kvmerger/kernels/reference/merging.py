@@ -30,6 +30,7 @@ def first_argmax(values_F: Tensor, length_R: Tensor, run_F: Tensor) -> Tensor:
 
     Values are finite or infinite; what NaN gives is not defined.
     """
+    # The least index of those equal to the largest: which of equals an argmax takes is open.
     largest_R = segment_maxima(values_F, length_R)
     index_F = torch.arange(values_F.numel(), device=values_F.device)
     not_largest = values_F.numel()

@@ -27,6 +27,7 @@ def most_similar_kept(k_HND: Tensor, is_kept_HN: Tensor, num_layers: int = 1) ->
     token in the head: `EVICTED` and `NO_COSINE`. The heads of each of ``num_layers`` layers are searched by themselves:
     matrix products of another shape would round differently.
     """
+    # Waits for the device: sizes of matrices follow.
     num_kept_LH = is_kept_HN.sum(dim=1).view(num_layers, -1).tolist()
     unit_HND = F.normalize(k_HND.float(), dim=2)
     # Kept tokens first, in the prompt's order: heads that keep fewer are filled up with dropped ones, never chosen.

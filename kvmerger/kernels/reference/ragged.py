@@ -55,6 +55,7 @@ def ragged_attention(
             continue
         out_QTD, probs = _attend_row(q_RQTD[row, :, :num_new], prefix, layer, row, scaling)
         out_RTQD[row, :num_new] = out_QTD.transpose(0, 1)
+        # An idle row has no entry at all: whoever asked must allow for that.
         if row in mass_rows:
             mass_by_row[row] = _slot_mass(probs, num_query_heads // prefix.num_heads)
     return RaggedAttention(out_RTQD, mass_by_row)
@@ -70,6 +71,7 @@ class _Probs(NamedTuple):
 def _attend_row(
     q_QTD: Tensor, prefix: LayerCache, layer: RaggedLayer, row: int, scaling: float
 ) -> tuple[Tensor, list[_Probs]]:
+    # This row's own lengths, never the batch's: matrices of another shape would round differently.
     num_new, num_tail = q_QTD.shape[1], layer.tail_start_R[row] + q_QTD.shape[1]
     tail_k_HCD = layer.tail_k_RHCD[row, :, :num_tail].float()
     tail_v_HCD = layer.tail_v_RHCD[row, :, :num_tail].float()
@@ -85,6 +87,7 @@ def _attend_row(
         scores_AXC = (q_HXD[heads] @ tail_k_HCD[heads].transpose(1, 2)).masked_fill_(
             is_future_XC, float("-inf")
         )
+        # One softmax over both, as if they were one cache.
         softmax = torch.cat([scores_AXS, scores_AXC], dim=2).softmax(dim=2)
         probs = _Probs(*softmax.split([num_slots, num_tail], dim=2))
         outs.append(probs.prefix_AXS @ v_ASD + probs.tail_AXC @ tail_v_HCD[heads])

@@ -1,6 +1,6 @@
-"""Choosing the highest of each row, with ties decided: the same scores always give the same choice.
+"""Choosing the highest of each row, in plain torch, with ties decided: the same scores always give the same choice.
 
-Zeros of either sign are equal, and NaN is higher than everything. On a GPU `kernels.dispatch` has the same functions faster.
+Zeros of either sign are equal, and NaN is higher than everything.
 
 Shapes: H rows (KV heads), N columns (tokens), F = H·N flat places, K places marked.
 """
@@ -31,10 +31,8 @@ def highest_places(scores_HN: Tensor, count_H: tuple[int, ...]) -> Tensor:
 
 
 def marked_places(is_marked_F: Tensor, num_marked: int) -> Tensor:
-    """Indices of the marked places, ascending: int64 (K,). ``num_marked`` must be their number.
-
-    `torch.nonzero` would have to wait for the device to learn that number.
-    """
+    """Indices of the marked places, ascending: int64 (K,). ``num_marked`` must be their number."""
+    # Not `torch.nonzero`, which waits for the device to learn that number.
     # Every marked place has a number of its own, from 1 on; all others go to 0, which nobody reads.
     number_F = is_marked_F.cumsum(0) * is_marked_F
     place_F = torch.arange(is_marked_F.numel(), device=is_marked_F.device)

@@ -1,1 +1,1 @@
-"""Launchers: tensors in, tensors out, with the reference's signatures."""
+"""Launchers of the Triton programs: tensors in, tensors out, with the references' signatures."""

@@ -1,4 +1,6 @@
-"""`reference.layer` on a GPU, a launch each: the same results, up to the order of a norm's sum and last bits of exponentials.
+"""`reference.layer` and its tails' writes on a GPU, a launch each.
+
+The results are the same, up to the order of a norm's sum and last bits of exponentials.
 
 Shapes: as in `reference.layer`.
 """
@@ -32,6 +34,7 @@ def rms_norm(
     block = triton.next_power_of_2(num_dims)
     norm_kernel[(num_tokens,)](
         x_XE,
+        # Where there is nothing to add, any pointer will do: HAS_ADDED keeps the program from reading it.
         x_XE if added_XE is None else added_XE,
         weight_E,
         out_XE,
@@ -40,6 +43,7 @@ def rms_norm(
         HAS_ADDED=added_XE is not None,
         BLOCK_E=block,
         num_warps=min(max(block // NUMBERS_PER_WARP, 1), MOST_WARPS),
+        # Here and below: an fp32 product would go unrounded into the sum, where transformers rounds it.
         enable_fp_fusion=False,
     )
     return out_XE
@@ -92,10 +96,8 @@ def write_tails(
     tail_start_R: Tensor,
     num_new_R: Tensor,
 ) -> None:
-    """Write each row's first ``num_new_R[r]`` keys and values from place ``tail_start_R[r]`` on, both int32.
-
-    There must be room: nothing here knows the tails' capacity.
-    """
+    """Write each row's first ``num_new_R[r]`` keys and values from place ``tail_start_R[r]`` on, both int32."""
+    # There must be room: nothing here knows the tails' capacity, and what is too long is written into the next head.
     num_rows, num_heads, num_tokens, head_dim = k_RHTD.shape
     assert k_RHTD.stride(3) == v_RHTD.stride(3) == 1, "a head's numbers lie one after the other"
     assert tail_k_RHCD.stride() == tail_v_RHCD.stride() and tail_k_RHCD.stride()[2:] == (head_dim, 1)

@@ -21,37 +21,37 @@ TOKENS_OF_A_CHUNK = 512
 
 
 def segment_sums(values_F: Tensor, length_R: Tensor) -> Tensor:
-    """As `merging_reference.segment_sums`, of one number a token."""
+    """As `reference.merging.segment_sums`, of one number a token."""
     return _reduced(values_F, length_R, "sum", values_F.dtype)
 
 
 def segment_maxima(values_F: Tensor, length_R: Tensor) -> Tensor:
-    """As `merging_reference.segment_maxima`."""
+    """As `reference.merging.segment_maxima`."""
     return _reduced(values_F, length_R, "max", values_F.dtype)
 
 
 def first_argmax(values_F: Tensor, length_R: Tensor) -> Tensor:
-    """As `merging_reference.first_argmax`."""
+    """As `reference.merging.first_argmax`."""
     return _reduced(values_F, length_R, "argmax", torch.int64)
 
 
 def row_norms(x_FD: Tensor) -> Tensor:
-    """As `merging_reference.row_norms`."""
+    """As `reference.merging.row_norms`."""
     return _of_pairs(x_FD, None, None, "norm")
 
 
 def pair_distances(x_FD: Tensor, first_M: Tensor, second_M: Tensor) -> Tensor:
-    """As `merging_reference.pair_distances`."""
+    """As `reference.merging.pair_distances`."""
     return _of_pairs(x_FD, first_M, second_M, "distance")
 
 
 def pair_cosines(x_FD: Tensor, first_M: Tensor, second_M: Tensor, other_GD: Tensor | None = None) -> Tensor:
-    """As `merging_reference.pair_cosines`."""
+    """As `reference.merging.pair_cosines`."""
     return _of_pairs(x_FD, first_M, second_M, "cosine", other_GD)
 
 
 def mean_units(x_HND: Tensor) -> Tensor:
-    """As `merging_reference.mean_units`."""
+    """As `reference.merging.mean_units`."""
     num_heads, num_tokens, head_dim = x_HND.shape
     num_chunks = triton.cdiv(num_tokens, TOKENS_OF_A_CHUNK)
     sum_HCD = torch.empty(num_heads, num_chunks, head_dim, dtype=torch.float32, device=x_HND.device)
@@ -64,6 +64,7 @@ def mean_units(x_HND: Tensor) -> Tensor:
         BLOCK_D=triton.next_power_of_2(head_dim),
         BLOCK_P=PAIRS_OF_A_BLOCK,
     )
+    # Chunks of a fixed size, summed by torch: no atomics, and a head's bits depend on its own tokens alone.
     return sum_HCD.sum(dim=1) / num_tokens
 
 
@@ -76,15 +77,17 @@ def merged_slots(
     key_weight_M: Tensor | None,
     value_weight_M: Tensor | None,
 ) -> LayerCache:
-    """As `merging_reference.merged_slots`."""
+    """As `reference.merging.merged_slots`."""
     num_slots, head_dim = sum(num_slots_H), layer.k_SD.shape[1]
     merged = LayerCache.unwritten(layer, num_slots_H)
+    # CUDA refuses a grid of none, here and below.
     if num_slots:
         merge_kernel[(triton.cdiv(num_slots, SLOTS_OF_A_BLOCK),)](
             layer.k_SD,
             layer.v_SD,
             layer.position_S,
             member_M,
+            # Ends of groups, from which the program subtracts the lengths: starts would be one launch more.
             length_S.cumsum(0),
             length_S,
             target_S,

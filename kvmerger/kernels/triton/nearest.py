@@ -44,7 +44,7 @@ HALF_WIDE, FULL_WIDE = Tiling(64, 32, 4, 2), Tiling(16, 32, 4, 2)
 def most_similar_kept(
     k_HND: Tensor, is_kept_HN: Tensor, tiling: Tiling | None = None
 ) -> tuple[Tensor, Tensor]:
-    """As `nearest_reference.most_similar_kept`; a kept token's own numbers are `EVICTED` and `NO_COSINE`.
+    """As `reference.nearest.most_similar_kept`; a kept token's own numbers are `EVICTED` and `NO_COSINE`.
 
     ``tiling`` is for measuring; by dtype and head size when None.
     """
@@ -52,12 +52,14 @@ def most_similar_kept(
     k_FD, is_kept_F = k_HND.flatten(0, 1).contiguous(), is_kept_HN.flatten()
     target_HN = torch.full((num_heads, num_tokens), EVICTED, device=k_FD.device)
     cosine_HN = torch.full((num_heads, num_tokens), NO_COSINE, device=k_FD.device)
+    # The one wait in here: a grid is a number of the host's.
     num_kept_H = is_kept_HN.sum(dim=1).tolist()
     num_dropped_H = [num_tokens - num_kept for num_kept in num_kept_H]
     if not any(num_dropped_H):
         return target_HN, cosine_HN
     kept_K = marked_places(is_kept_F, sum(num_kept_H))
     dropped_M = marked_places(~is_kept_F, sum(num_dropped_H))
+    # Gathered once, so that every block of dropped tokens reads its kept ones in one stretch.
     kept_KD = k_FD[kept_K]
     inverse_norm_K = row_norms(kept_KD).clamp_min_(LEAST_UNIT_NORM.value).reciprocal_()
     tiling = tiling or _tiling_for(k_FD)

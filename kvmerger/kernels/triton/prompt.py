@@ -100,6 +100,7 @@ def _column_sums(
     mass_QN = q_QND.new_empty(num_query_heads, num_tokens, dtype=torch.float32)
     if not num_tokens:
         return mass_QN
+    # Programs are told the strides of heads and tokens; a head's own numbers must lie side by side.
     q_QND, k_HND = (tensor if tensor.stride(2) == 1 else tensor.contiguous() for tensor in (q_QND, k_HND))
     tiling = tiling or tiling_for(q_QND)
     lse_QF = None if lse_QN is None else lse_QN[:, first_query:]

@@ -1,4 +1,4 @@
-"""Ragged attention on a GPU: `reference.ragged_attention` with the same arguments and the same results, up to rounding.
+"""Ragged attention on a GPU: `reference.ragged` with the same arguments and the same results, up to rounding.
 
 A whole layer of a batch is one launch, or two where few queries face many slots and the slots are split. As in the
 reference, a row's bits depend on its own numbers and on the batch's shape, never on its neighbours.
@@ -74,12 +74,13 @@ def ragged_attention(
     mass_rows: Collection[int] = (),
     tiling: Tiling | None = None,
 ) -> RaggedAttention:
-    """Attention of each row's new tokens over its whole prefix and, causally, its tail; see `reference`.
+    """Attention of each row's new tokens over its whole prefix and, causally, its tail; see `reference.ragged`.
 
     Args:
         q_RQTD: of the prefixes' dtype, on their device; a head's size times the dtype's must be a multiple of 16 bytes.
         tiling: for measuring; by dtype when None.
     """
+    # Views are taken as they are, but for a head whose numbers do not lie side by side.
     q_RQTD = q_RQTD if q_RQTD.stride(3) == 1 else q_RQTD.contiguous()
     rows = layer.device_rows or _rows_of(layer, q_RQTD.device)
     shape = _shape_of(q_RQTD, layer, tiling or tiling_for(q_RQTD))
@@ -105,6 +106,7 @@ def _attend_in_parts(
 ) -> tuple[Tensor, Tensor]:
     out_RTQD, lse_RHX = _empty_outputs(q_RQTD, layer)
     num_rows, num_heads, num_queries = lse_RHX.shape
+    # Lengths on the host, maybe bounds: as many parts as any row may have. A program beyond its own row's ends at once.
     longest_tail = max(map(sum, zip(layer.tail_start_R, layer.num_new_R, strict=True)))
     split_slots, most_parts = shape.tiling.split_slots, shape.tiling.most_parts
     most_prefix_parts = min(triton.cdiv(rows.most_slots, split_slots), most_parts)
@@ -210,7 +212,8 @@ def _slot_mass(
 
 @functools.lru_cache(maxsize=64)
 def _on_device(rows: tuple[int, ...], device: torch.device) -> Tensor:
-    """Row numbers, int32; uploaded once, since a CUDA graph that is being captured may upload nothing."""
+    """Row numbers, int32."""
+    # Cached, and so uploaded before: a CUDA graph that is being captured may upload nothing.
     with torch.inference_mode(False):  # whoever asks first, the tensor is one that everybody may use
         return torch.tensor(rows, dtype=torch.int32, device=device)
 
@@ -244,6 +247,7 @@ def _shape_of(q_RQTD: Tensor, layer: RaggedLayer, tiling: Tiling) -> _Shape:
     assert layer.tail_k_RHCD.stride() == layer.tail_v_RHCD.stride()
     assert layer.tail_k_RHCD.stride()[2:] == (head_dim, 1), "a tail's tokens lie one after the other"
     num_groups, num_tokens = q_RQTD.shape[1] // num_heads, q_RQTD.shape[2]
+    # By shapes alone: the last bits depend on the blocks, and must not on what other rows hold.
     num_queries = triton.next_power_of_2(num_groups * num_tokens)
     blocks = {
         "HEAD_DIM": head_dim,

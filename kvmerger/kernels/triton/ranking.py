@@ -1,4 +1,4 @@
-"""A ranking on a GPU, and copying what it chose: `ranking` and `LayerCache.take` with the same arguments and results.
+"""A ranking on a GPU, and copying what it chose: `reference.ranking` and `LayerCache.take`, bit for bit.
 
 A ranking is one launch for all heads of all layers, and so is a copy. Neither waits for the device.
 
@@ -24,14 +24,14 @@ SLOTS_OF_A_BLOCK = 32
 
 
 def is_among_highest(scores_HN: Tensor, count_H: tuple[int, ...], block: int | None = None) -> Tensor:
-    """As `ranking.is_among_highest`; ``block``: columns of a block, a power of two, by the row's length when None."""
+    """As `reference.ranking.is_among_highest`; ``block``: columns of a block, a power of two; by the row's length if None."""
     is_marked_HN = torch.empty(scores_HN.shape, dtype=torch.bool, device=scores_HN.device)
     _launch(scores_HN, count_H, None, is_marked_HN, block)
     return is_marked_HN
 
 
 def highest_places(scores_HN: Tensor, count_H: tuple[int, ...], block: int | None = None) -> Tensor:
-    """As `ranking.highest_places`; ``block`` as above."""
+    """As `reference.ranking.highest_places`; ``block`` as above."""
     place_K = torch.empty(sum(count_H), dtype=torch.int64, device=scores_HN.device)
     _launch(scores_HN, count_H, place_K, None, block)
     return place_K
@@ -68,6 +68,7 @@ def _launch(
     num_rows, num_columns = scores_HN.shape
     if not scores_HN.numel():
         return
+    # For speed alone: numbers are whole, so what is chosen does not depend on the width.
     block = block or min(MOST_BLOCK_COLUMNS, triton.next_power_of_2(num_columns))
     numbers_2H = upload([*count_H, 0, *accumulate(count_H[:-1])], scores_HN.device).view(2, num_rows)
     highest_kernel[(num_rows,)](
