@@ -1,4 +1,4 @@
-"""A comparison as tables: a mean never stands without its interval, and a verdict never without the reason against it."""
+"""A comparison as tables: every difference with its interval, and under each table why verdicts are inconclusive."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def render_comparison(comparison: Comparison, margin_points: float, width: int) 
             for index, it in enumerate(comparison.differences)
             if it.setting == setting
         ]
+        # The mean over tasks (None) comes last, and None does not sort with text.
         for task in sorted({it.task for it, _ in of_setting}, key=lambda task: (task is None, task or "")):
             shown = [(it, margin) for it, margin in of_setting if it.task == task]
             parts += [_table(shown, setting, width), *_notes([it for it, _ in shown]), Text()]
@@ -64,6 +65,7 @@ def _table(rows: Sequence[tuple[Difference, MarginResult | None]], setting: Sett
     for index, (it, margin) in enumerate(ordered):
         is_first = it.label not in labels[:index]
         cells = {**_cells(it, margin), "KV A, B": _bytes(it) if is_first else ""}
+        # One variant has a row per metric: its name and bytes stand once, and the rule is drawn under its last row.
         is_last = it.label not in labels[index + 1 :]
         table.add_row(
             it.label if is_first else "", *(cells[head] for head in shown_heads), end_section=is_last
@@ -114,6 +116,7 @@ def _notes(rows: Sequence[Difference]) -> Iterator[Text]:
     """Why verdicts are inconclusive where the numbers do not show it, the noise floor, and flips."""
     reasons: dict[str, list[str]] = {}
     for it in rows:
+        # A large p and an interval over 0 stand in the table itself; only other reasons need words.
         if it.reason not in ("", NOT_SIGNIFICANT, HOLDS_ZERO):
             reasons.setdefault(it.reason, []).append(f"{it.label} ({it.metric.name})")
     for reason, names in reasons.items():
@@ -122,6 +125,7 @@ def _notes(rows: Sequence[Difference]) -> Iterator[Text]:
     for metric in METRICS:
         floors = [it.floor for it in rows if it.metric is metric and it.floor is not None]
         if floors:
+            # The A/A pairs are the task's, whatever the variant: every row carries the same floor.
             size = f"{metric.unit_factor * floors[0].size:.3g}"
             noise = floors[0].difference
             flips = f"{noise.num_higher + noise.num_lower} of {noise.interval.num_items} items differ at all"

@@ -1,4 +1,4 @@
-"""What a sweep would do, as text: nothing here loads weights or writes a file."""
+"""What a sweep would do, as text, from a plan alone: nothing here loads weights or writes a file."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def render_dry_run(
     prepared: Prepared, checks: Sequence[PromptCheck], end_ids: Iterable[int], forecast: Forecast
 ) -> RenderableType:
     """Prompts, plan and price of a sweep."""
+    # One by one, since a list of tokens would come back as one text without borders.
     end_tokens = [decode([token], prepared.tokenizer, skip_special_tokens=False) for token in sorted(end_ids)]
     price = Text(
         f"forecast: {_duration(forecast.device_s)} on one {prepared.model.device} device, {shown_source(forecast)}",
@@ -36,7 +37,7 @@ def render_dry_run(
 
 
 def _duration(seconds: float) -> str:
-    """No finer than a forecast is."""
+    """Device-hours, and minutes below one hour, no finer than a forecast is."""
     hours = seconds / _S_PER_HOUR
     if hours >= 1:
         return f"about {hours:.1f} device-hours"
@@ -146,6 +147,7 @@ def _block(check: PromptCheck, end_tokens: Sequence[str]) -> Table:
         "answer ends at": f"{check.max_new_tokens} tokens, or {' '.join(end_tokens) or 'nothing else'}",
     }
     for head, text in facts.items():
+        # As `Text`: a prompt may hold square brackets, which rich would take for its markup.
         table.add_row(head, Text(text))
     return table
 

@@ -1,4 +1,4 @@
-"""What ran: counted from the rows, with what the results folder says about code and settings."""
+"""What ran, counted from the rows, and what the results folder says about code and settings."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ def run_facts(findings: Findings) -> RunFacts:
         name=findings.name,
         settings=setting_facts(findings.rows),
         git_commit=str(meta.get("git_commit") or "not known"),
+        # Metadata of older versions, or edited by hand, may hold anything here.
         started=_shown_time(started) if isinstance(started, int | float) else "not known",
         command=without_passwords(shlex.join(map(str, meta.get("args", ())))),
         versions={str(name): str(version) for name, version in _versions(findings).items()},
@@ -73,15 +74,14 @@ def _versions(findings: Findings) -> Mapping[str, Any]:
 
 
 def num_prefills(rows: Sequence[Row]) -> int:
-    """How many prefills the rows tell of: one a unit's context when fused, one a variant on it when isolated.
-
-    Only rows that finished prove one. Units whose rows were all replaced by newer ones left no trace and do not count.
-    """
+    """How many prefills the rows tell of: one a unit's context when fused, one a variant on it when isolated."""
+    # A failed row may have failed before its prefill. Units whose rows were all replaced by newer ones are not seen here.
     return len({prefill_of(row) for row in rows if row["status"] in DONE_STATUSES})
 
 
 def without_passwords(text: str) -> str:
-    """Addresses without `user:password@`: a report is made to be shown around."""
+    """The text with `user:password@` taken out of every address in it."""
+    # A report is made to be shown around, and tracking addresses often carry a password.
     return re.sub(r"://[^/\s@]+@", "://…@", text)
 
 
@@ -100,6 +100,7 @@ def _facts_of(setting: Setting, rows: Sequence[Row]) -> SettingFacts:
 
 
 def _joined(values: Any) -> str:
+    # Failed rows have no device or dtype. A sweep that went on elsewhere has several, and all of them are named.
     return ", ".join(dict.fromkeys(value for value in values if value)) or "not known"
 
 

@@ -1,4 +1,4 @@
-"""The whole report in a sentence per setting, made of its numbers; what is too little to say is said to be so."""
+"""The whole report in a sentence per setting; too few contexts for a ranking are told instead of one."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def _sentence(
     num_policies = len({variant.label for task in tasks for variant in policies_of(task)})
     if not num_policies:
         return "Only the reference rows ran, so there is no policy to compare."
+    # The task with the fewest contexts decides: the sentence speaks of all of them.
     fewest = min((task.num_clusters for task in tasks), default=0)
     facts = (_range_of_recovered(means) if len(tasks) > 1 else "") or _range_of_nll(tasks)
     if fewest < MIN_CLUSTERS:
@@ -50,8 +51,10 @@ def _sentence(
 
 def _verdicts(differences: Sequence[Difference], num_policies: int) -> str:
     """Counts of variants by what answer NLL says of them, on the tasks, against the full cache."""
+    # Means over tasks (task None) are left out: they repeat what the tasks have said.
     judged = [it for it in differences if it.metric.column == _NLL and it.task is not None]
     worse = {it.label for it in judged if it.verdict == "worse"}
+    # A variant may be better on one task and worse on another; the loss is what a reader must not miss.
     better = {it.label for it in judged if it.verdict == "better"} - worse
     unclear = num_policies - len(worse) - len(better)
     parts = [

@@ -57,7 +57,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def signed(value: float, layout: str) -> str:
-    """A difference with its sign; what rounds to 0 has none, since -0.0 and +0.0 would look like two results."""
+    """A difference with its sign; what rounds to 0 has none."""
+    # By the digits that are shown, not by the value: -0.0004 would become "-0.000", beside "+0.000" of another row.
     text = layout.format(value)
     return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
 
@@ -66,6 +67,7 @@ def shown_p(p_value: float | None) -> str:
     """A p-value to three digits, or that it is smaller than they can show."""
     if p_value is None:
         return UNKNOWN
+    # Three digits would make it 0.000, and no test can say that.
     return f"{p_value:.3f}" if p_value >= _LEAST_SHOWN_P else f"<{_LEAST_SHOWN_P:g}"
 
 
@@ -74,6 +76,7 @@ def human_bytes(num_bytes: float | None) -> str:
     if num_bytes is None:
         return UNKNOWN
     for unit in ("B", "KiB", "MiB", "GiB"):
+        # Whole bytes have no tenths; from KiB on one decimal leaves about three digits.
         if num_bytes < _BYTES_PER_UNIT:
             return f"{num_bytes:.1f} {unit}" if unit != "B" else f"{num_bytes:.0f} B"
         num_bytes /= _BYTES_PER_UNIT
@@ -126,7 +129,7 @@ def _digits(metric: ComparedMetric) -> int:
 
 
 def _is_in_points(metric: ComparedMetric) -> bool:
-    return metric.unit_factor == _PERCENT
+    return metric.unit_factor == _PERCENT  # scores alone are shown as points of 100
 
 
 def shown_score(variant: VariantSummary) -> Shown:
@@ -134,6 +137,7 @@ def shown_score(variant: VariantSummary) -> Shown:
     interval = variant.score_interval
     if interval is None or variant.num_right is None:
         return shown_interval(interval, "{:.1f}", highest=1.0, factor=_PERCENT)
+    # The mean is told as a count, from which a reader gets it without rounding; the ends cannot be.
     ends = shown_interval(interval, "{:.0%}", highest=1.0).ends
     return Shown(f"{variant.num_right} of {interval.num_items}", ends)
 

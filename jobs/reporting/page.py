@@ -112,6 +112,7 @@ def write_page(page: str, path: Path) -> Path:
         ResultError: it cannot be written.
     """
     try:
+        # Not beside and renamed, as results are: a page can always be made again.
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -151,6 +152,7 @@ def _setting_page(
     rows = [row for row in all_rows if setting_of(row) == setting]
     tasks = tuple(task for task in summary.tasks if task.setting == setting)
     styles = series_styles(series_names(tasks))
+    # Under several tasks the last one's name counts, which differs only in what a policy kept by itself.
     names = {(setting, it.label): shown_name(it) for task in tasks for it in task.variants}
     means = summary.macro_means(setting)
     differences = [it for it in all_differences if it.setting == setting]
@@ -198,6 +200,7 @@ def _quality(
 def _traces(
     tasks: Sequence[TaskSummary], rows: Sequence[Row], styles: dict[str, SeriesStyle], prefix: str
 ) -> list[tuple[memory_trace.TracePanel, Panel]]:
+    # Numbers in the names, since the ids inside each SVG are made from it and must be unique on the page.
     drawn = []
     for number, task in enumerate(tasks):
         panel = memory_trace.trace_panel(task, [row for row in rows if task_of(row) == task.task], shown_name)
@@ -210,8 +213,9 @@ def _traces(
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
+        # For every template: `select_autoescape` would go by the name's ending, and ours is .jinja.
         autoescape=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=jinja2.StrictUndefined,  # a misspelt name in a template is an error, not an empty cell
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -45,6 +45,7 @@ def write_submissions(rows: Iterable[Row], folder: Path) -> Iterator[str]:
         path = folder / it.filename
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            # The CSV has its line ends already; Python would turn each into the platform's own.
             path.write_text(it.text, encoding="utf-8", newline="")
         except OSError as error:
             raise ResultError(f"cannot write {path}: {error}; name another folder") from error
@@ -65,6 +66,7 @@ def build_submissions(rows: Iterable[Row]) -> list[Submission]:
             "run zeroscrolls tasks with `split: test`"
         )
     groups = grouped(hidden, lambda row: (setting_of(row), row["variant"]))
+    # Two settings share their labels, and without the setting in its name one file would overwrite the other.
     is_one_setting = len({setting for setting, _ in groups}) == 1
     return [
         _submission(label if is_one_setting else f"{label}.{_words(setting)}", group)
@@ -77,7 +79,9 @@ def _submission(name: str, rows: list[Row]) -> Submission:
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow(_COLUMNS)
     order = list(ZEROSCROLLS_TASKS)
+    # The official order of tasks, so that two files can be compared line by line; sorting keeps the rows' own within one.
     for row in sorted(rows, key=lambda row: order.index(_task(row))):
+        # Our item ids are longer than the leaderboard's, which the item's metadata keeps.
         official_id = json.loads(row["item_metadata"])["official_id"]
         writer.writerow((_task(row), official_id, row["prediction"]))
     missing = tuple(task for task in order if task not in {_task(row) for row in rows})

@@ -1,6 +1,6 @@
 """The tables at the end of a sweep, for a terminal.
 
-Never mixes query modes, models or tasks in one table, calls few clusters few, and always prints where every planned row
+One table never mixes query modes, models or tasks. Too few clusters are always told, and so is where every planned row
 went.
 """
 
@@ -52,12 +52,14 @@ def render(summary: ResultSummary, width: int) -> RenderableType:
             parts += [overall_table(setting, summary.macro_means(setting), len(tasks)), Text()]
         for beside in published_beside(summary, setting):
             parts += [*render_published(beside, width), Text()]
+    # `Text` throughout: labels and messages hold square brackets, which rich would take for its markup.
     legend = [Text(_LEGEND, style="dim"), Text()] if parts else []
     return Group(*parts, *legend, *_failure_lines(summary), *_sum_lines(summary))
 
 
 def report_console(width: int | None = None) -> Console:
-    """Standard output, `width` columns wide: by default as wide as the terminal, or what a log file should get."""
+    """Standard output, `width` columns wide; by default as wide as the terminal, and 100 for a file or a pipe."""
+    # Without a terminal rich would take 80 columns, or COLUMNS of a shell that is long gone, and fold the tables.
     return Console(width=width or (None if sys.stdout.isatty() else _LOG_COLUMNS))
 
 
@@ -69,6 +71,7 @@ def _notes(task: TaskSummary) -> Iterator[Text]:
         yield Text(
             "no verdict: the full cache does not beat having no context by an interval above 0, so nothing can be recovered"
         )
+    # Mostly the same for all variants of a task, hence told once.
     for reason in dict.fromkeys(it.unscored_reason for it in task.variants if it.unscored_reason):
         yield Text(f"no score: {reason}")
     published = [

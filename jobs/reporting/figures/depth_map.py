@@ -64,8 +64,10 @@ def _place(row: Row) -> tuple[int, int] | None:
     """(depth band, length in tokens) of a row, or None without a depth."""
     metadata: Mapping[str, object] = json.loads(row["item_metadata"] or "{}")
     depth, length = metadata.get("depth_percent"), metadata.get("length_tokens", _UNKNOWN_LENGTH)
+    # Metadata is a benchmark's own, and of a user's file it may hold anything under this name.
     if not isinstance(depth, int | float) or not 0 <= depth <= _MAX_DEPTH_PERCENT:
         return None
+    # A depth of exactly 100 % belongs to the last band, not to one behind it.
     band = min(int(depth * _NUM_BANDS / _MAX_DEPTH_PERCENT), _NUM_BANDS - 1)
     return band, int(length) if isinstance(length, int | float) else _UNKNOWN_LENGTH
 
@@ -80,6 +82,7 @@ def _map(
     placed: Sequence[tuple[Row, tuple[int, int]]],
     shown_names: Mapping[tuple[Setting, str], str],
 ) -> DepthMap | None:
+    # One measure for the whole map: NLL and scores cannot share a scale of tints.
     column = "answer_nll" if any(row["answer_nll"] is not None for row, _ in placed) else "score"
     values: dict[str, dict[tuple[int, int], list[float]]] = {}
     for row, place in placed:

@@ -69,7 +69,8 @@ def _map(differences: Sequence[Difference], shown_names: Mapping[tuple[Setting, 
     factor = first.metric.unit_factor
     on_tasks = list(dict.fromkeys(it.task for it in differences if it.task is not None))
     tasks = [*([None] if any(it.task is None for it in differences) else []), *on_tasks]
-    reach = _reach(differences) if factor == 1 else factor  # no two scores are further apart than 0 and 1
+    # One scale for all cells, so that their dots can be compared down and across; scores have a natural one.
+    reach = _reach(differences) if factor == 1 else factor
     shared = _shared_reasons(differences)
     cells = {
         (it.label, it.task): _cell(it, reach, has_note=(it.task or MACRO) not in shared)
@@ -100,6 +101,7 @@ def _shared_reasons(differences: Sequence[Difference]) -> dict[str, str]:
     reasons: dict[str, set[str]] = {}
     for it in differences:
         reasons.setdefault(it.task or MACRO, set()).add(it.reason)
+    # An empty reason is a verdict; a column of verdicts shares no reason.
     return {task: found.pop() for task, found in reasons.items() if len(found) == 1 and found != {""}}
 
 
@@ -112,7 +114,7 @@ def _reach(differences: Iterable[Difference]) -> float:
         for end in (it.paired.interval.mean, it.paired.interval.low, it.paired.interval.high)
         if end is not None
     ]
-    return max(ends, default=0.0) or 1.0
+    return max(ends, default=0.0) or 1.0  # all differences 0: any scale does, but not one of no width
 
 
 def _cell(it: Difference, reach: float, *, has_note: bool) -> DifferenceCell:

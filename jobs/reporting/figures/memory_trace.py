@@ -62,8 +62,10 @@ def trace_panel(
     by_item = grouped(traced, lambda row: row["item_id"])
     if not by_item:
         return None
+    # Of items that a variant failed on, its line would be missing: only the most complete ones are asked.
     most = max(map(len, by_item.values()))
     whole = {item: group for item, group in by_item.items() if len(group) == most}
+    # The low median is an item's own length; the mean of two middle ones would be nobody's.
     middle = statistics.median_low(group[0]["context_tokens"] for group in whole.values())
     item_id, chosen = next(
         (item, group) for item, group in whole.items() if group[0]["context_tokens"] == middle
@@ -94,6 +96,7 @@ def draw(panel: TracePanel, styles: Mapping[str, SeriesStyle], name: str) -> Mar
                 markersize=5,
                 linewidth=1.5,
             )
+            # From step 1 on: at prefill nothing is reserved yet for tokens to come.
             axes.plot(line.steps[1:], _mib(line.reserved_bytes[1:]), color=color, linestyle=":", linewidth=1)
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)

@@ -31,6 +31,7 @@ def draw(panel: QualityPanel, styles: Mapping[str, SeriesStyle], name: str) -> M
         _draw_references(axes, panel)
         dodge = min(_DODGE_PERCENT, _MOST_DODGED_PERCENT / len(panel.lines))
         for index, (series, points) in enumerate(panel.lines.items()):
+            # Sideways by a little, or whiskers of one budget would lie on each other.
             shift = (index - (len(panel.lines) - 1) / 2) * dodge
             _draw_line(axes, points, styles[series], shift)
         _set_axes(axes, panel)
@@ -87,6 +88,7 @@ def _set_axes(axes: Axes, panel: QualityPanel) -> None:
     if panel.measure in HIGHEST:
         highest = HIGHEST[panel.measure]
         low = min(0.0, *(it.mean for line in panel.lines.values() for it in line))
+        # Room below 0 and above the highest value, or markers on the edge are cut in half.
         axes.set_ylim(low - 0.03 * highest, highest * 1.05)
     else:
         axes.set_ylim(bottom=0)
@@ -132,7 +134,8 @@ def _draw_point(axes: Axes, point: Point, place: int, style: SeriesStyle) -> Non
 
 
 def _set_x(axes: Axes, panel: QualityPanel) -> None:
-    """Intervals of a handful of items can be far wider than all means: the means decide what is shown."""
+    """Limits and label of the horizontal axis."""
+    # By the means: the intervals of a handful of items can be so wide that all means would lie in one spot.
     axes.set_xlabel(panel.measure)
     drawn = [*(line[0] for line in panel.lines.values()), *panel.references.values()]
     if panel.measure in HIGHEST:

@@ -67,7 +67,7 @@ def macro_panel(
     intervals: Mapping[str, Interval],
     name_of: NameOf,
 ) -> QualityPanel | None:
-    """The mean over tasks, each weighing the same; None for one task or where a task lacks the measure.
+    """The panel of the means over tasks; None for one task or where a task lacks the measure.
 
     `intervals` are by label, in the unit of the rows; a variant without one is drawn without whiskers.
     """
@@ -113,6 +113,7 @@ def _macro_point(mean: MacroMean, measure: str, interval: Interval | None, name_
     if value is None or mean.kept_ratio is None:
         return None
     factor, highest = (100, 100.0) if measure == SCORE else (1, float("inf"))
+    # Student's t knows no bounds: its ends may lie where the quantity cannot.
     ends = (interval and interval.ends) or (None, None)
     low, high = (None if end is None else min(max(factor * end, 0.0), highest) for end in ends)
     return Point(name_of(mean), 100 * mean.kept_ratio, factor * value, low, high)

@@ -15,6 +15,7 @@ _FONT = "font-family:sans-serif;font-size:10px"
 
 def page_colors(css: str) -> dict[str, str]:
     """The style sheet's variables with the values they have on a light screen: name → colour."""
+    # The first block is the light one; the dark one after it defines the same names.
     light = css[: css.index("}")]
     return dict(re.findall(r"--([\w-]+):\s*(#[0-9a-fA-F]{3,8})", light))
 
@@ -40,6 +41,7 @@ def standalone(
         f'<text x="{_MARGIN}" y="15" style="{_FONT};font-weight:bold" fill="{colors["ink"]}">{escape(title)}</text>'
         f"{_placed(panel, 0, _TITLE_HEIGHT, width, height)}{entries}</svg>\n"
     )
+    # Outside the page there is no style sheet, and most viewers paint an unknown variable black.
     return re.sub(r"var\(--([\w-]+)\)", lambda found: colors[found[1]], svg)
 
 

@@ -21,21 +21,14 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.patches import PathPatch
 from matplotlib.transforms import Affine2D
 
+# Stand-ins for colours that a style sheet decides: matplotlib takes no CSS variables, so they are put in afterwards.
 INK, FAINT, PAPER = "#0a0b01", "#0a0b02", "#0a0b03"
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)", PAPER: "var(--paper)"}
 _SERIES_STAND_IN = "#0a0c{:02x}"
 NUM_SERIES_COLORS = 7
 """How many `--series-N` the style sheet has: Okabe and Ito's colours, which the colour-blind can tell apart."""
-_MARKERS = (
-    "o",
-    "s",
-    "D",
-    "^",
-    "v",
-    "P",
-    "X",
-    "*",
-)  # their number shares no factor with the colours': 56 pairs
+# Their number, 8, shares no factor with that of the colours, 7, so 56 series differ.
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 _PANEL_INCHES = (5.0, 3.3)
 _POINTS_PER_INCH = 72
 _SWATCH_POINTS, _SWATCH_MARKER_POINTS = (30, 16), 7
@@ -82,6 +75,7 @@ def series_styles(names: Iterable[str]) -> dict[str, SeriesStyle]:
 
 def new_panel() -> tuple[Figure, Axes]:
     """An empty small multiple; use inside `look()`."""
+    # Not through pyplot: it would choose a backend by what the machine has, and keep every figure alive.
     figure = Figure(figsize=_PANEL_INCHES)
     FigureCanvasSVG(figure)
     axes = figure.subplots()
@@ -97,6 +91,7 @@ def look() -> AbstractContextManager[None]:
 def to_svg(figure: Figure, name: str, title: str, description: str = "") -> Markup:
     """The figure as an SVG element for the inside of a page; `name` keeps its ids apart from other figures'."""
     buffer = io.StringIO()
+    # A fixed salt and no date make the same rows the same bytes; matplotlib's ids are random otherwise.
     with mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
