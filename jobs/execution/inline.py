@@ -1,7 +1,7 @@
 """All units in this process, one after the other, without Ray: for breakpoints and for small machines.
 
-Same rows and order of units as the Ray executor with one actor, and the same events, but that a unit starts when the one
-before it has ended; an interrupt keeps what was handed over.
+The rows, the order of units and the events are those of the Ray executor with one actor, except that a unit starts when the
+one before it has been written. An interrupt keeps the rows that were handed over.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jobs.results.rows import Failure, RowMaker, RunContext, failed_rows
 from jobs.results.schema import Row
 from jobs.settings.schema import Settings
 
-_WORKER = "inline"
+_ACTOR = "inline"
 
 
 def run_units(
@@ -36,13 +36,14 @@ def run_units(
     if not units:
         return
     runner = UnitRunner(settings.model, context, load)
-    on_event(ActorStarting(_WORKER))
+    on_event(ActorStarting(_ACTOR))
     runner.load()
-    on_event(ActorLoaded(_WORKER))
+    on_event(ActorLoaded(_ACTOR))
+    # The sort is stable, as the scheduler's is: units of equal cost keep the order of the plan.
     for unit in sorted(units, key=lambda unit: -unit.cost_tokens):
-        on_event(UnitStarted(_WORKER, unit.unit_id, attempt=1))
+        on_event(UnitStarted(_ACTOR, unit.unit_id, attempt=1))
         rows = _run_or_fail(runner, unit, context)
-        on_rows(unit, rows)
+        on_rows(unit, rows)  # before the event: what is reported as ended is stored
         on_event(UnitEnded.of(unit, rows))
 
 

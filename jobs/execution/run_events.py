@@ -1,4 +1,4 @@
-"""What a running sweep tells whoever watches it; every unit that ends is told exactly once.
+"""What a running sweep reports to its progress view and log; every unit that ends is reported exactly once.
 
 The same events come from every executor, in the order in which things happened.
 """
@@ -36,7 +36,7 @@ class ActorLoaded:
 
 @dataclass(frozen=True, slots=True)
 class ActorLost:
-    """The actor is gone; its unit is tried again or becomes failed rows, and what lay ready behind it waits again."""
+    """The actor is gone; its unit is tried again or becomes failed rows, and the unit queued behind that waits again."""
 
     actor: str
     kind: ErrorKind
@@ -44,7 +44,7 @@ class ActorLost:
 
 @dataclass(frozen=True, slots=True)
 class UnitStarted:
-    """An actor has begun the unit; `attempt` counts from 1. Not told of a unit that ends before it was heard to begin."""
+    """An actor has begun the unit; `attempt` counts from 1. Left out where the end is known before the beginning."""
 
     actor: str
     unit_id: str

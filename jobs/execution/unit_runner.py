@@ -1,4 +1,4 @@
-"""Running a unit returns one row for every one it owes; no exception leaves a loaded runner but `DeviceLostError`.
+"""Running a unit returns every row that it owes, once; no exception leaves a loaded runner but `DeviceLostError`.
 
 The same runner works in this process and inside an actor. It imports the engine only when it loads the model.
 """
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from evaluators.tokenizer import Tokenizer, decode
-from jobs.planning.work import PlannedItem, WorkUnit
-from jobs.results.rows import Failure, ModelFacts, Outcome, RowMaker, RunContext, build_rows, failed_rows
+from jobs.planning.work import ModelFacts, PlannedItem, WorkUnit
+from jobs.results.rows import Failure, Outcome, RowMaker, RunContext, build_rows, failed_rows
 from jobs.results.schema import FAILED, Row
 from jobs.settings.schema import ModelSettings
 from kvmerger.generation import Prompt, Question, VariantFailure
@@ -42,7 +42,10 @@ class EngineLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
-    """An engine ready to run, with what turns specs into policies and ids into text. `layers`: who computes the model's."""
+    """An engine ready to run, and what turns specs into policies and ids into text.
+
+    `layers` says who computes the model's layers: "fused" or "transformers".
+    """
 
     engine: EngineLike
     tokenizer: Tokenizer
@@ -61,6 +64,7 @@ def load_engine(settings: ModelSettings) -> LoadedEngine:
     Raises:
         ModelError: the model cannot be found or is not supported.
     """
+    # Here, not at the top: a driver whose actors run the units needs neither torch nor the seconds to import it.
     from kvmerger.building import build_variant
     from kvmerger.engine import Engine
     from kvmerger.models.loading import load_model, load_tokenizer
@@ -73,7 +77,7 @@ def load_engine(settings: ModelSettings) -> LoadedEngine:
 
 
 class UnitRunner:
-    """Runs units one after the other on one model. Cheap to make; `load` is what takes long."""
+    """Runs units one after the other on one model. Making it costs nothing; `load` takes seconds to minutes."""
 
     def __init__(self, settings: ModelSettings, context: RunContext, load: LoadEngine = load_engine) -> None:
         self._settings = settings
@@ -87,13 +91,14 @@ class UnitRunner:
             self._loaded = self._load(self._settings)
 
     def run(self, unit: WorkUnit) -> list[Row]:
-        """The unit's rows, one per row; what raises becomes failed rows. Needs `load` first.
+        """The unit's rows, one for each of its `row_keys`; an exception becomes failed rows. Needs `load` first.
 
         Raises:
-            DeviceLostError: something failed, and the device answers nothing since then.
+            DeviceLostError: rows failed, and the device no longer works.
         """
         assert self._loaded is not None, "load() comes before run()"
         rows = self._run_or_fail(self._loaded, unit)
+        # Here, where the exception and the frames that its traceback held are gone: they keep tensors alive.
         if any(row["status"] == FAILED for row in rows):
             _release_memory()
         return rows
@@ -101,7 +106,7 @@ class UnitRunner:
     def _run_or_fail(self, loaded: LoadedEngine, unit: WorkUnit) -> list[Row]:
         try:
             return self._run(loaded, unit)
-        except Exception as error:  # noqa: BLE001 - edge of the process: the rows are owed rows
+        except Exception as error:  # noqa: BLE001 - edge of the process: failed rows are owed too
             return failed_rows(unit, Failure.of("engine", error), self._maker(unit, loaded))
 
     def _run(self, loaded: LoadedEngine, unit: WorkUnit) -> list[Row]:
@@ -115,11 +120,12 @@ class UnitRunner:
         )
 
     def _maker(self, unit: WorkUnit, loaded: LoadedEngine) -> RowMaker:
+        # Unix time, since a later run compares it with its own: the newer of two rows counts.
         return RowMaker(self._context, unit.unit_id, unit.execution, time.time(), loaded.info, loaded.layers)
 
 
 def _outcomes(engine: EngineLike, unit: WorkUnit, variants: Sequence[Any], seed: int) -> list[Outcome]:
-    """What the engine says of all items; an outcome's question is the item's index in the unit."""
+    """The engine's outcomes for all items, with `question_index` counting `unit.items`."""
     contexts = unit.contexts
     prompts = [_prompt_of([unit.items[index] for index in indices]) for indices in contexts]
     if len(prompts) == 1:
@@ -127,6 +133,7 @@ def _outcomes(engine: EngineLike, unit: WorkUnit, variants: Sequence[Any], seed:
     else:
         assert unit.execution == "fused", "isolated rows share nothing"
         found = list(engine.run_many(prompts, variants, seed=seed))
+    # The engine counts the questions of each prompt from 0.
     return [
         dataclasses.replace(outcome, question_index=indices[outcome.question_index])
         for indices, outcomes in zip(contexts, found, strict=True)
@@ -152,6 +159,7 @@ def _build_variants(loaded: LoadedEngine, unit: WorkUnit) -> tuple[list[Any], li
     """The variants that could be made, and a failure per question for each that could not."""
     variants: list[Any] = []
     failures: list[VariantFailure] = []
+    # The engine adds the reference rows itself.
     for spec in (spec for spec in unit.variants if spec.label not in REFERENCE_LABELS):
         try:
             variants.append(loaded.build_variant(spec))
@@ -167,12 +175,14 @@ def _build_variants(loaded: LoadedEngine, unit: WorkUnit) -> tuple[list[Any], li
 
 
 def _release_memory() -> None:
-    """Give back what a failed unit held, or the next one starts with less room; notice a lost device."""
-    gc.collect()
+    """Free what a failed unit held, or the next one starts with less memory; raises DeviceLostError if the device is lost."""
+    gc.collect()  # tracebacks hold tensors in cycles, and only what nobody holds can be given back
+    # Not imported: an engine without torch (a test's) has nothing to free.
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return
     try:
+        # Kernels run after their launch has returned: only waiting for them shows whether the device still works.
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
     except RuntimeError as error:  # after an illegal access every later call raises, for every unit

@@ -1,16 +1,15 @@
 """What a unit will cost, foreseen without weights: bytes of K/V, and a price that orders units by duration.
 
 Bytes are what the engine holds at once in a fused run, counted the way the rows report them; where the number of
-slots is an outcome, everything is assumed kept, so a prediction is never too low.
+slots is an outcome of the prompt, all are assumed kept, so that a prediction is never too low.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
-from jobs.planning.work import PlannedItem
+from jobs.planning.work import ModelFacts, PlannedItem
 from kvmerger.budget import LikeVariant, num_slots_for
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 
@@ -20,28 +19,7 @@ _PREFILL_TOKENS_PER_STEP = 50
 """One decode step of the whole batch takes as long as prefilling about so many tokens (demo model, 2 CPU cores)."""
 
 
-class ModelShape(Protocol):
-    """The part of `kvmerger.models.loading.ModelInfo` that a plan reads."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def revision(self) -> str | None: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def num_kv_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def max_positions(self) -> int: ...
-
-
-def bytes_per_token(model: ModelShape) -> int:
+def bytes_per_token(model: ModelFacts) -> int:
     """Bytes of K and V of one token in all layers and heads.
 
     Raises:
@@ -59,7 +37,7 @@ def bytes_per_token(model: ModelShape) -> int:
 def most_slots(
     spec: VariantSpec, specs: Mapping[str, VariantSpec], outcomes: frozenset[str], tokens: int
 ) -> int:
-    """The most slots per KV head that a variant can keep of `tokens`; `outcomes` are labels no budget binds."""
+    """The most slots per KV head that a variant can keep of `tokens`; no budget binds the labels in `outcomes`."""
     if isinstance(spec.budget, LikeVariant) and spec.budget.label in specs:
         return most_slots(specs[spec.budget.label], specs, outcomes, tokens)
     if spec.budget is None or isinstance(spec.budget, LikeVariant) or spec.label in outcomes:
@@ -68,14 +46,15 @@ def most_slots(
 
 
 def context_bytes(
-    items: Sequence[PlannedItem], slots: Sequence[int], model: ModelShape, own_slots: Sequence[int] = ()
+    items: Sequence[PlannedItem], slots: Sequence[int], model: ModelFacts, own_slots: Sequence[int] = ()
 ) -> int:
     """Bytes of K/V that items on one context hold: one full prefix, each variant's prefix of `slots`, every row's tail.
 
     The A/A row shares the full prefix and `no_context` has none; both have tails. `own_slots` are those of the variants
-    that act while they answer: each of their rows has a copy of the prefix with its question's tail, and keeps the tail.
+    that act while they answer: each of their rows has a copy of the prefix and of its question's tail.
     Where a device has less memory, the engine answers in groups.
     """
+    # A row that acts drops slots as it answers, so it cannot share a prefix: a copy with the tail, and the tail once more.
     num_context = len(items[0].tokens.context_ids)
     num_rows = len(items) * (len(slots) + len(REFERENCE_LABELS))
     tail = max(max(len(it.tokens.tail_ids), 1) + it.item.max_new_tokens for it in items)
@@ -90,14 +69,13 @@ def cost_tokens(items: Sequence[PlannedItem]) -> float:
 
 def cost_tokens_of(context_tokens: int, new_tokens: Sequence[int]) -> float:
     """One prefill, then a batch of steps per question; `new_tokens` has each question's."""
+    # One step more than tokens: the question's tail is read in a step of its own.
     num_steps = sum(count + 1 for count in new_tokens)
     return float(context_tokens + _PREFILL_TOKENS_PER_STEP * num_steps)
 
 
 def num_pieces(cost: float, prefill_cost: float, usual_cost: float) -> int:
-    """Into how many units a group should be cut so that none takes much longer than the usual one.
-
-    A piece repeats the prefill, so it is never made smaller than two prefills' worth.
-    """
+    """Into how many units a group should be cut so that none takes much longer than the usual one."""
+    # Each piece repeats the prefill: below two prefills' worth, more than half of the work would be repetition.
     longest = max(2 * prefill_cost, 2 * usual_cost)
     return max(1, math.ceil(cost / longest))

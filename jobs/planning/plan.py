@@ -1,7 +1,7 @@
 """Which rows a sweep owes, which of them exist, and in what units the others are computed.
 
 Pure: settings, items and facts go in, a frozen plan comes out, the same one each time. Every (item x variant) is in
-it exactly once: done, impossible (with its reason; it becomes a failed row without touching the model) or a row of
+it exactly once: as done, as impossible (a failed row with its reason, for which no model is needed), or as a row of
 exactly one unit. `full`, `no_context` and `full_aa` are variants of every plan.
 """
 
@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer
-from jobs.planning.cost import ModelShape
 from jobs.planning.rows import CheckVariant, PlannedRow, RowPlanner, VariantFacts
 from jobs.planning.units import UnitSize, cut_units, size_of
 from jobs.planning.variant_list import VariantList
-from jobs.planning.work import WorkUnit
+from jobs.planning.work import ModelFacts, WorkUnit
 from jobs.settings.schema import Settings
 
 
@@ -27,7 +26,7 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class VariantCounts:
-    """Counts of one variant's rows, and one impossible row's reason to stand for all."""
+    """Counts of one variant's rows, and the first impossible row's reason as an example."""
 
     label: str
     num_rows: int
@@ -68,7 +67,8 @@ class Plan:
 
     @property
     def predicted_bytes(self) -> int:
-        """Bytes of K/V of the largest unit: units run one after another on a device."""
+        """Bytes of K/V of the largest unit."""
+        # Not the sum: units run one after another on a device.
         return max((size.kv_bytes for size in self.unit_sizes), default=0)
 
     @property
@@ -92,7 +92,7 @@ def build_plan(
     settings: Settings,
     items_by_task: Mapping[str, Sequence[BenchmarkItem]],
     tokenizer: Tokenizer,
-    model: ModelShape,
+    model: ModelFacts,
     facts: Mapping[str, VariantFacts],
     done: Collection[str],
     check_variant: CheckVariant,
@@ -117,6 +117,7 @@ def build_plan(
     acting = frozenset(label for label, fact in facts.items() if fact.acts_while_answering)
     unit_sizes = tuple(size_of(it, variants, outcomes, acting, model) for it in units)
     plan = Plan(rows, units, unit_sizes, summaries)
+    # Here, in seconds: a row in no unit would be missed only after hours, one in two units would be paid for twice.
     plan.check_integrity()
     return plan
 
@@ -128,6 +129,7 @@ def _checked_items(items_by_task: Mapping[str, Sequence[BenchmarkItem]]) -> list
     items = [item for task_items in items_by_task.values() for item in task_items]
     repeated = [item_id for item_id, count in Counter(item.item_id for item in items).items() if count > 1]
     if repeated or not items:
+        # A row's identity has its item's id in it: twice the item would be twice the row.
         raise PlanError(
             f"{len(repeated)} items are there twice, such as {repeated[0]!r}; list each task once, or change its seed"
             if repeated
@@ -150,9 +152,10 @@ def _summary(label: str, rows: Sequence[PlannedRow]) -> VariantCounts:
 
 
 def _check_possible(summaries: Sequence[VariantCounts], variants: VariantList) -> None:
-    """A variant that fails on every item is a mistake in the settings, to be told before anything is loaded."""
+    """Raise PlanError if a variant can run on no item: a mistake in the settings."""
     lost = [it for it in summaries if it.num_impossible == it.num_rows]
     if lost:
+        # All variants for one reason: it is the items' (a prompt too long), and a line for each variant would hide that.
         if len(lost) == len(summaries) and len({it.impossible_reason for it in lost}) == 1:
             raise PlanError(f"no item can run at all: {lost[0].impossible_reason}")
         lines = [

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 
 from evaluators.item import BenchmarkItem
 from evaluators.prompting import PromptError, TokenizedPrompt, Tokenizer, tokenize_item
-from jobs.planning.cost import ModelShape
 from jobs.planning.identity import RunSettings, item_digest, row_identity
 from jobs.planning.variant_list import VariantList
-from jobs.planning.work import PlannedItem, RowKey
+from jobs.planning.work import ModelFacts, PlannedItem, RowKey
 from jobs.settings.schema import Settings
 from kvmerger.budget import LikeVariant, num_slots_for
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
@@ -22,17 +21,17 @@ CheckVariant = Callable[[VariantSpec, int], str | None]
 """(variant, context tokens) -> why the policy cannot work on a prompt of that length, or None."""
 
 _REFERENCE_VERSION = "1"
-"""Raise it when what a reference row means changes."""
+"""Of `full`, `no_context` and `full_aa`; to be raised when their results change."""
 
 
 @dataclass(frozen=True, slots=True)
 class VariantFacts:
-    """What a plan must know of a policy.
+    """What a plan must know of a variant's policy.
 
     Attributes:
         version: of its class, and of those it is made of.
         budget_is_outcome: whether the prompt decides what it keeps.
-        acts_while_answering: whether each of its rows has slots of its own.
+        acts_while_answering: whether it drops slots as it answers, so that each of its rows has a copy of the prefix.
     """
 
     version: str
@@ -64,11 +63,11 @@ class PlannedRow:
 
 @dataclass(frozen=True)
 class RowPlanner:
-    """Makes the rows of one item after the other. `done` are identities that have a result."""
+    """Makes the rows of one item after the other. `done` are identities of rows that have a result."""
 
     settings: Settings
     tokenizer: Tokenizer
-    model: ModelShape
+    model: ModelFacts
     variants: VariantList
     facts: Mapping[str, VariantFacts]
     done: frozenset[str]
@@ -76,7 +75,7 @@ class RowPlanner:
     _reasons: dict[tuple[str, int], str | None] = field(default_factory=dict)
 
     def rows_of(self, item: BenchmarkItem) -> list[PlannedRow]:
-        """One row per variant, in the order of the variants. Only remembers what `check_variant` said."""
+        """One row per variant, in the order of the variants. Changes nothing but the cache of `check_variant`'s answers."""
         planned, reason = self._tokenized(item)
         run = RunSettings(
             (self.model.name, self.model.revision, self.model.dtype),
@@ -84,8 +83,9 @@ class RowPlanner:
             self.settings.execution,
             self.settings.seed,
         )
+        # Once per item: a long prompt takes longer to digest than its rows to make.
         digest = item_digest(item, planned.tokens if planned else None, run)
-        return [self._cell(item, planned, reason, label, digest) for label in self.variants.specs]
+        return [self._row(item, planned, reason, label, digest) for label in self.variants.specs]
 
     def _tokenized(self, item: BenchmarkItem) -> tuple[PlannedItem | None, str | None]:
         """The prompt, or why there is none."""
@@ -114,11 +114,12 @@ class RowPlanner:
     def _tokenize(self, item: BenchmarkItem, max_prompt_tokens: int) -> TokenizedPrompt:
         return tokenize_item(item, self.tokenizer, self.settings.query_mode, max_prompt_tokens)
 
-    def _cell(
+    def _row(
         self, item: BenchmarkItem, planned: PlannedItem | None, reason: str | None, label: str, digest: str
     ) -> PlannedRow:
         spec = self.variants.specs[label]
         version = self._version(label)
+        # What a `like` budget refers to decides how many slots are kept, so its version counts as well.
         versions = [self._version(it) for it in self.variants.chain(label)]
         identity = row_identity(digest, self.variants.canonical(label), versions)
         num_tokens = len(planned.tokens.context_ids) if planned else 0
@@ -137,6 +138,7 @@ class RowPlanner:
         return self.facts[label].version if label in self.facts else _REFERENCE_VERSION
 
     def _reason(self, spec: VariantSpec, num_tokens: int) -> str | None:
+        """Why the variant cannot run on so many tokens, or None."""
         if spec.label in REFERENCE_LABELS:
             return None
         key = (spec.label, num_tokens)
@@ -148,6 +150,7 @@ class RowPlanner:
         return self._reasons[key]
 
     def _keeps_everything(self, label: str, num_tokens: int) -> bool:
+        """Whether the budget is foreseen to drop nothing of a context of so many tokens."""
         end = self.variants.end_of_chain(label)
         if label in REFERENCE_LABELS or end.budget is None or isinstance(end.budget, LikeVariant):
             return False

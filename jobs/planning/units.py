@@ -2,9 +2,8 @@
 
 Query-agnostic items with the same context share a unit; a unit that would take much longer than the usual one is
 cut, since the longest unit decides when the last device is free. Short contexts that owe the same variants share a
-unit too, so that their rows decode in one batch and weights are read once for all of them. That is settled by all that a
-sweep plans, done or not: one that goes on after an interruption has the units it would have had. Only an item of which some
-rows are done goes on without them.
+unit too, so that their rows decode in one batch and the weights are read once for all of them. Units are those of the
+whole plan, without the rows that are done.
 """
 
 from __future__ import annotations
@@ -15,27 +14,27 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluators.prompting import QueryMode
-from jobs.planning.cost import ModelShape, context_bytes, cost_tokens, most_slots, num_pieces
+from jobs.planning.cost import context_bytes, cost_tokens, most_slots, num_pieces
 from jobs.planning.identity import unit_id
 from jobs.planning.rows import PlannedRow
 from jobs.planning.variant_list import VariantList
-from jobs.planning.work import PlannedItem, WorkUnit
+from jobs.planning.work import ModelFacts, PlannedItem, WorkUnit
 from jobs.settings.schema import Settings
 from kvmerger.limits import Limits, bucket_for
 
+MOST_CONTEXT_TOKENS = 4096
+"""Longer contexts share no unit unless the settings ask for it: a decode step reads more K/V than weights there."""
+FEWEST_UNITS = 32
+"""Into fewer units no sweep is joined, so that a short one keeps many devices busy."""
 _ItemRows = list[PlannedRow]
 """Rows of one item, at least one."""
-MOST_CONTEXT_TOKENS = 4096
-"""Of a context that has company where nothing else is asked for: with longer ones a step reads more K/V than weights."""
-FEWEST_UNITS = 32
-"""A short sweep rather keeps many devices busy."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitSize:
-    """What a unit is expected to hold: at most so many bytes of K/V at once, weights not counted.
+    """What a unit is expected to hold.
 
-    `context_tokens` are those of its longest context.
+    `kv_bytes` are the most bytes of K/V at once, weights not counted; `context_tokens` those of its longest context.
     """
 
     unit_id: str
@@ -50,7 +49,8 @@ def cut_units(
     settings: Settings, rows: Sequence[PlannedRow], variants: VariantList, device: str
 ) -> tuple[WorkUnit, ...]:
     """Units that together hold exactly those of `rows` that are owed, in the order of their first rows."""
-    # Whatever is done already, cuts and company are those of the whole plan.
+    # Of all rows, done or not: a sweep that goes on after an interruption then has the units it would have had, and a
+    # prompt decodes in the same batch, on which the last bits of its numbers depend.
     groups = _grouped((it for it in rows if it.planned is not None), settings.query_mode)
     if not groups:
         return ()
@@ -61,9 +61,10 @@ def cut_units(
         pieces = _pieces(group, usual)
         for number, piece in enumerate(map(_owed, pieces)):
             labels = frozenset(planned.key.label for its_rows in piece for planned in its_rows)
-            whose = (batch_of[context], labels) if len(pieces) == 1 else (context, number)
+            # A unit runs the same variants on all its contexts; and what was cut since it is long is not joined again.
+            key = (batch_of[context], labels) if len(pieces) == 1 else (context, number)
             if piece:
-                joined.setdefault(whose, []).append(piece)
+                joined.setdefault(key, []).append(piece)
     return tuple(_unit(pieces, settings.execution, variants) for pieces in joined.values())
 
 
@@ -72,9 +73,9 @@ def size_of(
     variants: VariantList,
     outcomes: frozenset[str],
     acting: frozenset[str],
-    model: ModelShape,
+    model: ModelFacts,
 ) -> UnitSize:
-    """Foresee one unit; `outcomes` are labels whose slots no budget binds, `acting` those that act while they answer."""
+    """Foresee one unit. No budget binds the slots of the labels in `outcomes`; those in `acting` act while they answer."""
     num_bytes = most_tokens = 0
     for indices in unit.contexts:
         items = [unit.items[index] for index in indices]
@@ -86,6 +87,45 @@ def size_of(
     return UnitSize(
         unit.unit_id, len(unit.contexts), most_tokens, len(unit.items), len(unit.row_keys), num_bytes
     )
+
+
+def items_at_once(settings: Settings, num_variants: int, num_items: int, device: str) -> int:
+    """The most items that contexts joined in one unit may have together; `num_variants` includes the references.
+
+    If the settings leave it open: on CUDA as many as the engine decodes in one batch, elsewhere one.
+    """
+    if settings.items_at_once != "auto":
+        return settings.items_at_once
+    # Two cores gain less (the shipped sweep takes 106 s instead of 130 with four at once) than an interruption then
+    # costs: all items under way.
+    if settings.execution == "isolated" or not device.startswith("cuda"):
+        return 1
+    num_rows = num_variants - 1  # the A/A row has a batch of its own
+    return max(1, min(Limits().max_rows // bucket_for(num_rows), num_items // FEWEST_UNITS))
+
+
+def batches_of_contexts(
+    sizes: Mapping[Hashable, tuple[int, int]], most_items: int, most_tokens: int | None
+) -> dict[Hashable, int]:
+    """The number of the batch that each context decodes in. `sizes`: (tokens, items) of every context, in order.
+
+    A context of more than `most_tokens` has a batch of its own. No batch has more than `most_items`, unless one context has.
+    """
+    batch_of: dict[Hashable, int] = {}
+    num_batches = num_items = 0
+    current: int | None = None
+    for context, (num_tokens, items) in sizes.items():
+        # It closes no batch: the short contexts before and after it go on filling the same one.
+        if most_tokens is not None and num_tokens > most_tokens:
+            batch_of[context] = num_batches
+            num_batches += 1
+            continue
+        if current is None or num_items + items > most_items:
+            current, num_items = num_batches, 0
+            num_batches += 1
+        batch_of[context] = current
+        num_items += items
+    return batch_of
 
 
 def _grouped(rows: Iterable[PlannedRow], mode: QueryMode) -> dict[Hashable, list[_ItemRows]]:
@@ -101,7 +141,7 @@ def _grouped(rows: Iterable[PlannedRow], mode: QueryMode) -> dict[Hashable, list
 
 
 def _owed(piece: Iterable[_ItemRows]) -> list[_ItemRows]:
-    """What of a piece is owed; nothing of items that are done."""
+    """The owed rows of a piece's items, without items that owe none."""
     owed = ([planned for planned in rows if planned.is_owed] for rows in piece)
     return [rows for rows in owed if rows]
 
@@ -109,6 +149,7 @@ def _owed(piece: Iterable[_ItemRows]) -> list[_ItemRows]:
 def _batches(
     settings: Settings, groups: Mapping[Hashable, list[_ItemRows]], num_variants: int, device: str
 ) -> dict[Hashable, int]:
+    """The number of each context's batch."""
     sizes = {
         context: (len(_planned(group[0]).tokens.context_ids), len(group)) for context, group in groups.items()
     }
@@ -149,40 +190,3 @@ def _planned(rows: _ItemRows) -> PlannedItem:
     planned = rows[0].planned
     assert planned is not None, "a row without a prompt is impossible and never owed"
     return planned
-
-
-def items_at_once(settings: Settings, num_variants: int, num_items: int, device: str) -> int:
-    """How many items a unit may hold because of their company; `num_variants` includes the references.
-
-    Automatically: on CUDA as many as the engine decodes in one batch, elsewhere one: two cores gain less by it (the shipped
-    sweep takes 106 s instead of 130 with four at once), and an interruption costs all that are under way.
-    """
-    if settings.items_at_once != "auto":
-        return settings.items_at_once
-    if settings.execution == "isolated" or not device.startswith("cuda"):
-        return 1
-    num_rows = num_variants - 1  # the A/A row has a batch of its own
-    return max(1, min(Limits().max_rows // bucket_for(num_rows), num_items // FEWEST_UNITS))
-
-
-def batches_of_contexts(
-    sizes: Mapping[Hashable, tuple[int, int]], most_items: int, most_tokens: int | None
-) -> dict[Hashable, int]:
-    """The number of each context's company. `sizes`: tokens and items of every context, in order.
-
-    Contexts of more than `most_tokens` have none, and no company has more than `most_items`, unless one context has.
-    """
-    batch_of: dict[Hashable, int] = {}
-    num_batches = num_items = 0
-    current: int | None = None
-    for context, (num_tokens, items) in sizes.items():
-        if most_tokens is not None and num_tokens > most_tokens:
-            batch_of[context] = num_batches
-            num_batches += 1
-            continue
-        if current is None or num_items + items > most_items:
-            current, num_items = num_batches, 0
-            num_batches += 1
-        batch_of[context] = current
-        num_items += items
-    return batch_of

@@ -11,12 +11,12 @@ import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from evaluators import scoring
 from evaluators.item import BenchmarkItem
 from jobs.planning.identity import prompt_digest
-from jobs.planning.work import PlannedItem, RowKey, WorkUnit
+from jobs.planning.work import ModelFacts, PlannedItem, RowKey, WorkUnit
 from jobs.results.schema import FAILED, OK, RESULT_SCHEMA, TRUNCATED, Row
 from kvmerger.generation import Generation, VariantFailure
 from kvmerger.variants import VariantSpec
@@ -28,19 +28,6 @@ Decode = Callable[[Sequence[int]], str]
 _FAILED_REASON = "the row failed"
 _PROMPT_TAIL_CHARS = 600  # the question and a few sentences before it: enough to judge an answer by
 _NO_PEAK_REASON = "a peak per variant is measured in isolated runs on CUDA only"
-
-
-class ModelFacts(Protocol):
-    """The part of `kvmerger.models.loading.ModelInfo` that a row states."""
-
-    @property
-    def revision(self) -> str | None: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def attention(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ class Model(NamedTuple):
     head_dim: int = 4
     max_positions: int = 64
     device: str = "cpu"
+    attention: str = "torch"
 
 
 def item(index: int, **values: Any) -> BenchmarkItem:

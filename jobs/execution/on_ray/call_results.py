@@ -1,4 +1,4 @@
-"""What Ray's answers mean to the scheduler: exceptions are told apart by type, never by their words."""
+"""Which scheduler event each result of a Ray call is; exceptions are told apart by type, never by their words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from jobs.execution.scheduling.events import (
 from jobs.execution.scheduling.failure import ErrorKind
 from jobs.execution.unit_runner import DeviceLostError
 
-# The first type that fits decides. ActorUnavailableError counts as death: its actor is killed before a retry.
+# The first type that fits decides, since some are subclasses of others. OutOfMemoryError is the machine's memory, not a
+# GPU's. ActorUnavailableError counts as death: its actor is killed before a retry.
 _ERROR_KINDS: tuple[tuple[type[Exception], ErrorKind], ...] = (
     (ray_errors.ActorUnschedulableError, ErrorKind.NO_RESOURCES),
     (ray_errors.NodeDiedError, ErrorKind.NODE_DIED),
@@ -25,6 +26,7 @@ _ERROR_KINDS: tuple[tuple[type[Exception], ErrorKind], ...] = (
     (ray_errors.ActorUnavailableError, ErrorKind.ACTOR_DIED),
     (ray_errors.WorkerCrashedError, ErrorKind.ACTOR_DIED),
     (ray_errors.ObjectLostError, ErrorKind.RESULT_LOST),
+    # Ray raises what an actor raised as an instance of both RayTaskError and the type that the actor raised.
     (DeviceLostError, ErrorKind.DEVICE_LOST),
 )
 _RAISED_IN = {Call.LOAD: ErrorKind.LOAD_RAISED, Call.RUN: ErrorKind.UNIT_RAISED}
@@ -32,12 +34,13 @@ _LEAVES_ACTOR_ALIVE = frozenset({ErrorKind.RESULT_LOST, ErrorKind.UNIT_RAISED})
 
 
 def event_of(answer: CallResult, now_s: float) -> Event:
-    """What an answer means to the scheduler."""
+    """The event of a call's result, at `now_s`."""
     if answer.error is not None:
         kind = error_kind(answer.error, answer.call)
         if answer.unit_id is not None and kind in _LEAVES_ACTOR_ALIVE:
             return UnitFailed(answer.actor_id, answer.unit_id, kind, now_s)
         return ActorDied(answer.actor_id, kind, now_s)
+    # `run` is the only call with a unit.
     if answer.unit_id is not None:
         return UnitFinished(answer.actor_id, answer.unit_id, now_s)
     is_placed = answer.call is Call.PLACE
@@ -45,7 +48,7 @@ def event_of(answer: CallResult, now_s: float) -> Event:
 
 
 def error_kind(error: Exception, call: Call) -> ErrorKind:
-    """Our name for what Ray raised for a call, by type."""
+    """The kind of what Ray raised for a call, by its type."""
     for error_type, kind in _ERROR_KINDS:
         if isinstance(error, error_type):
             return kind

@@ -45,10 +45,10 @@ class Cluster:
 
 @contextmanager
 def connected(code: Sequence[Path]) -> Iterator[Cluster]:
-    """An initialised Ray: the caller's own, the cluster RAY_ADDRESS names, or a local one that is ours to stop.
+    """An initialised Ray: the caller's own, the cluster that RAY_ADDRESS names, or a local one, which is stopped again.
 
     `code` are the files and folders that workers import; a Ray that is the caller's own has them already.
-    SIGTERM raises KeyboardInterrupt inside, because `ray.init` takes the signal for itself.
+    SIGTERM raises KeyboardInterrupt inside.
 
     Raises:
         RayStartError: in seconds, with the remedy.
@@ -72,6 +72,7 @@ def connected(code: Sequence[Path]) -> Iterator[Cluster]:
                 f"`executor: inline`"
             ) from error
         try:
+            # Once more, since `ray.init` puts a handler of its own in the place of ours.
             with sigterm_interrupts():
                 yield _cluster() if address else Cluster(ray.nodes(), can_grow=False)
         finally:
@@ -90,14 +91,12 @@ def _cluster() -> Cluster:
 
 
 def _can_grow(nodes: Sequence[Mapping[str, Any]]) -> bool:
-    """Where nobody says, it may.
-
-    A head without autoscaling settings still runs an autoscaler that only watches: it makes up a type for each node.
-    """
+    """Whether machines may be added; True if the cluster does not say."""
     status = internal_kv._internal_kv_get(_AUTOSCALER_STATUS_KEY)
     report = json.loads(status).get("autoscaler_report") if status else None
     if not report:
         return True
+    # A head without autoscaling settings runs an autoscaler too, one that only watches: it makes up a type for each node.
     types = {*report.get("active_nodes", {}), *(report.get("idle_nodes") or {})}
     return not types <= {f"node_{node['NodeID']}" for node in nodes}
 
@@ -113,7 +112,7 @@ def _join(address: str, code: Sequence[Path]) -> None:
 
 
 def _start(code: Sequence[Path]) -> None:
-    # A cluster of our own tells nobody that it is token-protected: there is nothing to do about it.
+    # Ray warns that a cluster it starts is protected by a token; whoever runs a sweep has nothing to do about it.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     ray.init(
         address="local",
@@ -127,7 +126,8 @@ def _start(code: Sequence[Path]) -> None:
 
 
 def _check_listening(address: str) -> None:
-    """Ray itself would try an address nobody listens at for minutes, and end the process in the end."""
+    """Raise OSError in seconds if nothing listens at the address."""
+    # Ray itself would try for minutes and then end the process.
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()

@@ -1,4 +1,4 @@
-"""Ray's answers become the scheduler's events, and its decisions are carried out; nothing is decided here.
+"""Results of Ray calls become the scheduler's events, and its decisions are carried out; nothing is decided here.
 
 Each unit's rows are handed over exactly once, from this thread, as soon as they are there.
 """
@@ -51,7 +51,7 @@ from jobs.results.schema import Row
 from jobs.settings.schema import Settings
 
 PLACEMENT_TIMEOUT_S = 600.0
-"""A cluster that grows needs minutes for a new machine; one that cannot would otherwise wait for ever."""
+"""A cluster that grows needs minutes for a new machine; one that cannot grow would otherwise wait for ever."""
 
 _POLL_S = 0.25  # an interrupt is noticed between two polls, and `ray job stop` does not wait for long
 _HAND_OVER = 1
@@ -87,6 +87,7 @@ def run_units(
         )
         if job_env() is not None and (advice := short_lived_results(settings.output_dir, Path.cwd())):
             on_event(run_events.Advice(advice))
+        # Inside the connection: actors can neither be started nor stopped once it is closed.
         pool = ActorPool(settings.model, context, load, resources)
         scheduler = Scheduler(
             {unit.unit_id: unit.cost_tokens for unit in units},
@@ -103,7 +104,7 @@ def run_units(
 
 
 class Controller:
-    """Carries answers to the scheduler and decisions to the pool until the scheduler says that the run is over."""
+    """Brings call results to the scheduler and carries out its decisions until it says that the run is over."""
 
     def __init__(
         self,
@@ -120,20 +121,22 @@ class Controller:
         self._scheduler = scheduler
         self._on_rows = on_rows
         self._on_event = on_event
-        self._rows: dict[str, list[Row]] = {}  # by unit, of answers whose decisions are not all carried out
+        self._rows: dict[str, list[Row]] = {}  # by unit, until all decisions on them are carried out
         self._decisions: list[Decision] = []  # in the order in which they are to be carried out
         self._errors: dict[str, Exception] = {}  # the latest of each unit
         self._error_by_kind: dict[ErrorKind, Exception] = {}  # the latest of each
 
     def run(self) -> None:
-        """Until every unit has ended. Raises what ends the run before that."""
+        """Run until every unit has ended. Raises what ends the run before that."""
         try:
             self._carry_out(self._scheduler.start(time.monotonic()))
             while not self._scheduler.is_closed:
                 self._enter(self._pool.wait(_POLL_S))
+                # After the answers: an actor whose report is there is not stuck.
                 self._tell(Tick(time.monotonic()))
         except KeyboardInterrupt:
-            # What is finished is kept: what was being handed over, and what has been answered since.
+            # Finished rows are kept: those that were being handed over, and those that have come since. Work that was
+            # decided on but not given out yet is dropped.
             self._decisions = [it for it in self._decisions if _turn(it) == _HAND_OVER]
             self._tell(Interrupted(time.monotonic()))
             self._enter(self._pool.wait(0))
@@ -146,12 +149,12 @@ class Controller:
             match event:
                 case ActorDied(kind=kind) | UnitFailed(kind=kind) if not self._scheduler.is_closed:
                     assert answer.error is not None
-                    # An actor that dies costs the unit it worked on, whichever of its calls is the first to say so.
+                    # All calls of a dead actor fail: the unit it worked on is lost, whichever call is the first to fail.
                     is_death = isinstance(event, ActorDied)
                     unit_id = self._scheduler.unit_of(answer.actor_id) if is_death else answer.unit_id
                     self._note(unit_id, kind, answer.error)
                 case UnitFinished(unit_id=unit_id):
-                    self._rows.setdefault(unit_id, answer.value)  # the first answer is the one that counts
+                    self._rows.setdefault(unit_id, answer.value)  # a second result is dropped, not stored
                     is_whole = len(answer.value) == len(self._units[unit_id].row_keys)
                     event = replace(event, is_whole=is_whole)
             if isinstance(event, ActorDied) and self._pool.stop(event.actor_id):
@@ -165,10 +168,11 @@ class Controller:
         self._carry_out(self._scheduler.handle(event))
 
     def _carry_out(self, decisions: Sequence[Decision]) -> None:
-        """Carry these out, and before them those that an interrupt has left."""
-        # Whoever is free gets work before anybody's rows are written: no device waits for this machine's disk.
+        """Carry these out, after those that an interrupt has left."""
+        # Free actors get work before any rows are written: no device waits for this machine's disk.
         self._decisions += sorted(decisions, key=_turn)
         while self._decisions:
+            # Taken off before it is carried out: what an interrupt cuts short must not be handed over twice.
             match decision := self._decisions.pop(0):
                 case StartActor(actor_id=actor_id):
                     self._pool.start(actor_id)
@@ -186,7 +190,7 @@ class Controller:
                     self._pool.run(actor_id, self._given(unit_id, without_user_policies))
                     self._on_event(run_events.UnitStarted(_name(actor_id), unit_id, attempt))
                 case Queue(actor_id=actor_id, unit_id=unit_id, without_user_policies=without_user_policies):
-                    # Ray keeps an actor's calls in order.
+                    # Ray runs an actor's calls in the order in which they were made.
                     self._pool.run(actor_id, self._given(unit_id, without_user_policies))
                 case Begin(actor_id=actor_id, unit_id=unit_id, attempt=attempt):
                     self._on_event(run_events.UnitStarted(_name(actor_id), unit_id, attempt))
@@ -206,7 +210,7 @@ class Controller:
         self._on_event(UnitEnded.of(unit, rows))
 
     def _given(self, unit_id: str, without_user_policies: bool) -> WorkUnit:
-        """What an actor is given of the unit."""
+        """The unit as an actor gets it."""
         unit = self._units[unit_id]
         return drop_user_policies(unit) if without_user_policies else unit
 
@@ -233,7 +237,7 @@ class Controller:
 
 
 def _turn(decision: Decision) -> int:
-    """Work goes out first; whatever ends the run comes when all rows have been handed over."""
+    """The order of carrying out: work to actors first, then finished rows, then what ends the run."""
     match decision:
         case AcceptUnit() | FailUnit():
             return _HAND_OVER
@@ -244,7 +248,7 @@ def _turn(decision: Decision) -> int:
 
 
 def short_lived_results(output_dir: Path, job_folder: Path) -> str | None:
-    """A warning where a submitted job's results lie in its own unpacked folder, which goes with the job; else None."""
+    """A warning if a submitted job's results lie in its own unpacked folder, which Ray deletes with the job; else None."""
     if not output_dir.is_relative_to(job_folder):
         return None
     return (
@@ -254,7 +258,7 @@ def short_lived_results(output_dir: Path, job_folder: Path) -> str | None:
 
 
 class _NoResources(Exception):
-    """The scheduler gave up waiting for a place."""
+    """No actor was placed in time."""
 
 
 def _name(actor_id: int) -> str:

@@ -1,4 +1,4 @@
-"""Rows of units that no actor lived to answer, and the last attempt to have some of them all the same.
+"""Rows of units whose actors died, and what the last attempt at such a unit leaves out.
 
 A policy of a user's own may kill its process: a kernel that writes where it must not, a segmentation fault. So the last
 attempt is made without such policies, where there are others; then they alone have failed rows.
@@ -21,19 +21,21 @@ SAID_NOTHING = TimeoutError("its actor said nothing for far longer than it shoul
 
 
 def drop_user_policies(unit: WorkUnit) -> WorkUnit:
-    """The unit without users' own policies (`module:Class`) and budgets like theirs, unless nothing else is owed."""
+    """The unit without users' own policies (`module:Class`) and budgets like theirs; unchanged if nothing else is owed."""
     by_label = {spec.label: spec for spec in unit.variants}
     own = {label for label in by_label if _is_own(label, by_label)}
     keys = tuple(key for key in unit.row_keys if key.label not in own)
     if not keys:
         return unit
+    # `unit_id` stays, though it is a digest of all rows: those left out become failed rows in the same file.
     variants = tuple(spec for spec in unit.variants if spec.label not in own)
     return replace(unit, row_keys=keys, variants=variants)
 
 
 def _is_own(label: str, by_label: Mapping[str, VariantSpec]) -> bool:
+    """Whether the variant is a user's policy, or its `like` budget leads to one."""
     spec = by_label.get(label)
-    if spec is None:
+    if spec is None:  # a reference row, which no unit lists
         return False
     like = spec.budget.label if isinstance(spec.budget, LikeVariant) else None
     return ":" in spec.policy or (like is not None and _is_own(like, by_label))
@@ -42,7 +44,7 @@ def _is_own(label: str, by_label: Mapping[str, VariantSpec]) -> bool:
 def rows_of_lost(
     unit: WorkUnit, kind: ErrorKind, attempts: int, error: Exception, context: RunContext
 ) -> list[Row]:
-    """A failed row for every row of a unit that is given up."""
+    """A failed row for every row key of a unit that is given up; `error` is the last loss."""
     message = f"{kind.value} after {attempts} attempts: {error}"
     if len(unit.contexts) > 1:
         message += f"; {len(unit.contexts)} prompts were computed together: items_at_once=1 costs a bad one only itself"
@@ -52,7 +54,7 @@ def rows_of_lost(
 def rows_left_out(
     unit: WorkUnit, answered: Collection[str], error: Exception, context: RunContext
 ) -> Sequence[Row]:
-    """A failed row for every row whose identity is not ``answered``, since its policy was left out of the last attempt."""
+    """A failed row for every row key whose identity is not in `answered`: the last attempt left its policy out."""
     keys = tuple(key for key in unit.row_keys if key.identity not in answered)
     if not keys:
         return []

@@ -1,8 +1,7 @@
 """Ray, reduced to starting actors, giving them units and asking who has answered; it decides nothing.
 
-An actor holds one model and runs one unit at a time. Loading is a method, not the constructor: an exception in an actor's
-constructor reaches nobody as itself. Every call that was made is reported once, with its value or its exception, unless its
-actor was stopped before.
+An actor holds one model and runs one unit at a time. Every call that was made is reported once, with its value or its
+exception, unless its actor was stopped before.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from jobs.settings.schema import ModelSettings
 
 
 class Call(StrEnum):
-    """The actor's method that answered."""
+    """The actor's method that was called."""
 
     PLACE = "place"
     LOAD = "load"
@@ -33,7 +32,7 @@ class Call(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CallResult:
-    """One call's end: `error` is None exactly when `value` counts. `unit_id` is set for `Call.RUN`."""
+    """How a call ended: `error` is None exactly when `value` counts. `unit_id` is set for `Call.RUN`."""
 
     actor_id: int
     call: Call
@@ -49,6 +48,39 @@ class _Pending:
     unit_id: str | None = None
 
 
+class EngineActor:
+    """What Ray runs in a process of its own; `ActorPool` adds the resources."""
+
+    def __init__(
+        self, settings: ModelSettings, context: RunContext, load: LoadEngine, num_gpus: float
+    ) -> None:
+        """`num_gpus` below 1 is the actor's share of a device that others use too."""
+        self._runner = UnitRunner(settings, context, load)
+        self._num_gpus = num_gpus
+
+    def place(self) -> str:
+        """Where the actor is, for people: `host:process id`. Answers as soon as the process runs."""
+        return f"{socket.gethostname()}:{os.getpid()}"
+
+    def load(self) -> None:
+        """Load the model; raises what loading raises."""
+        # A method of its own: an exception in an actor's constructor reaches the driver as a dead actor, without its type.
+        if 0 < self._num_gpus < 1:
+            # In the actor's process, before anything is allocated there. 0: no device; 1: all of one.
+            from kvmerger.device import keep_to
+
+            keep_to(self._num_gpus)
+        self._runner.load()
+
+    def run(self, unit: WorkUnit) -> list[Row]:
+        """The unit's rows.
+
+        Raises:
+            DeviceLostError: this process can run nothing more.
+        """
+        return self._runner.run(unit)
+
+
 class ActorPool:
     """Actors by id, and the calls they have not answered. Needs an initialised Ray."""
 
@@ -56,6 +88,7 @@ class ActorPool:
         self, settings: ModelSettings, context: RunContext, load: LoadEngine, resources: ActorResources
     ) -> None:
         self._arguments = (settings, context, load, resources.num_gpus)
+        # Never restarted or retried by Ray: the scheduler counts attempts, and has each unit in one place at a time.
         self._actor_class = ray.remote(
             num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_restarts=0, max_task_retries=0
         )(EngineActor)
@@ -66,13 +99,14 @@ class ActorPool:
         """Ask for a new actor and let it load; answers `place`, then `load`."""
         actor = self._actor_class.remote(*self._arguments)
         self._actors[actor_id] = actor
+        # Two calls, so that an actor that waits for resources can be told from one whose model takes long to load.
         self._pending[actor.place.remote()] = _Pending(actor_id, Call.PLACE)
         self._pending[actor.load.remote()] = _Pending(actor_id, Call.LOAD)
 
     def run(self, actor_id: int, unit: WorkUnit) -> None:
         """Give the unit to the actor, which runs it after those it was given before; answers `run`.
 
-        Nothing happens where the actor has been stopped in the meantime: who stopped it knows.
+        Does nothing if the actor has been stopped in the meantime: the scheduler has been told of that.
         """
         actor = self._actors.get(actor_id)
         if actor is not None:
@@ -82,6 +116,7 @@ class ActorPool:
         """All answers there are, waiting at most `timeout_s` for the first."""
         if not self._pending:
             return []
+        # Asked for all at once, Ray would wait for the last of them: so wait for one, then take all that are there.
         ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout_s)
         if ready:
             ready, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
@@ -92,6 +127,7 @@ class ActorPool:
         actor = self._actors.pop(actor_id, None)
         if actor is None:
             return False
+        # Its calls end with an error later, which is no news: forgotten, so that a death is reported once.
         ray.kill(actor)
         self._pending = {ref: call for ref, call in self._pending.items() if call.actor_id != actor_id}
         return True
@@ -107,34 +143,3 @@ class ActorPool:
             return CallResult(call.actor_id, call.call, call.unit_id, ray.get(ref), None)
         except Exception as error:  # noqa: BLE001 - edge of the process: the controller maps it by type
             return CallResult(call.actor_id, call.call, call.unit_id, None, error)
-
-
-class EngineActor:
-    """What Ray runs in a process of its own; `ActorPool` adds the resources."""
-
-    def __init__(
-        self, settings: ModelSettings, context: RunContext, load: LoadEngine, num_gpus: float
-    ) -> None:
-        """``num_gpus`` below 1 is its share of a device that others use too."""
-        self._runner = UnitRunner(settings, context, load)
-        self._num_gpus = num_gpus
-
-    def place(self) -> str:
-        """Where the actor is, for people: `host:process id`. Answers as soon as the process runs."""
-        return f"{socket.gethostname()}:{os.getpid()}"
-
-    def load(self) -> None:
-        """Load the model; raises what loading raises."""
-        if 0 < self._num_gpus < 1:
-            from kvmerger.device import keep_to
-
-            keep_to(self._num_gpus)
-        self._runner.load()
-
-    def run(self, unit: WorkUnit) -> list[Row]:
-        """The unit's rows.
-
-        Raises:
-            DeviceLostError: this process can run nothing more.
-        """
-        return self._runner.run(unit)

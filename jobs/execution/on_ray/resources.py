@@ -42,18 +42,20 @@ def resources_for(
     """What is asked for; where that is null, a GPU per actor where there are any, else all cores of the largest node.
 
     `nodes` is `ray.nodes()`. Without a count there are as many actors as the nodes hold at once; with one, CPU actors
-    share the cores, because Ray sets OMP_NUM_THREADS from what an actor asks for. `device: cpu` leaves GPUs alone;
-    `cuda` asks for one even if no node has it yet. `can_grow`: more machines may come, so nothing is too much.
+    share the cores. `device: cpu` leaves GPUs alone; `cuda` asks for one even if no node has it yet. `can_grow`: more
+    machines may come, so nothing is too much.
 
     Raises:
         ResourcesError: the nodes can never hold that much.
     """
+    # `ray.nodes()` goes on listing nodes that have died.
     totals = [node["Resources"] for node in nodes if node["Alive"]]
     num_gpus = asked.num_gpus
     if num_gpus is None:
         num_gpus = 1.0 if device.startswith("cuda") or (has_gpus(nodes) and device != "cpu") else 0.0
     num_cpus = asked.num_cpus
     if num_cpus is None:
+        # Beside a GPU one thread launches kernels; on a CPU, Ray sets OMP_NUM_THREADS from this number.
         num_cpus = 1.0 if num_gpus else _largest_share(totals, asked.count or 1)
     num_held = num_that_fit(totals, num_cpus, num_gpus)
     wanted = ActorResources(asked.count or max(1, num_held), num_cpus, num_gpus)
@@ -68,7 +70,7 @@ def has_gpus(nodes: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def device_of_the_actors(settings: Settings) -> str:
-    """Where the work will be done: `auto` is decided by what actors ask for, else by the nodes of the cluster they join.
+    """The device the work will be done on; `auto` is decided by what actors ask for, else by the nodes they will run on.
 
     Raises:
         RayStartError: the cluster that is to be joined cannot be.
@@ -79,6 +81,7 @@ def device_of_the_actors(settings: Settings) -> str:
     if num_gpus is not None:
         return "cuda" if num_gpus else "cpu"
     if os.environ.get("RAY_ADDRESS"):
+        # Asked of the cluster, since the driver's machine may have no GPU; imported here, since a plan needs no Ray.
         from jobs.execution.on_ray.cluster import connected
 
         with connected(()) as cluster:
@@ -93,6 +96,7 @@ def num_that_fit(totals: Iterable[Mapping[str, float]], num_cpus: float, num_gpu
 
 def _num_on_node(total: Mapping[str, float], num_cpus: float, num_gpus: float) -> int:
     by_cpus = math.floor(total.get("CPU", 0) / num_cpus + _ROUNDING) if num_cpus else None
+    # Ray never spreads a fraction over two GPUs: two GPUs hold two actors of 0.6 each, not three.
     by_gpus = math.floor(total.get("GPU", 0)) * math.floor(1 / num_gpus + _ROUNDING) if num_gpus else None
     return min(number for number in (by_cpus, by_gpus) if number is not None)
 

@@ -34,11 +34,13 @@ def source_paths(policies: Iterable[str], modules: Mapping[str, ModuleType]) -> 
     named = {name.partition(":")[0].partition(".")[0] for name in policies if ":" in name}
     own = {path for name in named - set(OUR_PACKAGES) if (path := _path_of(modules.get(name))) is not None}
     folders = {path.parent for path in own if not _is_installed(path)}
+    # A copy, since another thread may import something meanwhile.
     top_level = (
         _path_of(module) for name, module in tuple(modules.items()) if "." not in name and name != "__main__"
     )
     beside = {path for path in top_level if path is not None and path.parent in folders}
     ours = {path for name in OUR_PACKAGES if (path := _path_of(modules.get(name))) is not None}
+    # Sorted, since Ray takes another order for another environment, in which no running worker can be used.
     paths = tuple(sorted(beside | ours))
     for path in paths:
         _check_size(path)
