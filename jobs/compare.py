@@ -79,6 +79,7 @@ def _points(text: str) -> float:
         points = float(text)
     except ValueError:
         points = math.nan
+    # "nan" and "inf" are floats to Python.
     if not (math.isfinite(points) and points > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of points above 0")
     return points

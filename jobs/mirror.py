@@ -1,7 +1,7 @@
 """Show a results folder in MLflow without running anything: `python jobs/sweep.py mirror RESULTS_DIR [--uri URI]`.
 
-For what was computed while the server was away, scored again, or brought from another machine. Doing it twice changes
-nothing; the sweep's runs are the ones that running it would continue.
+For rows that were computed while the server was away, scored again, or brought from another machine. Mirroring a folder
+twice changes nothing, and a sweep that goes on later continues the same runs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The table at the end of a sweep, made from its parquet rows alone: `python jobs/report.py RESULTS_DIR [--html]`.
 
-Never mixes query modes, models or tasks in one table, calls few clusters few, and always prints where every planned
-row went.
+Reads a finished, broken-off or running sweep; loads no model. Only `--rescore` writes into the folder's rows.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from jobs.reporting.terminal import render, report_console
 from jobs.results.schema import ResultError
 from jobs.results.store import ResultStore
 
-_BESIDE_THE_RESULTS = Path()  # `--html` without a file
+_BESIDE_THE_RESULTS = Path()  # `--html` without a file; None is `--html` not given at all
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

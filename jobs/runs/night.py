@@ -1,7 +1,7 @@
 """One night: find the baseline, refuse what cannot be compared, run the sweep, judge it, deliver it, promote it.
 
-Rows are stored before anything else, so a server that is down costs a verdict at most, and the next run sends what it
-missed. Every night has a folder of its own: in an old one everything would count as done.
+Rows are stored before anything else, so a server that is down costs a verdict at most, and the next run sends what the
+server has missed. Every night has a folder of its own: in an old one all rows would count as done.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ class Night:
             prepared = prepare(
                 self.settings, self._store.identities(), lambda: device_of_the_actors(self.settings)
             )
+        # Before the run, since a night that cannot be compared would be spent for nothing.
         self._refuse_other_questions(planned_facts(prepared, self.settings))
         self._say_before(prepared)
         if is_dry:
@@ -104,6 +105,7 @@ class Night:
             self._baseline = self._baselines.find()
         except TrackingError as error:
             self._down = str(error)
+            # The rows seen last still judge tonight; without them the night is kept and judged once the server is up.
             self._baseline = self._mirror.cached() if self._mirror else None
             self._say(f"the server is down: {error}; the night runs all the same, and its rows are kept")
         if self._baseline is None and not self.is_promoted and not self._down:
@@ -117,7 +119,7 @@ class Night:
             return
         for store, settings in undelivered(self.root, self.settings.tracking_uri):
             if store.root == self._store.root:
-                continue  # the session itself delivers what is there
+                continue  # tonight's run delivers what is there
             try:
                 is_sent, _ = mirror_folder(store, self.settings.tracking_uri, settings.tracking.experiment)
                 if is_sent:
@@ -183,11 +185,13 @@ class Night:
         else:
             code, outcome = self._with_verdict(rows, result.findings.planned or (), self._baseline)
             is_delivered = is_delivered and self._publish(outcome)
+        # A regression may become the baseline, since that is what was asked; a night full of failures may not.
         if self.is_promoted and code != EXIT_TOO_MANY_FAILED:
             is_delivered = self._promote() and is_delivered
         mark_delivered(self._store, is_delivered)
         if not is_delivered:
             self._say("not all of it reached the tracker: rows are kept, and the next run sends them")
+        # A regression keeps its own code: to a scheduler it is the worse news of the two.
         return EXIT_BAD_INPUT if not is_delivered and code in (EXIT_PASS, EXIT_INCONCLUSIVE) else code
 
     def _without_verdict(self, rows: Sequence[Row]) -> int:

@@ -1,6 +1,6 @@
-"""One run of a sweep: rows are stored before anything else sees them, and a table is there however it ends.
+"""One run of a sweep: rows are stored before anything else sees them, and a summary is made however the run ends.
 
-Only the start may fail for the tracker's sake. An interrupt leaves the finished rows, and the same command goes on.
+A tracker can stop a run only before its first unit. An interrupt leaves the finished rows, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -76,11 +76,12 @@ class SweepRun:
             TrackingError: the tracker cannot be reached; nothing has been done.
             ResultError, ModelError, RayStartError, ResourcesError: the run could not go on; finished rows are kept.
         """
+        # First, since it may raise: a sweep that cannot be tracked as asked has then changed nothing.
         self._tracker.start(self._tracked_sweep())
         self._store.write_settings(self._settings.model_dump(mode="json"))
         self._store.write_run_meta(self._meta)
         self._store.write_plan(planned.key for planned in self._prepared.plan.rows)
-        status: RunStatus = "FAILED"
+        status: RunStatus = "FAILED"  # whatever else is raised below passes through `finally` with it
         try:
             self._record_earlier_rows()
             self._fail_impossible()
@@ -102,6 +103,7 @@ class SweepRun:
             run_units(units, settings, self._context(), on_rows=self._keep, on_event=progress.on_event)
 
     def _keep(self, unit: WorkUnit, rows: list[Row]) -> None:
+        # In this order: what the tracker shows must be on disk, whatever happens next.
         self._store.write_unit(unit.unit_id, rows)
         self._tracker.record_rows(rows)
 
@@ -120,15 +122,17 @@ class SweepRun:
             self._tracker.record_rows(rows)
 
     def _record_earlier_rows(self) -> None:
-        """The means so far are over all finished rows, those of earlier runs too."""
+        """Tell the tracker of rows that earlier runs finished, so that its means are over all of them."""
         if self._prepared.plan.num_done:
             rows = Findings.read(self._store).rows_with("seconds")
             self._tracker.record_rows([row for row in rows if row["status"] in DONE_STATUSES])
 
     def _finish(self, status: RunStatus) -> RunResult:
-        """Tell the tracker what the folder says now; an interrupt does not wait for figures."""
+        """Tell the tracker what the folder says now."""
+        # Read anew rather than remembered: rows of earlier runs count as well, and the folder is what a report reads.
         findings = Findings.read(self._store)
         is_interrupted = status == "KILLED"
+        # Figures take seconds, and who pressed Ctrl-C waits for the prompt.
         page = None if is_interrupted else render_page(findings)
         written = None if page is None else _write(page.html, self._store.root / DEFAULT_NAME)
         is_mirrored = not self._settings.tracking.enabled or self._mirror(findings, status, page)

@@ -40,7 +40,7 @@ class RunState:
 
 
 class Backlog:
-    """Holds one wish a run, the newest, and the batches it is being turned into. Not for two threads at once."""
+    """What is still to be sent: the newest numbers of each run, and batches already made. Not thread-safe."""
 
     def __init__(self, known: Mapping[str, RunState]) -> None:
         self._known = {run: RunState(dict(state.values), state.last_step) for run, state in known.items()}
@@ -48,24 +48,23 @@ class Backlog:
         self._batches: deque[PointBatch] = deque()
 
     def want(self, run: str, readings: Readings) -> None:
-        """The run should show these numbers; an older wish that has not begun to be sent is forgotten."""
+        """The run should show these numbers, in place of older ones that have not begun to be sent."""
         self._wanted[run] = readings
 
     def want_trace(self, run: str, points: Sequence[MetricPoint]) -> None:
-        """The run should chart these points of one key, at most a batch.
-
-        A key whose chart ends in another value belongs to a row since replaced; as points cannot be taken back, the
-        new trace gets a key with a number.
-        """
+        """The run should chart these points of one key, at most a batch."""
         if not points:
             return
         assert len(points) <= MAX_POINTS_PER_BATCH
         values = self._state(run).values
         last, key, number = points[-1].value, points[0].key, 1
+        # A chart that ends in another value is of a row since replaced. MLflow takes no points back, so the new trace
+        # gets a key with a number.
         while key in values and not _is_same(values[key], last):
             number += 1
             key = f"{points[0].key}/{number}"
         if key not in values:
+            # Noted at once, not when it is confirmed, or the same trace would be queued twice while a server is away.
             values[key] = last
             renamed = tuple(point._replace(key=key) for point in points)
             self._batches.append(PointBatch(run, renamed, None))
@@ -92,6 +91,8 @@ class Backlog:
             for key, value in sorted(readings.values.items())
             if key not in state.values or not _is_same(state.values[key], value)
         ]
+        # Of a key MLflow shows the point of the highest step and, at one step and time, the largest value: at a step used
+        # before, a number that fell would not be seen.
         step = max(readings.num_rows, state.last_step + 1)
         points = [MetricPoint(key, value, readings.time_ms, step) for key, value in changed]
         starts = range(0, len(points), MAX_POINTS_PER_BATCH)

@@ -1,6 +1,6 @@
-"""All that a tracker is told of a results folder, made of the rows that its report is made of.
+"""All that a tracker is told of a sweep at its start and, from the findings of its folder, at its end.
 
-What was computed, scored again or broken off is told alike: nothing here knows who wrote the rows.
+Rows just computed, scored again or left by a broken-off run are told alike: nothing here knows who wrote them.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def sweep_report(findings: Findings, status: RunStatus, page: ReportPage | None,
     table = _text_table(summary)
     summary_md = summary_text(findings.name, facts, summary, differences, table)
     write_texts(folder, summary_md, findings.settings_yaml, environment(findings))
+    # Only here, after the page has let go of its own heavy columns.
     rows = findings.rows_with(*_TOLD_COLUMNS)
     figures: list[str] = []
     if page is not None:
@@ -106,6 +107,7 @@ def tracked_sweep(
 ) -> TrackedSweep:
     """The sweep for the tracker's start. `settings` are the resolved ones; `shared` are tags that all its runs carry."""
     tracking = settings.get("tracking") or {}
+    # References are in every sweep, so their policies and budgets would tell no two apart in a list of runs.
     policies = [it for label, it in variants.items() if label not in REFERENCE_LABELS]
     tags = {
         **shared,
@@ -185,6 +187,7 @@ def sweep_of_folder(findings: Findings, folder: Path) -> TrackedSweep:
         )
         for row in sorted(findings.rows, key=lambda row: row["variant"] not in REFERENCE_LABELS)
     }
+    # Whoever sees a run sees its tags, and a model's name may be an address with a password.
     shared = shared_tags(
         mode=setting.query_mode,
         execution=setting.execution,

@@ -1,6 +1,6 @@
-"""The answer a run opens with: what ran, the verdict, a table, and where the rest is. Markdown for MLflow's page.
+"""The description a run opens with: what ran, the verdict, a table, and where the rest is. Markdown for MLflow's page.
 
-A block that no longer fits is left out whole, and the text says where it is.
+What does not fit is left out by whole lines or tables, and the text says where it is.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ def sweep_description(
     last = [_ELSEWHERE]
     pictures = [_picture(figure) for figure in figures]
     tables = [table for setting in summary.settings() for table in _tables(summary, setting, differences)]
+    # Reserved before any table is taken: what stands after the tables, blank lines between the blocks, and the ids that
+    # will take the places of RUN_ID and EXPERIMENT_ID.
     room = (
         MAX_CHARS
         - sum(len(it) + 2 for it in (*blocks, *last, *pictures, _LEGEND))
@@ -175,6 +177,7 @@ def _kept_together(cell: str) -> str:
 
 def _escaped(cell: str) -> str:
     """What markdown would read as a column, as emphasis or as markup."""
+    # "&" first, or it would escape the escapes that the others become.
     for sign, instead in {
         "&": "&amp;",
         "<": "&lt;",
@@ -206,4 +209,5 @@ def _more_tables(count: int) -> str:
 
 def _picture(name: str) -> str:
     path = quote(f"figures/{name}", safe="")
+    # Relative to MLflow's page, whose address nobody here knows; the run's id is put in when it is there.
     return f"![{file_name(name)}](get-artifact?path={path}&run_uuid={RUN_ID})"

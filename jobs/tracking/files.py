@@ -79,6 +79,7 @@ def figure_files(pages: Sequence[SettingPage]) -> dict[str, str]:
         for measure, explained, panel in panels:
             name = f"{measure.partition(' (')[0]}/{panel.title}".replace(" ", "_")
             title = f"{measure}, {panel.title}{explained}"
+            # Names are unique: two tasks that differ only in signs get a digest each.
             files[f"{prefix}{file_name(name)}.svg"] = standalone(panel.svg, title, page.legend, colors)
     return files
 
@@ -94,8 +95,9 @@ def _write_traces(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _write_predictions(path: Path, rows: Sequence[Row]) -> None:
-    """A table that MLflow shows in the browser: an item's answers under all variants stand under each other."""
+    """A table that MLflow shows in the browser, with an item's answers under all variants below each other."""
     order = {item_id: place for place, item_id in enumerate(dict.fromkeys(row["item_id"] for row in rows))}
+    # The csv module writes its own line ends; a second translation would leave blank lines on Windows.
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(_PREDICTION_COLUMNS)

@@ -64,6 +64,7 @@ def variant_readings(
                 means = (it for it in summary.macro_means(setting) if it.label == label)
                 values |= {key: value for it in means for key, value in _of_mean(it).items()}
         values |= _deltas(label, differences)
+        # MLflow takes NaN and shows an infinity as the largest float, so neither is sent.
         finite = {key: float(value) for key, value in values.items() if is_finite(value)}
         found[label] = Readings(finite, len(of_label), _newest_ms(of_label))
     return found
@@ -78,11 +79,10 @@ def listed_keys(summary: ResultSummary) -> list[str]:
 
 
 def charted_traces(rows: Sequence[Row]) -> dict[str, list[list[MetricPoint]]]:
-    """Label → a trace for each task, thinned: of the first item, in the plan's order, that the full cache finished.
-
-    That item stays the same when a sweep goes on with more items or more variants.
-    """
+    """Label → a trace for each task, thinned: of the first item, in the plan's order, that the full cache finished."""
+    # The first, not the most complete: it stays the same item when the sweep goes on with more items or variants.
     traced = [row for row in rows if row["status"] in DONE_STATUSES and row["trace"] not in (None, "[]")]
+    # Reversed, so that of a task's items the first one is written last and stays.
     first = {task_of(row): row["item_id"] for row in reversed(traced) if row["variant"] == FULL}
     charted: dict[str, list[list[MetricPoint]]] = {}
     for row in traced:
@@ -147,6 +147,7 @@ def _of_mean(mean: MacroMean) -> dict[str, float | None]:
 def _with_ends(key: str, interval: Interval | None, lowest: float, highest: float) -> dict[str, float | None]:
     if interval is None:
         return {}
+    # Student's t may end where no score or probability can.
     low, high = (
         None if end is None else min(max(end, lowest), highest) for end in (interval.low, interval.high)
     )

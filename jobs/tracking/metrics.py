@@ -1,7 +1,7 @@
 """Rows as numbers under MLflow's keys, while they come in; the same rows always give the same numbers.
 
 Every number is finite. A key says what is measured, then on which task; units are those of the rows. Keys are names that
-every MLflow server takes; different names stay different, since one that had to be changed carries a digest of what it was.
+every MLflow server takes, and different names have different keys.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ NLL_RECOVERED = "fidelity/nll_recovered"
 KV_BYTES, KEPT_RATIO, PEAK_BYTES = "memory/kv_bytes", "memory/kept_ratio", "memory/peak_bytes"
 TRACE = "memory/trace_bytes"
 TIME = "time"
+LOW, HIGH = "low", "high"
+"""The ends of a 95 % interval stand under their mean: `score/longbench/qasper/low`."""
 MAX_TRACE_POINTS = 100
 """Points of one trace that are charted; the whole of it is in the artifact `traces/`."""
 
@@ -75,6 +77,7 @@ class RunningMeans:
 
     def add(self, row: Row) -> None:
         """Take in a row."""
+        # A unit that was tried again, or a sweep that goes on, brings rows that have been counted.
         if row["identity"] in self._seen:
             return
         self._seen.add(row["identity"])
@@ -146,18 +149,16 @@ def is_finite(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-LOW, HIGH = "low", "high"
-"""The ends of a 95 % interval stand under their mean: `score/longbench/qasper/low`."""
-
-
 def metric_key(*names: str) -> str:
     """The key of `names`, each of which may have parts of its own ("longbench/qasper").
 
     What MLflow refuses (signs, empty or dotted segments, more than 250 characters) is replaced.
     """
     name = "/".join(names)
+    # By segments, since MLflow makes folders of them and refuses "", "." and ".." there.
     key = "/".join(_legal(segment) for segment in name.split("/"))
     most = _MAX_CHARS - _ROOM_FOR_ENDS
+    # Two names may become one key, so a changed key carries a digest of what it was.
     if key != name or len(key) > most:
         key = f"{key[: most - _DIGEST_DIGITS - 1].rstrip('/ ')}-{_digest(name)}"
     return key

@@ -1,4 +1,4 @@
-"""A finished results folder goes to MLflow without running anything; doing it twice changes nothing."""
+"""A results folder goes to MLflow without running anything; doing it twice changes nothing."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def mirror_folder(store: ResultStore, uri: str | None, experiment: str | None) -
     )
     with tempfile.TemporaryDirectory(prefix="kvmerger-mirror-") as folder:
         status: RunStatus = "KILLED" if findings.summary.num_missing else "FINISHED"
+        # Made before the runs are opened: a folder that cannot be reported must not leave empty runs on the server.
         report = sweep_report(findings, status, render_page(findings), Path(folder))
         tracker.start(replace(sweep, experiment=experiment) if experiment else sweep)
         return tracker.finish(report), tracker.how_to_open

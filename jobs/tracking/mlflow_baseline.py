@@ -68,6 +68,7 @@ class MlflowBaseline:
         self._asked(lambda client: self._publish(client, store, outcome))
 
     def _find(self, client: Any) -> Baseline | None:
+        # A promotion that broke off may have left two: the one promoted later counts.
         tagged = sorted(self._runs(client, f"tags.`{TAG}` = 'true'"), key=_since_s)
         if not tagged:
             return None
@@ -81,12 +82,13 @@ class MlflowBaseline:
         return Baseline(name, f"MLflow run {run_id}", rows)
 
     def _download(self, client: Any, run_id: str, folder: Path) -> None:
-        """Into a folder of its own first: the cache holds whole files only."""
+        """Put the run's rows into the cache's `folder`."""
         if ROWS not in {it.path for it in client.list_artifacts(run_id, "rows")}:
             raise BaselineError(
                 f"the baseline, run {run_id} of experiment {self.experiment!r}, has no artifact {ROWS}; "
                 f"promote another run"
             )
+        # Into a folder of its own first, then renamed: a file that is there is taken for whole from then on.
         arriving = folder.with_name(f"{run_id}.arriving")
         shutil.rmtree(arriving, ignore_errors=True)
         arriving.mkdir(parents=True)
@@ -99,6 +101,7 @@ class MlflowBaseline:
 
     def _promote(self, client: Any, store: ResultStore) -> str:
         run = self._run_of(client, store)
+        # The new tag before the old ones go, and its time before the tag: whatever breaks off leaves a baseline.
         client.set_tag(run.info.run_id, SINCE_TAG, f"{time.time():.3f}")
         client.set_tag(run.info.run_id, TAG, "true")
         for other in self._runs(client, f"tags.`{TAG}` = 'true'"):
@@ -128,6 +131,7 @@ class MlflowBaseline:
         if experiment is None:
             return
         token: str | None = None
+        # MLflow says None for "no further page", which asked again would be the first one; "" is ours for the end.
         while token != "":
             page = client.search_runs(
                 [experiment.experiment_id], f"{condition} and tags.`{_ROLE}` = 'sweep'", page_token=token
@@ -146,6 +150,7 @@ class MlflowBaseline:
             with _short_waits():
                 return question(MlflowClient(tracking_uri=self.uri))
         except ValueError as error:
+            # Ours say what to do and pass; any other ValueError is MLflow's way to say that something is amiss.
             if isinstance(error, TrackingError | BaselineError) or type(error).__module__.startswith("jobs."):
                 raise
             raise self._unreachable(error) from error

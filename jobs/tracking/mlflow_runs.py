@@ -64,6 +64,7 @@ class MlflowRuns:
             )
             own = {_ROLE: "variant", _VARIANT: label, _PARENT_RUN: self.parent_id, **shared, **variant.tags}
             self._take(label, found.get(label), label, own, variant.params, started_at_ms)
+        # An earlier end may have left it FINISHED or KILLED.
         self._client.update_run(self.parent_id, status="RUNNING")
 
     def send(self, batch: PointBatch) -> None:
@@ -89,13 +90,16 @@ class MlflowRuns:
             if label in self._ids:
                 self._set_tags(label, {_NOTE: variant.description})
                 self._end(label, report.status, variant.readings.time_ms)
+        # The parent last: whoever waits for it to end then finds its children whole.
         self._end(PARENT, report.status, report.readings.time_ms)
 
     def _end(self, label: str, status: RunStatus, time_ms: int) -> None:
         self._client.set_terminated(self._ids[label], status=status, end_time=time_ms or None)
 
     def _find(self, sweep_id: str) -> dict[str, Any]:
-        """The sweep's runs by label. Of two (a creation whose answer got lost) the fuller one counts."""
+        """The sweep's runs by label."""
+        # There are two of a label where the answer to a creation got lost and it was asked for again. The fuller one
+        # counts, and the other goes if it is empty.
         found: dict[str, Any] = {}
         for run in self._search(sweep_id):
             label = PARENT if run.data.tags[_ROLE] == "sweep" else run.data.tags[_VARIANT]
@@ -125,6 +129,7 @@ class MlflowRuns:
         params: Mapping[str, str],
         started_at_ms: int | None,
     ) -> None:
+        # An empty value would overwrite what an earlier start knew.
         told = {key: value[:_MAX_TAG_CHARS] for key, value in tags.items() if value}
         if found is None:
             run = self._client.create_run(

@@ -58,7 +58,7 @@ class MlflowTracker:
     patience: Patience = field(default_factory=Patience)
     _runs: MlflowRuns = field(init=False)
     _backlog: Backlog = field(init=False)
-    _courier: Sender = field(init=False)
+    _sender: Sender = field(init=False)
     _means: dict[str, RunningMeans] = field(init=False, default_factory=dict)
     _environment: ExitStack = field(init=False, default_factory=ExitStack)
 
@@ -83,26 +83,28 @@ class MlflowTracker:
         # The sender has its own patience; until `finish` the environment is the driver's alone.
         self._environment.enter_context(_limits(self.patience.request_s, num_retries=0))
         self._backlog = Backlog(self._runs.known)
-        self._courier = Sender(self._backlog, self._runs.send, self.uri)
-        self._courier.start()
+        self._sender = Sender(self._backlog, self._runs.send, self.uri)
+        self._sender.start()
 
     def record_rows(self, rows: Sequence[Row]) -> None:
         """Put the means so far into the backlog."""
         labels = {row["variant"] for row in rows} & self._runs.known.keys()
         for row in rows:
             self._means.setdefault(row["variant"], RunningMeans()).add(row)
+            # The sweep's own run only counts: a mean over all variants would say nothing.
             self._means.setdefault(PARENT, RunningMeans(has_numbers=False)).add(row)
-        with self._courier.lock:
+        with self._sender.lock:
             for label in (PARENT, *sorted(labels)) if rows else ():
                 self._backlog.want(label, self._means[label].readings())
-        self._courier.wake()
+        self._sender.wake()
 
     def finish(self, report: SweepReport) -> bool:
         """Send what is left, the final numbers, the files and the answer in words; close the runs."""
         limit_s = self.patience.hurried_s if report.is_hurried else self.patience.finish_s
         deadline_s = time.monotonic() + limit_s
         with self._environment:
-            if not self._courier.stop(limit_s):
+            # The thread must have ended: from here on this one sends, and no batch may be sent by both.
+            if not self._sender.stop(limit_s):
                 return self._gives_up("it does not answer")
             self._want_final(report)
             return self._finish_before(deadline_s, report)
@@ -129,7 +131,7 @@ class MlflowTracker:
             if attempt:
                 time.sleep(self.patience.retry_pause_s * attempt)
             try:
-                if not self._courier.deliver(lambda: time.monotonic() < deadline_s):
+                if not self._sender.deliver(lambda: time.monotonic() < deadline_s):
                     return self._gives_up("it is too slow")
                 self._runs.close(report)
             except Exception as error:  # noqa: BLE001 - rows are on disk; a tracker stops no run
@@ -168,6 +170,7 @@ def _limits(request_s: int, num_retries: int) -> Iterator[None]:
 
 def _root_of(error: BaseException) -> BaseException:
     """What the HTTP client first met, such as "Connection refused", without the retries it is wrapped in."""
+    # requests and urllib3 wrap it several times, and their own words are an address and a pool.
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return error

@@ -1,6 +1,6 @@
-"""A thread that brings the backlog to the server: the sweep never waits for it, and an outage is told once.
+"""A thread that sends the backlog to the server, so that the sweep never waits; an outage is logged once.
 
-Knows neither MLflow nor rows. What was not confirmed is sent again, after pauses that grow.
+Knows neither MLflow nor rows. A batch that was not confirmed is sent again, after pauses that grow.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ class Sender:
 
     def stop(self, limit_s: float) -> bool:
         """No more deliveries by the thread; whether it has ended within `limit_s`."""
+        # In this order: woken first, the thread could go round once more and wait again.
         self._stopping.set()
         self._woken.set()
-        if self._thread.ident is not None:
+        if self._thread.ident is not None:  # `join` raises on a thread that was never started
             self._thread.join(limit_s)
         return not self._thread.is_alive()
 
@@ -58,6 +59,7 @@ class Sender:
                 batch = self._backlog.next_batch()
             if batch is None:
                 return True
+            # Without the lock: a slow server must not stop the sweep from adding to the backlog.
             self._send(batch)
             with self.lock:
                 self._backlog.confirm()
@@ -66,13 +68,14 @@ class Sender:
     def _run(self) -> None:
         num_failures = 0
         while not self._stopping.is_set():
+            # Cleared before delivering: what is added meanwhile wakes the thread again, and nothing is forgotten.
             self._woken.wait()
             self._woken.clear()
             try:
                 self.deliver(lambda: not self._stopping.is_set())
             except Exception as error:  # noqa: BLE001 - rows are on disk; a tracker stops no run
                 num_failures += 1
-                self._woken.set()
+                self._woken.set()  # what is left is tried again after the pause, whether or not new rows come
                 if num_failures == 1:
                     logger.warning(
                         "tracking at %s failed (%s: %s); the run goes on, and what is missing is sent later",

@@ -1,4 +1,4 @@
-"""What a sweep tells whoever mirrors it, and the promise it gets: only `start` can fail.
+"""What a sweep tells a tracker and when; of a tracker's calls only `start` may raise.
 
 Nothing here knows MLflow; `jobs/tracking/mlflow_tracker.py` does.
 """

@@ -31,6 +31,7 @@ def is_absent_file(uri: str) -> bool:
     if not uri.startswith(_SQLITE_PREFIX):
         return False
     path = Path(uri.removeprefix(_SQLITE_PREFIX)).absolute()
+    # Below a file nothing can be made, and to call that merely absent would hide it.
     return not path.exists() and next(folder for folder in path.parents if folder.exists()).is_dir()
 
 
@@ -40,6 +41,7 @@ def check_usable(uri: str) -> None:
     Raises:
         TrackingError: a folder, a sqlite file that cannot be written, a database nobody listens for.
     """
+    # "postgresql+psycopg2" names the driver too.
     dialect = urlsplit(uri).scheme.partition("+")[0]
     if dialect in ("", "file"):
         raise TrackingError(
