@@ -1,4 +1,4 @@
-"""One run of something: seconds until the device has finished, and the most memory it held. And how long is left."""
+"""Seconds and peak memory of a call, the bandwidth of a copy, and a deadline."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def timed(call: Callable[[], T], device: torch.device) -> Timed[T]:
     """Run ``call`` once, from an idle device to an idle device."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    start_s = now_s(device)
+    start_s = now_s(
+        device
+    )  # waits for the device, here and below: a launch returns long before its kernel has run
     result = call()
     seconds = now_s(device) - start_s
     return Timed(result, seconds, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None)
@@ -36,9 +38,11 @@ def timed(call: Callable[[], T], device: torch.device) -> Timed[T]:
 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes per second that a large copy reads and writes, together (best of several)."""
+    # Less for a processor, which would take seconds for ten copies of a GiB.
     num_bytes = _COPY_BYTES if device.type == "cuda" else _COPY_BYTES // 16
     source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
+    # Each byte is read once and written once.
     return 2 * num_bytes / min(timed(lambda: target.copy_(source), device).seconds for _ in range(10))
 
 
@@ -47,7 +51,7 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._end_s = time.monotonic() + seconds
+        self._end_s = time.monotonic() + seconds  # time.time() can be set back
 
     def left_s(self) -> float:
         """Seconds that are left; below 0 when they are over."""

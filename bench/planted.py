@@ -26,8 +26,8 @@ def planted_keys(
 ) -> Tensor:
     """Random keys of which ``kvmerger_paper`` at ``budget: 0.5`` keeps about ``kept`` (0.3–1), wherever attention falls.
 
-    Each neighbour continues its predecessor's run with the same probability, in every head by itself. Drawn on the CPU, so
-    that every device gets the same keys.
+    Each neighbour continues its predecessor's run with the same probability, in every head by itself. Every device gets the
+    same keys.
 
     Returns:
         k_HND in ``dtype`` on ``device``.
@@ -38,7 +38,7 @@ def planted_keys(
     link_share = (1 - kept) / _ELIGIBLE_SHARE
     if not 0 <= link_share <= 1:
         raise ValueError(f"kept must be from {1 - _ELIGIBLE_SHARE:.2f} to 1, got {kept}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: a GPU's would draw other numbers
     is_start_HN = torch.rand(num_heads, num_tokens, generator=generator) >= link_share
     is_start_HN[:, :1] = True
     index_HN = torch.arange(num_tokens).expand(num_heads, -1)

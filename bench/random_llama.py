@@ -59,8 +59,7 @@ _LLAMA_31_ROPE = {
     "original_max_position_embeddings": 8192,
 }  # fmt: skip
 _SHORTEST_RUN, _FIRST_RUN, _LONGEST_RUN = 1.0, 8.0, 128.0
-_MOST_TRIALS = 9
-"""Of run lengths, a prefill each: halving seven times in between leaves 4 % of a length that would still be searched."""
+_MOST_TRIALS = 9  # run lengths, a prefill each: seven halvings leave 4 % of a length still to be searched
 WANTED_SHARES = (0.45, 0.55)
 _TAIL_TOKENS = 8
 _KIBI = 1024
@@ -77,6 +76,7 @@ def save_random_llama(shape: str, folder: Path, device: str, dtype: torch.dtype,
     """Write the model of `random_llama` to ``folder``, with the demo model's tokenizer, to be loaded by name."""
     tokenizer = load_tokenizer("demo")
     sizes = SHAPES[shape]
+    # Every id of the tokenizer needs a row of the embedding.
     sizes = {**sizes, "vocab_size": max(sizes["vocab_size"], len(tokenizer))}
     _random_module(sizes, device, dtype, seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -89,10 +89,11 @@ def _random_module(sizes: dict[str, Any], device: str, dtype: torch.dtype, seed:
         **sizes, rope_parameters=_LLAMA_31_ROPE, bos_token_id=0, eos_token_id=None, pad_token_id=None
     )
     torch.manual_seed(seed)
+    # Made where it runs: 8B parameters would take a processor minutes. Another kind of device draws other weights.
     with torch.device(device):
         module = LlamaForCausalLM._from_config(config, dtype=dtype, **options)
     module = module.eval().requires_grad_(False)
-    module.generation_config.eos_token_id = None
+    module.generation_config.eos_token_id = None  # no answer ends early: every row decodes all its steps
     return module
 
 
@@ -117,6 +118,7 @@ def planted_ids(num_tokens: int, run_length: float, vocab_size: int, seed: int =
     draw = random.Random(seed)
     ids = [0]
     while len(ids) < num_tokens:
+        # 2.3 times: twice, and in 30 % of the cases once more.
         repeats = int(run_length) + (draw.random() < run_length % 1)
         ids += [draw.randrange(1, vocab_size)] * repeats
     return tuple(ids[:num_tokens])
@@ -127,7 +129,9 @@ def make_prompt(
 ) -> Prompt:
     """A compressed part of ``num_tokens`` with one question, which compression does not see."""
     ids = planted_ids(num_tokens + _TAIL_TOKENS, run_length, model.info.vocab_size, seed)
-    question = Question(ids[num_tokens:], (), num_new_tokens)
+    question = Question(
+        ids[num_tokens:], (), num_new_tokens
+    )  # no gold answer: its NLL costs a pass that no rival makes
     return Prompt(ids[:num_tokens], (question,))
 
 
@@ -167,7 +171,7 @@ def bisect_run_length(share_at: Callable[[float], float]) -> tuple[float, float]
             too_short = run_length
         else:
             too_long = run_length
-        if too_short and too_long < math.inf:
+        if too_short and too_long < math.inf:  # both sides are known
             run_length = math.sqrt(too_short * too_long)
         else:
             run_length = run_length * 2 if share > middle else run_length / 2

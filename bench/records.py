@@ -1,4 +1,4 @@
-"""What a measurement must carry to be compared with another: code, versions, device. Each is a line on disk at once.
+"""Records of measurements as JSON lines: what was measured, with the code, versions and device that make it comparable.
 
 On a machine that got a copy of the tree there is no commit; the digest of the sources says which code it was all the same:
 
@@ -19,8 +19,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 _SOURCES = ("kvmerger", "evaluators", "jobs", "bench")
 _PACKAGES = ("torch", "transformers", "kvpress", "triton")
-_DIGITS = 12
-"""Of a digest or a commit: 48 bits."""
+_DIGITS = 12  # of a digest or a commit: 48 bits
 
 
 def provenance(device: str) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def code() -> dict[str, str | None]:
 
     commit = git_commit()
     if commit is not None:
-        number, plus, _ = commit.partition("+")
+        number, plus, _ = commit.partition("+")  # a plus says that files differ from the commit
         commit = number[:_DIGITS] + plus
     return {"commit": commit, "sources": sources_digest(ROOT)}
 
@@ -42,6 +41,7 @@ def code() -> dict[str, str | None]:
 def sources_digest(root: Path) -> str:
     """A digest of the names and contents of all Python files of our packages and benchmarks below ``root``."""
     digest = hashlib.sha256()
+    # Names as well as contents: two files that change places are other code.
     for path in sorted(path for folder in _SOURCES for path in (root / folder).rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -81,7 +81,7 @@ def append(path: Path | None, record: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
         stream.write(json.dumps(record) + "\n")
-        stream.flush()
+        stream.flush()  # into the file, which fsync then puts on the disk
         os.fsync(stream.fileno())
 
 
@@ -94,6 +94,7 @@ def read(*paths: Path) -> list[dict[str, Any]]:
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError:
+                # Each line is synced before the next is begun, so only the last can have been cut off.
                 if index + 1 < len(lines):
                     raise
     return records

@@ -146,6 +146,7 @@ def planted_prefill(
         states = LayerStates(q_QND, k_HND, v_HND, shape.head_dim**-0.5)
         evidence = Evidence(states, index, shape.num_layers, prompt_seed=0)
         evidence.capture(needs)
+        # As a prefill does: one storage for all layers, which evidence reads instead of keeping copies of its own.
         layers = layers or room_for(shape.num_layers, k_HND)
         layers[index].k_HND.copy_(k_HND)
         layers[index].v_HND.copy_(v_HND)
@@ -168,7 +169,7 @@ def measure(it: PolicyCost, policy: Policy, prefilled: Prefilled, device: torch.
         it.together_s = median(one.compress_s for one in done[1:]) / num_layers
         slots = sum(layer.num_slots for layer in done[0].prefix)
         it.kept_ratio = slots / sum(layer.num_slots for layer in prefilled.layers)
-        del compression, done
+        del compression, done  # frees every variant's cache before the next timing
         it.one_by_one_s = seconds_per_call(lambda: _one_by_one(policy, prefilled), device) / num_layers
         with OpCounter() as together:
             compress_all(prefilled, variants[:1])
@@ -187,7 +188,7 @@ def measure(it: PolicyCost, policy: Policy, prefilled: Prefilled, device: torch.
 
 def seconds_per_call(call: Callable[[], object], device: torch.device) -> float:
     """Median seconds, the device's work included."""
-    call()
+    call()  # compiles, and computes what later calls find ready
     seconds = []
     for _ in range(NUM_CALLS):
         start_s = now_s(device)
@@ -211,6 +212,7 @@ def _attention(states: LayerStates) -> torch.Tensor:
 def _one_by_one(policy: Policy, prefilled: Prefilled) -> list[dict[str, float]]:
     num_tokens, num_heads = prefilled.evidence[0].num_tokens, prefilled.layers[0].num_heads
     budget = Budget.uniform(num_slots_for(BUDGET, num_tokens), num_heads, BUDGET.ratio)
+    # A policy may return slices of the prefill; the engine would copy those, so that is timed as well.
     forbidden = storage_addresses(tensor for layer in prefilled.layers for tensor in layer.tensors())
     counters = []
     for layer, evidence, own in zip(

@@ -1,6 +1,6 @@
 """Decoding one prompt under many variants: a step of the eager loop, one of the CUDA graph, and the time to read the bytes.
 
-    python bench/engine/decode_steps.py [--tokens 16384] [--variants 13] [--new 64] [--questions 1] [--decode-rules]
+    python -m bench.engine.decode_steps [--tokens 16384] [--variants 13] [--new 64] [--questions 1] [--decode-rules]
 
 Needs CUDA. The model has the shape of Llama-3.1-8B and random weights. The variants are `knorm` at budgets from 0.2 to 0.8
 (with `--decode-rules` every second one slides a window while it answers); full and no-context rows come on top. "a step" is
@@ -69,6 +69,7 @@ def measure(options: argparse.Namespace) -> None:
         table.add_column(name, justify="left" if name == "loop" else "right")
     said: list[dict[int, Answer]] = []
     for name, graphs in batches.items():
+        # A step less than there are new tokens: the tail's pass gives the first.
         cells, answers = timed(model, prompt, rows, graphs, options.new - 1, floor_s)
         said.append(answers)
         table.add_row(name, *cells)
@@ -90,7 +91,7 @@ def timed(
     for _ in range(NUM_REPEATS):
         batch.decode()
         seconds.append(batch.decode_s - batch.record_s)
-    best_s = min(seconds)
+    best_s = min(seconds)  # whatever interferes only adds to a time
     step_s = best_s / num_steps
     cells = [first_s, record_s, best_s, 1e3 * step_s, step_s / floor_s]
     return [f"{cell:.2f}" for cell in cells], answers

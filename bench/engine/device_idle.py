@@ -30,8 +30,7 @@ from kvmerger.models.loading import LoadedModel
 _WINDOW_ITEMS = 3
 _NUM_WINDOWS = 8
 _NUM_WARM_UP = 3
-_MARKER = "complex<double>"
-"""In the name of the marker's kernel, and in none of a language model's."""
+_MARKER = "complex<double>"  # in the name of the marker's kernel, and in none of a language model's
 _WAITS = ("Context Sync", "Stream Sync", "Event Sync", "Stream Wait Event")
 _TARGET = 0.02
 
@@ -126,6 +125,7 @@ def watch(model: LoadedModel, prompts: Sequence[Prompt], note: Callable[[Watched
     start_s = time.perf_counter()
     for first in range(0, len(prompts), stride):
         idle = idle_of(_profiled(engine, prompts[first : first + _WINDOW_ITEMS], variants))
+        # Not under the profiler, which slows the host down and would make the device wait more.
         for prompt in prompts[first + _WINDOW_ITEMS : first + stride]:
             engine.run(prompt, variants)
         watched = Watched(watched.idle + idle, watched.num_windows + 1, time.perf_counter() - start_s)
@@ -140,7 +140,7 @@ def _profiled(engine: Engine, prompts: Sequence[Prompt], variants: Sequence[Vari
             _mark()
             engine.run(prompt, variants)
         _mark()
-        torch.cuda.synchronize()
+        torch.cuda.synchronize()  # inside: what has not run when the profiler stops is missing from its record
     stretches = _busy(profiler)
     num_markers = sum(stretch.is_marker for stretch in stretches)
     if num_markers != len(prompts) + 1:
@@ -160,7 +160,7 @@ def idle_of(stretches: Iterable[Busy]) -> Idle:
     idle = between = 0
     end, was_marker = ordered[0].end, ordered[0].is_marker
     for stretch in ordered[1:]:
-        gap = max(0, stretch.start - end)
+        gap = max(0, stretch.start - end)  # work on several streams overlaps
         idle += gap
         if stretch.is_marker or was_marker:
             between += gap

@@ -30,8 +30,9 @@ from kvmerger.prefill.prefill import prefill
 from kvmerger.variants import FULL, FULL_AA
 
 _RUN_LENGTH = 2.0
-_MOST_ROWS = 32
-"""Of the buckets the full row is forced in; each holds the row's bytes once, whatever its size."""
+_MOST_ROWS = (
+    32  # of the buckets the full row is forced in; each holds the row's bytes once, whatever its size
+)
 
 
 def main() -> int:
@@ -51,6 +52,7 @@ def main() -> int:
     with torch.inference_mode():
         for seed in range(options.prompts):
             prompt = make_prompt(model, options.tokens, _RUN_LENGTH, options.new_tokens, seed)
+            # += on a Counter drops counts of 0, which it gives back as 0 when they are asked for.
             counts += compare_one(model, prompt, race_variants())
             print(f"prompt {seed + 1} of {options.prompts}: {dict(counts)}", flush=True)
     print(_summary(counts, f"{options.dtype} on {options.device}, {options.tokens} tokens"))
@@ -63,7 +65,7 @@ def compare_one(model: LoadedModel, prompt: Prompt, variants: Sequence[Variant])
     graphs = graphs_for(model)
     bucket = bucket_for(len(rows))
     tokens, hidden = _answers(model, graphs, prompt, rows, bucket)
-    forced_ids = tokens[0]
+    forced_ids = tokens[0]  # hidden states can be compared along the same tokens only
     counts: Counter[str] = Counter()
     again_tokens, again_hidden = _answers(model, graphs, prompt, rows, bucket, forced_ids)
     for index in rows:

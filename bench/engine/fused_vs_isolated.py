@@ -1,6 +1,6 @@
 """One prefill and one batch for all variants, against every variant alone: seconds for the same items, in one run.
 
-    python bench/engine/fused_vs_isolated.py [CONFIG.yaml] [--limit 8] [--set a.b=value]
+    python -m bench.engine.fused_vs_isolated [CONFIG.yaml] [--limit 8] [--set a.b=value]
 
 Each item runs both ways back to back, in alternating order, on one loaded model; a first item warms up and is not
 counted. Both ways give the same rows; how far their numbers are apart is printed beside the times.
@@ -60,6 +60,7 @@ def main() -> None:
     run_once(engine, units[0], variants, EXECUTIONS)
     timed = []
     for index, unit in enumerate(units):
+        # Alternating, so that neither way always runs on what the other left warm.
         timed.append(run_once(engine, unit, variants, EXECUTIONS if index % 2 else EXECUTIONS[::-1]))
         seconds = ", ".join(f"{name} {timed[-1].seconds[name]:.1f} s" for name in EXECUTIONS)
         console.print(f"item {index + 1} of {len(units)}: {seconds}", highlight=False)

@@ -93,6 +93,7 @@ def measure(model: LoadedModel, num_tokens: int, options: argparse.Namespace) ->
     found: list[Measured] = []
     alone: list[Rows] = []
     for at_once in options.at_once:
+        # Room for exactly so many prompts; the two rows beside the variants are full and no context.
         engine = Engine(model, Limits(max_rows=at_once * bucket_for(len(variants) + 2)))
 
         def run(prompts: Sequence[Prompt], engine: Engine = engine, at_once: int = at_once) -> list[Rows]:
@@ -103,7 +104,7 @@ def measure(model: LoadedModel, num_tokens: int, options: argparse.Namespace) ->
         run(prompts)
         free_memory(model.device)
         one = timed(lambda run=run: run(prompts), model.device)  # type: ignore[misc]
-        alone = alone or one.result
+        alone = alone or one.result  # of the first number asked for, which is 1 unless told otherwise
         done = [[row for row in rows if isinstance(row, Generation)] for rows in one.result]
         phases = {phase: sum(_phase_s(rows, phase) for rows in done) / len(prompts) for phase in _PHASES}
         num_failed = sum(len(all_rows) - len(rows) for all_rows, rows in zip(one.result, done, strict=True))
@@ -146,6 +147,7 @@ def _phase_s(rows: Sequence[Generation], phase: str) -> float:
     """Of one prompt: compression of every variant, and a batch's shared seconds once for each batch (main and A/A)."""
     if phase == "compress_s":
         return sum(row.seconds[phase] for row in rows)
+    # A set: all rows of a batch carry the very same number.
     return sum({row.seconds[phase] for row in rows})
 
 

@@ -65,6 +65,7 @@ class MemoryWatch:
         allocated = peak = 0
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+            # Read before the reset: this peak belongs to what ends here.
             allocated = torch.cuda.memory_allocated(self.device)
             peak = torch.cuda.max_memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -87,6 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     model = random_llama(options.shape, options.device)
     if options.history:
+        # Private in torch, and the only way to what pytorch.org/memory_viz reads.
         torch.cuda.memory._record_memory_history(max_entries=_MOST_RECORDED_EVENTS)
     watch = MemoryWatch(model.device)
     watch.note("weights loaded")
@@ -95,6 +97,7 @@ def main() -> None:
         for outcome in outcomes:
             print(_line(outcome))
     finally:
+        # Also when memory has run out, which is when the trace is wanted most.
         watch.note("end")
         print(table(watch.moments))
         if options.output:

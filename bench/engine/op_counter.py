@@ -27,6 +27,7 @@ _WAITING_OPS = {
 }
 # Read or written by the host without an op of its own where the device is a CPU.
 _WAITING_FUNCTIONS = {"tolist", "numpy", "cpu"}
+# Memory alone, or a copy that is counted as a wait.
 _WITHOUT_LAUNCH = {"_local_scalar_dense", "empty", "empty_like", "empty_strided", "new_empty"}
 
 
@@ -77,11 +78,12 @@ class _Ops(TorchDispatchMode):
             self._waits[name] += 1
         if not op.is_view and name not in _WITHOUT_LAUNCH:
             self._launches[name] += 1
-        return op(*args, **kwargs)
+        return op(*args, **kwargs)  # torch leaves the mode in here, so that an op is not counted twice
 
 
 def _waits_for_its_shape(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if name in ("index", "index_put", "index_put_"):
+        # A mask as an index: the host must know how many of it are true.
         return any(index is not None and index.dtype == torch.bool for index in args[1])
     if name == "segment_reduce":  # it fetches the lengths to check them
         return not kwargs.get("unsafe")

@@ -3,8 +3,8 @@
     python -m bench.kernels [--only compress] [--cache-tokens 4096,16384] [--prompt-tokens 4096,16384,65536] [--rows 16]
     python -m bench.kernels --tune [--seconds 500]
 
-Needs CUDA; measures at the shape of an 8B model's layer, in bf16 and once in fp32. ``kernel_ragged``, ``kernel_mass`` and
-``kernel_compress`` say what is measured and what was predicted. "device" is between two CUDA events with a cold L2 cache; "a
+Needs CUDA; measures at the shape of an 8B model's layer, in bf16 and once in fp32. `ragged`, `mass` and `compress` in this
+folder say what is measured and what was predicted. "device" is between two CUDA events with a cold L2 cache; "a
 call" is wall clock per call of many in a row; "floor" uses the ceilings of the second line, which are measured first. With
 OUT set, all numbers also go to $OUT/kernels.json. Nothing new is begun after --seconds.
 """
@@ -134,7 +134,9 @@ def _save(found: dict[str, Any]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.kernels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--cache-tokens", type=_whole_numbers, default=(4096, 16384), help="of a full row")
     parser.add_argument("--prompt-tokens", type=_whole_numbers, default=(4096, 16384, 65536))

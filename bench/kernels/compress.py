@@ -46,6 +46,7 @@ def measure_compress(
     place_K = dispatch.highest_places(scores_HN, count_H)
     slot_bytes = 2 * heads.head_dim * layer.k_SD.element_size()
 
+    # Scores are fp32, places int64.
     rank = Bench(
         "ranking", case, ceilings.floor_s(4 * scores_HN.numel() + 8 * place_K.numel()), deadline_s, report
     )
@@ -67,6 +68,7 @@ def measure_compress(
 
 def _runs(num_rows: int, num_tokens: int) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
     """Members, lengths, targets and groups of each row: runs of one, two and three tokens in turn."""
+    # A pattern covers 6 tokens; those left over are runs of one.
     pattern_R = torch.tensor([1, 2, 3], device=DEVICE).repeat(num_tokens // 6)
     length_R = torch.cat([pattern_R, pattern_R.new_ones(num_tokens - int(pattern_R.sum()))])
     length_S = length_R.repeat(num_rows)

@@ -27,7 +27,7 @@ from kvmerger.kernels.prompt_attention import causal_attention
 from kvmerger.kernels.reference import prompt as prompt_reference
 
 WINDOW_TOKENS = 64
-MOST_REFERENCE_TOKENS = 16384
+MOST_REFERENCE_TOKENS = 16384  # beyond it the reference would take most of the time there is
 BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
 
 
@@ -41,8 +41,7 @@ def measure_mass(
     """Report plain attention, attention with mass, and the parts."""
     q_1QND, k_1HND, v_1HND = make_prompt(heads, num_tokens)
     q_QND, k_HND, scaling = q_1QND[0], k_1HND[0], heads.head_dim**-0.5
-    product_flop = _product_flop(heads, num_tokens)
-    product_s = ceilings.floor_s(0, product_flop)
+    product_s = ceilings.floor_s(0, _product_flop(heads, num_tokens))
     case = f"{num_tokens} tokens"
     attention = Bench("prompt attention", case, 2 * product_s, deadline_s, report)
     mass = Bench("attention mass", case, product_s, deadline_s, report)
@@ -71,31 +70,44 @@ def measure_mass(
         floor_s=3 * product_s,
         note=lambda s: f"{s / chosen.device_s:.2f} x plain" if chosen.device_s else "",
     )
+    _measure_mass_alone(mass, (q_QND, k_HND, scaling), lse_QN, expected_HN, ceilings)
+
+
+def _measure_mass_alone(
+    mass: Bench,
+    prompt: tuple[Tensor, Tensor, float],
+    lse_QN: Tensor | None,
+    expected_HN: Tensor | None,
+    ceilings: Ceilings,
+) -> None:
+    """Report mass of queries, keys and their scaling, of the whole prompt and of its last tokens."""
+    q_QND, k_HND, _ = prompt
     mass.run(
         "Triton, torch's log-sum-exp" + ("" if lse_QN is not None else ": it gave none"),
-        lambda: lambda: dispatch.attention_mass(q_QND, k_HND, scaling, lse_QN),
+        lambda: lambda: dispatch.attention_mass(*prompt, lse_QN),
         expected=expected_HN,
     )
     mass.run(
         "Triton, both passes",
-        lambda: lambda: dispatch.attention_mass(q_QND, k_HND, scaling),
+        lambda: lambda: dispatch.attention_mass(*prompt),
         expected=expected_HN,
-        floor_s=2 * product_s,
+        floor_s=2 * mass.floor_s,
     )
-    window_bytes = k_HND.nbytes + q_QND.shape[0] * num_tokens * torch.float32.itemsize
+    # Keys are read once; a number in fp32 is written for each query head and token.
+    num_query_heads, num_tokens, _ = q_QND.shape
+    window_s = ceilings.floor_s(k_HND.nbytes + num_query_heads * num_tokens * torch.float32.itemsize)
     mass.run(
         f"Triton, last {WINDOW_TOKENS}",
-        lambda: lambda: dispatch.window_attention(q_QND, k_HND, scaling, WINDOW_TOKENS, lse_QN),
-        expected=prompt_reference.window_attention(q_QND, k_HND, scaling, WINDOW_TOKENS),
-        floor_s=ceilings.floor_s(window_bytes),
+        lambda: lambda: dispatch.window_attention(*prompt, WINDOW_TOKENS, lse_QN),
+        expected=prompt_reference.window_attention(*prompt, WINDOW_TOKENS),
+        floor_s=window_s,
     )
     if expected_HN is not None:
-        mass.run("reference", lambda: lambda: prompt_reference.attention_mass(q_QND, k_HND, scaling))
-        window = (q_QND, k_HND, scaling, WINDOW_TOKENS)
+        mass.run("reference", lambda: lambda: prompt_reference.attention_mass(*prompt))
         mass.run(
             f"reference, last {WINDOW_TOKENS}",
-            lambda: lambda: prompt_reference.window_attention(*window),
-            floor_s=ceilings.floor_s(window_bytes),
+            lambda: lambda: prompt_reference.window_attention(*prompt, WINDOW_TOKENS),
+            floor_s=window_s,
         )
 
 
@@ -152,6 +164,7 @@ def measure_backends(
         bench.run(
             f"torch {backend.name.lower()}",
             lambda attend=attend: attend,
+            # 7 less: a length that nothing has been planned for, and no multiple of 8.
             note=lambda _, attend=attend: (
                 f"a new length: {1000 * first_call_s(lambda: attend(num_tokens - 7)):.0f} ms, "
                 f"then {1000 * first_call_s(lambda: attend(num_tokens - 7)):.0f} ms"
@@ -176,5 +189,6 @@ def _product_flop(heads: Heads, num_tokens: int) -> int:
 
 def _chosen(q_1QND: Tensor, k_1HND: Tensor, scaling: float) -> str:
     """The name of the kernel that torch takes by itself."""
+    # Private, and the only way to ask which kernel torch would take.
     choice = torch._fused_sdp_choice(q_1QND, k_1HND, k_1HND, is_causal=True, scale=scaling, enable_gqa=True)
     return f"is {SDPBackend(choice).name.lower()}"

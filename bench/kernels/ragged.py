@@ -130,6 +130,7 @@ def make_batch(heads: Heads, num_rows: int, num_slots: int, num_tokens: int) -> 
         )
         k_SD, v_SD = torch.randn(2, sum(lengths), heads.head_dim, **options).unbind()
         position_S = torch.cat([torch.arange(length) for length in lengths]).int().to(timing.DEVICE)
+        # Cloned: unbind gives two views of one storage, and compression leaves each tensor in its own.
         prefixes.append((LayerCache(k_SD.clone(), v_SD.clone(), position_S, lengths),))
     cache = RaggedCache(prefixes, [num_slots] * num_rows, TAIL_TOKENS + num_tokens)
     for num_new in (TAIL_TOKENS, num_tokens):
@@ -153,6 +154,7 @@ def floor_s(batch: Batch, ceilings: Ceilings) -> float:
     num_query_heads, num_tokens, head_dim = batch.q_RQTD.shape[1:]
     num_queries = num_query_heads // batch.layer.tail_k_RHCD.shape[1] * num_tokens
     slot_bytes = 2 * head_dim * batch.q_RQTD.element_size()
+    # Two products, each a multiplication and an addition.
     return ceilings.floor_s(num_visible * slot_bytes, 4 * num_visible * head_dim * num_queries)
 
 
@@ -168,6 +170,7 @@ def flash_varlen(batch: Batch, heads: Heads) -> Callable[[], Tensor]:
     )
 
     def call() -> Tensor:
+        # Private: torch's public attention takes no packed sequences.
         attend = torch.ops.aten._flash_attention_forward
         out_PGD = attend(
             q_PGD,
@@ -191,6 +194,7 @@ def padded_sdpa(batch: Batch, heads: Heads) -> Callable[[], Tensor]:
     """`scaled_dot_product_attention` over padded slots and a mask; a row's head each, its group as more queries."""
     q_P1XD, k_P1ND, v_P1ND, last_seen_PX = _padded(batch, heads)
     column_N = torch.arange(k_P1ND.shape[2], device=q_P1XD.device)
+    # Added to the scores, not boolean: torch would make this of a boolean one in every call.
     mask_PXN = torch.zeros(*last_seen_PX.shape, len(column_N), dtype=q_P1XD.dtype, device=q_P1XD.device)
     mask_PXN.masked_fill_(column_N > last_seen_PX[:, :, None], float("-inf"))
 
@@ -218,7 +222,7 @@ def padded_flex(batch: Batch, heads: Heads) -> Callable[[], Tensor]:
         KV_LEN=k_P1ND.shape[2],
         device=timing.DEVICE,
     )
-    attend = torch.compile(flex_attention, dynamic=False)
+    attend = torch.compile(flex_attention, dynamic=False)  # compiled for these shapes alone: its best case
 
     def call() -> Tensor:
         out_P1XD = attend(q_P1XD, k_P1ND, v_P1ND, block_mask=block_mask, scale=batch.scaling)

@@ -96,7 +96,7 @@ def measure_ceilings() -> Ceilings:
     return Ceilings(
         2 * COPY_BYTES / copy_s,
         num_flop / device_s(lambda: half_a @ half_b),
-        num_flop / device_s(lambda: a @ b),
+        num_flop / device_s(lambda: a @ b),  # TF32 is off in torch unless asked for
     )
 
 
@@ -104,7 +104,7 @@ def device_s(call: Callable[[], object]) -> float:
     """Median seconds between two events around a call, the L2 cache overwritten before each."""
     import triton.testing
 
-    return float(triton.testing.do_bench(call, return_mode="median")) / 1000
+    return float(triton.testing.do_bench(call, return_mode="median")) / 1000  # it gives milliseconds
 
 
 def call_s(call: Callable[[], object]) -> float:
@@ -114,7 +114,7 @@ def call_s(call: Callable[[], object]) -> float:
     while len(seconds) < NUM_TIMINGS and sum(seconds) * CALLS_OF_A_TIMING < MOST_WALL_S:
         start_s = time.perf_counter()
         for _ in range(CALLS_OF_A_TIMING):
-            call()
+            call()  # no wait in between: launches of the next overlap with the work of the last, as in an engine
         synchronize()
         seconds.append((time.perf_counter() - start_s) / CALLS_OF_A_TIMING)
     return statistics.median(seconds)

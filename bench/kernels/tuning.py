@@ -85,6 +85,7 @@ def tune(
             for tiling in (replace(best, **{knob: value}) for value in values):
                 if tiling in seconds or time.monotonic() > deadline_s:
                     continue
+                # `best` may change while a knob's values are tried; those still to come then go with its other fields.
                 seconds[tiling] = _seconds_of(tiling, call, expected, time_of, say)
                 if seconds[tiling] < WORTHWHILE * seconds[best]:
                     best = tiling

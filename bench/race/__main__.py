@@ -5,8 +5,7 @@
 
 A side runs at every length, or at those after its ``@``. What is measured is a line of JSON at once (in $OUT/race.jsonl, or
 --output), kvpress's sides after each press they try: a run that is cut off has lost nothing but its last press. A side or a
-variant that fails is reported, and the rest goes on. Sides run in the order of the first line above, whatever order they are
-asked in: importing kvpress patches every attention function of transformers, ours included.
+variant that fails is reported, and the rest goes on. Sides run in the order of the first line above.
 """
 
 from __future__ import annotations
@@ -39,8 +38,7 @@ from kvmerger.generation import Prompt
 from kvmerger.models.loading import LoadedModel
 
 _KIBI = 1024
-_SECONDS = 540.0
-"""Of a command, as long as nothing else is asked for: machines that are lent allow ten minutes."""
+_SECONDS = 540.0  # machines that are lent allow a command ten minutes
 Keep = Callable[[Mapping[str, Any]], None]
 """Told what a side has measured so far."""
 Side = Callable[[LoadedModel, Prompt, list[Variant], Deadline, Keep], dict[str, Any]]
@@ -70,6 +68,7 @@ def main() -> None:
             at = {"side": name, "length": length, **planted[length], **common}
             prompt = make_prompt(model, length, planted[length]["run_length"], options.new_tokens)
 
+            # `at` as a default: the loop binds the name anew.
             def keep(measured: Mapping[str, Any], at: dict[str, Any] = at) -> None:
                 append(options.output, {**at, **measured})
 
@@ -79,6 +78,8 @@ def main() -> None:
     print(markdown(records))
 
 
+# They run in this order, whatever order they are asked in: kvpress, once imported, patches every attention function of
+# transformers, ours included.
 SIDES: dict[str, Side] = {
     "floor": lambda model, prompt, *_: ours.floor(model, prompt),
     "fused": lambda model, prompt, variants, *_: ours.fused(model, prompt, variants),
@@ -114,7 +115,7 @@ def _measure(
 ) -> dict[str, Any]:
     if deadline.left_s() <= 0:
         return {"error": f"not run: the {deadline.seconds:g} s were over"}
-    free_memory(model.device)
+    free_memory(model.device)  # so that a side's peak is its own
     start_s = time.monotonic()
     try:
         record = SIDES[side](model, prompt, variants, deadline, keep)
@@ -151,7 +152,9 @@ def side_of(text: str) -> AskedSide:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.race",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--lengths", nargs="+", type=tokens_of, default=[8 * _KIBI, 16 * _KIBI, 32 * _KIBI])
     parser.add_argument(

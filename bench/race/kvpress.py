@@ -37,8 +37,7 @@ _NEEDS_EAGER = ("h2o",)
 _FULL = ("full", 1.0)
 _PROBE = ("knorm", 0.5)
 _PRESSED = (_FULL, *((name, budget) for name in EVICTING for budget in BUDGETS))
-_MARGIN = 1.2
-"""Times the slowest press so far: the time that must be left for another."""
+_MARGIN = 1.2  # times the slowest press so far: the time that must be left for another
 Report = Callable[[str, float | str], None]
 """Told each variant's label with its seconds, or with why it failed."""
 Keep = Callable[[Mapping[str, Any]], None]
@@ -73,6 +72,7 @@ def stock(
     )
     assert isinstance(pipe, KVPressTextGenerationPipeline)
     question = prompt.questions[0]
+    # Without the first id: the pipeline puts the BOS in front by itself.
     context, tail = _text(prompt.context_ids[1:]), _text(question.tail_ids)
     seen = pipe.preprocess(context, [tail], answer_prefix="", max_context_length=2**31)
     assert tuple(seen["context_ids"][0].tolist()) == prompt.context_ids, "both sides must read the same ids"
@@ -124,7 +124,7 @@ def _fastest(
             tried[str(way)] = seconds_of[way] = run.seconds / way.batch
         except Exception as error:  # noqa: BLE001 - a way that does not fit or does not work is reported, others are tried
             tried[str(way)] = _why(error)
-        decoders.clear()
+        decoders.clear()  # static caches: they must not lie beside those of the next way
         free_memory(model.device)
         race.report(f"way: {way}", tried[str(way)])
         race.keep_so_far()
@@ -226,6 +226,7 @@ def _answer(
         module.model(input_ids=context_BN, past_key_values=cache)
     module.set_attn_implementation("sdpa")
     first = context_BN.shape[1]
+    # Positions go on after the whole prompt, however many of its slots are left.
     position_1T = torch.arange(first, first + tail_BT.shape[1], device=model.device)[None]
     output = module(
         input_ids=tail_BT,
@@ -258,6 +259,7 @@ def _press(name: str, budget: float) -> Any:
 
     if name == "full":
         return None
+    # Rounded: kvpress cuts n * (1 - ratio) to whole slots, and an error in the last bit would cost one.
     return getattr(kvpress, PRESSES[name])(compression_ratio=round(1 - budget, 6))
 
 

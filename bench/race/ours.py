@@ -37,10 +37,12 @@ def floor(model: LoadedModel, prompt: Prompt) -> dict[str, Any]:
     module.set_attn_implementation("sdpa")
     try:
         runs = [
+            # `and None` drops the output, whose cache would otherwise stay alive into the next run and its peak.
             timed(lambda: module.model(input_ids=ids_1T, use_cache=True) and None, model.device)
             for _ in range(NUM_REPEATS + 1)
         ][1:]
     finally:
+        # The engine's calls land in our attention only under this name; the sides after this one share the module.
         module.set_attn_implementation("kvmerger")
     return {
         "seconds": statistics.median(run.seconds for run in runs),
@@ -74,7 +76,7 @@ def fused(
         "kv_bytes": sum(row.kv_bytes + row.tail_bytes for label, row in rows.items() if label != FULL_AA),
         "kept": {label: row.kv_bytes / row.full_kv_bytes for label, row in rows.items()},
         "num_steps": len(rows[FULL].token_ids),
-        "num_variants": len(rows) - 2,
+        "num_variants": len(rows) - 2,  # without A/A and no context; the full cache is one of the 15
         "peak_bytes": middle.peak_bytes,
         "failures": _failures(middle.result),
     }
@@ -87,7 +89,9 @@ def isolated(model: LoadedModel, prompt: Prompt, variants: Sequence[Variant]) ->
     without recording decode steps, which the fused side has done while warming up.
     """
     engine = Engine(model, _COMPARE_ONE_TOKEN)
-    engine.run(prompt, variants[:1], execution="isolated")
+    engine.run(
+        prompt, variants[:1], execution="isolated"
+    )  # compiles kernels, which fused has done while warming up
     run = timed(lambda: engine.run(prompt, variants, execution="isolated"), model.device)
     rows = {label: row for label, row in _by_label(run.result).items() if label not in (FULL_AA, NO_CONTEXT)}
     each = {

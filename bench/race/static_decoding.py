@@ -1,4 +1,6 @@
-"""Decode a compressed cache of transformers from a static one: one step is captured, then replayed.
+"""Decode a compressed cache of transformers by a CUDA graph: it is copied into a static cache, one step of which is replayed.
+
+A replay works on the addresses that were captured, so every tensor of a step is made once and only ever written in place.
 
 Shapes: B rows, S slots (kept ones and room for the answer), T tokens.
 """
@@ -50,6 +52,7 @@ class StaticDecoder:
             module.device,
         )
         self._position_B1 = torch.zeros_like(self._token_B1)
+        # Slots still to be written are masked, not left out: shapes are captured as well.
         self._is_visible_B11S = torch.zeros(batch, 1, 1, size, dtype=torch.bool, device=module.device)
         self._answer_BT = torch.zeros(batch, num_new_tokens, dtype=torch.long, device=module.device)
         self._graph = self._capture() if module.device.type == "cuda" else None
@@ -65,7 +68,7 @@ class StaticDecoder:
                 self._step()
             else:
                 self._graph.replay()
-        return self._answer_BT.clone()
+        return self._answer_BT.clone()  # the next answer is written into the same storage
 
     def _set(self, token_B1: Tensor, position: int) -> None:
         self._token_B1.copy_(token_B1)
@@ -76,6 +79,7 @@ class StaticDecoder:
         self._answer_BT[:, :1] = token_B1
 
     def _step(self) -> None:
+        # Before the pass: a token sees itself.
         self._is_visible_B11S.index_fill_(3, self._slot_1, True)
         logits_B1V = self._module(
             input_ids=self._token_B1,
@@ -85,11 +89,13 @@ class StaticDecoder:
             past_key_values=self._cache,
         ).logits
         self._token_B1.copy_(logits_B1V[:, -1].argmax(dim=-1, keepdim=True))
+        # A tensor, not a Python number: a replay would repeat the captured one.
         self._slot_1.add_(1)
         self._position_B1.add_(1)
         self._answer_BT.index_copy_(1, self._slot_1 - self._num_slots, self._token_B1)
 
     def _capture(self) -> torch.cuda.CUDAGraph:
+        # Warmed up on a side stream, as torch asks: what a first call allocates and tries out must not be captured.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -13,8 +13,7 @@ from typing import Any
 
 TARGETS = {"kvpress": "≥ 25", "isolated": "≥ 7"}
 FLOOR_TARGET = 1.25
-PARTS_OF_PHASES = ("record_graph_shared_s", "decode_rules_shared_s")
-"""Seconds that lie within another phase."""
+PARTS_OF_PHASES = ("record_graph_shared_s", "decode_rules_shared_s")  # these seconds lie within another phase
 _THRESHOLD_MODE = "kvmerger_paper"
 _GIB = 2**30
 Record = Mapping[str, Any]
@@ -25,6 +24,7 @@ def markdown(records: Iterable[Record]) -> str:
     by_device: dict[str, dict[tuple[int, str], Record]] = {}
     for record in records:
         by_key, key = by_device.setdefault(record["device"], {}), (record["length"], record["side"])
+        # >=: of two equally complete ones the later counts.
         if key not in by_key or _completeness(record) >= _completeness(by_key[key]):
             by_key[key] = record
     return "\n\n".join(_of_device(device, by_key) for device, by_key in by_device.items())

@@ -32,8 +32,7 @@ from bench.records import append, default_path, provenance, read
 ROOT = Path(__file__).parents[2]
 _TASKS = ("ruler/niah_single_2", "ruler/vt")
 _POLICIES = ("kvmerger", "snapkv", "streaming_llm", "knorm", "tova", "keydiff", "h2o")
-_WARM_UP_ITEMS = 2
-"""Of each actor."""
+_WARM_UP_ITEMS = 2  # of each actor
 _TARGET = 0.95
 _RANDOM = "random-"
 _EXIT_OK, _EXIT_SOME_FAILED = 0, 3
@@ -67,6 +66,7 @@ def main() -> None:
     }
     model = saved_model(options.model, folder)
     for actors in options.actors:
+        # A new folder each time: in an old one the sweep would find its rows and compute nothing.
         settings = settings_for(options, model, actors, folder / f"actors-{actors}-{time.time_ns()}")
         record = {**asked, **run_sweep(settings, actors, folder / f"actors-{actors}.yaml")}
         append(path, record)
@@ -97,6 +97,7 @@ def run_sweep(settings: Mapping[str, Any], actors: int, config: Path) -> dict[st
     start_s = time.monotonic()
     code = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / "sweep.py"), str(config)],
+        # To stderr: stdout holds records and table.
         cwd=ROOT, check=False, stdout=sys.stderr, env={**os.environ, "PYTHONUNBUFFERED": "1"},
     ).returncode  # fmt: skip
     if code not in (_EXIT_OK, _EXIT_SOME_FAILED):

@@ -1,6 +1,6 @@
 """How long scoring a full LongBench prediction set takes: seconds per task, and together.
 
-    python bench/service/scoring.py FOLDER [RUN]
+    python -m bench.service.scoring FOLDER [RUN]
 
 The folder holds `answers.jsonl.gz` (all 4,750 official rows) and `*pred_<RUN>.jsonl.gz`. One process scores; the target is
 two minutes. Scores are printed too, since a fast wrong one is worth nothing.
@@ -48,9 +48,8 @@ def main() -> None:
 
 
 def _score(metric: str, row: dict[str, Any], official: dict[Any, dict[str, Any]]) -> float:
-    gold = (
-        row if "answers" in row else official[row["task"], row["i"]]
-    )  # a run that is not aligned brings its own answers
+    # A run whose rows are in another order than the official ones brings its own answers.
+    gold = row if "answers" in row else official[row["task"], row["i"]]
     return score(metric, row["pred"], gold["answers"], gold["all_classes"] or ())
 
 

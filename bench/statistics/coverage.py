@@ -164,8 +164,9 @@ def _bca_part(strata: Strata, part: slice, confidence: float) -> FloatArray:
     return np.stack([np.quantile(*both) for both in zip(means_DR, levels_D2, strict=True)])
 
 
-@cache
+@cache  # the same resamples for all data sets, as a seeded method has them
 def _counts(num_clusters: int, stream: int) -> FloatArray:
+    # How often each cluster is drawn: sums over resamples are then one matrix product.
     drawn_RC = np.concatenate(list(drawn_clusters(num_clusters, stream, NUM_RESAMPLES)))
     return np.stack([np.bincount(it, minlength=num_clusters) for it in drawn_RC]).astype(float)
 
@@ -189,6 +190,7 @@ def simulate(
         return Strata([draw(it, num_datasets, num_clusters, max_items, rng) for it in tilted])
 
     truth = float(np.mean([it.mean for it in worlds]))
+    # One stream of random numbers: in another order these would be other data sets, and another table.
     untilted, null, at_margin = drawn(None), drawn(0.0), drawn(-MARGIN)
     flip_null_D = flip_p_values(null)
     enough_D = at_margin.has_enough_pairs_D

@@ -79,6 +79,7 @@ def other_slots(label: str) -> list[str]:
 
 def half_of(row: Row) -> str:
     """Which half the row's context belongs to: the same for all items and variants on it."""
+    # Not `hash`, which is another for the same text in every process.
     return HALVES[zlib.crc32(str(row["cluster_id"]).encode()) % 2]
 
 

@@ -54,6 +54,7 @@ def simulate(
     """Verdicts on nights of `num_items` a task; `draws` say how each policy does on each task."""
     rng = np.random.default_rng([seed, num_items])
     shape_DI = (num_nights, num_items)
+    # Drawn in this order from one stream: policies first, then the night's A/A rows.
     policies = [[draw(it, shape_DI, rng) for draw, it in zip(of, recorded, strict=True)] for of in draws]
     noises = [[null_night(it, shape_DI, rng) for it in recorded]] * len(draws)  # one full cache a night
     return verdicts(policies, noises, margin, GateSettings().alpha)

@@ -51,7 +51,7 @@ class World:
 
     def tilted(self, mean: float) -> World:
         """The same values with weights proportional to exp(t * value), t such that the mean is `mean`."""
-        centred_N = self.differences_N - mean
+        centred_N = self.differences_N - mean  # shifts all exponents alike, which softmax takes out again
 
         def weights(tilt: float) -> FloatArray:
             return np.asarray(special.softmax(np.log(self.weights_N) + tilt * centred_N))
@@ -112,6 +112,7 @@ def draw(
     """Data sets with 1 to `max_items` items a context, sizes equally likely and independent of the values."""
     shape = (num_datasets, num_clusters, max_items)
     cumulative_N = np.cumsum(world.weights_N)
+    # Divided by its end, which is 1 only up to rounding: a draw above it would fall off the list.
     picked = np.searchsorted(cumulative_N / cumulative_N[-1], rng.random(shape))
     values_DCI = world.differences_N[picked]  # I: items of a context
     if max_items > 1:

@@ -87,6 +87,7 @@ def lost_answers(loss: float) -> Draw:
     def draw(recorded: Recorded, shape_DI: tuple[int, int], rng: np.random.Generator) -> Scores:
         night = null_night(recorded, shape_DI, rng)
         mean = float((recorded.full_N.mean() + recorded.alike_N.mean()) / 2)
+        # A lost answer costs its score, so a share of loss / mean of them costs `loss` on average.
         is_lost_DI = rng.random(shape_DI) < loss / mean
         return Scores(np.where(is_lost_DI, 0.0, night.tonight_DI), night.baseline_DI)
 
@@ -132,6 +133,7 @@ def verdicts(
 
 def holm_adjusted(p_DK: FloatArray) -> FloatArray:
     """Holm's step-down p-values of each night's K tests."""
+    # Stable, like the sort of the shipped Holm.
     order_DK = np.argsort(p_DK, axis=1, kind="stable")
     weights_K = np.arange(p_DK.shape[1], 0, -1)
     sorted_DK = np.minimum(1.0, np.take_along_axis(p_DK, order_DK, axis=1) * weights_K)
@@ -158,6 +160,7 @@ def _margin_verdicts(strata: Strata, margin: float) -> tuple[BoolArray, BoolArra
         num_items = strata.tasks[0].sums_DC.shape[1]
         num_lower_D = strata.tasks[0].num_lower_D
         bound_D = stats.beta.ppf(1 - ONE_SIDED_ALPHA, num_lower_D + 1, num_items - num_lower_D)
+        # The exact upper bound is NaN where every item loses; there enough items differ, so it is not asked.
         pass_D = pass_D | (~enough_D & (bound_D < margin))
     return pass_D, fail_D
 
