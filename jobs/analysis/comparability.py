@@ -1,4 +1,4 @@
-"""Which rows of two results may be paired: what makes a pair wrong is refused, what may explain a difference is told.
+"""Which rows of two results may be paired: differences that would make a pair wrong are refused, others are listed.
 
 Pure over result rows. A and B must share model, revision, dtype and query mode, and ask and score each common item alike.
 Versions, device, execution, seed and a policy's settings may differ: they can be what the comparison is about.
@@ -44,11 +44,11 @@ Names = tuple[str, str]
 
 
 class ComparisonError(ValueError):
-    """Results that cannot be paired, with what differs, or what there is instead."""
+    """Two results cannot be paired. The message says in what they differ, or what there is instead."""
 
 
 def run_key(row: Row) -> RunKey:
-    """Query mode and model, which every row has, failed ones too: rows of two keys are never paired."""
+    """(query mode, model): rows in which these differ are never paired. Failed rows have them too."""
     return row["query_mode"], row["model"]
 
 
@@ -91,7 +91,7 @@ def check_comparable(
 def differences_to_tell(
     rows_a: Sequence[Row], rows_b: Sequence[Row], names: Names = ("A", "B")
 ) -> tuple[str, ...]:
-    """Sentences on what else is not the same: versions, machine, policies' settings, or the engine's results version."""
+    """A sentence for everything else that differs: versions, machine, a policy's settings, or the engine's version."""
     done_a, done_b = ([row for row in rows if row["status"] in DONE_STATUSES] for rows in (rows_a, rows_b))
     told = _differing(done_a, done_b, _TOLD_COLUMNS, names)
     versions_a, versions_b = _versions(done_a), _versions(done_b)
@@ -156,7 +156,7 @@ def _is_other(column: str, row_a: Row, row_b: Row) -> bool:
 
 
 def _has_other_identities(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> bool:
-    """An identity covers all that was asked, so equal questions to the full cache have equal ones."""
+    """Whether rows of the full cache on the same item have different identities, hence were asked something else."""
     full_a, full_b = (
         {row["item_id"]: row["identity"] for row in rows if row["variant"] == FULL}
         for rows in (rows_a, rows_b)
@@ -166,6 +166,7 @@ def _has_other_identities(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> bool:
 
 def _versions(rows: Sequence[Row]) -> dict[str, str]:
     """Package → versions the rows were made with."""
+    # A folder that went on after an upgrade has rows of several versions, and all of them are named.
     merged: dict[str, set[str]] = {}
     for text in {row["versions"] for row in rows if row["versions"]}:
         loaded: dict[str, Any] = json.loads(text)

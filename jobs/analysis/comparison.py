@@ -25,9 +25,9 @@ _LARGEST_LOSS = 1.0  # of a score, which lies between 0 and 1
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Everything a reader needs. `differences` are B - A; `skipped` tells what was not compared at all.
+    """The outcome of a comparison. `differences` are B - A; `skipped` and `warnings` are sentences for the reader.
 
-    `margins` say, by (place in `differences`), whether B's score is no worse than the margin.
+    `margins` maps a place in `differences` to whether B's score there is no worse than the margin.
     """
 
     name_a: str
@@ -38,7 +38,7 @@ class Comparison:
     warnings: tuple[str, ...]
 
     def sum_of(self, metric: ComparedMetric) -> tuple[int, dict[str, int]]:
-        """Pairs of (item, variant) with both numbers, and the others by reason."""
+        """How many pairs of (item, variant) have both numbers, and how many have not, by reason."""
         of_tasks = [it for it in self.differences if it.metric is metric and it.task is not None]
         return sum(it.num_pairs for it in of_tasks), summed(it.dropped for it in of_tasks)
 
@@ -75,7 +75,7 @@ def compare_folders(
     skipped = []
     for name, mine, other in (("A", in_a, in_b), ("B", in_b, in_a)):
         alone = [label for label in mine if label not in other]
-        if alone and not labels:
+        if alone and not labels:  # who named the variants knows which others are left out
             skipped.append(f"only in {name}: {', '.join(alone)}")
     num_other = len(rows_a) + len(rows_b) - len(shared_a) - len(shared_b)
     if num_other:

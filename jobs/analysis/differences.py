@@ -80,7 +80,7 @@ class Difference:
 
     @property
     def num_dropped(self) -> int:
-        """Items that one side has and that are in no pair."""
+        """Number of items that are in no pair although one side has them."""
         return sum(self.dropped.values())
 
     @property
@@ -110,6 +110,7 @@ def differences_between(rows: Sequence[Row], pairings: Sequence[tuple[str, str]]
         }
         has_scale = {task: NllScale.of(by_label).is_usable for task, by_label in by_task.items()}
         here = {row["variant"] for row in of_setting}
+        # Where one of the two was never planned in a setting, there is nothing to compare and nothing to report.
         known = [(label, reference) for label, reference in pairings if label in here and reference in here]
         for metric in METRICS:
             comparisons = [
@@ -225,7 +226,7 @@ def _measured_macro(
 
 
 def _with_verdicts(family: Sequence[Difference]) -> list[Difference]:
-    """Holm over the family's tests, then every verdict."""
+    """The differences of one family with p-values corrected by Holm, and with verdicts."""
     # Without a pair there was no test, and a test that was not made must not cost the others any power.
     p_values = {index: it.p_value for index, it in enumerate(family) if it.p_value is not None}
     adjusted = holm(p_values)

@@ -1,4 +1,4 @@
-"""How long a sweep will take, foreseen: from rows of its own where there are some, otherwise from the model's size.
+"""How long a sweep will take: estimated from finished rows of its folder, or without any from the model's size.
 
 Pure. A forecast is an order of magnitude, so whoever prints it says what it was made from.
 """
@@ -38,7 +38,7 @@ class Forecast:
 
 
 def forecast(plan: Plan, num_parameters: int, device: str, rows: Sequence[Row]) -> Forecast:
-    """Foresee the owed units of `plan`; `rows` are results of the same model on the same kind of device, if any."""
+    """The time for the owed units of `plan`. `rows` are results of the same model on the same kind of device, if any."""
     owed_cost = sum(unit.cost_tokens for unit in plan.units)
     units = _seconds_and_cost(rows)
     if units:
@@ -54,6 +54,7 @@ def _seconds_and_cost(rows: Sequence[Row]) -> list[tuple[float, float]]:
     """(seconds, cost) of every fused unit that has a finished row."""
     by_unit: dict[str, list[Row]] = {}
     for row in rows:
+        # Isolated rows pay for a prefill each, which says nothing about a unit that shares one.
         if row["status"] in DONE_STATUSES and row["execution"] == "fused" and row["seconds"]:
             by_unit.setdefault(row["unit_id"], []).append(row)
     contexts = [list(grouped(unit, prefill_of).values()) for unit in by_unit.values()]

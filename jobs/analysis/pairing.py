@@ -1,6 +1,7 @@
-"""Two variants' rows as pairs of numbers on the same items, and where every item without a pair went.
+"""Two variants' rows as pairs of numbers on the same items.
 
-Pure over result rows. Nothing is compared but the items both have; what is dropped is counted with its reason.
+Pure over result rows. Only items that both variants have are compared; every other item is counted under the reason why it
+was dropped.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Pairs:
 
     @property
     def task_pairs(self) -> TaskPairs:
-        """For a mean over tasks."""
+        """The pairs in the form that means over tasks are made of."""
         return TaskPairs(self.policy, self.reference, self.clusters)
 
 

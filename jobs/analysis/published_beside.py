@@ -1,6 +1,6 @@
 """Published figures beside measured ones: only where model, mode, task, policy and budget are the same.
 
-They are shown, never averaged into anything and never judged: what a paper measured on other prompts is no pair of ours.
+They are shown, never averaged with ours and never judged, since a paper measured on other prompts than we did.
 """
 
 from __future__ import annotations
@@ -170,5 +170,5 @@ def _variant_of(cell: PublishedCell, task: TaskSummary) -> VariantSummary | None
 
 
 def _score_of(variant: VariantSummary) -> float | None:
-    """0 to 1; from corpus means of its parts where the task's published number is."""
+    """The score, 0 to 1, as papers publish it for the task: the mean over items, or made of corpus means of its parts."""
     return mean_of(variant.score) if variant.corpus_score is None else variant.corpus_score

@@ -1,4 +1,4 @@
-"""Figures that others published, each with the source it was read in; one known from memory alone never gets in.
+"""Figures that others published, each with the source it was read in; one known from memory alone is refused.
 
 Nothing here is compared or averaged: see `published_beside`.
 """
@@ -141,9 +141,10 @@ _SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
 }
 
 
+# Checking a file takes longer than reading it, and a page asks once for each setting.
 @functools.cache
 def shipped_publications() -> tuple[Publication, ...]:
-    """All that come with the package."""
+    """The publications that come with the package."""
     return tuple(load_publication(path) for path in sorted(SHIPPED.glob("*.yaml")))
 
 

@@ -120,6 +120,7 @@ def _summarize_task(setting: Setting, task: str, rows: Sequence[Row]) -> TaskSum
         task=task,
         variants=variants,
         num_items=len({row["item_id"] for row in rows}),
+        # Of finished rows alone: a context on which everything failed carries no interval.
         num_clusters=len({row["cluster_id"] for row in rows if row["status"] in DONE_STATUSES}),
         is_too_few=any(interval is not None and interval.is_too_few for interval in intervals),
         has_scale=scale.is_usable,
@@ -188,5 +189,5 @@ def policies_of(task: TaskSummary) -> list[VariantSummary]:
 
 
 def series_names(tasks: Iterable[TaskSummary]) -> list[str]:
-    """Every series once, in the order of the tables."""
+    """The names of all series of these tasks, each once, in the order of the tables."""
     return list(dict.fromkeys(series_name(variant) for task in tasks for variant in policies_of(task)))

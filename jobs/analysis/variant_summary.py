@@ -143,7 +143,7 @@ def summarize_variant(label: str, rows: Sequence[Row], scale: NllScale, is_binar
 
 
 def mean_of(interval: Interval | None) -> float | None:
-    """The mean, where there is one."""
+    """The interval's mean; None without an interval."""
     return None if interval is None else interval.mean
 
 

@@ -54,6 +54,7 @@ def worst_items(rows: Iterable[Row]) -> list[PolicyLosses]:
     finished = [row for row in rows if row["status"] in DONE_STATUSES]
     # With the setting in the key: one item may have been run under several query modes or models.
     full = {(setting_of(row), row["item_id"]): row for row in finished if row["variant"] == FULL}
+    # By policy, not by variant: budgets of one policy mostly lose on the same items.
     policies = grouped(
         (row for row in finished if row["variant"] not in REFERENCE_LABELS),
         lambda row: (setting_of(row), row["policy"]),

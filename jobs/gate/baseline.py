@@ -22,7 +22,7 @@ _POINTER = "baseline.json"
 
 
 class BaselineError(ValueError):
-    """A baseline that is not there, cannot be read or cannot be set, with what to do."""
+    """There is no baseline, or it cannot be read or set. The message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Baseline:
 
 
 class Baselines(Protocol):
-    """Where baselines are kept."""
+    """A place that keeps baselines: a folder, a pointer file or MLflow."""
 
     def find(self) -> Baseline | None:
         """The baseline, None while nothing was promoted.
@@ -58,11 +58,11 @@ class FolderBaseline:
     folder: Path
 
     def find(self) -> Baseline:
-        """Its rows; BaselineError when there are none."""
+        """The folder's rows; BaselineError when there are none."""
         return Baseline(self.folder.name, f"folder {shown(self.folder)}", rows_of(self.folder))
 
     def promote(self, store: ResultStore) -> str:
-        """Refused: who named a folder decides about it."""
+        """Always refused with BaselineError: a folder that was named is changed by naming another."""
         raise BaselineError(
             f"--promote cannot change the baseline, because the folder {shown(self.folder)} is named for it; "
             f"name {shown(store.root)} instead, or leave `gate.baseline` and --baseline out"
@@ -103,7 +103,7 @@ class PromotedNight:
 
 
 def rows_of(folder: Path) -> list[Row]:
-    """The rows a results folder's latest run owes.
+    """The rows of a results folder that its latest run owes, with the columns that the gate reads.
 
     Raises:
         BaselineError: no such folder, or nothing in it.

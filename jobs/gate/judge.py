@@ -43,13 +43,13 @@ class FailedItems:
 
     @property
     def percent(self) -> float:
-        """Their share."""
+        """Share of the missing ones, 0 to 100."""
         return _PERCENT * len(self.missing) / self.num_planned if self.num_planned else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class NightVerdict:
-    """Everything a reader needs. `told` are differences that may explain a loss, `skipped` variants without a partner."""
+    """The verdict on a night. `told` are differences that may explain a loss, `skipped` variants the baseline lacks."""
 
     outcome: NightOutcome
     checks: tuple[Check, ...]
@@ -58,7 +58,7 @@ class NightVerdict:
     skipped: tuple[str, ...] = ()
 
     def having(self, verdict: str) -> list[Check]:
-        """The checks with that verdict."""
+        """The checks that have this verdict."""
         return [check for check in self.checks if check.verdict == verdict]
 
 

@@ -24,7 +24,7 @@ OUTCOME_WORDS: dict[NightOutcome, str] = {
 
 @dataclass(frozen=True, slots=True)
 class NightNames:
-    """What the lines call things: the night, the baseline and where it was found, and where the rest can be read."""
+    """The names in the log lines: the night, the baseline and where it was found, and the file with all details."""
 
     night: str
     baseline: str
@@ -59,7 +59,7 @@ def signed_change(check: Check, loss: float) -> str:
 
 
 def where(check: Check) -> str:
-    """The task, or that it is the mean over them."""
+    """The check's task, or that it is the mean over all tasks."""
     return check.task or "mean over tasks"
 
 

@@ -1,6 +1,7 @@
-"""Checks that infer from the items to more like them: one-sided non-inferiority against the A/A noise.
+"""Checks that infer from items to more items like them: one-sided non-inferiority, with the A/A noise as a floor.
 
-A loss within the margin must be shown, and so must a loss beyond it: what is neither is inconclusive, with its reason.
+A pass must show that the loss is within the margin, and a fail that it is beyond it. Anything else is inconclusive, with a
+reason.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Which margins a night's items can resolve, said before the night is spent.
+"""Which margins a night's items can resolve, computed before the night is run.
 
-From the baseline's own A/A noise where it has some; without, from an assumed share of items that flip by themselves.
+Made from the baseline's own A/A noise where it has some, otherwise from an assumed share of items that flip by themselves.
 """
 
 from __future__ import annotations

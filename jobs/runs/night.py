@@ -44,7 +44,8 @@ _PERCENT = 100
 
 
 def night_name(now: datetime.datetime, git_commit: str | None) -> str:
-    """Date and commit: the same night goes on where it broke off, and other code starts afresh."""
+    """The name of a night's folder: date and commit."""
+    # With the commit, so that a night that broke off goes on under the same code and starts afresh under another.
     commit, _, changes = (git_commit or "").partition("+")
     parts = [now.strftime("%Y-%m-%d"), commit[:_COMMIT_DIGITS], changes]
     return "-".join(part for part in parts if part)
@@ -75,7 +76,7 @@ class Night:
             self._baselines = FolderBaseline(self.gate.baseline)
 
     def run(self, is_dry: bool) -> int:
-        """The exit code; with `is_dry` only what can be said before the run.
+        """Run the night and return its exit code; with `is_dry` stop before the run, after all that can be said of it.
 
         Raises:
             ValueError: one of our own subclasses, for whatever the settings, the baseline or the data cannot do.
@@ -132,7 +133,7 @@ class Night:
                 self._say(f"not delivered: the earlier night {store.root.name}: {error}")
 
     def _refuse_other_questions(self, tonight: Sequence[Row]) -> None:
-        """What cannot be paired is an error, unless it is about to be replaced."""
+        """Raise BaselineError if tonight's rows cannot be paired with the baseline; under --promote forget the baseline."""
         if self._baseline is None:
             return
         try:
@@ -147,7 +148,7 @@ class Night:
             self._baseline = None
 
     def _say_before(self, prepared: Prepared) -> None:
-        """The baseline, what is owed, and which margins cannot be resolved whatever the night brings."""
+        """Print the baseline, what is owed, and which margins cannot be resolved whatever the night brings."""
         plan = prepared.plan
         if self._baseline is not None:
             self._say(
@@ -246,7 +247,7 @@ class Night:
 
 
 def exit_code(verdict: NightVerdict, gate: GateSettings) -> int:
-    """What a scheduler is told."""
+    """The process's exit code, by which a scheduler knows the verdict."""
     match verdict.outcome:
         case "pass":
             return EXIT_PASS
@@ -258,7 +259,7 @@ def exit_code(verdict: NightVerdict, gate: GateSettings) -> int:
 
 
 def _outcome_of(store: ResultStore) -> str | None:
-    """The verdict of an earlier night; None if it has none."""
+    """The verdict that an earlier night's `gate.json` holds; None if it has none."""
     try:
         return str(json.loads((store.root / JSON_NAME).read_bytes())["verdict"])
     except (OSError, ValueError, KeyError, TypeError):

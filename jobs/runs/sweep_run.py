@@ -50,6 +50,20 @@ class RunResult:
         return self.findings.summary
 
 
+class RunUnits(Protocol):
+    """The signature that every executor has."""
+
+    def __call__(
+        self,
+        units: Sequence[WorkUnit],
+        settings: Settings,
+        context: RunContext,
+        *,
+        on_rows: OnRows,
+        on_event: OnEvent,
+    ) -> None: ...
+
+
 class SweepRun:
     """Runs what a plan owes and keeps store, tracker and progress in step. One writer: this process."""
 
@@ -108,7 +122,7 @@ class SweepRun:
         self._tracker.record_rows(rows)
 
     def _fail_impossible(self) -> None:
-        """Rows that the plan found impossible are written as failed, a file per item."""
+        """Write the rows that the plan found impossible as failed ones, a file per item."""
         by_item: dict[str, list[PlannedRow]] = {}
         for planned in self._prepared.plan.impossible:
             by_item.setdefault(planned.key.item_id, []).append(planned)
@@ -175,29 +189,17 @@ class SweepRun:
 
 
 def _write(page: str, path: Path) -> Path | ResultError:
-    """A page that cannot be written is no reason to fail a sweep."""
+    """The page's path, or the error that kept it from being written."""
+    # Returned, not raised: the rows are there, and a full disk under the page is no reason to fail the sweep.
     try:
         return write_page(page, path)
     except ResultError as error:
         return error
 
 
-class RunUnits(Protocol):
-    """What every executor is."""
-
-    def __call__(
-        self,
-        units: Sequence[WorkUnit],
-        settings: Settings,
-        context: RunContext,
-        *,
-        on_rows: OnRows,
-        on_event: OnEvent,
-    ) -> None: ...
-
-
 def _executor(name: str) -> RunUnits:
-    """Import only the executor that was asked for: inline works where Ray is not installed."""
+    """The executor of that name."""
+    # Imported only when asked for: inline works where Ray is not installed.
     if name == "inline":
         from jobs.execution import inline
 

@@ -1,7 +1,7 @@
-"""What the server should show and does not yet: nothing is in it twice, and nothing is sent twice.
+"""Numbers that the server should show and does not yet, turned into batches.
 
-Pure. A run's numbers are sent where they differ from what the server holds, at a step never used before; a batch that
-was not confirmed is the next one again, point for point, which MLflow stores once.
+Pure. A run's numbers are sent where they differ from what the server holds, at a step never used before. A batch that was
+not confirmed is the next one again, point for point, and MLflow stores equal points once.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Backlog:
         return self._batches[0] if self._batches else None
 
     def confirm(self) -> None:
-        """The batch of `next_batch` has arrived."""
+        """Note that the batch of `next_batch` has arrived."""
         batch = self._batches.popleft()
         state = self._state(batch.run)
         if batch.last_step is not None:

@@ -35,7 +35,7 @@ from jobs.tracking.final_metrics import (
 from jobs.tracking.tracker import RunStatus, SweepReport, TrackedSweep, TrackedVariant, VariantReport
 from kvmerger.variants import REFERENCE_LABELS
 
-UNKNOWN = "not known"
+_NOT_KNOWN = "not known"
 _TOLD_COLUMNS = ("trace", "prediction", "answers", "seconds")
 _COMMIT_DIGITS = 12
 _NUM_PICTURES = 2  # in the description; the others are in the report and in `figures/`
@@ -73,7 +73,7 @@ def sweep_report(findings: Findings, status: RunStatus, page: ReportPage | None,
 
 
 def environment(findings: Findings) -> dict[str, Any]:
-    """What the numbers were made with."""
+    """Code, libraries, command, model and devices that the numbers were made with."""
     meta = findings.meta
     return {
         "git_commit": meta.get("git_commit"),
@@ -90,7 +90,7 @@ def environment(findings: Findings) -> dict[str, Any]:
 
 
 def _facts(findings: Findings) -> str:
-    commit = (findings.meta.get("git_commit") or UNKNOWN)[:_COMMIT_DIGITS]
+    commit = (findings.meta.get("git_commit") or _NOT_KNOWN)[:_COMMIT_DIGITS]
     told = [
         f"{it.setting.model_name} ({it.dtype}, {it.device}), {shown_mode(it.setting)}, {it.setting.execution}, "
         f"{it.num_variants} variants on {it.num_items} items ({it.num_contexts} contexts); commit {commit}"
@@ -135,17 +135,17 @@ def shared_tags(
         "mode": mode,
         "execution": execution,
         "model": model,
-        "model_revision": model_revision or UNKNOWN,
-        "git_commit": git_commit or UNKNOWN,
+        "model_revision": model_revision or _NOT_KNOWN,
+        "git_commit": git_commit or _NOT_KNOWN,
     }
 
 
 def tracked_variant(
     policy: str, budget: Any, version: str | None, params: Mapping[str, Any]
 ) -> TrackedVariant:
-    """`budget` as rows hold it: None, or a mapping with what was asked."""
+    """Tags and parameters of one variant. `budget` is as rows hold it: None, or a mapping with what was asked."""
     return TrackedVariant(
-        tags={"policy": policy, "budget": budget_text(budget), "policy_version": version or UNKNOWN},
+        tags={"policy": policy, "budget": budget_text(budget), "policy_version": version or _NOT_KNOWN},
         params={key: str(value) for key, value in flat_params(params).items()},
     )
 
@@ -203,7 +203,7 @@ def _each_once(values: Iterable[str]) -> str:
 
 
 def _best(figures: Sequence[str]) -> list[str]:
-    """What the description shows: quality first, then memory."""
+    """The figures that the description shows: quality first, then memory."""
     memory = [it for it in figures if it.startswith("memory")]
     quality = [it for it in figures if it not in memory]
     return [*quality[: _NUM_PICTURES - bool(memory)], *memory[:1]]

@@ -171,12 +171,12 @@ def _line(name: str, cells: Sequence[str]) -> str:
 
 
 def _kept_together(cell: str) -> str:
-    """A cell breaks before its interval, and nowhere else."""
+    """The cell with blanks that do not break, save the one before its interval."""
     return cell.replace(" ", _NO_BREAK).replace(f"{_NO_BREAK}[", " [")
 
 
 def _escaped(cell: str) -> str:
-    """What markdown would read as a column, as emphasis or as markup."""
+    """The cell without signs that markdown would read as a column, as emphasis or as markup."""
     # "&" first, or it would escape the escapes that the others become.
     for sign, instead in {
         "&": "&amp;",

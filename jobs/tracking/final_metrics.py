@@ -38,7 +38,7 @@ _DELTA, _DELTA_NLL = "delta", "delta_nll"
 
 
 def sweep_readings(summary: ResultSummary, rows: Sequence[Row]) -> Readings:
-    """Where the planned rows went."""
+    """The numbers of the sweep's own run: how many planned rows ended how."""
     counts = {
         "rows/planned": summary.num_planned,
         "rows/ok": summary.num_ok,

@@ -76,7 +76,7 @@ class RunningMeans:
     _time_ms: int = 0
 
     def add(self, row: Row) -> None:
-        """Take in a row."""
+        """Count a row, unless it was counted before."""
         # A unit that was tried again, or a sweep that goes on, brings rows that have been counted.
         if row["identity"] in self._seen:
             return
@@ -94,7 +94,7 @@ class RunningMeans:
         return Readings(self.means() | rows, len(self._seen), self._time_ms)
 
     def means(self) -> dict[str, float]:
-        """The means alone."""
+        """Key → mean over the rows that have the number."""
         return {key: self._sums[key] / count for key, count in self._counts.items()}
 
 
@@ -145,7 +145,7 @@ def thinned(steps: list[tuple[int, float]]) -> Iterator[tuple[int, float]]:
 
 
 def is_finite(value: Any) -> TypeGuard[int | float]:
-    """Whether MLflow stores it as it is."""
+    """Whether the value is a finite number, which MLflow stores unchanged."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
@@ -172,7 +172,10 @@ def file_name(name: str) -> str:
 
 
 def _legal(segment: str) -> str:
-    """Letters and digits of any script stay; a segment must not be empty, `.` or `..`, nor begin or end in a space."""
+    """A segment of a key as MLflow takes it; letters and digits of any script stay.
+
+    It must not be empty, `.` or `..`, nor begin or end in a space.
+    """
     kept = _ILLEGAL.sub("_", segment).strip()
     return kept if kept.strip(".") else "_"
 

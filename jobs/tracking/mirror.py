@@ -17,7 +17,7 @@ from jobs.tracking.tracker import RunStatus, TrackingError
 
 
 def mirror_folder(store: ResultStore, uri: str | None, experiment: str | None) -> tuple[bool, str]:
-    """Deliver the folder; whether all of it arrived, and where to look.
+    """Deliver the folder. Returns whether all of it arrived, and how to open the runs.
 
     Raises:
         ResultError: it is not the folder of a sweep, or it cannot be read.

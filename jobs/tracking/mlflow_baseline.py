@@ -1,7 +1,7 @@
 """The baseline in MLflow: the one sweep of the experiment tagged `baseline = true`, its rows kept in a local cache.
 
 A promotion tags the new run first and takes the tag off the old ones after that, so a crash in between leaves two of them,
-of which the one promoted later counts; nothing leaves none.
+of which the one promoted later counts. No crash leaves an experiment without its baseline.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 from jobs.gate.baseline import Baseline, BaselineError, rows_of
 from jobs.results.store import ResultStore
 from jobs.tracking.files import ROWS
+from jobs.tracking.mlflow_runs import ROLE_TAG, SWEEP_TAG
 from jobs.tracking.tracker import TrackingError
 from jobs.tracking.uri import check_usable, is_absent_file
 
 TAG, SINCE_TAG, GATE_TAG = "baseline", "baseline_since_s", "gate"
-_ROLE, _SWEEP = "kvmerger.role", "kvmerger.sweep_id"
 _CACHE, _NEWEST = ".baselines", "newest.json"
 _WAITS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # rows may be some MB
@@ -119,7 +119,7 @@ class MlflowBaseline:
 
     def _run_of(self, client: Any, store: ResultStore) -> Any:
         sweep_id = store.read_run_meta().get("sweep_id", "")
-        for run in self._runs(client, f"tags.`{_SWEEP}` = '{sweep_id}'"):
+        for run in self._runs(client, f"tags.`{SWEEP_TAG}` = '{sweep_id}'"):
             return run
         raise BaselineError(
             f"{store.root.name} is not in the experiment {self.experiment!r}; run the same command again, which sends it"
@@ -134,13 +134,13 @@ class MlflowBaseline:
         # MLflow says None for "no further page", which asked again would be the first one; "" is ours for the end.
         while token != "":
             page = client.search_runs(
-                [experiment.experiment_id], f"{condition} and tags.`{_ROLE}` = 'sweep'", page_token=token
+                [experiment.experiment_id], f"{condition} and tags.`{ROLE_TAG}` = 'sweep'", page_token=token
             )
             yield from page
             token = page.token or ""
 
     def _asked(self, question: Callable[[Any], _Result]) -> _Result:
-        """Ask the server; whatever keeps it from answering is one error."""
+        """The answer to `question`; TrackingError for whatever kept the server from answering."""
         check_usable(self.uri)
         try:
             from mlflow import MlflowClient
@@ -166,7 +166,8 @@ class MlflowBaseline:
 
 @contextmanager
 def _short_waits() -> Iterator[None]:
-    """MLflow would try for minutes before it says that a server is down; what the user set goes first."""
+    """Shorter timeouts and fewer retries for MLflow, save those that the user has set."""
+    # With its own, MLflow would try for minutes before it says that a server is down.
     ours = {name: value for name, value in _WAITS.items() if name not in os.environ}
     os.environ.update(ours)
     try:

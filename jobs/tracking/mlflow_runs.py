@@ -27,7 +27,8 @@ _MAX_TAGS_PER_BATCH = 100  # MLflow refuses more
 _MAX_PARAMS_PER_BATCH = 100  # likewise
 _MAX_PARAM_CHARS = 6000  # likewise
 _MAX_TAG_CHARS = 5000  # likewise, servers older than 3.0
-_ROLE, _SWEEP, _VARIANT, _STEP = "kvmerger.role", "kvmerger.sweep_id", "kvmerger.variant", "kvmerger.step"
+ROLE_TAG, SWEEP_TAG = "kvmerger.role", "kvmerger.sweep_id"
+_VARIANT, _STEP = "kvmerger.variant", "kvmerger.step"
 _PARENT_RUN, _NOTE = "mlflow.parentRunId", "mlflow.note.content"
 # Opens the experiment on its list of runs; an unknown kind is taken for an application that calls models.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -54,15 +55,21 @@ class MlflowRuns:
         """Take up the runs of an earlier start, and make those that are missing."""
         found = self._find(sweep.sweep_id)
         source = {"mlflow.source.name": "jobs/sweep.py", "mlflow.source.git.commit": sweep.git_commit or ""}
-        shared = {_SWEEP: sweep.sweep_id, **source}
-        tags = {_ROLE: "sweep", **shared, **sweep.tags}
+        shared = {SWEEP_TAG: sweep.sweep_id, **source}
+        tags = {ROLE_TAG: "sweep", **shared, **sweep.tags}
         self._take(PARENT, found.get(PARENT), sweep.name, tags, sweep.params, sweep.started_at_ms)
         for place, (label, variant) in enumerate(sweep.variants.items()):
             # MLflow lists the latest first, and the list should be in the order of the table.
             started_at_ms = (
                 None if sweep.started_at_ms is None else sweep.started_at_ms + len(sweep.variants) - place
             )
-            own = {_ROLE: "variant", _VARIANT: label, _PARENT_RUN: self.parent_id, **shared, **variant.tags}
+            own = {
+                ROLE_TAG: "variant",
+                _VARIANT: label,
+                _PARENT_RUN: self.parent_id,
+                **shared,
+                **variant.tags,
+            }
             self._take(label, found.get(label), label, own, variant.params, started_at_ms)
         # An earlier end may have left it FINISHED or KILLED.
         self._client.update_run(self.parent_id, status="RUNNING")
@@ -102,7 +109,7 @@ class MlflowRuns:
         # counts, and the other goes if it is empty.
         found: dict[str, Any] = {}
         for run in self._search(sweep_id):
-            label = PARENT if run.data.tags[_ROLE] == "sweep" else run.data.tags[_VARIANT]
+            label = PARENT if run.data.tags[ROLE_TAG] == "sweep" else run.data.tags[_VARIANT]
             other = found.get(label)
             if other is None or len(run.data.metrics) > len(other.data.metrics):
                 found[label] = run
@@ -115,7 +122,7 @@ class MlflowRuns:
         token: str | None = None
         while token != "":
             page = self._client.search_runs(
-                [self.experiment_id], f"tags.`{_SWEEP}` = '{sweep_id}'", page_token=token
+                [self.experiment_id], f"tags.`{SWEEP_TAG}` = '{sweep_id}'", page_token=token
             )
             yield from page
             token = page.token or ""

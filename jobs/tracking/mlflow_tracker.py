@@ -1,4 +1,4 @@
-"""MLflow shows what the result files hold; it can stop a run only before its first unit.
+"""Mirrors a sweep into MLflow; a server that fails can stop a run only before its first unit.
 
 `start` raises when the server cannot be used. After that nothing raises and no unit waits: a thread sends the means so
 far, and `finish` sends the final numbers, both only where the server holds something else.
@@ -149,7 +149,8 @@ class MlflowTracker:
 
 @contextmanager
 def _limits(request_s: int, num_retries: int) -> Iterator[None]:
-    """MLflow reads its limits from the environment at each request; put ours there and the old ones back."""
+    """Put our limits for MLflow into the environment, and the old values back at the end."""
+    # MLflow reads them from there at each request, and has no other way to set them.
     ours = {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(request_s),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(num_retries),
@@ -169,7 +170,7 @@ def _limits(request_s: int, num_retries: int) -> Iterator[None]:
 
 
 def _root_of(error: BaseException) -> BaseException:
-    """What the HTTP client first met, such as "Connection refused", without the retries it is wrapped in."""
+    """The first error of a chain, such as "Connection refused" under an HTTP client's retries."""
     # requests and urllib3 wrap it several times, and their own words are an address and a pool.
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause

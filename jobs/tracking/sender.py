@@ -33,15 +33,15 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
 
     def start(self) -> None:
-        """Begin to deliver whenever woken."""
+        """Start the thread, which delivers whenever it is woken."""
         self._thread.start()
 
     def wake(self) -> None:
-        """There is something to deliver."""
+        """Tell the thread that there is something to deliver."""
         self._woken.set()
 
     def stop(self, limit_s: float) -> bool:
-        """No more deliveries by the thread; whether it has ended within `limit_s`."""
+        """End the thread after the call it is in. Returns whether it has ended within `limit_s`."""
         # In this order: woken first, the thread could go round once more and wait again.
         self._stopping.set()
         self._woken.set()
@@ -50,7 +50,7 @@ class Sender:
         return not self._thread.is_alive()
 
     def deliver(self, may_go_on: Callable[[], bool]) -> bool:
-        """Send batches in this thread until none is left, which is returned, or `may_go_on` says no.
+        """Send batches in the caller's thread until none is left (True) or `may_go_on` says no (False).
 
         Raises whatever `send` raises; the batch is then still the next.
         """
@@ -91,6 +91,6 @@ class Sender:
 
 
 def pause_s(num_failures: int, min_pause_s: float = _MIN_PAUSE_S) -> float:
-    """Twice as long after every failure in a row, up to a minute."""
+    """The pause before the next delivery: doubled by every failure in a row, up to a minute."""
     doubled: float = min_pause_s * 2 ** min(num_failures, 16)
     return min(doubled, _MAX_PAUSE_S)
