@@ -1,4 +1,5 @@
 """The service around the engine: which work, where, in what order, and what became of it.
 
-Ray and MLflow are known to named files of this package only; settings, plan, results and report load without them.
+Ray is imported in `jobs/execution/on_ray` only and MLflow in `jobs/tracking` only; settings, plan, results and report
+load without them.
 """

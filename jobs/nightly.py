@@ -33,7 +33,7 @@ docs/nightly.md says what is decided, how surely, and how many items that takes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one night; returns the exit code. What a user can cause is told in a sentence, without a trace."""
+    """Run one night; returns the exit code. Errors a user can cause are printed without a trace."""
     options = _parser().parse_args(arguments)
     return told_to_users(lambda: _night(options))
 
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _name(text: str) -> str:
+    # No path: nights are found again as the folders of `output_dir`.
     if Path(text).name != text or text.startswith("."):
         raise argparse.ArgumentTypeError(f"{text!r} is no name of a folder")
     return text
@@ -110,7 +111,8 @@ def _night(options: argparse.Namespace) -> int:
 
 
 def _of_night(settings: Settings, gate: GateSettings, name: str) -> Settings:
-    """A night has a folder and a run of its own, in one experiment with all others."""
+    """The settings with a folder and a run for this night, in one experiment with all others."""
+    # Taken before the name is changed, since it defaults to the name.
     experiment = settings.tracking.experiment or settings.name
     changes = {
         "name": f"{settings.name} {name}",
@@ -122,7 +124,7 @@ def _of_night(settings: Settings, gate: GateSettings, name: str) -> Settings:
 
 
 def _command(options: argparse.Namespace) -> str:
-    """The command line again, without --promote."""
+    """The command line again, for messages, without the flags that belong to one night only."""
     from jobs.console.paths import python, shown
 
     words = [python(), "jobs/nightly.py", "--config", shown(options.config)]

@@ -48,7 +48,8 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code. What a user can cause is told in a sentence, without a trace."""
+    """Run one command line; returns the exit code. Errors a user can cause are printed without a trace."""
+    # A word that is no command is a settings file: `sweep.py my.yaml` runs it.
     command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["run"]
     if command not in _COMMANDS:
         command, rest = "run", [command, *rest]
@@ -122,6 +123,7 @@ def _settings_of(options: argparse.Namespace) -> Settings:
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    # Imports below come one stage at a time: a mistake in the settings is told before pyarrow and torch are loaded.
     settings = _settings_of(options)
     from jobs.reporting.terminal import report_console
     from jobs.results.store import ResultStore
@@ -162,6 +164,7 @@ def _dry_run(settings: Settings, prepared: Prepared, store: ResultStore) -> Rend
     from kvmerger.models.loading import load_end_ids, num_parameters
 
     asked, model = settings.model, prepared.model
+    # Earlier rows say how fast this model is on such a device, whatever they were run for.
     rows = [
         row
         for row in store.read_table().to_pylist()
@@ -176,14 +179,14 @@ def _dry_run(settings: Settings, prepared: Prepared, store: ResultStore) -> Rend
 
 
 def _shown_page(store: ResultStore, page: Path | ValueError | None) -> str:
-    """Where the page with figures is, or why there is none, which is no reason to fail a sweep."""
+    """Where the page with figures is, or why there is none."""
     from jobs.console.paths import shown
     from jobs.reporting.page import DEFAULT_NAME, write_report
     from jobs.results.schema import ResultError
 
     try:
         page = page or write_report(store, store.root / DEFAULT_NAME)
-    except ResultError as error:
+    except ResultError as error:  # told, not raised: the rows are stored, and `report` writes the page again
         page = error
     return f"{shown(page)} (open it in a browser)" if isinstance(page, Path) else f"not written: {page}"
 

@@ -1,4 +1,4 @@
-"""What the commands that run sweeps share before anything heavy is imported: flags, where policies lie, how they end."""
+"""What the commands share before anything heavy is imported: flags, the search path for policies, exit codes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OUR_PACKAGES = ("kvmerger", "evaluators", "jobs")
 
 
 def told_to_users(run: Callable[[], int]) -> int:
-    """The exit code of ``run``. What a user can cause is told in a sentence, without a trace; anything else is raised."""
+    """The exit code of `run`. Errors a user can cause are printed as a sentence, without a trace; any other is raised."""
     from jobs.console.interrupts import sigterm_interrupts
 
     try:
@@ -30,7 +30,8 @@ def told_to_users(run: Callable[[], int]) -> int:
 
 
 def _is_ours(error: ValueError) -> bool:
-    """Our own subclasses of ValueError are what a user can cause; any other ValueError is a bug and shows its trace."""
+    """Whether it is one of our own subclasses of ValueError: those a user can cause, any other is a bug."""
+    # By the bases: a user's policy may raise a subclass of one of ours.
     return any(
         issubclass(kind, ValueError) and kind.__module__.partition(".")[0] in _OUR_PACKAGES
         for kind in type(error).__mro__
@@ -38,14 +39,15 @@ def _is_ours(error: ValueError) -> bool:
 
 
 def find_policies_beside(config: Path) -> None:
-    """So that `module:Class` finds a policy in the current folder or beside the settings."""
+    """Put the current folder and that of the settings on `sys.path`, so that `module:Class` finds a policy there."""
     for folder in (Path.cwd(), config.absolute().parent):
         if str(folder) not in sys.path:
-            sys.path.append(str(folder))
+            sys.path.append(str(folder))  # last, so that a file there shadows no package
 
 
 def overrides_of(options: argparse.Namespace) -> list[str]:
     """`--set` and the flags that have a name of their own, as `key=value`; the latter win."""
+    # JSON is YAML too, and quotes what YAML would read as something else: a folder called 2024.
     named = {"output_dir": options.output_dir, "executor": options.executor}
     return [
         *options.overrides,

@@ -1,4 +1,4 @@
-"""A scheduler's SIGTERM ends a sweep like Ctrl-C: rows kept, partial table, exit code 130."""
+"""SIGTERM, as Slurm, Kubernetes or `ray job stop` send it, ends a sweep like Ctrl-C: rows kept, exit code 130."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt inside; what it did before is back afterwards.
-
-    Does nothing outside the main thread, where Python knows no signals.
-    """
+    """SIGTERM raises KeyboardInterrupt inside; the handler of before is back afterwards. Main thread only."""
+    # In any other thread, `signal.signal` raises.
     if threading.current_thread() is not threading.main_thread():
         yield
         return

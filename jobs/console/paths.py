@@ -1,4 +1,4 @@
-"""Paths as a person would type them: what is printed can be pasted into the shell it was printed in."""
+"""Paths as printed for people, who can paste them into the shell they were printed in."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ def shown(path: Path) -> str:
 
 
 def python() -> str:
-    """The Python that is running: a newcomer has not activated its environment, and plain `python` may be another."""
+    """The path of the Python that is running."""
+    # Not `python`: where the environment is not activated, that is another one.
     return shown(Path(sys.executable))
 
 
 def file_in_the_way(folder: Path) -> str | None:
     """A sentence about the file that stands where `folder`, or a folder it lies in, should be; None when none does."""
     for place in (folder, *folder.parents):
+        # Unlike `exists`, also true of a link to nothing, where no folder can be made.
         if os.path.lexists(place):
             kind = "a file" if place.exists() else "a link to nothing"
             return None if place.is_dir() else f"{place} is {kind}, not a folder; choose another output_dir"

@@ -1,8 +1,8 @@
 """The key of a result: equal exactly when the same computation was asked for.
 
-Everything that is asked for goes in; labels, the number of workers, output folders and what else is in the sweep do not.
-That alone is what makes the same command again compute only what is missing. Left out on purpose is what only turns last
-bits, and with them a close greedy token here and there: the device, and how many rows share a batch.
+Everything that is asked for goes in; labels, the number of actors, output folders and what else is in the sweep do not.
+So the same command again computes only what is missing. Left out on purpose is what only turns last bits, and with
+them a close greedy token here and there: the device, and how many rows share a batch.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ class RunSettings:
 
 
 def item_digest(item: BenchmarkItem, tokens: TokenizedPrompt | None, run: RunSettings) -> str:
-    """Digest of all but the variant: the ids with their split, the gold, the length of the answer, the run.
+    """Digest of all but the variant: the run, the item's id, its token ids, answer length and all that its score depends on.
 
-    The item's own id is in it as well, and so is everything its score depends on.
     Without `tokens` (the prompt could not be made) the text stands in.
     """
+    # Whatever changes below, be it a key or an order, changes every identity: all stored results would be computed anew.
     prompt: Any = [item.before_context, item.context, item.after_context, item.answer_prefix]
     if tokens is not None:
+        # Context and tail apart: the same ids cut elsewhere are compressed otherwise.
         prompt = [tokens.context_ids, tokens.tail_ids, tokens.gold_ids]
         if tokens.stop_ids:  # only then, so that rows without them are found as before
             prompt.append(tokens.stop_ids)
@@ -49,7 +50,7 @@ def item_digest(item: BenchmarkItem, tokens: TokenizedPrompt | None, run: RunSet
             "query_mode": run.query_mode,
             "execution": run.execution,
             "seed": run.seed,
-            "engine": RESULTS_VERSION,
+            "engine": RESULTS_VERSION,  # raised when the engine's numbers change
             "item_id": item.item_id,
             "prompt": prompt,
             "max_new_tokens": item.max_new_tokens,
@@ -82,5 +83,7 @@ def unit_id(identities: Iterable[str]) -> str:
 
 
 def _digest(value: Any) -> str:
+    # ASCII with \u escapes: UTF-8 takes no lone surrogates, which recorded data holds. JSON has no tuples: as lists, both
+    # have one digest.
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,7 +1,4 @@
-"""From settings to a plan: everything that can be found wrong is found here, before any weights are loaded.
-
-The cheap checks come first: policies, then the model's configuration, then the items.
-"""
+"""From settings to a plan: all that can be found wrong is found here, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ class Prepared:
     policy_versions: Mapping[str, str]
 
     def settled(self, settings: Settings) -> Settings:
-        """``settings`` with the device and dtype that were planned for: whoever loads the model decides neither again."""
+        """`settings` with the planned device and dtype, so that an actor that loads the model does not decide them again."""
         planned = {"device": self.model.device, "dtype": self.model.dtype}
         return settings.model_copy(update={"model": settings.model.model_copy(update=planned)})
 
@@ -54,6 +51,7 @@ def prepare(settings: Settings, done: Collection[str], find_device: Callable[[],
     Raises:
         ValueError: one of our own subclasses, for whatever the settings, data or model cannot do.
     """
+    # The cheap checks come first: policies, then the model's configuration (loading.py takes seconds to import), then items.
     from kvmerger.building import build_variant
 
     variants = {
@@ -67,6 +65,7 @@ def prepare(settings: Settings, done: Collection[str], find_device: Callable[[],
         revision=asked.revision,
         dtype=asked.dtype,
         device=find_device(),
+        # On a cluster the driver's machine may lack the device.
         is_run_here=settings.executor == "inline",
     )
     tokenizer = load_tokenizer(asked.name, revision=asked.revision)
@@ -85,7 +84,7 @@ def prepare(settings: Settings, done: Collection[str], find_device: Callable[[],
 
 @dataclass(frozen=True, slots=True)
 class _VariantCheck:
-    """Asks the policy itself."""
+    """Asks the variant's policy why it cannot work on so many tokens."""
 
     variants: Mapping[str, Variant]
     model: ModelInfo

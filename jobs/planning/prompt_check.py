@@ -1,6 +1,6 @@
-"""What the model will really be given, task by task: the mistakes that cost peers most points are all visible here.
+"""What the model will really be given, task by task: BOS, chat template, truncation and the cut before the question.
 
-Pure over a plan: nothing is loaded and nothing is run.
+These are the mistakes that change scores most and show nowhere else. Pure over a plan: nothing is loaded or run.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PromptCheck:
 
 
 def check_prompts(plan: Plan, tokenizer: Tokenizer) -> tuple[PromptCheck, ...]:
-    """One check per task of the plan, in its order; a task none of whose items has a prompt is left out."""
+    """One check per task of the plan, in its order, without tasks none of whose items has a prompt."""
     by_task: dict[str, dict[str, PlannedRow]] = {}
     for planned in plan.rows:
         task = f"{planned.item.benchmark}/{planned.item.task}"
@@ -73,6 +73,7 @@ def _check(task: str, num_items: int, prompts: Sequence[PlannedItem], tokenizer:
         bos=_bos(ids, tokenizer),
         template=_template(first.item, tokenizer),
         answer_prefix=first.item.answer_prefix,
+        # Enough ids for so many characters: decoding a whole long context would take seconds.
         compressed_end=_text(first.tokens.context_ids[-_SHOWN_CHARS:], tokenizer)[-_SHOWN_CHARS:],
         tail=_text(first.tokens.tail_ids, tokenizer)[-_SHOWN_CHARS:],
         tail_tokens=len(first.tokens.tail_ids),
@@ -101,4 +102,5 @@ def _shortened(text: str) -> str:
 
 
 def _text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    # With special tokens: where they stand is what a reader looks for.
     return decode(ids, tokenizer, skip_special_tokens=False)

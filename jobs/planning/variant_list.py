@@ -1,6 +1,6 @@
 """All variants of a sweep by label: the reference rows first, then the wanted ones in the order of the settings.
 
-No two of them are the same computation. Where budgets lead is checked before, by `parse_policies`.
+No two of them are the same computation, and no chain of `like` budgets is a circle.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ class VariantList:
             VariantError: two labels mean the same computation.
         """
         specs = {label: VariantSpec(label, label) for label in REFERENCE_LABELS}
+        # `full` may be listed among the wanted: a dict keeps the place of the reference row.
         specs.update({spec.label: spec for spec in wanted})
         variants = cls(specs)
         variants._check_distinct()
         return variants
 
     def chain(self, label: str) -> tuple[str, ...]:
-        """`label` and those its budget is like, one after the other; settings have refused circles."""
+        """`label` and the labels that its budget, theirs and so on refer to, one after the other."""
+        # This ends, since `parse_policies` has refused circles.
         labels = [label]
         while isinstance(budget := self.specs[labels[-1]].budget, LikeVariant):
             labels.append(budget.label)
@@ -50,10 +52,11 @@ class VariantList:
         return self.specs[label].canonical(self.specs)
 
     def needed_for(self, labels: Iterable[str]) -> tuple[VariantSpec, ...]:
-        """The policies that must run so that `labels` get their rows: themselves and those their budgets refer to.
+        """The variants that must run so that `labels` get their rows: themselves and those their budgets refer to.
 
         Reference rows are left out, since the engine always makes them.
         """
+        # With their `like` targets, even if those are done: how many slots they keep is known only by running them.
         needed = set(labels)
         waiting = list(needed)
         while waiting:

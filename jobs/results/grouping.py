@@ -13,7 +13,9 @@ ISOLATED = "isolated"
 
 
 def prefill_of(row: Row) -> Hashable:
-    """Equal for rows of one prefill: fused, one of a unit's contexts; isolated, one of those under one variant."""
+    """A key that rows of one prefill share: fused, of a context of a unit; isolated, of a context under one variant."""
+    # With the question in view each item has a prefill of its own. Otherwise items on one text share it, and since a text
+    # may be truncated otherwise for another question, the tokens are part of the key.
     is_agnostic = row["query_mode"] != QueryMode.AWARE
     context = (row["cluster_id"], row["context_tokens"]) if is_agnostic else row["item_id"]
     return row["unit_id"], context, row["variant"] if row["execution"] == ISOLATED else ""
@@ -30,13 +32,13 @@ class Setting:
 
     @property
     def model_name(self) -> str:
-        """The model's name with its revision, a local folder by its last part."""
+        """The model's name, of a local folder its last part, with its revision."""
         name = self.model.rstrip("/").rpartition("/")[2] if self.model.startswith("/") else self.model
         return f"{name}@{self.model_revision}" if self.model_revision else name
 
 
 def grouped(rows: Iterable[Row], key_of: Callable[[Row], Any]) -> dict[Any, list[Row]]:
-    """Rows by a key, in the order the keys come."""
+    """Rows by a key, in the order in which the keys first appear."""
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(key_of(row), []).append(row)

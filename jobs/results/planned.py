@@ -1,4 +1,4 @@
-"""Of a results folder, the rows that the sweep's last settings ask for."""
+"""Of a results folder, which keeps the rows of all its runs, those that the latest run's plan owes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pyarrow as pa
 from jobs.planning.work import RowKey
 from jobs.results.schema import Row
 
+# A list of numbers per layer and head, a point per step: as Python objects they would fill the memory of a report.
 _HEAVY_COLUMNS = {
     "slots",
     "trace",
@@ -27,11 +28,12 @@ _HEAVY_COLUMNS = {
 def planned_rows(
     table: pa.Table, planned: Sequence[RowKey] | None = None, heavy: Collection[str] = ()
 ) -> list[Row]:
-    """The rows of `planned` that are there, under its labels and in its order; of the heavy columns only `heavy`."""
+    """The rows of `planned` that exist, with its labels and in its order; all if None. Of the heavy columns only `heavy`."""
     left_out = _HEAVY_COLUMNS.difference(heavy)
     rows: list[Row] = table.select([it for it in table.column_names if it not in left_out]).to_pylist()
     if planned is None:
         return rows
+    # By identity: the same computation may have had another label when it was stored.
     by_identity = {row["identity"]: row for row in rows}
     return [
         {**by_identity[key.identity], "variant": key.label} for key in planned if key.identity in by_identity

@@ -1,4 +1,4 @@
-"""What a number must carry to be made again: commit, library versions, arguments, and the sweep's lasting id."""
+"""What is needed to compute a number again: commit, library versions, arguments; and the sweep's lasting id."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def git_commit() -> str | None:
 
     Outside a repository it is what `KVMERGER_COMMIT` says, else None.
     """
+    # Of the code, not of the current folder, which may be another repository.
     folder = Path(__file__).parent
     try:
         commit = _git(folder, "rev-parse", "HEAD")
@@ -48,7 +49,8 @@ def git_commit() -> str | None:
 
 
 def new_sweep_id(name: str) -> str:
-    """An id nothing else has, that shows the sweep's name."""
+    """A unique id that begins with the sweep's name."""
+    # It stands in quotes in MLflow's search expressions, which know no escapes.
     safe_name = re.sub(r"[^\w.-]", "_", name)
     return f"{safe_name}-{uuid.uuid4().hex[:_ID_DIGITS]}"
 
@@ -58,6 +60,7 @@ def describe_run(name: str, setting: Sequence[str | None], previous: Mapping[str
 
     `setting` is what rows of one sweep share (model, revision, mode …): another one in the same folder is another sweep.
     """
+    # All ids are kept, so that going back to earlier settings finds the earlier sweep's run.
     sweep_ids = dict(previous.get("sweep_ids", {}))
     key = " ".join(str(part) for part in (name, *setting))
     sweep_ids.setdefault(key, new_sweep_id(name))
@@ -72,6 +75,7 @@ def describe_run(name: str, setting: Sequence[str | None], previous: Mapping[str
 
 
 def _git(folder: Path, *arguments: str) -> str:
+    # Raises for a repository of another user too, as code mounted into a container is.
     done = subprocess.run(
         ["git", "-C", str(folder), *arguments],
         capture_output=True,

@@ -1,6 +1,6 @@
-"""Scores computed anew from stored text: no model, no tokenizer, and the earlier rows stay where they are.
+"""Scores computed again from stored text, without model and tokenizer; the earlier rows stay where they are.
 
-The new rows keep their identities and are newer, so every reader takes them; what changed is counted and told.
+The new rows keep their identities and are newer, so that readers take them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TaskChange:
 
 @dataclass(frozen=True, slots=True)
 class Rescored:
-    """The rows that are no longer as they were, in their new units, and the tale of every task."""
+    """The rows that scoring has changed, under their new unit ids, and what became of each task."""
 
     rows: tuple[Row, ...]
     tasks: tuple[TaskChange, ...]
@@ -62,7 +62,7 @@ def rescore_results(store: ResultStore, now_s: float) -> tuple[TaskChange, ...]:
 
 
 def rescore(rows: Iterable[Row], now_s: float) -> Rescored:
-    """Score all finished rows anew, from prediction, answers, class names and metric alone."""
+    """Score all finished rows again, from prediction, answers, class names and metric alone."""
     new_rows: list[Row] = []
     changes = []
     finished = [row for row in rows if row["status"] in DONE_STATUSES]
@@ -112,13 +112,16 @@ def _differs(row: Row, new: Row) -> bool:
 
 def _score_differs(row: Row, new: Row) -> bool:
     before, after = row["score"], new["score"]
+    # None is "not scored": a score that comes or goes is a change, and no number stands for it.
     if before is None or after is None:
         return before is not after
     return abs(before - after) > _SAME
 
 
 def _renewed(row: Row, new: Row, now_s: float) -> Row:
+    # A file of its own: a run that computes the unit again replaces the unit's file, not this one.
     unit_id = row["unit_id"] if row["unit_id"].endswith(_SUFFIX) else row["unit_id"] + _SUFFIX
+    # Newer in any case, or readers would take the old row: the clock that stored it may be ahead of ours.
     created_at_s = max(now_s, row["created_at_s"] + _CLOCK_STEP_S)
     return {**row, **new, "unit_id": unit_id, "created_at_s": created_at_s}
 

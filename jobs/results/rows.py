@@ -1,4 +1,4 @@
-"""Every row that a unit owes is written exactly once, whatever the engine returned or failed to return.
+"""Every row that a unit owes is made exactly once, whatever the engine returned or failed to return.
 
 Pure: outcomes go in, plain dicts with exactly the schema's keys come out. A number that is missing or not
 finite is null with its reason.
@@ -61,7 +61,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class RowMaker:
-    """Makes the rows of one unit. `model` and `layers` are None where none was ever loaded; `now_s` is Unix time."""
+    """Makes the rows of one unit. `model` and `layers` are None if no model was loaded; `now_s` is Unix time."""
 
     context: RunContext
     unit_id: str
@@ -71,8 +71,9 @@ class RowMaker:
     layers: str | None = None
 
     def failed(self, key: RowKey, item: BenchmarkItem, spec: VariantSpec, failure: Failure) -> Row:
-        """A row without a result, be it that it failed or that it never could run."""
+        """A row without a result: it failed, or could not run."""
         return {
+            # First every column as null: what is set below is set on top of it, and none can be missing.
             **dict.fromkeys(RESULT_SCHEMA.names),
             **self._shared(),
             **self._asked(key, item, spec),
@@ -92,6 +93,7 @@ class RowMaker:
 
         `digest` is the item's `prompt_digest`.
         """
+        # The stop token counts as generated, but is no part of the text that is scored.
         is_eos = outcome.stop_reason == "eos"
         prediction = decode(outcome.token_ids[:-1] if is_eos else outcome.token_ids)
         return {
@@ -112,6 +114,7 @@ class RowMaker:
             "query_mode": self.context.query_mode,
             "execution": self.execution,
             "model": self.context.model,
+            # Of the loaded model where there is one: the settings may name a branch, or nothing.
             "model_revision": self.model.revision if self.model else self.context.model_revision,
             "dtype": self.model.dtype if self.model else None,
             "device": self.model.device if self.model else None,
@@ -144,7 +147,7 @@ class RowMaker:
 
 
 def build_rows(unit: WorkUnit, outcomes: Sequence[Outcome], maker: RowMaker, decode: Decode) -> list[Row]:
-    """The unit's rows in the order of its keys; outcomes nobody owes a row for are left out.
+    """The unit's rows in the order of its keys; outcomes for which the unit owes no row are left out.
 
     An outcome's `question_index` counts `unit.items`. A key without outcome gets a failed row.
     """
@@ -162,7 +165,7 @@ def build_rows(unit: WorkUnit, outcomes: Sequence[Outcome], maker: RowMaker, dec
             case VariantFailure(phase=phase, error_type=error_type, message=message, traceback=trace):
                 failure = Failure(phase, error_type, message, trace)
                 rows.append(maker.failed(key, planned.item, spec, failure))
-            case None:
+            case None:  # a bug of ours or of a policy: the row is owed all the same
                 failure = Failure("engine", "MissingOutcome", "the engine returned nothing for this row", "")
                 rows.append(maker.failed(key, planned.item, spec, failure))
     return rows
@@ -177,16 +180,15 @@ def failed_rows(unit: WorkUnit, failure: Failure, maker: RowMaker) -> list[Row]:
 
 
 def spec_of(unit: WorkUnit, label: str) -> VariantSpec:
-    """The unit's variant of that label; a reference row, which no unit lists, is its own policy."""
+    """The unit's variant of that label; a reference row is its own policy."""
+    # A unit lists no reference rows.
     found = (spec for spec in unit.variants if spec.label == label)
     return next(found, VariantSpec(label, label))
 
 
 def prompt_tail(item: BenchmarkItem) -> str:
-    """The end of the user's text and the answer prefix, before any truncation or chat template.
-
-    Lone surrogates, which recorded data holds, become question marks: parquet takes none.
-    """
+    """The end of the user's text and the answer prefix, before any truncation or chat template."""
+    # Through UTF-8 and back: parquet takes no lone surrogates, which recorded data holds.
     text = (item.prompt_text + item.answer_prefix)[-_PROMPT_TAIL_CHARS:]
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -207,6 +209,7 @@ def _failure_columns(failure: Failure) -> Row:
 
 def _measured(outcome: Generation, planned: PlannedItem) -> Row:
     tokens = planned.tokens
+    # Counted in slots of all layers and heads: heads may keep different numbers.
     full_slots = len(tokens.context_ids) * sum(len(heads) for heads in outcome.slots_LH)
     kept_slots = sum(sum(heads) for heads in outcome.slots_LH)
     asked = {} if outcome.asked_slots is None else {"asked_slots": outcome.asked_slots}
@@ -240,6 +243,7 @@ def _scored(prediction: str, item: BenchmarkItem) -> Row:
     try:
         return score_columns(item.metric, prediction, item.answers, item.all_classes)
     except Exception as error:  # noqa: BLE001 - metrics are plug-ins: one that raises costs its row, not the unit
+        # The row is failed, since it is owed again, but keeps what was measured.
         columns = _failure_columns(Failure.of("score", error))
         measured = {"answer_nll_reason", "fidelity_reason", "peak_bytes_reason"}  # these numbers are there
         reason = f"metric {item.metric!r} raised {type(error).__name__}"
@@ -249,7 +253,7 @@ def _scored(prediction: str, item: BenchmarkItem) -> Row:
 
 
 def score_columns(metric: str, prediction: str, answers: Sequence[str], all_classes: Sequence[str]) -> Row:
-    """All that a row says of its score; raises what the metric raises."""
+    """The columns of the score; raises what the metric raises."""
     score = scoring.score_item(metric, prediction, answers, all_classes)
     return {
         **_or_reason("score", score.value, "score_reason", ""),
@@ -259,7 +263,8 @@ def score_columns(metric: str, prediction: str, answers: Sequence[str], all_clas
 
 
 def _or_reason(column: str, value: float | None, reason_column: str, reason: str) -> Row:
-    """The value, or null and why: the given reason, or that it is not a finite number."""
+    """The value in `column`, or null with a reason: the given one, or that the value is not finite."""
+    # NaN must not reach a mean, and parquet would keep it as a number.
     if value is not None and not math.isfinite(value):
         return {column: None, reason_column: f"not finite: {value}"}
     return {column: value, reason_column: reason if value is None else None}

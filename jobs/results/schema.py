@@ -1,6 +1,6 @@
 """What a result row is: its columns, and which of them may be null.
 
-Every planned (item x variant) ends as one such row, `ok | truncated | failed`; a number that could not be had
+Every planned (item x variant) ends as one such row, `ok | truncated | failed`; a missing number
 is null with its reason beside it, never 0.
 """
 
@@ -16,10 +16,12 @@ Row = dict[str, Any]
 OK, TRUNCATED, FAILED = "ok", "truncated", "failed"
 STATUSES = (OK, TRUNCATED, FAILED)
 DONE_STATUSES = (OK, TRUNCATED)
-"""A failed row is no result: the same command tries its row again."""
+"""A failed row is no result: the same command tries it again."""
 
 _SLOTS_LH = pa.list_(pa.list_(pa.int32()))
 
+# New columns must be nullable: files from before them are read as null there. JSON stands in text columns, since its keys
+# differ from policy to policy.
 RESULT_SCHEMA = pa.schema(
     [
         pa.field("identity", pa.string(), nullable=False),
@@ -113,6 +115,7 @@ def _problem_of(unit_id: str, row: Row) -> str | None:
     nulls = [name for name in _REQUIRED if row[name] is None]
     if nulls:
         return f"null in {nulls}"
+    # Null is the only "no value": a NaN would pass every check for null and spoil every mean.
     not_finite = [
         name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)
     ]

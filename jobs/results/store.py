@@ -1,7 +1,7 @@
 """Where result rows live: one parquet file per work unit, written whole, found by identity.
 
 A file under `rows/` either holds every row of its unit or does not exist: it is written beside its final place
-and renamed. Two rows with one identity are one result; the newer one is read.
+and renamed. Of two rows with one identity the newer one counts.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class ResultStore:
         except (pa.ArrowException, TypeError, OverflowError) as error:
             raise ResultError(f"unit {unit_id}: a row does not fit the result schema: {error}") from error
         path = self.rows_folder / f"{unit_id}.parquet"
+        # In memory first: a row that cannot be written leaves no half file behind.
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink)
         _write_whole(path, sink.getvalue().to_pybytes())
@@ -111,6 +112,7 @@ class ResultStore:
 
     def write_plan(self, keys: Iterable[RowKey]) -> None:
         """Store which rows the latest run owes, done ones included, in the order they are shown in."""
+        # The key "cells" stays, so that folders of earlier versions can be read.
         owed = [[key.identity, key.item_id, key.label] for key in keys]
         _write_whole(self.root / "plan.json", json.dumps({"cells": owed}).encode())
 
@@ -142,7 +144,8 @@ class ResultStore:
             raise ResultError(f"{path} cannot be read ({error.strerror}); delete it") from error
 
     def _refuse_a_file(self) -> None:
-        """To look for a file inside a file finds none, which would read as an empty store."""
+        """Raise ResultError if a file stands where the folder should be."""
+        # To look for files inside a file finds none, and raises nothing: it would read as an empty store.
         if fault := file_in_the_way(self.rows_folder):
             raise ResultError(fault)
 
@@ -150,18 +153,21 @@ class ResultStore:
 def newest_of_each_identity(table: pa.Table) -> pa.Table:
     """Keep, of rows with one identity, the one created last; a failed row never hides a result.
 
-    Row order becomes order of creation, failed rows first. Clocks of two machines may disagree, a result is a result.
+    Row order becomes order of creation, failed rows first.
     """
+    # Failed rows first whatever their time: the clocks of two machines may disagree.
     is_done = pc.is_in(table["status"], value_set=pa.array(DONE_STATUSES))
     keyed = table.append_column("is_done", pc.cast(is_done, pa.int8()))
     keys = [("is_done", "ascending"), ("created_at_s", "ascending"), ("unit_id", "ascending")]
     table = table.take(pc.sort_indices(keyed, sort_keys=keys))
+    # Later entries replace earlier ones.
     last = {identity: index for index, identity in enumerate(table["identity"].to_pylist())}
     return table.take(pa.array(sorted(last.values()), type=pa.int64()))
 
 
 def _read_file(path: Path) -> pa.Table:
     try:
+        # Otherwise a folder called `a=b` on the way would become a column.
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise ResultError(f"{path} is not a readable parquet file ({error}); {_REMEDY}") from error
@@ -182,13 +188,14 @@ def _with_absent_nullable_columns(table: pa.Table) -> pa.Table:
 
 def _write_whole(path: Path, content: bytes) -> None:
     """Write beside `path` and rename: no reader ever sees a part of a file."""
+    # In the same folder, since a rename is atomic on one file system only; not *.parquet, so that no reader takes it.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # or the name could survive a power failure without the content
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Which nights the tracker still lacks, and what stands in for it while it does not answer."""
+"""Which nights have not been delivered to the tracker, and what stands in for a tracker that cannot be reached."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MARKER = ".delivered"
 
 
 class UnreachableTracker(NullTracker):
-    """Stands in for a server that does not answer: takes nothing and says so, hence a later run delivers."""
+    """Stands in for a server that does not answer: reports that nothing was delivered, so that a later run delivers."""
 
     def finish(self, report: SweepReport) -> bool:
         """Nothing was delivered."""
@@ -29,8 +29,9 @@ class UnreachableTracker(NullTracker):
 
 
 def undelivered(root: Path, uri: str) -> list[tuple[ResultStore, Settings]]:
-    """The nights under `root` that should be at `uri` and are not marked so, oldest first."""
+    """The nights under `root` that belong to the tracker at `uri` and are not marked as delivered, oldest first."""
     found = []
+    # Unless the user names them, names of nights begin with the date, and so sort by time.
     for folder in sorted(path.parent for path in root.glob("*/run_meta.json")):
         store = ResultStore(folder)
         settings = _settings_of(store)
@@ -42,15 +43,16 @@ def undelivered(root: Path, uri: str) -> list[tuple[ResultStore, Settings]]:
 
 
 def mark_delivered(store: ResultStore, is_delivered: bool) -> None:
-    """Remember whether rows, verdict and files of a night are all where they should be."""
+    """Remember in the night's folder whether all of its rows, verdict and files were delivered."""
     if is_delivered:
         store.write_text(_MARKER, "")
     else:
+        # A night that goes on has rows that were not delivered yet.
         (store.root / _MARKER).unlink(missing_ok=True)
 
 
 def _settings_of(store: ResultStore) -> Settings | None:
-    """The settings a night was run with; None where this version cannot read them any more."""
+    """The settings a night was run with; None if this version cannot read them."""
     try:
         return Settings.model_validate(yaml.safe_load(store.read_settings_text()))
     except (ValidationError, ResultError, yaml.YAMLError):

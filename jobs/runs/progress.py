@@ -1,4 +1,4 @@
-"""Progress is only shown, it decides nothing: one line on a terminal, a line now and then in a log.
+"""The progress of a sweep for people: one line on a terminal, a line now and then in a log. Decides nothing.
 
 Time left is what the finished cost took, scaled to the cost that remains; loading the model does not count.
 """
@@ -36,7 +36,7 @@ def seconds_left(done_cost: float, total_cost: float, elapsed_s: float) -> float
 
 
 def format_left(left_s: float | None) -> str:
-    """A few words on the time left, no finer than it is known."""
+    """The time left in words; to the second below a minute, then to the minute."""
     if left_s is None:
         return "time left not known yet"
     if left_s < _S_PER_MIN:
@@ -83,6 +83,7 @@ class ProgressView:
             case ActorStarting(actor=actor):
                 self._say(f"{actor}: loading the model …", is_news=True)
             case ActorLoaded(actor=actor):
+                # From the first actor that is ready; those that load later would only lengthen the time.
                 self._ready_at_s = self._ready_at_s or time.monotonic()
                 self._say(f"{actor}: ready", is_news=True)
             case ActorLost(actor=actor, kind=kind):
@@ -109,6 +110,7 @@ class ProgressView:
     def _say(self, text: str, *, is_news: bool) -> None:
         self._bar.update(self._task, description=text)
         now_s = time.monotonic()
+        # Without a terminal the bar prints nothing.
         if self._bar.disable and (is_news or now_s - self._logged_at_s >= _LOG_INTERVAL_S):
             self._logged_at_s = now_s
             self._console.print(f"units {self._num_done}/{self._num_units}: {text}", highlight=False)

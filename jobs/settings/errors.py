@@ -1,4 +1,4 @@
-"""A settings mistake is told by its key, the value that came and what would be right, never by a stack trace."""
+"""Messages about mistakes in settings: each names the key, the value that came and what would be right."""
 
 from __future__ import annotations
 

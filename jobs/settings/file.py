@@ -1,7 +1,6 @@
 """A settings file is read whole or refused in one line that names it, the place and the remedy.
 
-YAML itself lets the last of two equal keys win in silence; here that is an error. `--set a.b=value` changes one setting as
-the file spells it, before anything is checked.
+`--set a.b=value` changes one setting as the file spells it, before anything is checked.
 """
 
 from __future__ import annotations
@@ -18,6 +17,25 @@ from jobs.settings.errors import SettingsError, nearest_file
 
 SHIPPED_CONFIGS = Path(__file__).parents[1] / "configs"
 _INDEX = re.compile(r"\[(-?\d+)\]")
+
+
+class _RepeatedKeyError(ValueError):
+    """One key stands in two lines of a mapping."""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    # YAML itself takes the last of two equal keys and says nothing.
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                continue  # YAML's own complaint follows
+            if key in lines:
+                where = f"lines {lines[key]} and {line}" if line != lines[key] else f"line {line}"
+                raise _RepeatedKeyError(f"the key {key!r} is there twice, in {where}")
+            lines[key] = line
+        return super().construct_mapping(node, deep)
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
@@ -39,7 +57,8 @@ def read_settings_file(path: Path) -> dict[str, Any]:
 
 
 def yaml_fault(error: yaml.YAMLError) -> str:
-    """What YAML found wrong and where, in one line: its own message shows the text with a caret below."""
+    """What YAML found wrong and where, in one line."""
+    # Its own message takes several: the text with a caret below.
     match error:
         case yaml.MarkedYAMLError(problem_mark=yaml.Mark() as mark):
             what = ", ".join(part for part in (error.context, error.problem) if part)
@@ -47,6 +66,34 @@ def yaml_fault(error: yaml.YAMLError) -> str:
         case yaml.reader.ReaderError():
             return f"{error.reason} (character {error.position + 1})"
     return str(error)
+
+
+def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return `raw` with each `path=value` put in, in order; `raw` itself is not changed.
+
+    A path is keys and list indexes joined by dots (`tasks.0.limit`, `tasks[0].limit`); the value is read as
+    YAML. Sections that are missing or null are made; whether a key is known is for the settings to say.
+
+    Raises:
+        SettingsError: no `=`, broken YAML, an index outside its list, or a path through what has no keys.
+    """
+    # Deep: `_put` writes into sections and lists.
+    changed = copy.deepcopy(dict(raw))
+    for override in overrides:
+        # At the first "=", since values may hold more.
+        parts, (_, is_assignment, text) = path_of(override), override.partition("=")
+        if not is_assignment or not parts:
+            raise SettingsError(
+                f"--set {override!r} is not of the form key.key=value, such as tasks.0.limit=3"
+            )
+        _put(changed, parts, _read_value(text, override), override)
+    return changed
+
+
+def path_of(override: str) -> tuple[str, ...]:
+    """The keys and indexes that lead to what an override changes: ("tasks", "0", "limit")."""
+    path = override.partition("=")[0]
+    return tuple(part for part in _INDEX.sub(r".\1", path.strip()).split(".") if part)
 
 
 def _read_text(path: Path) -> str:
@@ -74,50 +121,6 @@ def _yaml_names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.glob("*.y*ml"))
 
 
-class _RepeatedKeyError(ValueError):
-    """One key stands in two lines of a mapping."""
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-            if not isinstance(key, Hashable):
-                continue  # YAML's own complaint follows
-            if key in lines:
-                where = f"lines {lines[key]} and {line}" if line != lines[key] else f"line {line}"
-                raise _RepeatedKeyError(f"the key {key!r} is there twice, in {where}")
-            lines[key] = line
-        return super().construct_mapping(node, deep)
-
-
-def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return `raw` with each `path=value` put in, in order; `raw` itself is not changed.
-
-    A path is keys and list indexes joined by dots (`tasks.0.limit`, `tasks[0].limit`); the value is read as
-    YAML. Sections that are missing or null are made; whether a key is known is for the settings to say.
-
-    Raises:
-        SettingsError: no `=`, broken YAML, an index outside its list, or a path through what has no keys.
-    """
-    changed = copy.deepcopy(dict(raw))
-    for override in overrides:
-        parts, (_, is_assignment, text) = path_of(override), override.partition("=")
-        if not is_assignment or not parts:
-            raise SettingsError(
-                f"--set {override!r} is not of the form key.key=value, such as tasks.0.limit=3"
-            )
-        _put(changed, parts, _read_value(text, override), override)
-    return changed
-
-
-def path_of(override: str) -> tuple[str, ...]:
-    """The keys and indexes that lead to what an override changes: ("tasks", "0", "limit")."""
-    path = override.partition("=")[0]
-    return tuple(part for part in _INDEX.sub(r".\1", path.strip()).split(".") if part)
-
-
 def _read_value(text: str, override: str) -> Any:
     try:
         return yaml.safe_load(text)
@@ -132,13 +135,13 @@ def _put(raw: dict[str, Any], parts: Sequence[str], value: Any, override: str) -
     for done, part in enumerate(parts[:-1], start=1):
         key = _key_of(target, part, parts[: done - 1], override)
         if isinstance(target, dict) and target.get(key) is None:
-            target[key] = {}
+            target[key] = {}  # a section left empty in the file is null
         target = target[key]
     target[_key_of(target, parts[-1], parts[:-1], override)] = value
 
 
 def _key_of(target: Any, part: str, path: Sequence[str], override: str) -> str | int:
-    """The key under which `part` is found in `target`, which lies at `path`."""
+    """The key or index under which `part` is found in `target`, which is found at `path`."""
     if isinstance(target, dict):
         return part
     where = ".".join(path)

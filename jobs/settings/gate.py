@@ -17,7 +17,7 @@ class _Section(BaseModel):
 
 
 class MarginSettings(_Section):
-    """The loss that is tolerated, per kind. docs/nightly.md says what how many items resolve."""
+    """The loss that is tolerated, per kind. docs/nightly.md says how many items it takes to see a loss of each size."""
 
     score_points: Margin = 1.0  # of 100
     nll_nats: Margin = 0.05  # per token of the gold answer
@@ -26,7 +26,7 @@ class MarginSettings(_Section):
 
 
 class GateSettings(_Section):
-    """What the nightly gate compares, and when it says what.
+    """What the nightly gate compares, and how its verdict comes about.
 
     `baseline` is a results folder; null: the run of the experiment that carries MLflow's tag, or without tracking the
     night that was promoted last. `policies` are the labels that are gated; null: all of the sweep and `full`.

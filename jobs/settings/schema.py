@@ -1,7 +1,7 @@
 """Settings of a sweep: frozen, checked when read, and the same in every process.
 
 Nothing here rewrites what another section says, and loading needs neither torch nor ray nor mlflow. Paths
-are made absolute on the way in, because a Ray job runs in an unpacked copy of the folder it was started from.
+are made absolute when read, because a Ray job runs in an unpacked copy of the folder it was started from.
 """
 
 from __future__ import annotations
@@ -56,11 +56,13 @@ class ModelSettings(_Section):
     @field_validator("name")
     @classmethod
     def _local_folder_is_absolute(cls, name: str, info: ValidationInfo) -> str:
+        # A hub id looks like a relative path: only what begins like a path must be a folder.
         folder = _existing(Path(name), info)
         if folder is None and name.startswith(("/", "./", "../", "~")):
             raise ValueError(
                 f"there is no model folder {name!r}; name a hub id, an existing folder, or {DEMO_MODEL!r}"
             )
+        # Even beside a folder of that name, `demo` is the packaged model.
         return name if folder is None or name == DEMO_MODEL else str(folder)
 
 
@@ -164,13 +166,14 @@ class Settings(_Section):
     @classmethod
     def _policies_can_be_read(cls, policies: Any) -> Any:
         if isinstance(policies, list | tuple):
-            parse_policies(policies)
+            parse_policies(policies)  # for its errors: what is stored is the policies as the file spells them
         return policies
 
     @field_validator("items_at_once", mode="before")
     @classmethod
     def _a_count_or_a_word(cls, count: Any) -> Any:
-        """Asked before the types are, which would be told one by one."""
+        # Before pydantic checks the types: it would report a mistake once for each type allowed. Not isinstance, since a
+        # bool is an int.
         if count != "auto" and (type(count) is not int or count < 1):
             raise ValueError(f"'auto' or a whole number from 1 on, got {count!r}")
         return count
@@ -178,7 +181,7 @@ class Settings(_Section):
     @field_validator("tracking", mode="before")
     @classmethod
     def _off_is_a_word(cls, tracking: Any) -> Any:
-        """YAML reads `tracking: off` as false."""
+        # YAML reads `tracking: off` as false.
         return {"enabled": tracking} if isinstance(tracking, bool) else tracking
 
     @field_validator("output_dir")
@@ -218,6 +221,7 @@ class Settings(_Section):
         return self.tracking.uri or f"sqlite:///{self.output_dir.parent / 'mlflow.db'}"
 
 
+# Every section by its path, so that an unknown key is compared with the keys of its own section.
 _SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     (): Settings,
     ("actors",): ActorSettings,
@@ -240,7 +244,7 @@ def load_settings(
     Raises:
         SettingsError: a file, key or value that is missing, unknown or unusable, with the nearest valid name.
     """
-    path = Path(path).expanduser()
+    path = Path(path).expanduser()  # a shell expands no ~ behind an "="
     raw = apply_overrides(read_settings_file(path), overrides)
     if limit is not None and isinstance(raw.get("tasks"), list):
         raw["tasks"] = [_limited(task, limit) for task in raw["tasks"]]
@@ -271,10 +275,10 @@ def _folders(info: ValidationInfo) -> list[Path]:
 
 
 def _existing(path: Path, info: ValidationInfo) -> Path | None:
-    """The absolute path, if it is there."""
+    """The absolute path, or None if there is no such file or folder."""
     for folder in _folders(info):
         candidate = folder / _expanded(path)
-        # A name that is too long for any file, a folder that must not be read.
+        # Raised for a name too long for any file, or inside a folder that must not be read.
         with contextlib.suppress(OSError):
             if candidate.exists():
                 return candidate.resolve()
@@ -282,7 +286,7 @@ def _existing(path: Path, info: ValidationInfo) -> Path | None:
 
 
 def _expanded(path: Path) -> Path:
-    """With the home folder for ~, where there is such a user."""
+    """The path with the home folder for ~, unchanged if there is no such user."""
     try:
         return path.expanduser()
     except RuntimeError:

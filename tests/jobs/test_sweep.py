@@ -83,7 +83,7 @@ def test_lost_rows_are_computed_again_and_are_the_same(config: Path, store: Resu
     assert all(before[key][name] == after[key][name] for key in before for name in measured)
 
 
-def test_a_cell_that_cannot_run_is_a_failed_row_and_shows_in_the_exit_code(
+def test_a_row_that_cannot_run_is_a_failed_one_and_shows_in_the_exit_code(
     config: Path, store: ResultStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     snapkv = "policies=[{name: snapkv, budget: 0.9, window_size: %d}]"

@@ -17,7 +17,7 @@ import ray
 from jobs.execution import run_events
 from jobs.execution.on_ray.call_results import cause_of, event_of
 from jobs.execution.on_ray.cluster import connected, job_env
-from jobs.execution.on_ray.lost_units import SAID_NOTHING, drop_user_policies, rows_left_out, rows_of_lost
+from jobs.execution.on_ray.lost_units import NO_REPORT, drop_user_policies, rows_left_out, rows_of_lost
 from jobs.execution.on_ray.pool import ActorPool, CallResult
 from jobs.execution.on_ray.resources import ActorResources, ResourcesError, resources_for
 from jobs.execution.on_ray.shipped_code import source_paths
@@ -178,7 +178,7 @@ class Controller:
                     self._pool.start(actor_id)
                     self._on_event(run_events.ActorStarting(_name(actor_id)))
                 case StopActor(actor_id=actor_id, kind=kind, unit_id=stopped_unit_id):
-                    self._note(stopped_unit_id, kind, SAID_NOTHING)
+                    self._note(stopped_unit_id, kind, NO_REPORT)
                     self._pool.stop(actor_id)
                     self._on_event(run_events.ActorLost(_name(actor_id), kind))
                 case Assign(
@@ -217,7 +217,7 @@ class Controller:
     def _rows_of(self, unit_id: str) -> list[Row]:
         rows = self._rows[unit_id]
         answered = {row["identity"] for row in rows}
-        error = cause_of(self._errors.get(unit_id, SAID_NOTHING))
+        error = cause_of(self._errors.get(unit_id, NO_REPORT))
         return [*rows, *rows_left_out(self._units[unit_id], answered, error, self._context)]
 
     def _rows_of_failure(self, decision: FailUnit) -> list[Row]:

@@ -17,7 +17,7 @@ from jobs.results.schema import Row
 from kvmerger.budget import LikeVariant
 from kvmerger.variants import VariantSpec
 
-SAID_NOTHING = TimeoutError("its actor said nothing for far longer than it should take, and was killed")
+NO_REPORT = TimeoutError("its actor did not report for far longer than it should take, and was killed")
 
 
 def drop_user_policies(unit: WorkUnit) -> WorkUnit:

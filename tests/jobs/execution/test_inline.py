@@ -33,7 +33,7 @@ def run(units: list[WorkUnit], recorder: Recorder, load: FakeLoad | None = None)
     )
 
 
-def test_every_cell_is_handed_over_once_and_the_costliest_unit_first() -> None:
+def test_every_row_is_handed_over_once_and_the_costliest_unit_first() -> None:
     units = [make_unit("cheap", cost_tokens=1.0), make_unit("dear", cost_tokens=9.0)]
     recorder = Recorder()
     run(units, recorder)

@@ -25,7 +25,7 @@ def make_runner(load: FakeLoad | None = None) -> UnitRunner:
     return runner
 
 
-def test_unit_gives_one_row_per_cell_in_order() -> None:
+def test_unit_gives_one_row_per_key_in_order() -> None:
     unit = make_unit("u", make_planned("a"), make_planned("b"))
     rows = make_runner().run(unit)
     check_rows("u", rows)

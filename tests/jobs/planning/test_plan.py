@@ -55,7 +55,7 @@ def refuse_short(spec: VariantSpec, num_tokens: int) -> str | None:
     return f"{num_tokens} tokens are too few" if num_tokens < 20 else None
 
 
-def test_an_impossible_cell_is_planned_but_in_no_unit() -> None:
+def test_an_impossible_row_is_planned_but_in_no_unit() -> None:
     plan = plan_of(settings_of(), [item(0, context="short"), item(1)], check=refuse_short)
     assert [(it.key.item_id, it.key.label) for it in plan.impossible] == [("bench/task/0", "knorm@0.5")]
     assert "too few" in str(plan.impossible[0].impossible_reason)
@@ -80,7 +80,7 @@ def test_a_variant_that_no_item_can_run_is_refused_with_its_reason() -> None:
         plan_of(settings_of(), [item(0, context="short")], check=refuse_short)
 
 
-def test_an_item_without_a_prompt_costs_only_its_own_cells() -> None:
+def test_an_item_without_a_prompt_costs_only_its_own_rows() -> None:
     empty = item(0, before_context="", context="", after_context="")
     plan = plan_of(settings_of(), [empty, item(1)])
     assert {it.key.item_id for it in plan.impossible} == {"bench/task/0"} and len(plan.impossible) == 4
@@ -128,7 +128,7 @@ def test_two_names_for_one_computation_are_refused() -> None:
         plan_of(settings_of(twice), [item(0)])
 
 
-def test_integrity_sees_a_cell_that_is_in_no_unit() -> None:
+def test_integrity_sees_a_row_that_is_in_no_unit() -> None:
     plan = plan_of(settings_of(), [item(0)])
     with pytest.raises(RuntimeError, match="4 owed, 0 in units"):
         dataclasses.replace(plan, units=()).check_integrity()

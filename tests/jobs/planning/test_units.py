@@ -60,7 +60,7 @@ def names_of(plan) -> list[list[str]]:
     return [[planned.item.item_id for planned in unit.items] for unit in plan.units]
 
 
-def test_items_keep_each_other_company_and_every_cell_is_owed_once() -> None:
+def test_contexts_are_joined_and_every_row_is_owed_once() -> None:
     items = texts(7)
     alone = plan_of(settings_of(), items)
     for mode in ("query_agnostic", "query_aware"):
@@ -68,24 +68,26 @@ def test_items_keep_each_other_company_and_every_cell_is_owed_once() -> None:
         plan.check_integrity()
         assert [len(unit.items) for unit in plan.units] == [3, 3, 1]
         assert [len(unit.contexts) for unit in plan.units] == [3, 3, 1]
-        assert mode == "query_aware" or identities(plan) == identities(alone), "company is no part of a key"
+        assert mode == "query_aware" or identities(plan) == identities(alone), (
+            "what else is in a unit is no part of a key"
+        )
     assert sum(unit.cost_tokens for unit in plan_of(settings_of(items_at_once=3), items).units) == sum(
         unit.cost_tokens for unit in alone.units
     )
 
 
-def test_foreseen_bytes_of_company_are_those_of_all_its_contexts() -> None:
+def test_foreseen_bytes_of_a_joined_unit_are_those_of_all_its_contexts() -> None:
     items = texts(3)
-    alone, (outlook,) = (
+    alone, (joined,) = (
         plan_of(settings_of(), items).unit_sizes,
         plan_of(settings_of(items_at_once=3), items).unit_sizes,
     )
-    assert outlook.kv_bytes == sum(it.kv_bytes for it in alone)
-    assert (outlook.num_contexts, outlook.num_questions) == (3, 3)
-    assert outlook.context_tokens == max(it.context_tokens for it in alone)
+    assert joined.kv_bytes == sum(it.kv_bytes for it in alone)
+    assert (joined.num_contexts, joined.num_questions) == (3, 3)
+    assert joined.context_tokens == max(it.context_tokens for it in alone)
 
 
-def test_company_does_not_depend_on_what_is_done() -> None:
+def test_joining_does_not_depend_on_what_is_done() -> None:
     """An interrupted sweep goes on with the units it would have had, whichever of them it has finished."""
     settings, items = settings_of(items_at_once=2), texts(6)
     # The costliest are finished first; what they leave must not be cut as if it had been all.
@@ -97,13 +99,13 @@ def test_company_does_not_depend_on_what_is_done() -> None:
             done = [key.identity for unit in whole.units[:finished] for key in unit.row_keys]
             assert plan_of(settings, planned, done).units == whole.units[finished:]
     whole = plan_of(settings, items)
-    one_cell = [whole.units[1].row_keys[0].identity]
-    rest = plan_of(settings, items, one_cell)
+    one_row = [whole.units[1].row_keys[0].identity]
+    rest = plan_of(settings, items, one_row)
     rest.check_integrity()
     assert names_of(rest) == [*names_of(whole)[:1], ["bench/task/2"], ["bench/task/3"], *names_of(whole)[2:]]
 
 
-def test_questions_on_one_context_stay_together_in_company() -> None:
+def test_questions_on_one_context_stay_together_when_contexts_are_joined() -> None:
     items = [item(0), *texts(2)[1:], item(2), item(3, context=CONTEXT + " twelve")]
     (unit,) = plan_of(settings_of(items_at_once=4), items).units
     assert [planned.item.item_id for planned in unit.items] == [f"bench/task/{n}" for n in (0, 2, 1, 3)]
@@ -117,7 +119,7 @@ def test_equal_prompts_that_are_compressed_with_their_questions_are_prefilled_ea
     assert unit.contexts == ((0,), (1,))
 
 
-def test_only_short_contexts_on_cuda_have_company_of_themselves() -> None:
+def test_only_short_contexts_on_cuda_are_joined_unasked() -> None:
     settings = settings_of()
     for num_variants, expected in ((4, 16), (10, 5), (17, 4), (24, 2), (80, 1)):
         assert items_at_once(settings, num_variants, 1000, "cuda:0") == expected
@@ -135,21 +137,19 @@ def test_only_short_contexts_on_cuda_have_company_of_themselves() -> None:
     sizes=st.lists(st.tuples(st.integers(1, 2 * MOST_CONTEXT_TOKENS), st.integers(1, 4)), max_size=30),
     most_items=st.integers(1, 9),
 )
-def test_companies_are_of_short_contexts_and_no_larger_than_they_may_be(
+def test_batches_are_of_short_contexts_and_no_larger_than_they_may_be(
     sizes: list[tuple[int, int]], most_items: int
 ) -> None:
     by_context = dict(enumerate(sizes))
     batch_of = batches_of_contexts(by_context, most_items, MOST_CONTEXT_TOKENS)
     assert batch_of.keys() == by_context.keys()
     members: dict[int, list[int]] = {}
-    for context, company in batch_of.items():
-        members.setdefault(company, []).append(context)
+    for context, batch in batch_of.items():
+        members.setdefault(batch, []).append(context)
     for contexts in members.values():
         assert len(contexts) == 1 or all(sizes[it][0] <= MOST_CONTEXT_TOKENS for it in contexts)
         assert len(contexts) == 1 or sum(sizes[it][1] for it in contexts) <= most_items
     short = [size for size in sizes if size[0] <= MOST_CONTEXT_TOKENS]
     if short and all(num_items == 1 for _, num_items in sizes):
         num_long = len(sizes) - len(short)
-        assert len(members) == num_long + -(-len(short) // most_items), (
-            "no company has room left but the last"
-        )
+        assert len(members) == num_long + -(-len(short) // most_items), "no batch has room left but the last"

@@ -117,7 +117,7 @@ def test_questions_on_one_context_are_told_apart_by_their_index() -> None:
     assert len(found) == len(unit.row_keys)
 
 
-def test_cell_without_outcome_becomes_a_failed_row() -> None:
+def test_a_row_without_outcome_is_a_failed_row() -> None:
     unit = make_unit("u")
     rows = rows_of(unit, [it for it in outcomes_of(unit) if it.label != KNORM.label])
     assert rows["full"]["status"] == "ok"
@@ -183,7 +183,7 @@ def test_metric_that_raises_fails_the_row_and_keeps_its_numbers() -> None:
     assert (row["score"], row["answer_nll"], row["prediction"]) == (None, 1.5, "w8 w9")
 
 
-def test_failed_unit_owes_a_failed_row_per_cell_even_without_a_model() -> None:
+def test_failed_unit_owes_a_failed_row_per_key_even_without_a_model() -> None:
     unit = make_unit("u", make_planned("a"), make_planned("b"))
     maker = RowMaker(make_context(), "u", "fused", 1.0)
     rows = failed_rows(unit, Failure.of("actor", RuntimeError("gone")), maker)
@@ -193,7 +193,7 @@ def test_failed_unit_owes_a_failed_row_per_cell_even_without_a_model() -> None:
     assert all(row.keys() == set(RESULT_SCHEMA.names) for row in rows)
 
 
-def test_outcomes_nobody_owes_a_row_for_are_left_out() -> None:
+def test_outcomes_without_an_owed_row_are_left_out() -> None:
     unit = make_unit("u")
     assert {outcome.label for outcome in outcomes_of(unit)} > set(rows_of(unit))
     assert all(isinstance(outcome, Generation) for outcome in outcomes_of(unit))

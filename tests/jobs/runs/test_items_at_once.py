@@ -36,7 +36,7 @@ def prompts_together(row: Row) -> float:
     return json.loads(row["counters"]).get("num_prompts_together", 1.0)
 
 
-def test_company_changes_neither_keys_nor_numbers_nor_counts(config: Path, tmp_path: Path) -> None:
+def test_items_at_once_change_neither_keys_nor_numbers_nor_counts(config: Path, tmp_path: Path) -> None:
     alone = sweep(config, tmp_path / "alone", at_once=1)
     together = sweep(config, tmp_path / "together", at_once=2)
     assert together.keys() == alone.keys()
@@ -49,7 +49,7 @@ def test_company_changes_neither_keys_nor_numbers_nor_counts(config: Path, tmp_p
     assert num_prefills(list(together.values())) == num_prefills(list(alone.values())) == NUM_ITEMS
 
 
-def test_a_lost_unit_is_computed_again_in_the_same_company(config: Path, tmp_path: Path) -> None:
+def test_a_lost_unit_is_computed_again_with_the_same_items(config: Path, tmp_path: Path) -> None:
     before = sweep(config, tmp_path, at_once=2)
     lost = max((tmp_path / "rows").glob("*.parquet"), key=lambda path: path.stat().st_size)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").glob("*.parquet") if path != lost}

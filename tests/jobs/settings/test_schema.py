@@ -109,7 +109,7 @@ def test_a_file_is_no_place_for_results(tmp_path: Path, below: str) -> None:
     assert refused(tmp_path, text) == f"{file}: output_dir: {message}"
 
 
-def test_company_of_isolated_items_is_refused(tmp_path: Path) -> None:
+def test_isolated_items_at_once_are_refused(tmp_path: Path) -> None:
     overrides = ("execution=isolated", "items_at_once=4")
     assert "items_at_once is 4, but isolated rows share nothing" in refused(tmp_path, overrides=overrides)
     for fine in (("execution=isolated",), ("execution=isolated", "items_at_once=1"), ("items_at_once=4",)):

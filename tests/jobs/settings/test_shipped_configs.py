@@ -1,4 +1,4 @@
-"""The paper's tables as configurations: its tasks, budgets and models' limits, planned to the last cell without a hub."""
+"""The paper's tables as configurations: its tasks, budgets and models' limits, planned to the last row without a hub."""
 
 import os
 import subprocess
@@ -54,14 +54,14 @@ def plan(name: str) -> Plan:
 
 
 @pytest.mark.parametrize("name", ["longbench", "zeroscrolls"])
-def test_every_cell_can_run_and_leaves_room_for_its_answer(name: str) -> None:
+def test_every_row_can_run_and_leaves_room_for_its_answer(name: str) -> None:
     planned = plan(name)
-    assert planned.num_cells == planned.num_items * 9  # three references, three policies at two budgets
-    assert [cell.impossible_reason for cell in planned.cells if cell.impossible_reason] == []
-    for cell in planned.cells:
-        assert cell.planned is not None and cell.planned.tokens.is_truncated
-        num_tokens = len(cell.planned.tokens.context_ids) + len(cell.planned.tokens.tail_ids)
-        assert num_tokens + cell.item.max_new_tokens <= LLAMA_2.max_positions
+    assert planned.num_rows == planned.num_items * 9  # three references, three policies at two budgets
+    assert [row.impossible_reason for row in planned.rows if row.impossible_reason] == []
+    for row in planned.rows:
+        assert row.planned is not None and row.planned.tokens.is_truncated
+        num_tokens = len(row.planned.tokens.context_ids) + len(row.planned.tokens.tail_ids)
+        assert num_tokens + row.item.max_new_tokens <= LLAMA_2.max_positions
 
 
 @pytest.mark.parametrize(("name", "table"), [("longbench", "LongBench"), ("zeroscrolls", "ZeroSCROLLS")])

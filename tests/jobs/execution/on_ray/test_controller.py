@@ -42,7 +42,7 @@ def make_controller(
 
 
 def equal_units() -> list[WorkUnit]:
-    """Enough of them that one actor has the next one lying ready."""
+    """Enough of them that one actor has the next one queued."""
     return [make_unit(f"u{index:02}", cost_tokens=1.0) for index in range(12)]
 
 
@@ -70,7 +70,7 @@ class LoggingPool:
         return False
 
 
-def test_free_actors_have_work_before_anybodys_rows_are_handed_over() -> None:
+def test_free_actors_have_work_before_any_rows_are_handed_over() -> None:
     units = [
         make_unit(name, cost_tokens=cost) for name, cost in (("a", 4.0), ("b", 3.0), ("c", 2.0), ("d", 1.0))
     ]
@@ -94,7 +94,7 @@ def test_an_actor_is_given_its_next_unit_before_it_has_answered() -> None:
 
     make_controller(units, pool, recorder, num_actors=1, on_rows=on_rows).run()
     at = pool.log.index
-    assert at("run u01") < at("run u02") < at("rows u00"), "u02 lies ready behind u01"
+    assert at("run u01") < at("run u02") < at("rows u00"), "u02 is queued behind u01"
     begun = [event.unit_id for event in recorder.events if isinstance(event, UnitStarted)]
     assert begun == [unit.unit_id for unit in units]
 
@@ -137,7 +137,7 @@ def test_an_actor_that_dies_beside_its_own_answer_costs_no_row(dies_of: str) -> 
 
 
 def test_a_unit_fails_with_the_error_of_the_actor_that_worked_on_it() -> None:
-    """Its actor dies with another unit lying ready, and the calls are told in the wrong order."""
+    """Its actor dies with another unit queued, and the calls are answered in the wrong order."""
     units = equal_units()
     recorder, pool = Recorder(), LoggingPool()
     controller = make_controller(units, pool, recorder, num_actors=1, max_attempts=1)
@@ -199,7 +199,7 @@ def test_a_policy_of_a_users_own_that_kills_costs_no_row_of_ours() -> None:
     assert told["nothing else"].startswith("actor_died after 3 attempts")
 
 
-def test_where_one_attempt_is_all_nobody_is_left_out() -> None:
+def test_where_one_attempt_is_all_no_policy_is_left_out() -> None:
     units, recorder = [make_unit("u", variants=(KNORM, HARMLESS))], Recorder()
     make_controller(units, KillingPool(), recorder, num_actors=1, max_attempts=1).run()
     assert {row["status"] for row in recorder.rows} == {"ok"}
@@ -220,7 +220,7 @@ def test_a_unit_on_which_every_actor_hangs_fails_with_that(monkeypatch: pytest.M
     assert pool.log == ["run u"] * DEFAULT_MAX_ATTEMPTS
     assert {row["failure_type"] for row in recorder.rows} == {"TimeoutError"}
     assert all(
-        "stuck after 3 attempts: its actor said nothing" in row["failure_message"] for row in recorder.rows
+        "stuck after 3 attempts: its actor did not report" in row["failure_message"] for row in recorder.rows
     )
     lost = [event.kind for event in recorder.events if isinstance(event, ActorLost)]
     assert lost == [ErrorKind.STUCK] * DEFAULT_MAX_ATTEMPTS

@@ -87,7 +87,7 @@ def identities_of(units: list[WorkUnit]) -> list[str]:
 
 
 @pytest.mark.ray
-def test_every_cell_has_one_row_with_several_actors(local_ray: None, tmp_path: Path) -> None:
+def test_every_row_is_there_once_with_several_actors(local_ray: None, tmp_path: Path) -> None:
     units = [make_unit(f"u{index}", cost_tokens=float(index)) for index in range(6)]
     units.append(make_unit("raises", make_planned("r", RAISE_ID)))
     recorder = Recorder()
@@ -124,7 +124,7 @@ def test_actor_killed_mid_unit_has_its_unit_done_by_another(local_ray: None, tmp
 def test_an_actor_that_dies_while_earlier_rows_are_written_costs_no_row(
     local_ray: None, tmp_path: Path
 ) -> None:
-    """While the driver writes, one answer comes and its actor dies of the unit that lay ready: both are seen at once."""
+    """While the driver writes, one answer comes and its actor dies of the unit queued there: both are seen at once."""
     units = [make_unit(f"u{index}", cost_tokens=1.0) for index in range(12)]
     units[2] = make_unit("dies", make_planned("d", DIE_ONCE_ID), cost_tokens=1.0)
     recorder = SlowToWrite("u0")
@@ -159,7 +159,7 @@ def test_model_that_cannot_be_loaded_ends_the_run_with_its_own_error(local_ray: 
 
 
 @pytest.mark.ray
-def test_resources_that_nobody_has_are_an_error_and_not_an_endless_wait(local_ray: None) -> None:
+def test_resources_that_no_node_has_are_an_error_and_not_an_endless_wait(local_ray: None) -> None:
     begin_s = time.monotonic()
     with pytest.raises(ResourcesError, match=r"1000 CPUs.*executor: inline"):
         run(
