@@ -9,11 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-
-class SettingsError(ValueError):
-    """Settings that cannot be used. The message names the key or file, the value and the remedy."""
-
-
 # Keys are short and few: a bolder guess than for policies is still mostly right.
 _KEY_CUTOFF = 0.5
 _MAX_NEAR_TASKS = 3
@@ -38,6 +33,10 @@ _SHOULD_BE = {
     "tuple_type": "a list",
 }
 _TEXTS = {"path_type", "string_type"}
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used. The message names the key or file, the value and the remedy."""
 
 
 def nearest_name(name: object, known: Iterable[str]) -> str:

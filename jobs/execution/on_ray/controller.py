@@ -57,6 +57,10 @@ _POLL_S = 0.25  # an interrupt is noticed between two polls, and `ray job stop` 
 _HAND_OVER = 1
 
 
+class _NoResources(Exception):
+    """No actor was placed in time."""
+
+
 def run_units(
     units: Sequence[WorkUnit],
     settings: Settings,
@@ -236,17 +240,6 @@ class Controller:
         raise cause_of(self._error_by_kind[kind])
 
 
-def _turn(decision: Decision) -> int:
-    """The order of carrying out: work to actors first, then finished rows, then what ends the run."""
-    match decision:
-        case AcceptUnit() | FailUnit():
-            return _HAND_OVER
-        case Abort() | Done():
-            return _HAND_OVER + 1
-        case _:
-            return _HAND_OVER - 1
-
-
 def short_lived_results(output_dir: Path, job_folder: Path) -> str | None:
     """A warning if a submitted job's results lie in its own unpacked folder, which Ray deletes with the job; else None."""
     if not output_dir.is_relative_to(job_folder):
@@ -257,8 +250,15 @@ def short_lived_results(output_dir: Path, job_folder: Path) -> str | None:
     )
 
 
-class _NoResources(Exception):
-    """No actor was placed in time."""
+def _turn(decision: Decision) -> int:
+    """The order of carrying out: work to actors first, then finished rows, then what ends the run."""
+    match decision:
+        case AcceptUnit() | FailUnit():
+            return _HAND_OVER
+        case Abort() | Done():
+            return _HAND_OVER + 1
+        case _:
+            return _HAND_OVER - 1
 
 
 def _name(actor_id: int) -> str:

@@ -47,7 +47,7 @@ def rows_of_lost(
     """A failed row for every row key of a unit that is given up; `error` is the last loss."""
     message = f"{kind.value} after {attempts} attempts: {error}"
     if len(unit.contexts) > 1:
-        message += f"; {len(unit.contexts)} prompts were computed together: items_at_once=1 costs a bad one only itself"
+        message += f"; {len(unit.contexts)} contexts were computed together: with items_at_once=1 a bad one costs only itself"
     return _failed(unit, message, error, context)
 
 
