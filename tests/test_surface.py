@@ -151,6 +151,11 @@ def blocks(repo_root: Path) -> list[str]:
     return code_blocks((repo_root / "CONTRIBUTING.md").read_text(encoding="utf-8"))
 
 
+def test_the_readme_needs_the_surface_alone(repo_root: Path) -> None:
+    (block,) = code_blocks((repo_root / "README.md").read_text(encoding="utf-8"))
+    assert from_inside(block) == []
+
+
 def test_contributing_needs_the_surface_alone(blocks: list[str]) -> None:
     assert [from_inside(block) for block in blocks] == [[]] * 4
     assert from_inside("from kvmerger.budget import Budget\nimport numpy") == ["kvmerger.budget", "numpy"]
