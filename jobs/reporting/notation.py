@@ -10,7 +10,8 @@ import math
 import unicodedata
 from typing import NamedTuple
 
-from evaluators.statistics.intervals import Interval
+from evaluators.statistics.intervals import MIN_CLUSTERS, Interval
+from jobs.analysis.differences import NO_SCALE
 from jobs.analysis.pairing import ComparedMetric
 from jobs.analysis.published_beside import FigureBeside
 from jobs.analysis.summary import MacroMean, ResultSummary
@@ -19,6 +20,8 @@ from jobs.results.grouping import Setting
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
 UNKNOWN = "-"
+TOO_FEW = f"too few to rank policies by ({MIN_CLUSTERS} are needed)"
+NOTHING_TO_RECOVER = f"{NO_SCALE}, so nothing can be recovered"
 NO_SPREAD = "no spread"
 """Stands for an interval where all values are equal."""
 TO = " to "

@@ -32,6 +32,8 @@ from jobs.reporting.figures.difference_map import DifferenceMap, difference_maps
 from jobs.reporting.figures.style import SeriesStyle, legend, series_styles
 from jobs.reporting.headline import headline
 from jobs.reporting.notation import (
+    NOTHING_TO_RECOVER,
+    TOO_FEW,
     counted,
     human_bytes,
     mean_cells,
@@ -226,6 +228,7 @@ def _environment() -> jinja2.Environment:
         mean_cells=mean_cells,
         min_bootstrap_clusters=MIN_BOOTSTRAP_CLUSTERS,
         min_clusters=MIN_CLUSTERS,
+        nothing_to_recover=NOTHING_TO_RECOVER,
         percent=percent,
         plain=plain,
         references=REFERENCE_LABELS,
@@ -237,6 +240,7 @@ def _environment() -> jinja2.Environment:
         shown_task=shown_task,
         signed=signed,
         task_cells=task_cells,
+        too_few=TOO_FEW,
         where_rows_went=where_rows_went,
     )
     environment.filters["visible"] = visible

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from evaluators.statistics.intervals import MIN_CLUSTERS
 from jobs.analysis.published_beside import PublishedBeside, published_beside
 from jobs.analysis.summary import ResultSummary, TaskSummary
 from jobs.reporting.notation import (
+    NOTHING_TO_RECOVER,
+    TOO_FEW,
     UNKNOWN,
     counted,
     percent,
@@ -65,12 +66,10 @@ def report_console(width: int | None = None) -> Console:
 
 def _notes(task: TaskSummary) -> Iterator[Text]:
     if task.is_too_few:
-        why = f"too few to rank policies by ({MIN_CLUSTERS} are needed); the intervals are Student's t over contexts"
+        why = f"{TOO_FEW}; the intervals are Student's t over contexts"
         yield Text(f"n = {counted(task.num_clusters, 'cluster')}: {why}", style="yellow")
     if not task.has_scale and task.num_clusters:
-        yield Text(
-            "no verdict: the full cache does not beat having no context by an interval above 0, so nothing can be recovered"
-        )
+        yield Text(f"no verdict: {NOTHING_TO_RECOVER}")
     # Mostly the same for all variants of a task, hence told once.
     for reason in dict.fromkeys(it.unscored_reason for it in task.variants if it.unscored_reason):
         yield Text(f"no score: {reason}")
