@@ -1,4 +1,4 @@
-"""A device's memory, clock and uploads. Only `now_s` waits for the device, so that seconds include all that was queued."""
+"""A device's memory, clock and uploads: seconds include the work that was queued, and an upload waits for none of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ragged attention in plain torch: the definition that every faster kernel is tested against.
+"""Ragged attention, and how new tokens get into tails, in plain torch: the definition that faster kernels are tested against.
 
 A row's result depends on that row's own queries, prefix and tail only: rows are computed one by one, in shapes that no
 neighbour influences. Scores, softmax and sums are fp32.

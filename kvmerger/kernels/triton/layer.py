@@ -1,4 +1,4 @@
-"""`reference.layer` and its tails' writes on a GPU, a launch each.
+"""`reference.layer`, and `write_tails` of `reference.ragged`, on a GPU, a launch each.
 
 The results are the same, up to the order of a norm's sum and last bits of exponentials.
 
