@@ -66,10 +66,12 @@ def _attention_forward(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float | None = None,
     dropout: float = 0.0,
+    scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
+    # `dropout` before `scaling`, as in transformers' sdpa and flash attention: kvpress, when it is imported, wraps every
+    # registered attention function in one that hands on the first six arguments by position, and this one too.
     handler: AttentionHandler | None = kwargs.pop(HANDLER_KEYWORD, None)
     if handler is None:
         raise SeamError(
