@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from evaluators.chat_template import render_question
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import (
     Encoding,
@@ -28,10 +29,6 @@ __all__ = [
     "tokenize_item",
 ]
 
-# Values that chat templates ask for. Answers of 16 to 128 tokens hold no reasoning (Qwen3 reasons unless
-# told otherwise), and a template that prints today's date (Llama 3.2) would change every prompt overnight;
-# Llama 3.1 prints this date by default. Templates without these names ignore them.
-_CHAT_TEMPLATE_VALUES = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 _MIN_LIMIT_TOKENS = 2  # one token on either side of a middle cut
 
 
@@ -81,7 +78,7 @@ def render_prompt(item: BenchmarkItem, user_text: str, tokenizer: Tokenizer) -> 
     if not user_text.strip():
         raise PromptError(f"{item.item_id}: the prompt is empty; give the item a context or a question.")
     is_chat = item.use_chat_template and bool(tokenizer.chat_template)
-    text = _apply_chat_template(user_text, tokenizer) if is_chat else user_text
+    text = render_question(user_text, tokenizer) if is_chat else user_text
     shown = user_text if user_text in text else user_text.strip()  # Llama-3 templates strip the message
     start = text.rfind(shown)  # the last one: a template's own words may hold a short text as well
     if start < 0:
@@ -150,14 +147,6 @@ def self_check(prompt: TokenizedPrompt, item: BenchmarkItem, tokenizer: Tokenize
         raise PromptError(
             f"{item.item_id}: the input ends in {ending!r}, not in the answer prefix {item.answer_prefix!r}."
         )
-
-
-def _apply_chat_template(user_text: str, tokenizer: Tokenizer) -> str:
-    message = [{"role": "user", "content": user_text}]
-    text = tokenizer.apply_chat_template(
-        message, tokenize=False, add_generation_prompt=True, **_CHAT_TEMPLATE_VALUES
-    )
-    return str(text)
 
 
 def _truncated(item: BenchmarkItem, tokenizer: Tokenizer, max_tokens: int) -> tuple[str, bool]:
