@@ -6,30 +6,36 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from evaluators.chat_template import render_question
+from evaluators.continuation import needs_blank
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import (
     Encoding,
     PromptError,
     Tokenizer,
     adds_bos,
+    as_seen,
+    control_tokens,
     decode,
     encode,
     num_tokens_before,
+    plain_ids,
 )
 
 __all__ = [
+    "MIN_LIMIT_TOKENS",
     "PromptError",
     "QueryMode",
     "RenderedPrompt",
     "TokenizedPrompt",
     "Tokenizer",
     "num_prompt_tokens",
+    "num_text_tokens",
     "render_prompt",
     "self_check",
     "tokenize_item",
 ]
 
-_MIN_LIMIT_TOKENS = 2  # one token on either side of a middle cut
+MIN_LIMIT_TOKENS = 2  # one token on either side of a middle cut
 
 
 class QueryMode(StrEnum):
@@ -43,7 +49,9 @@ class QueryMode(StrEnum):
 class TokenizedPrompt:
     """What the engine is given: `context_ids` are compressed, `tail_ids` (at least one) go through extend.
 
-    `gold_ids` is the first gold answer as it continues the prompt, without EOS; () when there is none.
+    `gold_ids` is the first gold answer as it continues the prompt, without EOS; () when there is none, and
+    `no_gold_reason` says why where the item has one all the same. `spelled_controls` are the control tokens that the
+    item's own text spells out, and that are plain text in the prompt.
     `num_original_tokens` is the length of the whole input had it not been truncated. `stop_ids` end the answer
     besides the model's own end tokens, from its second token on.
     """
@@ -54,11 +62,13 @@ class TokenizedPrompt:
     is_truncated: bool
     num_original_tokens: int
     stop_ids: tuple[int, ...] = ()
+    no_gold_reason: str = ""
+    spelled_controls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
-    """The input as text, with the characters where the user's text ends and where `after_context` starts.
+    """The input as text, with the characters where the user's text starts and ends and where `after_context` starts.
 
     `question_start` is None when truncation cut into `after_context`. `ends_in_header` says that the answer
     follows the chat template's assistant header directly.
@@ -66,8 +76,15 @@ class RenderedPrompt:
 
     text: str
     question_start: int | None
+    user_start: int
     user_end: int
+    prefix_start: int
     ends_in_header: bool
+
+    @property
+    def data(self) -> tuple[range, range]:
+        """The characters that come from the item: the user's text, and the answer prefix."""
+        return range(self.user_start, self.user_end), range(self.prefix_start, len(self.text))
 
 
 def render_prompt(item: BenchmarkItem, user_text: str, tokenizer: Tokenizer) -> RenderedPrompt:
@@ -85,16 +102,28 @@ def render_prompt(item: BenchmarkItem, user_text: str, tokenizer: Tokenizer) -> 
         raise PromptError(f"{item.item_id}: the chat template changes the user's text; use another template.")
     # The question's place is measured from the end: a cut in the middle moves whatever stands behind it.
     after = item.after_context if shown == user_text else item.after_context.rstrip()
+    if not shown.endswith(after):
+        after = as_seen(after, tokenizer)  # a cut text is decoded from tokens
     user_end = start + len(shown)
-    question_start = user_end - len(after) if shown.endswith(after) else None
     return RenderedPrompt(
-        text + item.answer_prefix, question_start, user_end, is_chat and not item.answer_prefix
+        text=text + item.answer_prefix,
+        question_start=user_end - len(after) if shown.endswith(after) else None,
+        user_start=start,
+        user_end=user_end,
+        prefix_start=len(text),
+        ends_in_header=is_chat and not item.answer_prefix,
     )
 
 
 def num_prompt_tokens(item: BenchmarkItem, tokenizer: Tokenizer) -> int:
     """Tokens of the whole input (template, prompt, answer prefix, BOS) without truncation."""
-    return len(encode(render_prompt(item, item.prompt_text, tokenizer).text, tokenizer).ids)
+    rendered = render_prompt(item, item.prompt_text, tokenizer)
+    return len(encode(rendered.text, tokenizer, rendered.data).ids)
+
+
+def num_text_tokens(item: BenchmarkItem, tokenizer: Tokenizer) -> int:
+    """Tokens of the user's text with BOS, which `max_prompt_tokens` limits, without truncation."""
+    return len(_user_encoding(item, tokenizer).ids)
 
 
 def tokenize_item(
@@ -109,15 +138,18 @@ def tokenize_item(
     user_text, is_truncated = _truncated(item, tokenizer, max_prompt_tokens)
     rendered = render_prompt(item, user_text, tokenizer)
     # Encoded whole and then split: two parts encoded by themselves would have other tokens at the seam.
-    encoding = encode(rendered.text, tokenizer)
+    encoding = encode(rendered.text, tokenizer, rendered.data)
     split = _split_index(item, rendered, encoding, tokenizer, mode)
+    gold_ids = _gold_ids(item, rendered, encoding.ids, tokenizer)
     prompt = TokenizedPrompt(
         context_ids=encoding.ids[:split],
         tail_ids=encoding.ids[split:],
-        gold_ids=_gold_ids(item, rendered, encoding.ids, tokenizer),
+        gold_ids=gold_ids,
         is_truncated=is_truncated,
         num_original_tokens=num_prompt_tokens(item, tokenizer) if is_truncated else len(encoding.ids),
         stop_ids=_newline_ids(tokenizer) if item.stop_at_newline else (),
+        no_gold_reason="the first gold answer is empty" if item.answers and not gold_ids else "",
+        spelled_controls=encoding.spelled,
     )
     self_check(prompt, item, tokenizer)
     return prompt
@@ -139,21 +171,34 @@ def self_check(prompt: TokenizedPrompt, item: BenchmarkItem, tokenizer: Tokenize
     if bos is not None and adds_bos(tokenizer) and (ids.count(bos) != 1 or ids[0] != bos):
         raise PromptError(
             f"{item.item_id}: BOS (id {bos}) occurs {ids.count(bos)} times, not once at the front; "
-            "look for its text in the item, or for a chat template that repeats it."
+            "look for a chat template that repeats it."
         )
-    num_last = len(item.answer_prefix.encode()) + 1  # a token is at least a byte
-    ending = decode(ids[-num_last:], tokenizer, skip_special_tokens=False)
-    if not ending.strip().endswith(item.answer_prefix.strip()):
+    prefix = item.answer_prefix
+    if not _ends_in(prefix, ids, tokenizer) and not _ends_in(as_seen(prefix, tokenizer), ids, tokenizer):
         raise PromptError(
-            f"{item.item_id}: the input ends in {ending!r}, not in the answer prefix {item.answer_prefix!r}."
+            f"{item.item_id}: the input ends in {_ending(prefix, ids, tokenizer)!r}, not in the answer prefix {prefix!r}."
         )
+
+
+def _ends_in(text: str, ids: tuple[int, ...], tokenizer: Tokenizer) -> bool:
+    return _ending(text, ids, tokenizer).strip().endswith(text.strip())
+
+
+def _ending(text: str, ids: tuple[int, ...], tokenizer: Tokenizer) -> str:
+    """As many of the last tokens, as text, as `text` can have."""
+    num_last = len(text.encode()) + 1  # a token is at least a byte
+    return decode(ids[-num_last:], tokenizer, skip_special_tokens=False)
+
+
+def _user_encoding(item: BenchmarkItem, tokenizer: Tokenizer) -> Encoding:
+    return encode(item.prompt_text, tokenizer, (range(len(item.prompt_text)),))
 
 
 def _truncated(item: BenchmarkItem, tokenizer: Tokenizer, max_tokens: int) -> tuple[str, bool]:
     """The user's text, and whether it had to be cut to fit."""
-    if max_tokens < _MIN_LIMIT_TOKENS:
-        raise PromptError(f"max_prompt_tokens is {max_tokens}; give at least {_MIN_LIMIT_TOKENS}.")
-    encoding = encode(item.prompt_text, tokenizer)
+    if max_tokens < MIN_LIMIT_TOKENS:
+        raise PromptError(f"max_prompt_tokens is {max_tokens}; give at least {MIN_LIMIT_TOKENS}.")
+    encoding = _user_encoding(item, tokenizer)
     if len(encoding.ids) <= max_tokens:
         return item.prompt_text, False
     if item.truncation_separator is None:
@@ -176,7 +221,7 @@ def _cut_before_question(
     A token is kept whole or not at all, so no character is halved.
     """
     end = separator + item.after_context
-    room = max_tokens - len(tokenizer(end, add_special_tokens=False, verbose=False)["input_ids"])
+    room = max_tokens - len(plain_ids(end, tokenizer))
     if room < 1:
         raise PromptError(
             f"{item.item_id}: the question and the note on what was cut need {max_tokens - room} tokens; "
@@ -214,13 +259,21 @@ def _split_index(
 def _gold_ids(
     item: BenchmarkItem, rendered: RenderedPrompt, ids: tuple[int, ...], tokenizer: Tokenizer
 ) -> tuple[int, ...]:
-    if not item.answers:
+    answer = _without_eos(item.answers[0], tokenizer) if item.answers else ""
+    if not answer.strip():
         return ()
-    needs_blank = not (rendered.ends_in_header or rendered.text[-1].isspace())
-    continuation = " " + item.answers[0] if needs_blank else item.answers[0]
-    joint = encode(rendered.text + continuation, tokenizer).ids
-    if joint[: len(ids)] == ids:
-        gold = joint[len(ids) :]
-    else:  # the answer's first character changed how the prompt's end is cut into tokens
-        gold = tuple(tokenizer(continuation, add_special_tokens=False, verbose=False)["input_ids"])
+    blank = "" if rendered.ends_in_header or not needs_blank(rendered.text, answer) else " "
+    text = rendered.text + blank + answer
+    joint = encode(text, tokenizer, (*rendered.data, range(len(rendered.text), len(text)))).ids
+    # By itself where its first character would change how the prompt's end is cut into tokens.
+    gold = joint[len(ids) :] if joint[: len(ids)] == ids else plain_ids(blank + answer, tokenizer)
     return tuple(token for token in gold if token != tokenizer.eos_token_id)
+
+
+def _without_eos(answer: str, tokenizer: Tokenizer) -> str:
+    """The answer without the end token that some data sets write behind it."""
+    eos = tokenizer.eos_token_id
+    mark = control_tokens(tokenizer).get(eos, "") if eos is not None else ""
+    while mark and answer.endswith(mark):
+        answer = answer.removesuffix(mark)
+    return answer

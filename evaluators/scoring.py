@@ -29,6 +29,10 @@ class PartsMetric(Protocol):
     ) -> dict[str, float]: ...
 
 
+_BEGINNING_CHARS = (
+    300  # of an answer: enough for any metric that counts parts, and scored in a millisecond or two
+)
+
 Combine = Callable[[Mapping[str, float]], float]
 """Makes one number, 0 to 1, of a metric's parts: of an item's, or of their means over a corpus."""
 
@@ -146,6 +150,17 @@ def score_item(
     assert scorer.parts_metric is not None and scorer.combine is not None
     parts = scorer.parts_metric(prediction, answers, all_classes)
     return ItemScore(scorer.combine(parts), parts)
+
+
+def can_score(name: str, answer: str, all_classes: Sequence[str] = ()) -> bool:
+    """Whether the metric gives points to a prediction that says just this answer, or begins as it does.
+
+    Where not, the answer can never be right: qa_f1 deletes "A" as an article, exp_similarity looks for a percentage.
+    Raises UnknownNameError for an unknown metric.
+    """
+    # The beginning first: a whole one can take ROUGE minutes, and a sentence of a thousand words makes its recursion fail.
+    texts = dict.fromkeys((answer[:_BEGINNING_CHARS], answer))
+    return any(score(name, text, [answer], all_classes) > 0 for text in texts)
 
 
 def corpus_score(name: str, parts_of_items: Sequence[Mapping[str, float]]) -> float | None:

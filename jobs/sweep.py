@@ -138,6 +138,7 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.dry_run:
         console.print(_dry_run(settings, prepared, store))
         return EXIT_OK
+    from jobs.planning.prompt_check import check_prompts
     from jobs.runs.sweep_run import SweepRun
 
     plan = prepared.plan
@@ -146,6 +147,9 @@ def _sweep(options: argparse.Namespace) -> int:
         f"{plan.num_done} of them done; model {prepared.model.name} on {prepared.model.device}",
         highlight=False,
     )
+    for check in check_prompts(plan, prepared.tokenizer):
+        for text in check.warnings:
+            console.print(f"warning: {check.task}: {text}", style="yellow", markup=False, highlight=False)
     result = SweepRun(settings, prepared, store).run()
     from jobs.reporting.terminal import render
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluators import scoring
@@ -18,7 +20,7 @@ from evaluators.benchmarks.sources.json_rows import JsonRow, read_json_rows, tex
 from evaluators.hints import nearest_name_hint, nearest_path_hint
 from evaluators.item import BenchmarkItem, text_digest
 from evaluators.registry import register_benchmark
-from evaluators.tokenizer import Tokenizer
+from evaluators.tokenizer import Tokenizer, as_seen
 
 DEFAULT_MAX_NEW_TOKENS = 64  # a sentence or two; LongBench gives its questions 32 to 128
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
@@ -37,6 +39,8 @@ FIELDS = (
 )
 """The first three are required."""
 DEFAULT_METRIC = "qa_f1"
+_OTHER_METRICS = ("multiple_choice", "qa_f1", "string_match_part", "qa_f1_zh")
+"""Metrics to name to a user whose own can give an answer no points, likeliest first."""
 _MISSPELT = 0.85  # "metrics" and "answer_prefx" are; "source" and "title" are columns of the user's own
 
 
@@ -72,7 +76,7 @@ class RowsFile:
             items[item.item_id] = item
         if not items:
             raise BenchmarkError(f"{path} has no rows.")
-        return list(items.values())[: spec.limit]
+        return [_as_seen(item, tokenizer) for item in list(items.values())[: spec.limit]]
 
 
 def is_rows_file(name: str) -> bool:
@@ -135,6 +139,15 @@ def _item(spec: TaskSpec, path: Path, row: OwnRow) -> BenchmarkItem:
     )
 
 
+def _as_seen(item: BenchmarkItem, tokenizer: Tokenizer) -> BenchmarkItem:
+    """The item with what the model's answer is compared with in its tokenizer's spelling, of accents for example."""
+    # Only of the items that are asked for: it takes a tenth of a millisecond a text, and a file may have a million.
+    answers, classes = (
+        tuple(as_seen(text, tokenizer) for text in it) for it in (item.answers, item.all_classes)
+    )
+    return replace(item, answers=answers, all_classes=classes)
+
+
 @dataclass(frozen=True, slots=True)
 class OwnRow:
     """A question, its context, at least one answer, and how the row is asked and scored."""
@@ -166,7 +179,12 @@ def parse_own_row(raw: JsonRow, where: str) -> OwnRow:
         own_id=_id(raw, where),
         all_classes=texts_field(raw, "all_classes", where),
     )
+    _check_entries("answers", row.answers, where)
+    _check_entries("all_classes", row.all_classes, where)
     _check_metric(row, where)
+    for number, answer in enumerate(row.answers, start=1):
+        _check_answer(row, answer, f"{where}: answers, entry {number}")
+    _check_repeated(row, where)
     return row
 
 
@@ -187,6 +205,56 @@ def _check_metric(row: OwnRow, where: str) -> None:
         raise BenchmarkError(
             f"{where}: the metric {row.metric!r} needs all_classes, the names to choose from."
         )
+
+
+def _check_entries(field: str, texts: Sequence[str], where: str) -> None:
+    for number, text in enumerate(texts, start=1):
+        # Z and C: blanks of every width, control characters, and marks without a shape such as a zero-width space.
+        if all(unicodedata.category(char)[0] in "ZC" for char in text):
+            raise BenchmarkError(f"{where}: {field}, entry {number} is empty ({text!r}); remove it.")
+
+
+def _check_answer(row: OwnRow, answer: str, where: str) -> None:
+    """Raise BenchmarkError for an answer that the row's metric can never give points for."""
+    if scoring.can_score(row.metric, answer, row.all_classes):
+        return
+    known = ", ".join(scoring.list_metrics())
+    if scoring.can_score(row.metric, answer.strip(), row.all_classes):
+        remedy = "remove the blanks around it"
+    elif scoring.uses_classes(row.metric) and answer not in row.all_classes:
+        remedy = f"it is none of all_classes, {list(row.all_classes)!r:.200}; add it there"
+    elif others := [name for name in _OTHER_METRICS if scoring.can_score(name, answer)]:
+        remedy = f"set metric to {' or '.join(others[:2])}"
+    else:
+        remedy = f"remove it, or set metric to one that can: {known}"
+    raise BenchmarkError(f"{where}: the metric {row.metric!r} gives no points for {answer!r:.80}; {remedy}.")
+
+
+def _check_repeated(row: OwnRow, where: str) -> None:
+    """Raise BenchmarkError for a text that is listed twice and therefore counted twice."""
+    repeated = {
+        "answers": _repeated(row.answers) if _counts_all(row) else "",
+        "all_classes": _repeated(row.all_classes) if scoring.uses_classes(row.metric) else "",
+    }
+    for field, text in repeated.items():
+        if text:
+            raise BenchmarkError(
+                f"{where}: {field} has {text!r:.80} twice, and {row.metric!r} counts both; remove one."
+            )
+
+
+def _counts_all(row: OwnRow) -> bool:
+    """Whether it matters to the metric that an answer is listed twice."""
+    # Most take the best answer: lists in which annotators agree, as in SQuAD, are fine.
+    unique = list(dict.fromkeys(row.answers))
+    scores = (scoring.score(row.metric, unique[0], it, row.all_classes) for it in (row.answers, unique))
+    return len(unique) < len(row.answers) and len(set(scores)) > 1
+
+
+def _repeated(texts: Sequence[str]) -> str:
+    """A text that is listed twice; "" when none is."""
+    text, count = Counter(texts).most_common(1)[0] if texts else ("", 0)
+    return text if count > 1 else ""
 
 
 def _optional_text(raw: JsonRow, field: str, where: str) -> str | None:

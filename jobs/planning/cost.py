@@ -57,7 +57,9 @@ def context_bytes(
     # A row that acts drops slots as it answers, so it cannot share a prefix: a copy with the tail, and the tail once more.
     num_context = len(items[0].tokens.context_ids)
     num_rows = len(items) * (len(slots) + len(REFERENCE_LABELS))
-    tail = max(max(len(it.tokens.tail_ids), 1) + it.item.max_new_tokens for it in items)
+    # The gold answer is forced on every row, and may be longer than what the model is allowed to say.
+    answer = max(max(it.item.max_new_tokens, len(it.tokens.gold_ids)) for it in items)
+    tail = max(max(len(it.tokens.tail_ids), 1) for it in items) + answer
     copies = sum(count + 2 * max(len(it.tokens.tail_ids), 1) for count in own_slots for it in items)
     return (num_context + sum(slots) + num_rows * tail + copies) * bytes_per_token(model)
 

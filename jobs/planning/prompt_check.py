@@ -6,7 +6,7 @@ These are the mistakes that change scores most and show nowhere else. Pure over 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from evaluators.item import BenchmarkItem
@@ -24,7 +24,7 @@ class PromptCheck:
 
     `bos` and `template` say in words how often BOS stands in that prompt and who put it there, and what became of the
     model's chat template. `compressed_end` and `tail` are the text on both sides of the cut between what is compressed
-    and what is not.
+    and what is not. `warnings` are sentences on items whose text or gold answer is not what their author may think.
     """
 
     task: str
@@ -42,6 +42,7 @@ class PromptCheck:
     tail_tokens: int
     max_new_tokens: int
     first_gold: str
+    warnings: tuple[str, ...]
 
 
 def check_prompts(plan: Plan, tokenizer: Tokenizer) -> tuple[PromptCheck, ...]:
@@ -79,7 +80,24 @@ def _check(task: str, num_items: int, prompts: Sequence[PlannedItem], tokenizer:
         tail_tokens=len(first.tokens.tail_ids),
         max_new_tokens=first.item.max_new_tokens,
         first_gold=_shortened(first.item.answers[0]) if first.item.answers else "",
+        warnings=(*_of_spelled_controls(prompts, num_items), *_of_gold(prompts, num_items)),
     )
+
+
+def _of_spelled_controls(prompts: Sequence[PlannedItem], num_items: int) -> Iterator[str]:
+    spelled = [it.tokens.spelled_controls for it in prompts if it.tokens.spelled_controls]
+    if spelled:
+        texts = ", ".join(sorted({text for its_texts in spelled for text in its_texts}))
+        yield (
+            f"{len(spelled)} of {num_items} items spell out control tokens ({texts}) in their own text; "
+            "the model reads them as plain text"
+        )
+
+
+def _of_gold(prompts: Sequence[PlannedItem], num_items: int) -> Iterator[str]:
+    reasons = [it.tokens.no_gold_reason for it in prompts if it.tokens.no_gold_reason]
+    if reasons:
+        yield f"{len(reasons)} of {num_items} items have no answer NLL: {reasons[0]}"
 
 
 def _bos(ids: Sequence[int], tokenizer: Tokenizer) -> str:

@@ -6,10 +6,17 @@ A row that cannot run is found here, before any weights are loaded, and keeps th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from evaluators.item import BenchmarkItem
-from evaluators.prompting import PromptError, TokenizedPrompt, Tokenizer, tokenize_item
+from evaluators.prompting import (
+    MIN_LIMIT_TOKENS,
+    PromptError,
+    TokenizedPrompt,
+    Tokenizer,
+    num_text_tokens,
+    tokenize_item,
+)
 from jobs.planning.identity import RunSettings, item_digest, row_identity
 from jobs.planning.variant_list import VariantList
 from jobs.planning.work import ModelFacts, PlannedItem, RowKey
@@ -20,6 +27,8 @@ from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 CheckVariant = Callable[[VariantSpec, int], str | None]
 """(variant, context tokens) -> why the policy cannot work on a prompt of that length, or None."""
 
+_MOST_CUTS = 3
+"""A cut text is joined and encoded anew, and may then be a token or two longer than the cut was for."""
 _REFERENCE_VERSION = "1"
 """Of `full`, `no_context` and `full_aa`; to be raised when their results change."""
 
@@ -89,27 +98,54 @@ class RowPlanner:
 
     def _tokenized(self, item: BenchmarkItem) -> tuple[PlannedItem | None, str | None]:
         """The prompt, or why there is none."""
-        asked = self.settings.model.max_prompt_tokens
-        room = self.model.max_positions - item.max_new_tokens
-        limit = room if asked is None else min(room, asked)
         try:
-            tokens = self._tokenize(item, limit)
-            excess = _num_positions(item, tokens) - self.model.max_positions
-            if excess > 0:
-                # The limit is on the user's text; chat template, answer prefix and a long gold answer come on top.
-                tokens = self._tokenize(item, min(limit, room) - excess)
+            tokens = self._fitted(item)
         except PromptError as error:
             return None, str(error)
         # Tokenizers are not ours: a text one cannot take costs its item, not the sweep.
         except Exception as error:  # noqa: BLE001
             return None, f"the tokenizer raised {type(error).__name__}: {error}"
-        needed = _num_positions(item, tokens)
-        if needed > self.model.max_positions:
-            return (
-                None,
-                f"the prompt and its answer need {needed} positions, the model has {self.model.max_positions}",
-            )
-        return PlannedItem(item, tokens), None
+        return PlannedItem(item, self._with_gold_that_fits(tokens)), None
+
+    def _fitted(self, item: BenchmarkItem) -> TokenizedPrompt:
+        """A prompt that leaves the answer its positions. Raises PromptError where none does."""
+        asked = self.settings.model.max_prompt_tokens
+        room = self.model.max_positions - item.max_new_tokens
+        if room < MIN_LIMIT_TOKENS:
+            raise PromptError(f"{item.item_id}: {self._too_many(item)}; lower max_new_tokens.")
+        limit = room if asked is None else min(room, asked)
+        tokens = self._tokenize(item, limit)
+        for _ in range(_MOST_CUTS):
+            excess = _num_prompt_tokens(tokens) - room
+            if excess <= 0:
+                return tokens
+            # The limit is on the user's text; chat template and answer prefix come on top. What is below the limit is cut
+            # by so much of its own length.
+            limit = min(limit, num_text_tokens(item, self.tokenizer)) - excess
+            if limit < MIN_LIMIT_TOKENS:
+                break
+            tokens = self._tokenize(item, limit)
+        raise PromptError(
+            f"{item.item_id}: {self._too_many(item)} beside the chat template and the answer prefix; "
+            "shorten them, or lower max_new_tokens."
+        )
+
+    def _too_many(self, item: BenchmarkItem) -> str:
+        return (
+            f"{item.max_new_tokens:,} answer tokens (max_new_tokens) leave no room for a prompt in the "
+            f"{self.model.max_positions:,} positions of the model"
+        )
+
+    def _with_gold_that_fits(self, tokens: TokenizedPrompt) -> TokenizedPrompt:
+        """The prompt without its gold answer where both are too long for the model: that costs its NLL alone."""
+        room = self.model.max_positions - _num_prompt_tokens(tokens)
+        if len(tokens.gold_ids) <= room:
+            return tokens
+        reason = (
+            f"the first gold answer has {len(tokens.gold_ids):,} tokens, and the prompt leaves it {room:,} of the model's "
+            f"{self.model.max_positions:,} positions; a lower model.max_prompt_tokens leaves more"
+        )
+        return replace(tokens, gold_ids=(), no_gold_reason=reason)
 
     def _tokenize(self, item: BenchmarkItem, max_prompt_tokens: int) -> TokenizedPrompt:
         return tokenize_item(item, self.tokenizer, self.settings.query_mode, max_prompt_tokens)
@@ -158,7 +194,5 @@ class RowPlanner:
         return not is_outcome and num_slots_for(end.budget, num_tokens) >= num_tokens
 
 
-def _num_positions(item: BenchmarkItem, tokens: TokenizedPrompt) -> int:
-    """Positions the engine needs: the prompt, and the longer of the answer and the gold one."""
-    longest_answer = max(item.max_new_tokens, len(tokens.gold_ids))
-    return len(tokens.context_ids) + len(tokens.tail_ids) + longest_answer
+def _num_prompt_tokens(tokens: TokenizedPrompt) -> int:
+    return len(tokens.context_ids) + len(tokens.tail_ids)

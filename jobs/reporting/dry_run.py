@@ -155,6 +155,7 @@ def _block(check: PromptCheck, end_tokens: Sequence[str]) -> Table:
 def _prompt_warnings(check: PromptCheck, end_tokens: Sequence[str]) -> Iterator[Text]:
     if check.num_without_prompt:
         yield _warning(f"{check.num_without_prompt} of {check.num_items} items have no sound prompt")
+    yield from map(_warning, check.warnings)
     if not end_tokens:
         yield _warning("no end token is known: every answer will be as long as it may be")
 

@@ -213,9 +213,8 @@ def _measured(outcome: Generation, planned: PlannedItem) -> Row:
     full_slots = len(tokens.context_ids) * sum(len(heads) for heads in outcome.slots_LH)
     kept_slots = sum(sum(heads) for heads in outcome.slots_LH)
     asked = {} if outcome.asked_slots is None else {"asked_slots": outcome.asked_slots}
-    no_gold = planned.item.unscored_reason if not tokens.gold_ids else "the engine gave no value"
     return {
-        **_or_reason("answer_nll", outcome.answer_nll, "answer_nll_reason", no_gold),
+        **_or_reason("answer_nll", outcome.answer_nll, "answer_nll_reason", _no_nll_reason(planned)),
         **_or_reason("kl_mean", outcome.kl_mean, "fidelity_reason", "the engine gave no value"),
         "top1_agreement": _finite(outcome.top1_agreement),
         "num_fidelity_tokens": outcome.num_fidelity_tokens,
@@ -235,6 +234,12 @@ def _measured(outcome: Generation, planned: PlannedItem) -> Row:
         "seconds": _json(outcome.seconds),
         "trace": _json([list(point) for point in outcome.trace]),
     }
+
+
+def _no_nll_reason(planned: PlannedItem) -> str:
+    if planned.tokens.gold_ids:
+        return "the engine gave no value"
+    return planned.tokens.no_gold_reason or planned.item.unscored_reason
 
 
 def _scored(prediction: str, item: BenchmarkItem) -> Row:

@@ -8,37 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluators.item import BenchmarkItem
 from evaluators.prompting import (
     PromptError,
     QueryMode,
-    TokenizedPrompt,
     num_prompt_tokens,
     self_check,
     tokenize_item,
 )
-from tests.evaluators.conftest import CHAT_TEMPLATE, MakeTokenizer
-
-NO_LIMIT = 100_000
-PROSE = "The value of an object can change. Objects are never destroyed, they become unreachable. "
-ITEM = BenchmarkItem(
-    item_id="test/prompting/0",
-    benchmark="test",
-    task="prompting",
-    cluster_id="c",
-    before_context="Read this.\n",
-    context=PROSE,
-    after_context="\nWhat can change?",
-    answer_prefix="",
-    answers=("The value",),
-    max_new_tokens=8,
-    use_chat_template=True,
-    metric="qa_f1",
-)
-
-
-def ids_of(prompt: TokenizedPrompt) -> tuple[int, ...]:
-    return prompt.context_ids + prompt.tail_ids
+from tests.evaluators.conftest import CHAT_TEMPLATE, ITEM, NO_LIMIT, PROSE, MakeTokenizer, ids_of
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
@@ -232,16 +209,32 @@ def test_templates_are_told_a_fixed_date_and_no_thinking(make_tokenizer: MakeTok
         ({"before_context": "", "context": " \n", "after_context": ""}, NO_LIMIT, "prompt is empty"),
         ({"before_context": "", "context": ""}, NO_LIMIT, "0 are to be compressed"),
         ({}, 1, "max_prompt_tokens is 1"),
-        ({"context": "a literal <s> in the text"}, NO_LIMIT, "occurs 2 times"),
     ],
-    ids=["empty prompt", "empty context", "no room", "BOS in the text"],
+    ids=["empty prompt", "empty context", "no room"],
 )
 def test_what_cannot_be_a_sound_prompt_is_refused(
     make_tokenizer: MakeTokenizer, change: dict[str, str], limit: int, message: str
 ) -> None:
-    tokenizer = make_tokenizer(adds_bos="<s>" in change.get("context", ""))
     with pytest.raises(PromptError, match=message):
-        tokenize_item(replace(ITEM, **change), tokenizer, QueryMode.AGNOSTIC, limit)
+        tokenize_item(replace(ITEM, **change), make_tokenizer(), QueryMode.AGNOSTIC, limit)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "answer"),
+    [("类别：", "经济"), ("答えは", "東京"), ("คำตอบคือ", "กรุงเทพ"), ("It is (", "B")],  # noqa: RUF001 - full-width
+)
+def test_gold_gets_no_blank_where_its_language_has_none(
+    make_tokenizer: MakeTokenizer, prefix: str, answer: str
+) -> None:
+    tokenizer = make_tokenizer()
+    item = replace(ITEM, answer_prefix=prefix, answers=(answer,))
+    assert tokenizer.decode(tokenize_item(item, tokenizer, QueryMode.AWARE, NO_LIMIT).gold_ids) == answer
+
+
+@pytest.mark.parametrize("answer", ["", " \n", "</s>", "</s></s>"])
+def test_a_gold_answer_without_text_is_none_and_says_so(make_tokenizer: MakeTokenizer, answer: str) -> None:
+    prompt = tokenize_item(replace(ITEM, answers=(answer,)), make_tokenizer(), QueryMode.AWARE, NO_LIMIT)
+    assert (prompt.gold_ids, prompt.no_gold_reason) == ((), "the first gold answer is empty")
 
 
 def test_self_check_misses_no_lost_answer_prefix(make_tokenizer: MakeTokenizer) -> None:

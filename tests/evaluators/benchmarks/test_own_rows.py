@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 from evaluators.benchmark import BenchmarkError, TaskSpec
 from evaluators.item import BenchmarkItem
 from evaluators.registry import load_items
+from evaluators.scoring import score
 from tests.evaluators.conftest import CASES, MakeTokenizer
 
 OWN = CASES / "file" / "own.jsonl"
-GOOD = {"context": "c d", "question": "q", "answers": ["a"]}
+GOOD = {"context": "c d", "question": "q", "answers": ["ox"]}
 
 
 def load(path: Path, make_tokenizer: MakeTokenizer, **options: Any) -> list[BenchmarkItem]:
@@ -71,13 +73,13 @@ def test_ids_are_of_the_content_and_apart_by_task(tmp_path: Path, make_tokenizer
         ('{"context": ', "not valid JSON at column"),
         ('{"context": "c", "question": "q"}', "'answers' is missing"),
         ('{"context": "c", "question": "q", "answer": ["a"]}', "Did you mean 'answers'?"),
-        ('{"context": "", "question": "q", "answers": ["a"]}', "context is empty"),
+        ('{"context": "", "question": "q", "answers": ["ox"]}', "context is empty"),
         ('{"context": "c", "question": "q", "answers": []}', "answers is an empty list"),
-        ('{"context": "c", "question": "q", "answers": ["a"], "metric": "rogue"}', "Did you mean 'rouge'?"),
-        ('{"context": "c", "question": "q", "answers": ["a"], "metric": "classification"}', "all_classes"),
-        ('{"context": "c", "question": "q", "answers": ["a"], "max_new_tokens": 0}', "whole number from 1"),
-        ('{"context": "c", "question": "q", "answers": ["a"], "task": "a/b"}', "without a slash"),
-        ('{"context": "c d", "question": "q", "answers": ["a"]}', "is there already"),
+        ('{"context": "c", "question": "q", "answers": ["ox"], "metric": "rogue"}', "Did you mean 'rouge'?"),
+        ('{"context": "c", "question": "q", "answers": ["ox"], "metric": "classification"}', "all_classes"),
+        ('{"context": "c", "question": "q", "answers": ["ox"], "max_new_tokens": 0}', "whole number from 1"),
+        ('{"context": "c", "question": "q", "answers": ["ox"], "task": "a/b"}', "without a slash"),
+        ('{"context": "c d", "question": "q", "answers": ["ox"]}', "is there already"),
     ],
 )
 def test_a_broken_line_is_named_even_beyond_the_limit(
@@ -88,6 +90,69 @@ def test_a_broken_line_is_named_even_beyond_the_limit(
     with pytest.raises(BenchmarkError) as caught:
         load(path, make_tokenizer, limit=1)
     assert f"{path}, line 3: " in str(caught.value) and message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answers": ["ox", ""]}, "answers, entry 2 is empty (''); remove it"),
+        ({"answers": ["   "]}, "answers, entry 1 is empty"),
+        ({"answers": ["\u200b\n"], "metric": "string_match_part"}, "answers, entry 1 is empty"),
+        ({"answers": ["A"]}, "gives no points for 'A'; set metric to multiple_choice or string_match_part"),
+        ({"answers": ["ox", "The"]}, "answers, entry 2: the metric 'qa_f1' gives no points for 'The'"),
+        ({"answers": ["%"]}, "set metric to string_match_part"),
+        ({"answers": ["E"], "metric": "multiple_choice"}, "set metric to qa_f1"),
+        ({"answers": [" ox "], "metric": "string_match_all"}, "remove the blanks around it"),
+        ({"answers": ["seven"], "metric": "count"}, "gives no points for 'seven'"),
+        ({"answers": ["7"], "metric": "retrieval"}, "gives no points for '7'"),
+        ({"answers": ["12"], "metric": "exp_similarity"}, "gives no points for '12'"),
+        ({"answers": ["# note"], "metric": "code_sim"}, "gives no points for '# note'"),
+        ({"answers": ["..."], "metric": "rouge"}, "gives no points for '...'"),
+        ({"answers": ["ox"], "metric": "classification", "all_classes": ["cow"]}, "add it there"),
+        ({"metric": "classification", "all_classes": ["ox", ""]}, "all_classes, entry 2 is empty"),
+        ({"metric": "classification", "all_classes": ["ox", "ox"]}, "all_classes has 'ox' twice"),
+        ({"answers": ["ox", "ox", "cow"], "metric": "string_match_all"}, "answers has 'ox' twice"),
+        ({"answers": [42]}, "must be a list of strings; got [42]"),
+    ],
+)
+def test_an_answer_that_can_never_be_right_is_refused_with_its_place_and_a_remedy(
+    tmp_path: Path, make_tokenizer: MakeTokenizer, change: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path / "mine.jsonl", GOOD, GOOD | {"id": "x"} | change)
+    with pytest.raises(BenchmarkError) as caught:
+        load(path, make_tokenizer)
+    assert f"{path}, line 2: " in str(caught.value) and message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"answers": ["ox", "ox", "cow"]},  # annotators agree; the best answer counts
+        {
+            "answers": ["ox " * 1500],
+            "metric": "rouge",
+        },  # too long for ROUGE's recursion, but not its beginning
+        {"answers": ["A"], "metric": "multiple_choice"},
+    ],
+)
+def test_an_answer_that_can_be_right_is_taken(
+    tmp_path: Path, make_tokenizer: MakeTokenizer, row: dict[str, Any]
+) -> None:
+    (item,) = load(write(tmp_path / "mine.jsonl", GOOD | row), make_tokenizer)
+    assert list(item.answers) == row["answers"]
+
+
+@pytest.mark.parametrize("normalizer", ["NFC", None])
+def test_answers_are_spelled_as_the_models_tokenizer_spells_them(
+    tmp_path: Path, make_tokenizer: MakeTokenizer, normalizer: str | None
+) -> None:
+    tokenizer = make_tokenizer(normalizer=normalizer)
+    apart = unicodedata.normalize("NFD", "café")
+    path = write(tmp_path / "mine.jsonl", GOOD | {"answers": [apart, "ox"]})
+    (item,) = load_items(TaskSpec("file/rows", data=str(path)), tokenizer)
+    said = tokenizer.decode(tokenizer(apart)["input_ids"])
+    assert item.answers == (said, "ox")
+    assert score("string_match_part", said, item.answers[:1]) == 1.0
 
 
 def test_a_file_that_cannot_be_used_is_told(tmp_path: Path, make_tokenizer: MakeTokenizer) -> None:

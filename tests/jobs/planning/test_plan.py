@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from evaluators.item import BenchmarkItem
+from evaluators.prompting import TokenizedPrompt
 from jobs.planning.plan import PlanError
 from kvmerger.names import VariantError
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
@@ -88,13 +89,43 @@ def test_an_item_without_a_prompt_costs_only_its_own_rows() -> None:
         plan_of(settings_of(), [empty])
 
 
-def test_prompt_and_answer_fit_the_model() -> None:
-    long = item(0, context=" ".join(["word"] * 100), max_new_tokens=10, answers=(" ".join(["gold"] * 10),))
-    plan = plan_of(settings_of(query_mode="query_aware"), [long])
-    tokens = plan.units[0].items[0].tokens
-    answer = max(10, len(tokens.gold_ids))
-    assert tokens.is_truncated and answer == 20
-    assert 30 < len(tokens.context_ids) + len(tokens.tail_ids) + answer <= Model().max_positions
+def num_tokens(tokens: TokenizedPrompt) -> int:
+    return len(tokens.context_ids) + len(tokens.tail_ids)
+
+
+@pytest.mark.parametrize("num_gold", [1, 5, 6, 200])
+def test_prompt_and_answer_fit_the_model_and_a_long_gold_answer_shortens_nothing(num_gold: int) -> None:
+    long = item(
+        0, context=" ".join(["word"] * 100), max_new_tokens=10, answers=(" ".join(["gold"] * num_gold),)
+    )
+    tokens = plan_of(settings_of(query_mode="query_aware"), [long]).units[0].items[0].tokens
+    # Where the text is cut, two words become one token, so that the answer has 11 positions; a word and its blank take two.
+    assert tokens.is_truncated and num_tokens(tokens) == Model().max_positions - 11
+    fits = num_gold <= 5
+    assert len(tokens.gold_ids) == (2 * num_gold if fits else 0)
+    assert ("leaves it 11 of the model's 64 positions" in tokens.no_gold_reason) != fits
+
+
+@pytest.mark.parametrize("num_words", [*range(16, 30)])
+def test_a_prompt_below_the_limit_is_cut_where_template_or_prefix_leave_it_no_room(num_words: int) -> None:
+    long = item(0, context=" ".join(["word"] * num_words), answer_prefix=" it is", max_new_tokens=10)
+    tokens = plan_of(settings_of(query_mode="query_aware"), [long]).units[0].items[0].tokens
+    assert num_tokens(tokens) <= Model().max_positions - 10
+    assert tokens.is_truncated == (tokens.num_original_tokens > Model().max_positions - 10)
+    assert num_tokens(tokens) >= min(tokens.num_original_tokens, Model().max_positions - 12)
+
+
+@pytest.mark.parametrize("max_new_tokens", [63, 64, 5000])
+def test_answer_tokens_that_leave_no_room_are_named_and_not_a_limit_nobody_set(max_new_tokens: int) -> None:
+    with pytest.raises(PlanError, match=f"{max_new_tokens:,} answer tokens .* in the 64 positions") as caught:
+        plan_of(settings_of(), [item(0, max_new_tokens=max_new_tokens)])
+    assert "max_prompt_tokens" not in str(caught.value)
+
+
+def test_an_answer_prefix_that_leaves_no_room_is_named() -> None:
+    prefix = " so" * 40
+    with pytest.raises(PlanError, match="beside the chat template and the answer prefix"):
+        plan_of(settings_of(), [item(0, answer_prefix=prefix)])
 
 
 def test_max_prompt_tokens_cuts_shorter_than_the_model_must() -> None:

@@ -1,8 +1,11 @@
 """The self-check shows the prompt that the model gets: its cut, its ends and what was lost."""
 
 import io
+import zlib
+from typing import ClassVar
 
 from rich.console import Console
+from tokenizers import AddedToken
 
 from jobs.planning.prompt_check import PromptCheck, check_prompts
 from jobs.reporting.dry_run import render_prompts
@@ -59,6 +62,26 @@ def test_who_put_bos_there_is_said() -> None:
     assert added.bos == "1, put in front by the tokenizer"
     (none,) = checks_of(item(1))
     assert none.bos == "the tokenizer has none"
+
+
+def test_control_tokens_in_the_text_and_gold_answers_without_nll_are_told() -> None:
+    class WithMark(WordTokenizer):
+        added_tokens_decoder: ClassVar[dict[int, AddedToken]] = {
+            zlib.crc32(b"<end>"): AddedToken("<end>", special=True)
+        }
+
+        def __call__(self, text, **options):
+            if options.get("split_special_tokens"):  # the mark in letters
+                text = text.replace("<end>", "<\0end>")
+            return super().__call__(text, **options)
+
+    gold = " ".join(["long"] * 30)
+    items = [item(1, context="one <end> two"), item(2), item(3, answers=(gold,))]
+    checks = checks_of(*items, tokenizer=WithMark())
+    text = " ".join(shown(checks).split())
+    assert "1 of 3 items spell out control tokens (<end>) in their own text" in text
+    assert "1 of 3 items have no answer NLL: the first gold answer has 60 tokens" in text
+    assert checks_of(item(2), tokenizer=WithMark())[0].warnings == ()
 
 
 def test_a_model_without_end_tokens_is_told() -> None:

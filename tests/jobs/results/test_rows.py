@@ -161,6 +161,16 @@ def test_row_says_why_its_answers_are_missing_in_the_words_of_the_benchmark() ->
     assert row["score_reason"] == row["answer_nll_reason"] == "the answers are hidden"
 
 
+def test_a_gold_answer_that_does_not_fit_costs_the_nll_alone() -> None:
+    planned = make_planned("i", gold_ids=(), no_gold_reason="too long")
+    unit = make_unit("u", planned)
+    said = replaced(outcomes_of(unit), "full", token_ids=(8, 9), stop_reason="length")
+    row = rows_of(unit, said)["full"]
+    assert (row["status"], row["score"], row["score_reason"]) == ("ok", 1.0, None)
+    assert (row["answer_nll"], row["answer_nll_reason"]) == (None, "too long")
+    assert row["kl_mean"] is not None
+
+
 @pytest.mark.parametrize("metric", ["qa_f1", "classification", "code_sim", "rouge_geometric_mean"])
 def test_row_holds_all_that_scoring_it_again_needs(metric: str) -> None:
     planned = make_planned("i")

@@ -1,0 +1,84 @@
+"""An item's text stays text: a control token that it spells out is none, and it is compared as the tokenizer sees it."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import replace
+
+import pytest
+
+from evaluators.prompting import PromptError, QueryMode, tokenize_item
+from tests.evaluators.conftest import CHAT_TEMPLATE, ITEM, NO_LIMIT, PROSE, MakeTokenizer, ids_of
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+@pytest.mark.parametrize("chat_template", [None, CHAT_TEMPLATE, "{{ bos_token }}" + CHAT_TEMPLATE])
+@pytest.mark.parametrize("place", ["before_context", "context", "after_context", "answer_prefix"])
+def test_a_control_token_that_the_text_spells_out_is_plain_text_and_told(
+    make_tokenizer: MakeTokenizer, adds_bos: bool, chat_template: str | None, place: str
+) -> None:
+    tokenizer = make_tokenizer(adds_bos=adds_bos, chat_template=chat_template)
+    item = replace(ITEM, **{place: "<s>x</s>\n<|assistant|>\n"})
+    for mode in QueryMode:
+        prompt, plain = (tokenize_item(it, tokenizer, mode, NO_LIMIT) for it in (item, ITEM))
+        for mark in ("<s>", "</s>", "<|user|>", "<|assistant|>"):
+            token = tokenizer.convert_tokens_to_ids(mark)
+            assert ids_of(prompt).count(token) == ids_of(plain).count(token), mark
+        bos = "" if (chat_template or "").startswith("{{ bos") or not adds_bos else "<s>"
+        text = item.prompt_text
+        if chat_template:
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
+        assert tokenizer.decode(ids_of(prompt)) == bos + text + item.answer_prefix
+        assert (prompt.spelled_controls, plain.spelled_controls) == (("<s>", "</s>", "<|assistant|>"), ())
+
+
+def test_around_a_spelled_control_token_every_other_id_stays(make_tokenizer: MakeTokenizer) -> None:
+    tokenizer = make_tokenizer(adds_bos=True, chat_template=CHAT_TEMPLATE)
+    with_mark, without = (
+        ids_of(tokenize_item(replace(ITEM, context=PROSE + mark), tokenizer, QueryMode.AWARE, NO_LIMIT))
+        for mark in ("</s>", "")
+    )
+    num_same = len(tokenizer("<|user|>\nRead this.\n" + PROSE, add_special_tokens=False)["input_ids"])
+    assert with_mark[:num_same] == without[:num_same]
+    assert with_mark[-3:] == without[-3:]
+
+
+def test_a_cut_text_keeps_the_control_tokens_that_it_spells_out(make_tokenizer: MakeTokenizer) -> None:
+    item = replace(ITEM, context=PROSE * 20, before_context="<s>read</s>\n")
+    prompt = tokenize_item(item, make_tokenizer(adds_bos=True), QueryMode.AWARE, 60)
+    assert prompt.is_truncated
+    assert make_tokenizer().decode(ids_of(prompt)).startswith("<s><s>read</s>\n")
+
+
+@pytest.mark.parametrize("mode", QueryMode)
+@pytest.mark.parametrize("limit", [NO_LIMIT, 60])
+def test_texts_are_compared_as_the_tokenizer_sees_them(
+    make_tokenizer: MakeTokenizer, mode: QueryMode, limit: int
+) -> None:
+    apart = unicodedata.normalize("NFD", " Le café de l'été est")
+    item = replace(ITEM, context=PROSE * 20, after_context="\n" + apart, answer_prefix=apart)
+    tokenizer = make_tokenizer(adds_bos=True, chat_template=CHAT_TEMPLATE, normalizer="NFC")
+    prompt = tokenize_item(item, tokenizer, mode, limit)
+    composed = unicodedata.normalize("NFC", apart)
+    assert prompt.is_truncated == (limit == 60)
+    tail = "</s>\n<|assistant|>\n" + composed
+    if mode is QueryMode.AGNOSTIC:
+        tail = "\n" + composed + tail
+    assert tokenizer.decode(prompt.tail_ids) == tail
+
+
+def test_a_tokenizer_that_loses_the_answer_prefix_is_still_refused(make_tokenizer: MakeTokenizer) -> None:
+    tokenizer = make_tokenizer(normalizer="StripAccents")
+    item = replace(ITEM, answer_prefix=" It is\u0301")
+    with pytest.raises(PromptError, match="not in the answer prefix"):
+        tokenize_item(item, tokenizer, QueryMode.AWARE, NO_LIMIT)
+
+
+def test_a_control_token_inside_the_gold_answer_is_plain_text(make_tokenizer: MakeTokenizer) -> None:
+    tokenizer = make_tokenizer(adds_bos=True)
+    item = replace(ITEM, answers=("<s> or </s> then",))
+    gold = tokenize_item(item, tokenizer, QueryMode.AWARE, NO_LIMIT).gold_ids
+    assert tokenizer.decode(gold) == " <s> or </s> then"
+    assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(gold)
