@@ -32,7 +32,6 @@ if TYPE_CHECKING:
         Question,
         VariantFailure,
     )
-    from kvmerger.kernels.dispatch import is_among_highest
     from kvmerger.kernels.reference.nearest import EVICTED
     from kvmerger.limits import Limits
     from kvmerger.merging.merge import Groups, groups_of, merge_groups, slot_log_mass, whole_runs
@@ -65,7 +64,7 @@ if TYPE_CHECKING:
     from kvmerger.policies.reducers.base import AttentionReducer, Reducer
     from kvmerger.policies.registry import register, register_wrapper
     from kvmerger.policies.scoring import ScoringPolicy
-    from kvmerger.policies.selection import SelectingPolicy, keep_highest, take_selected
+    from kvmerger.policies.selection import SelectingPolicy, is_among_highest, keep_highest, take_selected
     from kvmerger.prefill.evidence import (
         ATTENTION_MASS,
         KEY_NORMS,
@@ -109,7 +108,6 @@ _NAMES_OF_MODULE = {
     "decoding.decode_rule": "DecodeRule DecodeRuleError DecodeStep Heirs",
     "engine.engine": "Engine",
     "generation": "Generation InvalidPromptError MemoryPoint Prompt Question VariantFailure",
-    "kernels.dispatch": "is_among_highest",
     "kernels.reference.nearest": "EVICTED",
     "limits": "Limits",
     "merging.merge": "Groups groups_of merge_groups slot_log_mass whole_runs",
@@ -131,7 +129,7 @@ _NAMES_OF_MODULE = {
     "policies.reducers.base": "AttentionReducer Reducer",
     "policies.registry": "register register_wrapper",
     "policies.scoring": "ScoringPolicy",
-    "policies.selection": "SelectingPolicy keep_highest take_selected",
+    "policies.selection": "SelectingPolicy is_among_highest keep_highest take_selected",
     "prefill.evidence": (
         "ATTENTION_MASS KEY_NORMS NEIGHBOUR_COSINES Evidence EvidenceError LayerStates Need "
         "attention_mass register_evidence window_attention"

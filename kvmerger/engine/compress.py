@@ -10,9 +10,11 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, LikeVariant, effective_ratio, num_slots_for
 from kvmerger.building import Variant
@@ -23,7 +25,9 @@ from kvmerger.decoding.ragged_cache import Prefix
 from kvmerger.device import now_s
 from kvmerger.engine.stacks import Stacks, stacked_budget, unstacked
 from kvmerger.names import VariantError
-from kvmerger.policies.base import CacheShape, Policy, declared_needs
+from kvmerger.policies.base import CacheShape, Policy, PolicyError, declared_needs
+from kvmerger.policies.registry import path_of
+from kvmerger.policies.returned import checked_budgets, counting_nan
 from kvmerger.prefill.evidence import forget_frames
 from kvmerger.prefill.prefill import Prefilled
 from kvmerger.variants import FULL
@@ -153,22 +157,65 @@ def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression, stac
 def _kept_layers(policy: Policy, budget_L: Sequence[Budget], stacks: Stacks) -> list[LayerCache]:
     """What ``policy`` keeps of every layer, checked; in storages that the full row has no part in."""
     kept_by: dict[range, LayerCache] = {}
-    for stretch in stacks.stretches(policy, budget_L):
-        layer, evidence = stacks.of(stretch)
-        budget = stacked_budget(budget_L[stretch.start : stretch.stop])
-        # A slice of the full row would keep all of that alive, and its bytes be counted as this variant's.
-        kept_by[stretch] = policy.compress(layer, evidence, budget).owning(stacks.storages)
-        kept_by[stretch].check_shapes()
-        kept_by[stretch].check_same_kind(layer)
-    is_ascending = torch.stack([kept.is_ascending() for kept in kept_by.values()]).all()
+    with counting_nan() as nan_counts:
+        for stretch in stacks.stretches(policy, budget_L):
+            layer, evidence = stacks.of(stretch)
+            kept = policy.compress(layer, evidence, stacked_budget(budget_L[stretch.start : stretch.stop]))
+            if not isinstance(kept, LayerCache):
+                raise PolicyError(f"{path_of(policy)}: compress() must give a LayerCache, got {kept!r:.100}")
+            # A slice of the full row would keep all of that alive, and its bytes be counted as this variant's.
+            kept_by[stretch] = kept.owning(stacks.storages)
+            kept_by[stretch].check_shapes()
+            kept_by[stretch].check_same_kind(layer)
+    num_tokens = stacks.num_tokens
+    is_sound = torch.stack(
+        [
+            *(kept.is_ascending() for kept in kept_by.values()),
+            *(_is_within(kept.position_S, num_tokens) for kept in kept_by.values()),
+            *(count == 0 for count in nan_counts),
+        ]
+    ).all()
     kept_L = [layer for stretch, kept in kept_by.items() for layer in unstacked(kept, len(stretch))]
     # Only now, with all work handed over and the host's done, is the device waited for.
-    if not bool(is_ascending):
-        # Some layer raises, and says where: this is not the usual way.
-        for kept in kept_by.values():
-            kept.check_integrity()
+    if not bool(is_sound):
+        _raise_why(policy, list(kept_by.values()), num_tokens, nan_counts)
     counters_L = numbers_of([layer.counters for layer in kept_L])
+    _require_finite(policy, counters_L)
     return [layer.with_counters(counters) for layer, counters in zip(kept_L, counters_L, strict=True)]
+
+
+def _is_within(position_S: Tensor, num_tokens: int) -> Tensor:
+    """Whether all positions are the prompt's: a bool on the device."""
+    return ((position_S >= 0) & (position_S < num_tokens)).all()
+
+
+def _raise_why(
+    policy: Policy, kept: Sequence[LayerCache], num_tokens: int, nan_counts: Sequence[Tensor]
+) -> None:
+    """Raise ValueError for what is wrong with what ``policy`` kept; waits for the device, which is not the usual way."""
+    # First: of NaN scores come positions that are no worse than any other choice.
+    if num_nan := sum(int(count) for count in nan_counts):
+        raise PolicyError(
+            f"{path_of(policy)}: {num_nan} of its scores are NaN, which rank above all others: look for 0 / 0; where 'full' "
+            f"fails too, it is the model: set another model.dtype"
+        )
+    for layer in kept:
+        layer.check_integrity()
+        if not bool(_is_within(layer.position_S, num_tokens)):
+            low, high = int(layer.position_S.min()), int(layer.position_S.max())
+            raise PolicyError(
+                f"{path_of(policy)}: kept positions reach from {low} to {high}, the prompt's from 0 to {num_tokens - 1}"
+            )
+
+
+def _require_finite(policy: Policy, counters_L: Sequence[Mapping[str, float]]) -> None:
+    for index, counters in enumerate(counters_L):
+        for name, value in counters.items():
+            if not isfinite(value):
+                raise PolicyError(
+                    f"{path_of(policy)}: its counter {name!r} is {value} in layer {index}; leave out what there is no number "
+                    f"for"
+                )
 
 
 def _asked(prefilled: Prefilled, variant: Variant, outcome: Compression) -> Sequence[Budget]:
@@ -188,7 +235,10 @@ def _allocated(prefilled: Prefilled, variant: Variant, asked_L: Sequence[Budget]
     """Every layer's budget as the policy wants it; a ``like`` budget is per layer and head already."""
     if variant.budget is None or isinstance(variant.budget, LikeVariant):
         return asked_L
-    return variant.policy.allocate(asked_L, prefilled.evidence)
+    allocated = variant.policy.allocate(asked_L, prefilled.evidence)
+    return checked_budgets(
+        allocated, len(prefilled.layers), prefilled.layers[0].num_heads, path_of(variant.policy)
+    )
 
 
 def _budgets_like(label: str, num_tokens: int, outcome: Compression) -> list[Budget]:

@@ -63,6 +63,11 @@ class Stacks:
         self.storages = storage_addresses(tensor for layer in layers for tensor in layer.tensors())
         """Addresses of what the layers are held in: no variant may keep a part of it."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Of the prompt."""
+        return self._evidence_L[0].num_tokens
+
     def stretches(self, policy: Policy, budget_L: Sequence[Budget]) -> Iterator[range]:
         """The stretches of layers that ``policy`` may be given as one, in order; alone where it does not take stacks."""
         keys = [

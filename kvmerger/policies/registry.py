@@ -104,6 +104,14 @@ def name_of(policy: Policy) -> str:
     return registered.get(type(policy), type(policy).__name__)
 
 
+def path_of(policy: Policy) -> str:
+    """What a sweep calls ``policy``: its parts' registered names, ``module:Class`` for those without one, joined by ``+``."""
+    parts = ((part, name_of(part)) for part in policy.parts)
+    return "+".join(
+        f"{type(part).__module__}:{name}" if name == type(part).__name__ else name for part, name in parts
+    )
+
+
 def get_wrapper(name: str) -> type[Policy]:
     """The class registered as what may follow ``+``.
 

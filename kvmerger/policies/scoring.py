@@ -18,7 +18,9 @@ from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_sl
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels.dispatch import is_among_highest
 from kvmerger.policies.base import CacheShape
-from kvmerger.policies.selection import SelectingPolicy, keep_highest
+from kvmerger.policies.registry import path_of
+from kvmerger.policies.returned import checked_scores
+from kvmerger.policies.selection import SelectingPolicy, take_highest
 from kvmerger.prefill.evidence import Evidence
 
 
@@ -33,6 +35,20 @@ class ScoringPolicy(SelectingPolicy):
     def scores_at(self, evidence: Evidence, budget: Budget) -> Tensor:
         """`scores`, for methods whose protected part grows with the budget; for all others the same at every budget."""
         return self.scores(evidence)
+
+    def checked_scores(self, evidence: Evidence, budget: Budget) -> Tensor:
+        """`scores_at`, which every ranking of them asks through this: floats (H, N), on the evidence's device.
+
+        Raises:
+            PolicyError: that is not what came.
+        """
+        return checked_scores(
+            self.scores_at(evidence, budget),
+            (evidence.num_heads, evidence.num_tokens),
+            evidence.device,
+            path_of(self),
+            len(evidence.layers),
+        )
 
     @property
     def num_protected(self) -> int:
@@ -57,8 +73,7 @@ class ScoringPolicy(SelectingPolicy):
             BudgetError: a head's budget does not hold what is protected.
         """
         self._require_room(min(budget.num_slots_H), evidence.num_tokens)
-        # NaN ranks above inf here: a score of 0 / 0 would take the place of a sink.
-        return is_among_highest(self.scores_at(evidence, budget), budget.num_slots_H)
+        return is_among_highest(self.checked_scores(evidence, budget), budget.num_slots_H)
 
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """Keep the selected tokens, copied unchanged."""
@@ -66,7 +81,7 @@ class ScoringPolicy(SelectingPolicy):
         if type(self).select is not ScoringPolicy.select:
             return super().compress(layer, evidence, budget)
         self._require_room(min(budget.num_slots_H), evidence.num_tokens)
-        return keep_highest(layer, self.scores_at(evidence, budget), budget)
+        return take_highest(layer, self.checked_scores(evidence, budget), budget)
 
     def _require_room(self, num_slots: int, num_tokens: int) -> None:
         if num_slots < self.num_protected:

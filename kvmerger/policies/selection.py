@@ -14,9 +14,12 @@ from torch import Tensor
 from kvmerger.budget import Budget
 from kvmerger.cache.head_counters import HeadCounters, PerHead
 from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.kernels import dispatch
 from kvmerger.kernels.dispatch import highest_places, take_slots
 from kvmerger.kernels.reference.ranking import marked_places
 from kvmerger.policies.base import Policy
+from kvmerger.policies.registry import path_of
+from kvmerger.policies.returned import checked_marks, checked_scores
 from kvmerger.prefill.evidence import Evidence
 
 
@@ -32,9 +35,30 @@ class SelectingPolicy(Policy):
             BudgetError: the budget cannot be met on this prompt.
         """
 
+    def selected(self, evidence: Evidence, budget: Budget) -> Tensor:
+        """`select`, which wrappers ask through this: bool (H, N), on the evidence's device.
+
+        Raises:
+            PolicyError: that is not what came.
+        """
+        shape = (evidence.num_heads, evidence.num_tokens)
+        return checked_marks(self.select(evidence, budget), shape, evidence.device, path_of(self))
+
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """Keep the selected tokens, copied unchanged."""
-        return take_selected(layer, self.select(evidence, budget))
+        return take_selected(layer, self.selected(evidence, budget))
+
+
+def is_among_highest(scores_HN: Tensor, count_H: tuple[int, ...]) -> Tensor:
+    """Mark the ``count_H[h]`` highest scores of each row h: bool (H, N). Ties go to the earlier column, NaN ranks highest.
+
+    Raises:
+        PolicyError: the scores are not floats of two dimensions with a row for each count.
+    """
+    num_columns = scores_HN.shape[-1] if isinstance(scores_HN, Tensor) and scores_HN.dim() else 0
+    device = scores_HN.device if isinstance(scores_HN, Tensor) else torch.device("cpu")
+    scores_HN = checked_scores(scores_HN, (len(count_H), num_columns), device, "is_among_highest")
+    return dispatch.is_among_highest(scores_HN, count_H)
 
 
 def keep_highest(layer: LayerCache, scores_HN: Tensor, budget: Budget) -> LayerCache:
@@ -43,8 +67,17 @@ def keep_highest(layer: LayerCache, scores_HN: Tensor, budget: Budget) -> LayerC
     Args:
         layer: uncompressed, N tokens in every head; not changed.
         scores_HN: any float dtype; ``inf`` protects a token.
-        budget: slots per head, each at most N.
+        budget: slots per head; of more than N there are N.
+
+    Raises:
+        PolicyError: the scores are not floats (H, N) on the layer's device.
     """
+    shape = (layer.num_heads, layer.num_slots // layer.num_heads)
+    return take_highest(layer, checked_scores(scores_HN, shape, layer.k_SD.device, "keep_highest"), budget)
+
+
+def take_highest(layer: LayerCache, scores_HN: Tensor, budget: Budget) -> LayerCache:
+    """`keep_highest`, of scores that are checked already."""
     num_tokens = scores_HN.shape[1]
     # `highest_places` takes no count above N.
     num_slots_H = tuple(min(num_slots, num_tokens) for num_slots in budget.num_slots_H)
@@ -52,7 +85,13 @@ def keep_highest(layer: LayerCache, scores_HN: Tensor, budget: Budget) -> LayerC
 
 
 def take_selected(layer: LayerCache, is_kept_HN: Tensor) -> LayerCache:
-    """The marked tokens (bool, (H, N)) of the uncompressed ``layer``, in storages of their own."""
+    """The marked tokens (bool, (H, N)) of the uncompressed ``layer``, in storages of their own.
+
+    Raises:
+        PolicyError: the marks are not bools (H, N) on the layer's device.
+    """
+    shape = (layer.num_heads, layer.num_slots // layer.num_heads)
+    is_kept_HN = checked_marks(is_kept_HN, shape, layer.k_SD.device, "take_selected")
     # Waits for the device; `keep_highest`, whose counts are known before, does not.
     num_slots_H = tuple(is_kept_HN.sum(dim=1).tolist())
     return _take(layer, marked_places(is_kept_HN.flatten(), sum(num_slots_H)), num_slots_H)

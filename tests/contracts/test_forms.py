@@ -89,5 +89,8 @@ class DividesByZero(ScoringPolicy):
 
 def test_scores_that_are_no_numbers_are_named(seed: int) -> None:
     wrong = {r.name: r.message for r in check_policy(f"{__name__}:DividesByZero", seed=seed) if not r.is_ok}
-    assert set(wrong) == {f"scores every token with a number ({dtype})" for dtype in ("float32", "bfloat16")}
+    # The first says it, and all that compress say the same: in a sweep it is a failed row.
+    assert list(wrong)[:2] == [
+        f"scores every token with a number ({dtype})" for dtype in ("float32", "bfloat16")
+    ]
     assert all("scores are NaN, which rank above all others" in message for message in wrong.values())

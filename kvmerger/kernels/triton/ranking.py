@@ -16,6 +16,7 @@ from torch import Tensor
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.device import upload
 from kvmerger.kernels.programs.ranking import highest_kernel, take_kernel
+from kvmerger.kernels.reference.ranking import require_counts
 
 # Longer rows are read again for every two bits. A thread has 16 columns of a full block in its registers.
 MOST_BLOCK_COLUMNS = 16384
@@ -25,6 +26,7 @@ SLOTS_OF_A_BLOCK = 32
 
 def is_among_highest(scores_HN: Tensor, count_H: tuple[int, ...], block: int | None = None) -> Tensor:
     """As `reference.ranking.is_among_highest`; ``block``: columns of a block, a power of two; by the row's length if None."""
+    require_counts(scores_HN, count_H)
     is_marked_HN = torch.empty(scores_HN.shape, dtype=torch.bool, device=scores_HN.device)
     _launch(scores_HN, count_H, None, is_marked_HN, block)
     return is_marked_HN
@@ -32,6 +34,7 @@ def is_among_highest(scores_HN: Tensor, count_H: tuple[int, ...], block: int | N
 
 def highest_places(scores_HN: Tensor, count_H: tuple[int, ...], block: int | None = None) -> Tensor:
     """As `reference.ranking.highest_places`; ``block`` as above."""
+    require_counts(scores_HN, count_H, most=scores_HN.shape[-1])
     place_K = torch.empty(sum(count_H), dtype=torch.int64, device=scores_HN.device)
     _launch(scores_HN, count_H, place_K, None, block)
     return place_K

@@ -127,4 +127,7 @@ class ScoredDecodingPolicy(DecodingPolicy):
         kept = super().compress(layer, evidence, budget)
         mass_HN = evidence.get(ATTENTION_MASS)
         # Positions are indices here, as the compressed part starts at position 0. A merged slot gets its pivot's mass alone.
-        return replace(kept, score_S=mass_HN[kept.head_S, kept.position_S.long()])
+        # Clamped, since a user's policy kept them: out of range, an index takes the process with it on CUDA. What is wrong
+        # with the positions is told once all layers are compressed.
+        position_S = kept.position_S.long().clamp(0, evidence.num_tokens - 1)
+        return replace(kept, score_S=mass_HN[kept.head_S, position_S])

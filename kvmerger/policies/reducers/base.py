@@ -82,7 +82,7 @@ class Reducer(Policy):
 
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """Select, then merge; a layer that keeps everything is returned as it is."""
-        is_kept_HN = self.inner.select(evidence, budget)
+        is_kept_HN = self.inner.selected(evidence, budget)
         # In this order: `all` waits for the device, and is seldom asked. A policy may keep less than its budget.
         is_whole = self._has_whole_budget(evidence, budget) and bool(is_kept_HN.all())
         return layer if is_whole else self.merge(layer, evidence, is_kept_HN)

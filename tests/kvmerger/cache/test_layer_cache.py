@@ -10,7 +10,7 @@ import torch
 from kvmerger.budget import Budget, KeptRatio
 from kvmerger.building import Variant
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.contract.checks import random_prefill
+from kvmerger.contract.layers import random_prefill
 from kvmerger.engine.compress import compress_all
 from kvmerger.policies.ranking.knorm import Knorm
 from kvmerger.prefill.evidence import Evidence

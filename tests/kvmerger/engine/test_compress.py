@@ -5,7 +5,7 @@ import torch
 
 from kvmerger.budget import KeptRatio
 from kvmerger.building import Variant, build
-from kvmerger.contract.checks import random_prefill
+from kvmerger.contract.layers import random_prefill
 from kvmerger.engine.compress import compress_all
 
 

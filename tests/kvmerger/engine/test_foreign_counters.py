@@ -12,7 +12,7 @@ import torch
 from bench.engine.op_counter import OpCounter
 from kvmerger.budget import KeptRatio
 from kvmerger.building import Variant
-from kvmerger.contract.checks import random_prefill
+from kvmerger.contract.layers import random_prefill
 from kvmerger.engine.compress import compress_all
 from kvmerger.policies.ranking.knorm import Knorm
 from tests.fakes.tiny_models import TinyModel, tiny_model

@@ -6,7 +6,7 @@ import torch
 from kvmerger.budget import Budget, BudgetError, KeptRatio, LikeVariant
 from kvmerger.building import Variant, build
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.contract.checks import random_prefill
+from kvmerger.contract.layers import random_prefill
 from kvmerger.engine.compress import compress_all
 from kvmerger.names import VariantError
 from kvmerger.policies import registry
