@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jinja2
 from markupsafe import Markup
@@ -56,9 +55,6 @@ from jobs.results.grouping import Setting, setting_of, task_of
 from jobs.results.schema import DONE_STATUSES, ResultError, Row
 from kvmerger.variants import REFERENCE_LABELS
 
-if TYPE_CHECKING:
-    from jobs.results.store import ResultStore
-
 DEFAULT_NAME = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
 _SHOWN_COLUMNS = ("trace", "prediction", "answers", "prompt_tail", "item_metadata")
@@ -96,15 +92,6 @@ class ReportPage:
 
     html: str
     settings: tuple[SettingPage, ...]
-
-
-def write_report(store: ResultStore, path: Path) -> Path:
-    """Read a results folder and write its page to `path`.
-
-    Raises:
-        ResultError: the folder cannot be read, or the page cannot be written.
-    """
-    return write_page(render_page(Findings.read(store)).html, path)
 
 
 def write_page(page: str, path: Path) -> Path:
