@@ -28,8 +28,9 @@ class StatisticsError(ValueError):
 class Interval:
     """A mean with a confidence interval, in the unit of the values.
 
-    `low` and `high` are None when one cluster leaves nothing to estimate them from. `method` is "student_t",
-    "bca_cluster_bootstrap" or "clopper_pearson"; `is_too_few` says that no verdict may rest on it.
+    `low` and `high` are None where there are too few clusters to estimate them from: one, or as `reason` says. `method` is
+    "student_t", "bca_cluster_bootstrap", "clopper_pearson", or one of `evaluators.statistics.skewed`; `is_too_few` says
+    that no verdict may rest on it.
     """
 
     mean: float
@@ -39,6 +40,7 @@ class Interval:
     num_clusters: int
     method: str
     is_too_few: bool
+    reason: str = ""
 
     @property
     def has_no_spread(self) -> bool:
@@ -63,6 +65,18 @@ class PairedDifference:
     num_lower: int
     num_equal: int
     is_too_few: bool
+
+    @classmethod
+    def of(cls, interval: Interval, differences: FloatArray) -> PairedDifference:
+        """Count the items of `differences` by their sign; too few where `interval` is, or below 6 that differ."""
+        num_higher, num_lower = int((differences > 0).sum()), int((differences < 0).sum())
+        return cls(
+            interval=interval,
+            num_higher=num_higher,
+            num_lower=num_lower,
+            num_equal=len(differences) - num_higher - num_lower,
+            is_too_few=interval.is_too_few or num_higher + num_lower < MIN_DISCORDANT_PAIRS,
+        )
 
     @property
     def verdict(self) -> Literal["higher", "lower", "inconclusive"]:
@@ -141,18 +155,15 @@ def paired_difference(
 
     Too few below 50 clusters or 6 items that differ. Raises StatisticsError as `mean_interval` does.
     """
+    differences = paired_values(a, b)
+    return PairedDifference.of(mean_interval(differences.tolist(), clusters, confidence), differences)
+
+
+def paired_values(a: Sequence[float], b: Sequence[float]) -> FloatArray:
+    """a - b, item by item; StatisticsError for unequal lengths, or as `checked`."""
     if len(a) != len(b):
         raise StatisticsError(f"{len(a)} values cannot be paired with {len(b)}; keep the items both have.")
-    differences = checked(a) - checked(b)
-    interval = mean_interval(differences.tolist(), clusters, confidence)
-    num_higher, num_lower = int((differences > 0).sum()), int((differences < 0).sum())
-    return PairedDifference(
-        interval=interval,
-        num_higher=num_higher,
-        num_lower=num_lower,
-        num_equal=len(a) - num_higher - num_lower,
-        is_too_few=interval.is_too_few or num_higher + num_lower < MIN_DISCORDANT_PAIRS,
-    )
+    return checked(a) - checked(b)
 
 
 def checked(values: Sequence[float]) -> FloatArray:

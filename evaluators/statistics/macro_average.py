@@ -14,16 +14,14 @@ import numpy as np
 from evaluators.statistics.intervals import (
     MIN_BOOTSTRAP_CLUSTERS,
     MIN_CLUSTERS,
-    MIN_DISCORDANT_PAIRS,
     Clusters,
-    FloatArray,
     Interval,
     PairedDifference,
     StatisticsError,
     bca_ends,
-    checked,
     cluster_error,
     group,
+    paired_values,
     resampled_means,
 )
 from evaluators.statistics.paired_tests import PairedTest, sign_flip_p_value
@@ -56,25 +54,16 @@ def macro_difference(tasks: Sequence[TaskPairs], confidence: float = 0.95) -> Pa
     Student t with Satterthwaite's degrees of freedom ("student_t"). Too few below 50 clusters in all or 6 items that
     differ. Raises StatisticsError for no task, or as `mean_interval` does for one of them.
     """
-    differences = [_differences(task) for task in tasks]
+    differences = [paired_values(task.a, task.b) for task in tasks]
     if not differences:
         raise StatisticsError("there is no task to take a mean over.")
     strata = [group(values, task.clusters) for values, task in zip(differences, tasks, strict=True)]
-    pooled = np.concatenate(differences)
-    num_higher, num_lower = int((pooled > 0).sum()), int((pooled < 0).sum())
-    interval = _macro_interval(strata, confidence)
-    return PairedDifference(
-        interval=interval,
-        num_higher=num_higher,
-        num_lower=num_lower,
-        num_equal=len(pooled) - num_higher - num_lower,
-        is_too_few=interval.is_too_few or num_higher + num_lower < MIN_DISCORDANT_PAIRS,
-    )
+    return PairedDifference.of(_macro_interval(strata, confidence), np.concatenate(differences))
 
 
 def mean_and_error(tasks: Sequence[TaskPairs]) -> MeanAndError:
     """The mean over tasks of a - b with its standard error; raises StatisticsError as `macro_difference` does."""
-    strata = [group(_differences(task), task.clusters) for task in tasks]
+    strata = [group(paired_values(task.a, task.b), task.clusters) for task in tasks]
     if not strata:
         raise StatisticsError("there is no task to take a mean over.")
     mean = float(np.mean([stratum.mean for stratum in strata]))
@@ -85,20 +74,12 @@ def mean_and_error(tasks: Sequence[TaskPairs]) -> MeanAndError:
 
 def macro_test(tasks: Sequence[TaskPairs]) -> PairedTest:
     """Two-sided test that the mean over tasks is 0: the signs of whole clusters are flipped, weighed as in the mean."""
-    strata = [group(_differences(task), task.clusters) for task in tasks]
+    strata = [group(paired_values(task.a, task.b), task.clusters) for task in tasks]
     if not strata:
         raise StatisticsError("there is no task to take a mean over.")
     # What each cluster adds to the mean over tasks: the total that is flipped is then that mean.
     shares = [stratum.sums_C / (stratum.sizes_C.sum() * len(strata)) for stratum in strata]
     return PairedTest(sign_flip_p_value(np.concatenate(shares)), "cluster_sign_flip")
-
-
-def _differences(task: TaskPairs) -> FloatArray:
-    if len(task.a) != len(task.b):
-        raise StatisticsError(
-            f"{len(task.a)} values cannot be paired with {len(task.b)}; keep the items both have."
-        )
-    return checked(task.a) - checked(task.b)
 
 
 def _macro_interval(strata: Sequence[Clusters], confidence: float) -> Interval:
