@@ -25,8 +25,9 @@ class AdaKV(ScoringPolicy):
     """Keep a layer's highest-scored tokens whichever head they are in, after each head has got a share of its own.
 
     Based on "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation" (arXiv 2407.11550), Algorithm 1, with
-    the paper's floor. Any ranking can stand in front of it: ``snapkv+adakv`` (kvpress writes ``adakv_snapkv``). Heads
-    end up with different lengths, and the memory of what is dropped is really freed.
+    the paper's floor; no head is left empty while ``alpha`` is above 0. Any ranking can stand in front of it:
+    ``snapkv+adakv`` (kvpress writes ``adakv_snapkv``). Heads end up with different lengths, and the memory of what is
+    dropped is really freed.
 
     Attributes:
         inner: whose scores count. They must be comparable between the heads of a layer.
@@ -35,6 +36,8 @@ class AdaKV(ScoringPolicy):
 
     inner: ScoringPolicy
     alpha: float = 0.2
+
+    version = 2
 
     def __post_init__(self) -> None:
         """Refuse what has no scores, and shares outside 0–1."""
@@ -92,9 +95,10 @@ class AdaKV(ScoringPolicy):
         if len(set(budget.num_slots_H)) > 1:
             raise BudgetError(f"adakv shares out an even budget among heads, got {budget.num_slots_H}")
         self._require_room(budget.num_slots_H[0], evidence.num_tokens)
-        scores_HN = self.scores_at(evidence, budget)
-        # Protected tokens have inf and come first, so one floor covers both them and the share.
-        floor = max(share_of(budget.num_slots_H[0], self.alpha), self.num_protected)
+        scores_HN = self.checked_scores(evidence, budget)
+        # Protected tokens have inf and come first, so one floor covers both them and the share. A share that rounds to no
+        # slot counts as one, as in kvpress: a head without a slot would answer from the tail alone.
+        floor = max(share_of(budget.num_slots_H[0], self.alpha), self.num_protected, int(self.alpha > 0))
         is_safe_HN = is_among_highest(scores_HN, (floor,) * evidence.num_heads)
         scores_HN = scores_HN.masked_fill(is_safe_HN, float("inf"))
         # Heads compete within their layer alone, also where several layers came as one.

@@ -58,13 +58,15 @@ class LagKV(ScoringPolicy):
     Attributes:
         n_sink: first tokens, always kept.
         lag_size: tokens of a partition.
-        cross_scoring: compare scores of all partitions; False keeps equally many of each.
+        cross_scoring: compare scores of all partitions; False keeps equally many of each, and gives slots that do not
+            divide evenly to the partitions whose next best token scores highest.
     """
 
     n_sink: int = 4
     lag_size: int = 128
     cross_scoring: bool = False
 
+    version = 2
     compresses_stacks = True
 
     def __post_init__(self) -> None:
@@ -86,8 +88,9 @@ class LagKV(ScoringPolicy):
         """Below 1 for ranked tokens, from 1 on and by recency for the tail, ``inf`` for sinks: fp64 (H, N)."""
         ranked_HPW = evidence.get(self._need).double()
         if not self.cross_scoring:
-            # The same set of ranks in every head: Ada-KV has nothing to tell heads apart by.
-            ranked_HPW = _rank(ranked_HPW) / self.lag_size
+            # The score itself decides between equal ranks: left to the earlier token, the slots that do not divide evenly
+            # would all go to the first partitions. Halved, it never reaches the next rank, nor the tail's 1.
+            ranked_HPW = (_rank(ranked_HPW) + ranked_HPW / 2) / self.lag_size
         num_tail = self._num_tail(evidence.num_tokens)
         # From 1 on: ranks ÷ lag_size, and softmaxes over two tokens or more, are below 1, so the tail beats what is ranked.
         tail_T = 1 + torch.arange(num_tail, dtype=torch.float64, device=evidence.device)

@@ -57,6 +57,14 @@ def test_heads_compete_for_what_is_beyond_their_own_share(
     assert kept == chosen(scores, num_slots, num_safe)
 
 
+@pytest.mark.parametrize(("alpha", "fewest"), [(0, 0), (0.01, 1), (0.2, 1), (1, 4)])
+def test_no_head_is_left_empty_while_heads_have_a_share(alpha: float, fewest: int, seed: int) -> None:
+    states = random_states(seed)
+    states.k_HND[1] *= 1000  # all of its keys score below the other head's
+    kept = compressed(AdaKV(Knorm(), alpha), states, Budget.uniform(4, 2, 0.03))
+    assert kept.num_slots_H == (8 - fewest, fewest)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_heads_are_ragged_and_what_is_dropped_is_freed(dtype: torch.dtype, seed: int) -> None:
     states = random_states(seed, dtype)

@@ -70,6 +70,36 @@ def test_each_partition_keeps_its_own_best_and_equally_many(seed: int) -> None:
         assert kept == sorted(expected)
 
 
+@pytest.mark.parametrize("num_extra", [1, 2, 3])
+def test_what_does_not_divide_evenly_goes_where_the_next_best_token_scores_highest(
+    num_extra: int, seed: int
+) -> None:
+    states = random_states(seed)
+    raw_HN = LagKV(N_SINK, LAG, cross_scoring=True).scores(evidence_for(LagKV(N_SINK, LAG), states))
+    num_each = 6
+    num_slots = N_SINK + NUM_TOKENS - N_SINK - NUM_RANKED + 4 * num_each + num_extra
+    for head, kept in enumerate(kept_positions(LagKV(N_SINK, LAG), states, Budget((num_slots,) * 2, 0.5))):
+        next_best = []
+        for start in range(N_SINK, N_SINK + NUM_RANKED, LAG):
+            ranked = sorted(range(start, start + LAG), key=lambda token: -float(raw_HN[head, token]))
+            assert set(ranked[:num_each]) <= set(kept)
+            next_best.append(ranked[num_each])
+        next_best.sort(key=lambda token: -float(raw_HN[head, token]))
+        assert [token for token in next_best if token in kept] == next_best[:num_extra]
+
+
+def test_what_does_not_divide_evenly_favours_no_position(seed: int) -> None:
+    num_partitions, kept_of = 20, []
+    for draw in range(30):
+        states = random_states(seed + draw, num_tokens=(num_partitions + 1) * LAG)
+        budget = Budget.uniform(LAG + num_partitions // 2, 2, 0.1)
+        for kept in kept_positions(LagKV(0, LAG), states, budget):
+            kept_of += [token // LAG for token in kept if token < num_partitions * LAG]
+    assert len(kept_of) == 30 * 2 * num_partitions // 2
+    # The mean of a fair choice has a standard deviation of 0.17 partitions.
+    assert abs(sum(kept_of) / len(kept_of) - (num_partitions - 1) / 2) < 1
+
+
 @pytest.mark.parametrize(("num_tokens", "num_slots"), [(NUM_TOKENS, 30), (30, 12), (N_SINK + 2, N_SINK + 1)])
 def test_without_ranks_it_is_sinks_and_recent_tokens_and_says_so(
     num_tokens: int, num_slots: int, seed: int
