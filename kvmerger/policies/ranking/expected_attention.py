@@ -90,7 +90,7 @@ class ExpectedAttention(ScoringPolicy):
     (arXiv 2510.00636): queries before RoPE are taken as Gaussian, N(μ, Σ) over the prompt without its first tokens, rotated
     by the average rotation R over the next positions. A key scores exp(kᵀRμ/√d + kᵀRΣRᵀk/(2d)), normalised over the
     prompt, averaged over the query heads of a group, times ||v||. Qwen3's query norm is applied before the statistics.
-    kvpress's key of this name is ``expected_attention+adakv`` here.
+    kvpress's key of this name is ``{name: expected_attention+adakv, epsilon: 0.01}`` here.
 
     Attributes:
         n_future_positions: how many positions after the prompt the rotation is averaged over.
