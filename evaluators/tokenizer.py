@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+_Span = tuple[int, int]
+"""A token's first character, and the one behind its last."""
+
 
 class PromptError(ValueError):
     """An item cannot be turned into a sound prompt; the message names the item and the remedy."""
@@ -61,18 +64,22 @@ def encode(text: str, tokenizer: Tokenizer, data: Sequence[range] = ()) -> Encod
     `data` are the characters that come from an item, where no control token is meant.
     Raises PromptError when the tokenizer cannot tell which characters a token covers.
     """
-    tokens = _tokens_of(text, tokenizer)
+    ids, spans = _ids_and_spans(text, tokenizer)
     controls = control_tokens(tokenizer)
-    marks = [token for token in tokens if token[0] in controls and text[token[1] : token[2]].strip()]
-    spelled = [token for token in marks if any(token[1] < it.stop and token[2] > it.start for it in data)]
+    marks = [index for index, token in enumerate(ids) if token in controls]
+    spelled = [
+        index
+        for index in marks
+        if any(spans[index][0] < it.stop and spans[index][1] > it.start for it in data)
+    ]
+    names = tuple(dict.fromkeys(controls[ids[index]] for index in spelled))
     if spelled:
-        kept = [token for token in marks if token not in spelled]
-        tokens = _plain_between(kept, text, tokenizer)
+        kept = [(ids[index], spans[index]) for index in marks if index not in spelled]
+        ids, spans = _plain_between(kept, text, tokenizer)
     bos = tokenizer.bos_token_id
-    if bos is not None and (not tokens or tokens[0][0] != bos) and adds_bos(tokenizer):
-        tokens = [(bos, 0, 0), *tokens]
-    ids, starts, ends = zip(*tokens, strict=True) if tokens else ((), (), ())
-    return Encoding(ids, starts, ends, tuple(dict.fromkeys(controls[token] for token, _, _ in spelled)))
+    if bos is not None and ids[:1] != [bos] and adds_bos(tokenizer):
+        ids, spans = [bos, *ids], [(0, 0), *spans]
+    return Encoding(tuple(ids), tuple(start for start, _ in spans), tuple(end for _, end in spans), names)
 
 
 def plain_ids(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -102,34 +109,35 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold().strip()
 
 
-def _tokens_of(text: str, tokenizer: Tokenizer, **options: bool) -> list[tuple[int, int, int]]:
-    """(id, first character, character behind the last) of every token."""
+def _ids_and_spans(text: str, tokenizer: Tokenizer, **options: bool) -> tuple[list[int], list[_Span]]:
     try:
-        # Without special tokens: some post-processors also append an EOS, which would end the prompt.
+        # Without special tokens: some post-processors also append an EOS, which would end the prompt. BOS is put back later.
         # Not verbose: of a text longer than the model allows it would warn, and such texts are cut later.
         raw = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False, **options)
     except NotImplementedError as error:
         raise PromptError(
             f"{type(tokenizer).__name__} gives no character offsets; use a fast tokenizer (tokenizer.json)."
         ) from error
-    spans = raw["offset_mapping"]
-    return [(token, start, end) for token, (start, end) in zip(raw["input_ids"], spans, strict=True)]
+    return list(raw["input_ids"]), list(raw["offset_mapping"])
 
 
 def _plain_between(
-    marks: Sequence[tuple[int, int, int]], text: str, tokenizer: Tokenizer
-) -> list[tuple[int, int, int]]:
+    marks: Sequence[tuple[int, _Span]], text: str, tokenizer: Tokenizer
+) -> tuple[list[int], list[_Span]]:
     """The tokens of a text whose only control tokens are `marks`, in their order."""
-    tokens, begin = [], 0
-    for mark in (*marks, None):
+    ids: list[int] = []
+    spans: list[_Span] = []
+    begin = 0
+    for token, span in (*marks, (None, (len(text), len(text)))):
         # Control tokens part a text before anything else is done to it, so what stands between two is encoded by itself.
-        piece = text[begin : mark[1] if mark else len(text)]
-        found = _tokens_of(piece, tokenizer, split_special_tokens=True) if piece else []
-        tokens += [(token, start + begin, end + begin) for token, start, end in found]
-        if mark:
-            tokens.append(mark)
-            begin = mark[2]
-    return tokens
+        found, places = _ids_and_spans(text[begin : span[0]], tokenizer, split_special_tokens=True)
+        ids += found
+        spans += [(start + begin, end + begin) for start, end in places]
+        if token is not None:
+            ids.append(token)
+            spans.append(span)
+        begin = span[1]
+    return ids, spans
 
 
 def decode(ids: Sequence[int], tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> str:
