@@ -14,6 +14,7 @@ from evaluators import registry
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer
 from jobs.planning.plan import Plan, build_plan
+from jobs.planning.policy_contract import require_contracts
 from jobs.planning.rows import VariantFacts
 from jobs.settings.schema import Settings
 from kvmerger.budget import BudgetError
@@ -42,11 +43,16 @@ class Prepared:
         return settings.model_copy(update={"model": settings.model.model_copy(update=planned)})
 
 
-def prepare(settings: Settings, done: Collection[str], find_device: Callable[[], str]) -> Prepared:
-    """Build the policies, read the model's configuration and tokenizer, load the items, and plan.
+def prepare(
+    settings: Settings,
+    done: Collection[str],
+    find_device: Callable[[], str],
+    say: Callable[[str], None] = lambda _: None,
+) -> Prepared:
+    """Build the policies, read the model's configuration and tokenizer, load the items, plan, and try users' policies.
 
     Imports torch and transformers; writes nothing. `done` are the identities of rows that are there already; `find_device`
-    says where the work will be done, and is asked once the policies are known to be right.
+    says where the work will be done, and is asked once the policies are known to be right; `say` is told what takes time.
 
     Raises:
         ValueError: one of our own subclasses, for whatever the settings, data or model cannot do.
@@ -79,6 +85,10 @@ def prepare(settings: Settings, done: Collection[str], find_device: Callable[[],
         done,
         _VariantCheck(variants, model),
     )
+    if settings.check_policies:
+        # Only now is it known whose rows are all there already: nothing of those policies will run.
+        owed = {planned.key.label for planned in plan.rows if planned.is_owed}
+        require_contracts((spec for spec in settings.variants if spec.label in owed), say)
     return Prepared(plan, model, tokenizer, {label: fact.version for label, fact in facts.items()})
 
 

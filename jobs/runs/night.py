@@ -86,9 +86,12 @@ class Night:
         self._find_baseline()
         if not is_dry:
             self._deliver_earlier_nights()
-        with self.console.status("reading the model's configuration, tokenizer and items …"):
+        with self.console.status("reading the model's configuration, tokenizer and items …") as status:
             prepared = prepare(
-                self.settings, self._store.identities(), lambda: device_of_the_actors(self.settings)
+                self.settings,
+                self._store.identities(),
+                lambda: device_of_the_actors(self.settings),
+                status.update,
             )
         # Before the run, since a night that cannot be compared would be spent for nothing.
         self._refuse_other_questions(planned_facts(prepared, self.settings))

@@ -147,6 +147,7 @@ class Settings(_Section):
     model: ModelSettings = ModelSettings()
     tasks: tuple[TaskSettings, ...] = Field(min_length=1)
     policies: tuple[str | dict[str, Any], ...] = Field(min_length=1)
+    check_policies: bool = True  # those named `module:Class` keep the contract, or nothing runs
     query_mode: QueryMode = QueryMode.AWARE
     execution: Literal["fused", "isolated"] = "fused"
     items_at_once: Literal["auto"] | PositiveCount = "auto"  # whose rows decode in one batch

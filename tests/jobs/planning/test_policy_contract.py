@@ -1,0 +1,140 @@
+"""A sweep tries the policies of users' own, once, before it loads any weights, and says what fails first."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.planning.policy_contract import PolicyContractError, require_contracts
+from jobs.results.store import ResultStore
+from jobs.sweep import main
+from kvmerger.contract import checks
+from kvmerger.models import loading
+from kvmerger.variants import parse_policies
+from tests.fakes.sweeps import save_data, save_settings, save_tiny_model
+
+MODULE = "policies_to_be_tried"
+POLICIES = """
+from dataclasses import dataclass
+from kvmerger import KEY_NORMS, Policy, ScoringPolicy
+
+@dataclass(frozen=True)
+class Sound(ScoringPolicy):
+    sign: float = -1.0
+
+    def scores(self, evidence):
+        return self.sign * evidence.get(KEY_NORMS)
+
+@dataclass(frozen=True)
+class Nan(Sound):
+    def scores(self, evidence):
+        return super().scores(evidence) * 0 / 0
+
+@dataclass(frozen=True)
+class TooFew(Sound):
+    def scores(self, evidence):
+        return super().scores(evidence)[:, 1:]
+
+@dataclass(frozen=True)
+class Raises(Sound):
+    def scores(self, evidence):
+        return evidence.nothing
+
+@dataclass(frozen=True)
+class LongWindow(Sound):
+    num_protected = 1000
+
+@dataclass(frozen=True)
+class NeedsANumber(ScoringPolicy):
+    scale: float
+
+    def scores(self, evidence):
+        return evidence.get(KEY_NORMS) * self.scale / self.scale
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / f"{MODULE}.py").write_text(POLICIES)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    yield save_settings(tmp_path, save_tiny_model(tmp_path / "model"), save_data(tmp_path / "data", 2))
+    del sys.modules[MODULE]
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is tried; nothing is found."""
+    names: list[str] = []
+    monkeypatch.setattr(checks, "first_failure", lambda name, params: names.append(name))
+    return names
+
+
+def policies(*entries: str, budget: object = 0.5) -> list[str]:
+    return ["--set", f"policies=[{', '.join(f'{{name: {it}, budget: {budget}}}' for it in entries)}]"]
+
+
+@pytest.mark.parametrize("command", [[], ["--dry-run"]], ids=["run", "validate"])
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ("Nan", "'scores every token with a number (float32)': layer 0: 622 scores are NaN"),
+        ("TooFew", "must be floats (H, N) = (2, 311), one per KV head and token; got (2, 310)"),
+        ("TooFew+adakv", "must be floats (H, N) = (2, 311), one per KV head and token; got (2, 310)"),
+        ("Nan+compensated", "NaN"),
+        ("Raises", "AttributeError: 'Evidence' object has no attribute 'nothing'"),
+    ],
+)
+def test_a_broken_policy_is_one_sentence_before_any_weights(
+    policy: str, words: str, command: list[str], config: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    name = f"{MODULE}:{policy}"
+    assert main([str(config), *command, *policies(name)]) == 2
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: policy '{name}' breaks the contract, first in ")
+    assert words in error
+    assert f"jobs/sweep.py --check-policy {name}`" in error
+    assert "check_policies: false" in error
+
+
+def test_without_the_check_its_rows_fail_and_no_others(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = [f"{MODULE}:{policy}" for policy in ("Nan", "TooFew")]
+    assert main([str(config), *policies(*broken, "knorm"), "--set", "check_policies=false"]) == 3
+    rows = ResultStore(tmp_path / "results").read_table().to_pylist()
+    messages = {row["variant"]: row["failure_message"] for row in rows if row["status"] == "failed"}
+    assert set(messages) == {"Nan@0.5", "TooFew@0.5"}
+    assert f"{MODULE}:Nan: " in messages["Nan@0.5"]
+    assert "of its scores are NaN, which rank above all others" in messages["Nan@0.5"]
+    assert f"{MODULE}:TooFew: scores must be floats (H, N) = " in messages["TooFew@0.5"]
+
+
+def test_each_is_tried_once_and_not_where_its_rows_are_there(config: Path, tried: list[str]) -> None:
+    sound = f"{MODULE}:Sound"
+    command = [str(config), *policies(sound, f"{sound}+adakv", "knorm", budget="[0.5, 0.6]")]
+    assert main(command) == 0
+    assert tried == [sound, f"{sound}+adakv"]
+    assert main(command) == 0
+    assert tried == [sound, f"{sound}+adakv"]
+    assert main([*command, "--output_dir", f"{config.parent}/more", "--set", "check_policies=false"]) == 0
+    assert tried == [sound, f"{sound}+adakv"]
+
+
+def test_a_policy_is_tried_with_the_sweeps_own_parameters(config: Path) -> None:
+    said: list[str] = []
+    name = f"{MODULE}:NeedsANumber"
+    require_contracts(parse_policies([{"name": name, "budget": 0.5, "scale": 2.0}]), said.append)
+    assert said == [f"trying {name} on random layers …"]
+    with pytest.raises(
+        PolicyContractError, match=r"NeedsANumber' with \{'scale': 0.0\} breaks .*622 scores are NaN"
+    ):
+        require_contracts(parse_policies([{"name": name, "budget": 0.5, "scale": 0.0}]), said.append)
+
+
+def test_one_that_refuses_so_short_a_prompt_is_not_tried(config: Path) -> None:
+    require_contracts(parse_policies([{"name": f"{MODULE}:LongWindow", "budget": 0.5}]), lambda _: None)
