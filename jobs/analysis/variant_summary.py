@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from evaluators import scoring
 from evaluators.statistics.intervals import Interval, mean_interval, paired_difference, proportion_interval
+from evaluators.statistics.skewed import skewed_mean_interval
 from jobs.results.schema import DONE_STATUSES, Row
 from kvmerger.variants import FULL, NO_CONTEXT
 
@@ -127,7 +128,8 @@ def summarize_variant(label: str, rows: Sequence[Row], scale: NllScale, is_binar
         num_finished=len(finished),
         answer_nll=_interval(finished, "answer_nll"),
         nll_recovered=scale.recovered(finished),
-        kl=_interval(finished, "kl_mean"),
+        # By the column, not by the values: a sample that holds none of the few large KLs looks like any other number's.
+        kl=_interval(finished, "kl_mean", skewed_mean_interval),
         top1_agreement=_interval(finished, "top1_agreement"),
         score=_interval(finished, "score"),
         num_right=round(sum(scores)) if scores and is_binary else None,
@@ -147,12 +149,16 @@ def mean_of(interval: Interval | None) -> float | None:
     return None if interval is None else interval.mean
 
 
-def _interval(rows: Sequence[Row], column: str) -> Interval | None:
+def _interval(
+    rows: Sequence[Row],
+    column: str,
+    interval_of: Callable[[Sequence[float], Sequence[Hashable]], Interval] = mean_interval,
+) -> Interval | None:
     # A gold token of probability 0 costs infinitely many nats, and one such item would swallow every other.
     known = [row for row in rows if row[column] is not None and math.isfinite(row[column])]
     if not known:
         return None
-    return mean_interval([row[column] for row in known], [row["cluster_id"] for row in known])
+    return interval_of([row[column] for row in known], [row["cluster_id"] for row in known])
 
 
 def _corpus_score(rows: Sequence[Row]) -> float | None:

@@ -34,7 +34,7 @@ _KEPT_CONTROLS = "\n\t"
 
 
 class Shown(NamedTuple):
-    """A number as text, and its 95 % interval, NO_SPREAD or ""."""
+    """A number as text, and its 95 % interval, or what stands instead of one (`instead_of_ends`)."""
 
     mean: str
     ends: str = ""
@@ -104,8 +104,8 @@ def shown_interval(
 
 
 def instead_of_ends(interval: Interval) -> str:
-    """What stands where an interval has no ends to show: NO_SPREAD, or "" where one context tells nothing."""
-    return NO_SPREAD if interval.has_no_spread else ""
+    """What stands where an interval has no ends to show: NO_SPREAD, the reason, or "" where one context tells nothing."""
+    return NO_SPREAD if interval.has_no_spread else interval.reason
 
 
 def shown_value(metric: ComparedMetric, value: float | None) -> str:

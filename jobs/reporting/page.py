@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from evaluators.statistics.intervals import MIN_BOOTSTRAP_CLUSTERS, MIN_CLUSTERS
+from evaluators.statistics.skewed import MIN_SKEWED_CLUSTERS
 from jobs.analysis.differences import Difference
 from jobs.analysis.findings import Findings
 from jobs.analysis.published_beside import PublishedBeside, published_beside
@@ -214,6 +215,7 @@ def _environment() -> jinja2.Environment:
         human_bytes=human_bytes,
         mean_cells=mean_cells,
         min_bootstrap_clusters=MIN_BOOTSTRAP_CLUSTERS,
+        min_skewed_clusters=MIN_SKEWED_CLUSTERS,
         min_clusters=MIN_CLUSTERS,
         nothing_to_recover=NOTHING_TO_RECOVER,
         percent=percent,

@@ -9,6 +9,7 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from evaluators.statistics.skewed import TOO_FEW_CONTEXTS
 from jobs.analysis.summary import MacroMean, TaskSummary
 from jobs.analysis.variant_summary import VariantSummary
 from jobs.reporting.notation import (
@@ -112,7 +113,7 @@ def _name_cell(variant: VariantSummary) -> Text:
 
 def _cell(shown: Shown, is_wide: bool) -> Text:
     text = Text(shown.mean)
-    if shown.ends and shown.ends != NO_SPREAD:  # the legend says why there is none
+    if shown.ends and shown.ends not in (NO_SPREAD, TOO_FEW_CONTEXTS):  # the legend says why there is none
         # Four columns of intervals leave no room for " to " in 100 columns; nothing here is below 0, so no dash
         # is taken for a minus.
         ends = f" [{shown.ends}]" if is_wide else f"\n{shown.ends.replace(TO, '-')}"

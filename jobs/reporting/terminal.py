@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from evaluators.statistics.skewed import MIN_SKEWED_CLUSTERS, TOO_FEW_CONTEXTS
 from jobs.analysis.published_beside import PublishedBeside, published_beside
 from jobs.analysis.summary import ResultSummary, TaskSummary
 from jobs.reporting.notation import (
@@ -35,7 +36,7 @@ _MESSAGE_CHARS = 300
 _LEGEND = (
     "NLL: nats per token of the gold answer; recov.: of what the context is worth to that NLL, the share that is left (0: "
     "as without it, 1: as with the full cache); KL and top-1: against the full cache, along its own answer; kept: measured "
-    "slots; 95 % intervals, none where all values are equal"
+    f"slots; 95 % intervals, none where all values are equal or, of KL, {TOO_FEW_CONTEXTS}"
 )
 _CORPUS_SCORE = (
     "the score above is a mean over items; the published number, from corpus means of its parts, is"
@@ -66,7 +67,8 @@ def report_console(width: int | None = None) -> Console:
 
 def _notes(task: TaskSummary) -> Iterator[Text]:
     if task.is_too_few:
-        why = f"{TOO_FEW}; the intervals are Student's t over contexts"
+        of_kl = ", of KL Hall's" if task.num_clusters >= MIN_SKEWED_CLUSTERS else ""
+        why = f"{TOO_FEW}; the intervals are Student's t over contexts{of_kl}"
         yield Text(f"n = {counted(task.num_clusters, 'cluster')}: {why}", style="yellow")
     if not task.has_scale and task.num_clusters:
         yield Text(f"no verdict: {NOTHING_TO_RECOVER}")

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from evaluators.statistics.intervals import mean_interval
 from jobs.analysis.findings import Findings
 from jobs.analysis.summary import ResultSummary, macro_intervals
 from jobs.analysis.variant_summary import VariantSummary
@@ -54,6 +55,25 @@ def test_means_and_intervals_are_those_of_the_items() -> None:
     assert found.answer_nll.num_clusters == 3 and found.answer_nll.is_too_few
     assert found.kl is None and found.top1_agreement is None
     assert (found.num_right, found.kept_ratio, found.kv_bytes) == (1, 0.5, 1000)
+
+
+@pytest.mark.parametrize(("num_items", "method"), [(19, None), (20, "hall_skewed_t"), (250, "hall_skewed_t")])
+def test_kl_has_the_interval_of_skewed_means_and_no_other_number_has(
+    num_items: int, method: str | None
+) -> None:
+    rows = [
+        row | {"kl_mean": 0.01 + (int(row["cluster_id"][1:]) % 10 == 0)}
+        for row in rows_of(num_items=num_items)
+    ]
+    found = variant(summary_of(rows))
+    assert found.kl is not None and found.answer_nll is not None and found.score is not None
+    assert (found.kl.method if found.kl.ends else None) == method
+    of_t = mean_interval([row["kl_mean"] for row in rows[:num_items]], range(num_items))
+    assert found.kl.mean == pytest.approx(of_t.mean)
+    if num_items == 20:
+        assert found.kl.high is not None and of_t.high is not None and found.kl.high > of_t.high
+    ordinary = "student_t" if num_items < 200 else "bca_cluster_bootstrap"
+    assert found.answer_nll.method == found.score.method == ordinary
 
 
 def test_recovered_nll_is_one_for_full_and_zero_without_context() -> None:

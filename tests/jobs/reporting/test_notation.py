@@ -3,6 +3,7 @@
 import pytest
 
 from evaluators.statistics.intervals import Interval, mean_interval
+from evaluators.statistics.skewed import skewed_mean_interval
 from jobs.analysis.pairing import ANSWER_NLL, SCORE
 from jobs.analysis.variant_summary import NllScale, VariantSummary, summarize_variant
 from jobs.reporting.notation import (
@@ -38,6 +39,11 @@ def test_the_ends_are_cut_to_what_the_quantity_can_be() -> None:
 
 def test_one_context_has_a_mean_and_no_ends() -> None:
     assert shown_interval(mean_interval([0.5, 0.25], ["c", "c"])) == ("0.375", "")
+
+
+def test_an_interval_that_is_not_told_gives_its_reason() -> None:
+    kl = skewed_mean_interval([0.5, 0.25], ["a", "b"])
+    assert shown_interval(kl).on_one_line() == "0.375 [under 20 contexts]"
 
 
 def test_what_is_not_known_is_a_dash() -> None:
