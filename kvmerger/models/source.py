@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub import try_to_load_from_cache
 
 from kvmerger.models import demo
+from kvmerger.models.devices import chosen_device
+from kvmerger.models.errors import SUPPORTED_MODEL_TYPES, ModelError, ModelWarning, readable_errors
+from kvmerger.models.folder import check_files, check_quantisation
+from kvmerger.models.weight_files import FILE_NAMES, weight_files
 
-SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 # "dynamic" and "longrope" recompute frequencies from the largest position, so keys of one prompt would not fit another.
 SUPPORTED_ROPE_TYPES = ("default", "llama3", "linear", "yarn")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 # Blocks spread over a weight file tell two models apart without reading gigabytes.
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 64, 2**14
-
-
-class ModelError(ValueError):
-    """A model that cannot be found, or that the engine does not support."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +67,24 @@ def load_info(
 
     With ``is_run_here=False`` another machine has the device, so this one need not have it.
     """
-    from transformers import AutoConfig
-
     source = model_source(name, with_weights=False)
-    with readable_errors(name):
-        config = AutoConfig.from_pretrained(source, revision=revision)
+    config = read_config(name, revision=revision)
     check_config(name, config)
-    device_name = _device(device) if is_run_here or device == "auto" else device
+    if getattr(config, "auto_map", None):
+        warnings.warn(
+            f"model {name!r} comes with code of its own (auto_map), which is never run: it is evaluated as transformers' "
+            f"{config.model_type}",
+            ModelWarning,
+            stacklevel=2,
+        )
+    device_name = chosen_device(device, is_run_here=is_run_here)
+    check_quantisation(name, config, is_run_here=is_run_here)
     if dtype not in ("auto", *DTYPES):
         raise ModelError(f"dtype {dtype!r} is none of auto, {', '.join(DTYPES)}")
     dtype_name = ("bfloat16" if device_name.startswith("cuda") else "float32") if dtype == "auto" else dtype
     folder = Path(source)
-    files = _weight_files(folder) if folder.is_dir() else []
+    files = weight_files(folder) if folder.is_dir() else _downloaded_files(source, config)
+    check_files(name, config, folder, files)
     # Not always hidden size ÷ heads: Qwen3 names its own, and older configurations name none.
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return ModelInfo(
@@ -101,13 +105,28 @@ def load_info(
     )
 
 
+def read_config(name: str, *, revision: str | None = None) -> Any:
+    """The transformers configuration of ``name``, of a family that we support. Code that comes with a model is never run.
+
+    Raises:
+        ModelError: it cannot be read, or is of another family.
+    """
+    from transformers import AutoConfig, PreTrainedConfig
+
+    source = model_source(name, with_weights=False)
+    with readable_errors(name):
+        said, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+        model_type, has_code = said.get("model_type"), bool(said.get("auto_map"))
+    # Before transformers looks at it: without a type it guesses one from the folder's name, and for an unknown one with code
+    # it asks on the terminal whether to run that.
+    _check_family(name, model_type, has_code)
+    with readable_errors(name):
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+
+
 def check_config(name: str, config: Any) -> None:
     """Raise `ModelError` unless ``config`` (a transformers config) is one whose attention we reproduce exactly."""
-    if config.model_type not in SUPPORTED_MODEL_TYPES:
-        raise ModelError(
-            f"model {name!r} is a {config.model_type!r}; supported are {', '.join(SUPPORTED_MODEL_TYPES)}: families with "
-            f"plain full attention in every layer"
-        )
+    _check_family(name, config.model_type)
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if layer_types != {"full_attention"} and not _is_uniform_sliding(config, layer_types):
         raise ModelError(
@@ -119,6 +138,15 @@ def check_config(name: str, config: Any) -> None:
         raise ModelError(
             f"model {name!r} uses rope_type {rope_type!r}, whose frequencies depend on the prompt's length; supported are "
             f"{', '.join(SUPPORTED_ROPE_TYPES)}"
+        )
+
+
+def _check_family(name: str, model_type: str | None, has_code: bool = False) -> None:
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        raise ModelError(
+            f"model {name!r} is {f'a {model_type!r}' if model_type else 'of no type (config.json has no model_type)'}"
+            f"{' with code of its own (auto_map), which is never run' if has_code else ''}; supported are "
+            f"{', '.join(SUPPORTED_MODEL_TYPES)}: families with plain full attention in every layer"
         )
 
 
@@ -134,25 +162,6 @@ def sliding_window(config: Any) -> int | None:
     return getattr(config, "sliding_window", None)
 
 
-@contextmanager
-def readable_errors(name: str) -> Iterator[None]:
-    """Turn what transformers raises for a missing, unknown or broken model into one sentence with the remedy."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except (ValueError, SafetensorError) as error:
-        raise ModelError(
-            f"model {name!r} cannot be read; supported are {', '.join(SUPPORTED_MODEL_TYPES)} with complete weight "
-            f"files. ({str(error).splitlines()[0]})"
-        ) from error
-    except OSError as error:
-        raise ModelError(
-            f"model {name!r} could not be loaded: it is neither a local folder nor a model the hub gave us. Check the "
-            f"name and HF_TOKEN; offline, give a local folder or `demo`. ({str(error).splitlines()[0]})"
-        ) from error
-
-
 def model_source(name: str, *, with_weights: bool) -> str:
     """What to hand to ``from_pretrained``: a checked folder, or the hub id."""
     if name == demo.NAME:
@@ -164,16 +173,23 @@ def model_source(name: str, *, with_weights: bool) -> str:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"model folder {folder} has no config.json")
-        if not _weight_files(folder):
-            raise ModelError(f"model folder {folder} has no weights ({' or '.join(_WEIGHT_PATTERNS)})")
+        if not weight_files(folder):
+            raise ModelError(f"model folder {folder} has no weights; one of {', '.join(FILE_NAMES)} is read")
         return str(folder)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"model folder {name!r} does not exist")
     return name
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted(file for pattern in _WEIGHT_PATTERNS for file in folder.glob(pattern))
+def _downloaded_files(hub_id: str, config: Any) -> list[Path]:
+    """The weight files of a hub id that are here already; [] before they are downloaded, or while some are missing."""
+    revision = getattr(config, "_commit_hash", None)
+    cached = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+    if not isinstance(cached, str):
+        return []
+    with suppress(ModelError):
+        return weight_files(Path(cached).parent)
+    return []
 
 
 def _revision(name: str, revision: str | None, config: Any, folder: Path) -> str:
@@ -185,7 +201,7 @@ def _revision(name: str, revision: str | None, config: Any, folder: Path) -> str
     for file in sorted(folder.glob("*.json")):  # configuration, end tokens, tokenizer
         digest.update(file.name.encode() + file.read_bytes())
     # Names and sizes, so that shards cannot be swapped, and blocks from the first byte to the last.
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         digest.update(f"{file.name}:{file.stat().st_size}:".encode())
         with file.open("rb") as stream:
             for block in range(_FINGERPRINT_BLOCKS):
@@ -193,13 +209,3 @@ def _revision(name: str, revision: str | None, config: Any, folder: Path) -> str
                 stream.seek(last_start * block // (_FINGERPRINT_BLOCKS - 1))
                 digest.update(stream.read(_FINGERPRINT_BLOCK_BYTES))
     return f"files-{digest.hexdigest()[:12]}"
-
-
-def _device(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(
-            f"device {device!r} was asked for, but torch sees no CUDA device; use `device: auto` or `cpu`"
-        )
-    return device
