@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import difflib
 import json
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evaluators import scoring
 from evaluators.benchmark import BenchmarkError, TaskInfo, TaskSpec
+from evaluators.benchmarks.own_answers import check_lengths, check_metric
 from evaluators.benchmarks.sources.files import open_lines
 from evaluators.benchmarks.sources.json_rows import JsonRow, read_json_rows, text_field, texts_field
-from evaluators.hints import nearest_name_hint, nearest_path_hint
+from evaluators.hints import nearest_path_hint
 from evaluators.item import BenchmarkItem, text_digest
 from evaluators.registry import register_benchmark
 from evaluators.tokenizer import Tokenizer, as_seen
@@ -39,8 +37,6 @@ FIELDS = (
 )
 """The first three are required."""
 DEFAULT_METRIC = "qa_f1"
-_OTHER_METRICS = ("multiple_choice", "qa_f1", "string_match_part", "qa_f1_zh")
-"""Metrics to name to a user whose own can give an answer no points, likeliest first."""
 _MISSPELT = 0.85  # "metrics" and "answer_prefx" are; "source" and "title" are columns of the user's own
 
 
@@ -71,6 +67,7 @@ class RowsFile:
         items: dict[str, BenchmarkItem] = {}
         for where, raw in _raw_rows(path):
             item = _item(spec, path, parse_own_row(raw, where))
+            check_lengths(item, tokenizer, where)
             if item.item_id in items:
                 raise BenchmarkError(f"{where}: this row, or its id, is there already; ids must differ.")
             items[item.item_id] = item
@@ -179,12 +176,7 @@ def parse_own_row(raw: JsonRow, where: str) -> OwnRow:
         own_id=_id(raw, where),
         all_classes=texts_field(raw, "all_classes", where),
     )
-    _check_entries("answers", row.answers, where)
-    _check_entries("all_classes", row.all_classes, where)
-    _check_metric(row, where)
-    for number, answer in enumerate(row.answers, start=1):
-        _check_answer(row, answer, f"{where}: answers, entry {number}")
-    _check_repeated(row, where)
+    check_metric(row.metric, row.answers, row.all_classes, where)
     return row
 
 
@@ -194,67 +186,6 @@ def _refuse_misspelt(raw: JsonRow, where: str) -> None:
         near = difflib.get_close_matches(name, set(FIELDS) - raw.keys(), n=1, cutoff=_MISSPELT)
         if near:
             raise BenchmarkError(f"{where}: there is no field {name!r}. Did you mean {near[0]!r}?")
-
-
-def _check_metric(row: OwnRow, where: str) -> None:
-    known = scoring.list_metrics()
-    if row.metric not in known:
-        hint = nearest_name_hint(row.metric, known)
-        raise BenchmarkError(f"{where}: there is no metric {row.metric!r}. {hint}")
-    if scoring.uses_classes(row.metric) and not row.all_classes:
-        raise BenchmarkError(
-            f"{where}: the metric {row.metric!r} needs all_classes, the names to choose from."
-        )
-
-
-def _check_entries(field: str, texts: Sequence[str], where: str) -> None:
-    for number, text in enumerate(texts, start=1):
-        # Z and C: blanks of every width, control characters, and marks without a shape such as a zero-width space.
-        if all(unicodedata.category(char)[0] in "ZC" for char in text):
-            raise BenchmarkError(f"{where}: {field}, entry {number} is empty ({text!r}); remove it.")
-
-
-def _check_answer(row: OwnRow, answer: str, where: str) -> None:
-    """Raise BenchmarkError for an answer that the row's metric can never give points for."""
-    if scoring.can_score(row.metric, answer, row.all_classes):
-        return
-    known = ", ".join(scoring.list_metrics())
-    if scoring.can_score(row.metric, answer.strip(), row.all_classes):
-        remedy = "remove the blanks around it"
-    elif scoring.uses_classes(row.metric) and answer not in row.all_classes:
-        remedy = f"it is none of all_classes, {list(row.all_classes)!r:.200}; add it there"
-    elif others := [name for name in _OTHER_METRICS if scoring.can_score(name, answer)]:
-        remedy = f"set metric to {' or '.join(others[:2])}"
-    else:
-        remedy = f"remove it, or set metric to one that can: {known}"
-    raise BenchmarkError(f"{where}: the metric {row.metric!r} gives no points for {answer!r:.80}; {remedy}.")
-
-
-def _check_repeated(row: OwnRow, where: str) -> None:
-    """Raise BenchmarkError for a text that is listed twice and therefore counted twice."""
-    repeated = {
-        "answers": _repeated(row.answers) if _counts_all(row) else "",
-        "all_classes": _repeated(row.all_classes) if scoring.uses_classes(row.metric) else "",
-    }
-    for field, text in repeated.items():
-        if text:
-            raise BenchmarkError(
-                f"{where}: {field} has {text!r:.80} twice, and {row.metric!r} counts both; remove one."
-            )
-
-
-def _counts_all(row: OwnRow) -> bool:
-    """Whether it matters to the metric that an answer is listed twice."""
-    # Most take the best answer: lists in which annotators agree, as in SQuAD, are fine.
-    unique = list(dict.fromkeys(row.answers))
-    scores = (scoring.score(row.metric, unique[0], it, row.all_classes) for it in (row.answers, unique))
-    return len(unique) < len(row.answers) and len(set(scores)) > 1
-
-
-def _repeated(texts: Sequence[str]) -> str:
-    """A text that is listed twice; "" when none is."""
-    text, count = Counter(texts).most_common(1)[0] if texts else ("", 0)
-    return text if count > 1 else ""
 
 
 def _optional_text(raw: JsonRow, field: str, where: str) -> str | None:

@@ -14,7 +14,7 @@ from evaluators.benchmark import TaskSpec
 from evaluators.item import BenchmarkItem
 from evaluators.prompting import QueryMode, tokenize_item
 from evaluators.registry import describe_tasks, list_tasks, load_items
-from evaluators.scoring import MetricError, list_metrics, score
+from evaluators.scoring import MetricError, can_score, list_metrics, score
 from tests.evaluators.conftest import CASES, CHAT_TEMPLATE, MakeTokenizer
 
 TASKS: dict[str, dict[str, Any]] = json.loads((CASES / "tasks.json").read_text())
@@ -26,6 +26,26 @@ METRIC_CASES = [
 ANY_TEXT = (
     st.text() | st.text(alphabet=" .,!?-—\n\t\x00") | st.sampled_from(["", "the", "\ud800", "a\u2028b"])
 )
+
+NEVER_RIGHT = [
+    ("qa_f1", "A"),
+    ("qa_f1", "%"),
+    ("qa_f1_first_line", "the"),
+    ("qa_f1_zh", "，"),  # noqa: RUF001 - full-width on purpose
+    ("string_match_all", " Paris"),  # predictions are stripped
+    ("string_match_part", "a\tb"),  # and their control characters replaced
+    ("rouge", "..."),
+    ("rouge_zh", "."),
+    ("rouge_geometric_mean", "?"),
+    ("classification", "no such class"),
+    ("multiple_choice", "E"),
+    ("retrieval", "7"),
+    ("retrieval_zh", "Paragraph 7"),
+    ("count", "seven"),
+    ("exp_similarity", "12"),
+    ("concordance_index", "none"),
+    ("code_sim", "# a comment"),
+]
 
 
 def spec_of(task: str) -> TaskSpec:
@@ -132,6 +152,21 @@ def test_metric_ignores_the_order_of_answers(
 @pytest.mark.parametrize("prediction", ["", " ", "\n\n", "…!?.,;"])
 def test_metric_gives_nothing_for_an_answer_without_words(metric: str, prediction: str) -> None:
     assert score(metric, prediction, ["1234567"], ["1234567", "date"]) == 0.0
+
+
+@pytest.mark.parametrize("metric", list_metrics())
+def test_metric_says_of_an_answer_that_it_can_be_right(metric: str) -> None:
+    cases = json.loads((CASES / "metrics" / f"{metric}.json").read_text())
+    right = [case for case in cases if case["score"] > 0]
+    assert right
+    for case in right:
+        classes = case.get("all_classes", ())
+        assert any(can_score(metric, answer, classes) for answer in case["answers"])
+
+
+@pytest.mark.parametrize(("metric", "answer"), NEVER_RIGHT)
+def test_metric_says_of_an_answer_that_it_can_never_be_right(metric: str, answer: str) -> None:
+    assert not can_score(metric, answer, ["another class"])
 
 
 @pytest.mark.parametrize("metric", list_metrics())

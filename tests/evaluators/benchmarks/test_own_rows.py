@@ -113,6 +113,10 @@ def test_a_broken_line_is_named_even_beyond_the_limit(
         ({"metric": "classification", "all_classes": ["ox", "ox"]}, "all_classes has 'ox' twice"),
         ({"answers": ["ox", "ox", "cow"], "metric": "string_match_all"}, "answers has 'ox' twice"),
         ({"answers": [42]}, "must be a list of strings; got [42]"),
+        (
+            {"answers": ["ox", "x " * 9 + "x"], "metric": "string_match_part", "max_new_tokens": 4},
+            "gives no points for 4 of them; raise max_new_tokens",
+        ),
     ],
 )
 def test_an_answer_that_can_never_be_right_is_refused_with_its_place_and_a_remedy(
@@ -133,6 +137,9 @@ def test_an_answer_that_can_never_be_right_is_refused_with_its_place_and_a_remed
             "metric": "rouge",
         },  # too long for ROUGE's recursion, but not its beginning
         {"answers": ["A"], "metric": "multiple_choice"},
+        {"answers": ["x " * 9 + "x"], "metric": "string_match_part"},
+        {"answers": ["x " * 9 + "x"], "metric": "qa_f1", "max_new_tokens": 4},
+        {"answers": ["The x"], "metric": "qa_f1", "max_new_tokens": 1},
     ],
 )
 def test_an_answer_that_can_be_right_is_taken(
