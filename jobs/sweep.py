@@ -133,8 +133,10 @@ def _sweep(options: argparse.Namespace) -> int:
     from jobs.execution.on_ray.resources import device_of_the_actors
     from jobs.planning.preparation import prepare
 
-    with console.status("reading the model's configuration, tokenizer and items …"):
-        prepared = prepare(settings, store.identities(), lambda: device_of_the_actors(settings))
+    with console.status("reading the model's configuration, tokenizer and items …") as status:
+        prepared = prepare(
+            settings, store.identities(), lambda: device_of_the_actors(settings), status.update
+        )
     if options.dry_run:
         console.print(_dry_run(settings, prepared, store))
         return EXIT_OK
@@ -154,7 +156,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from jobs.reporting.terminal import render
 
     console.print(render(result.summary, console.width))
-    _print_where_to_go(console, settings, _shown_page(store, result.page), result)
+    _print_where_to_go(console, settings, _shown_page(store, result), result)
     if result.is_interrupted:
         console.print("interrupted: the rows so far are kept, and the same command goes on", style="yellow")
         return EXIT_INTERRUPTED
@@ -163,33 +165,37 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _dry_run(settings: Settings, prepared: Prepared, store: ResultStore) -> RenderableType:
     from jobs.analysis.forecast import forecast
+    from jobs.execution.on_ray.resources import name_of_the_device
     from jobs.planning.prompt_check import check_prompts
     from jobs.reporting.dry_run import render_dry_run
     from kvmerger.models.loading import load_end_ids, num_parameters
 
     asked, model = settings.model, prepared.model
-    # Earlier rows say how fast this model is on such a device, whatever they were run for.
+    name = name_of_the_device(settings, model.device)
+    # Earlier rows say how fast this model is on such a device, whatever they were run for. One without a name may be it.
     rows = [
         row
         for row in store.read_table().to_pylist()
         if (row["model"], row["dtype"], row["device"]) == (model.name, model.dtype, model.device)
+        and (name is None or row["device_name"] in (name, None))
     ]
     return render_dry_run(
         prepared,
         check_prompts(prepared.plan, prepared.tokenizer),
         load_end_ids(asked.name, revision=asked.revision),
         forecast(prepared.plan, num_parameters(asked.name, revision=asked.revision), model.device, rows),
+        name,
     )
 
 
-def _shown_page(store: ResultStore, page: Path | ValueError | None) -> str:
+def _shown_page(store: ResultStore, result: RunResult) -> str:
     """Where the page with figures is, or why there is none."""
     from jobs.console.paths import shown
-    from jobs.reporting.page import DEFAULT_NAME, write_report
+    from jobs.reporting.page import DEFAULT_NAME, render_page, write_page
     from jobs.results.schema import ResultError
 
     try:
-        page = page or write_report(store, store.root / DEFAULT_NAME)
+        page = result.page or write_page(render_page(result.findings).html, store.root / DEFAULT_NAME)
     except ResultError as error:  # told, not raised: the rows are stored, and `report` writes the page again
         page = error
     return f"{shown(page)} (open it in a browser)" if isinstance(page, Path) else f"not written: {page}"

@@ -1,16 +1,53 @@
-"""A device's memory, clock and uploads: seconds include the work that was queued, and an upload waits for none of it."""
+"""A device's name, memory, clock and uploads: seconds include queued work, and an upload waits for none of it."""
 
 from __future__ import annotations
 
 import gc
+import platform
+import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 _BESIDE_TORCH_BYTES = 2**30
 """What CUDA's context, kernels and libraries take outside torch's allocator; 0.75 GiB on an H200 with torch 2.11."""
+
+_CPU_FACTS = ("model name", "cpu family", "model", "CPU implementer", "CPU part")
+"""What Linux says of a processor's kind; the first three on x86, the last two on ARM."""
+_SYSCTL_TIMEOUT_S = 5
+
+
+def device_name(device: torch.device) -> str | None:
+    """What kind of GPU or processor ``device`` is, the same on every machine that has one; None where nobody says so."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    # An Apple GPU is a part of the processor and has no name of its own.
+    return _mac_processor() if platform.system() == "Darwin" else _linux_processor(Path("/proc/cpuinfo"))
+
+
+def _linux_processor(cpuinfo: Path) -> str | None:
+    # Not `platform.processor()`, which is "x86_64" or "" here. And not the name alone: virtual machines shorten it, and
+    # "AMD EPYC" is a server of any year. Clock and microcode change on one machine, so they stay out.
+    try:
+        first = cpuinfo.read_text().partition("\n\n")[0]
+    except OSError:
+        return None
+    split = [line.partition(":") for line in first.splitlines()]
+    facts = {key.strip(): value.strip() for key, _, value in split}
+    known = [(key, facts[key]) for key in _CPU_FACTS if facts.get(key)]
+    return ", ".join(value if key == "model name" else f"{key} {value}" for key, value in known) or None
+
+
+def _mac_processor() -> str | None:
+    with suppress(OSError, subprocess.SubprocessError):
+        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        done = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=_SYSCTL_TIMEOUT_S)
+        return done.stdout.strip() or None
+    return None
 
 
 def keep_to(share: float) -> None:

@@ -29,6 +29,7 @@ _ITEM_COLUMNS = {
 }
 _TOLD_COLUMNS = {
     "device": "device",
+    "device_name": "device's name",
     "attention": "attention backend",
     "layers": "decoder layers by",
     "execution": "execution",
@@ -36,6 +37,8 @@ _TOLD_COLUMNS = {
 }
 # Null in rows of older versions, and before a run where the machine decides: a null differs from nothing.
 _NOT_ALWAYS_KNOWN = {"attention", "layers", "prompt_digest", "scorer"}
+# Rows of older versions do not tell it, and a device that nobody knows is not known to be the same one.
+_UNKNOWN_IS_OTHER = {"device_name"}
 _POLICY_COLUMNS = {"policy_version": "version", "policy_params": "parameters", "budget_asked": "budget"}
 HEAVY_COLUMNS = ("answers", "versions")
 """What is read here beyond the columns that summaries need."""
@@ -125,12 +128,16 @@ def _differing(
     """A sentence for every column whose set of values is not the same."""
     found = []
     for column, name in columns.items():
-        # As text, so that numbers, lists and nulls sort together; a null is "None" from here on.
-        in_a, in_b = (sorted({str(row[column]) for row in rows}) for rows in (rows_a, rows_b))
+        in_a, in_b = (sorted({_text_of(column, row) for row in rows}) for rows in (rows_a, rows_b))
         is_unknown = column in _NOT_ALWAYS_KNOWN and ["None"] in (in_a, in_b)
         if rows_a and rows_b and in_a != in_b and not is_unknown:
             found.append(f"{name}: {_shown(in_a)} in {names[0]}, {_shown(in_b)} in {names[1]}")
     return found
+
+
+def _text_of(column: str, row: Row) -> str:
+    # As text, so that numbers, lists and nulls sort together; a null is "None" from here on.
+    return "unknown" if row[column] is None and column in _UNKNOWN_IS_OTHER else str(row[column])
 
 
 def _differing_items(rows_a: Sequence[Row], rows_b: Sequence[Row], names: Names) -> list[str]:

@@ -29,12 +29,14 @@ _BATCH_PHASES = (
 class Forecast:
     """Seconds of one device for everything a plan still owes.
 
-    Estimated from the pace of `num_units` finished units, or, where that is 0, from the model's `num_parameters`.
+    Estimated from the pace of `num_units` finished units, which devices of `device_names` ran (None: unknown), or, where
+    that is 0, from the model's `num_parameters`.
     """
 
     device_s: float
     num_units: int
     num_parameters: int
+    device_names: tuple[str | None, ...] = ()
 
 
 def forecast(plan: Plan, num_parameters: int, device: str, rows: Sequence[Row]) -> Forecast:
@@ -44,7 +46,8 @@ def forecast(plan: Plan, num_parameters: int, device: str, rows: Sequence[Row]) 
     if units:
         # What this device did with these prompts is worth more than any constant above.
         pace = fmean(seconds / cost for seconds, cost in units)
-        return Forecast(owed_cost * pace, len(units), num_parameters)
+        names = tuple(dict.fromkeys(row["device_name"] for row in rows if row["status"] in DONE_STATUSES))
+        return Forecast(owed_cost * pace, len(units), num_parameters, names)
     kind = "cuda" if device.startswith("cuda") else "cpu"
     tokens_per_s = _FLOPS_PER_S[kind] / (_FLOPS_PER_PARAMETER_AND_TOKEN * num_parameters)
     return Forecast(owed_cost / tokens_per_s, 0, num_parameters)

@@ -67,6 +67,15 @@ class FailureGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceRows:
+    """How many finished rows one kind of device computed; `name` is None where they do not tell it."""
+
+    device: str
+    name: str | None
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class ResultSummary:
     """All tables, and the sum: planned = ok + truncated + failed + missing. `num_other` rows were left out."""
 
@@ -78,6 +87,7 @@ class ResultSummary:
     num_failed: int
     num_missing: int
     num_other: int
+    devices: tuple[DeviceRows, ...]
 
     def settings(self) -> list[Setting]:
         """The different settings there are tables of."""
@@ -104,6 +114,7 @@ def summarize(rows: Sequence[Row], num_planned: int | None = None, num_other: in
         num_failed=counts[FAILED],
         num_missing=num_planned - len(rows),
         num_other=num_other,
+        devices=_devices(rows),
     )
 
 
@@ -147,6 +158,12 @@ def _macro_mean(label: str, tasks: Sequence[TaskSummary]) -> MacroMean:
         kept_ratio=mean(lambda it: it.kept_ratio),
         kv_bytes=mean(lambda it: it.kv_bytes),
     )
+
+
+def _devices(rows: Iterable[Row]) -> tuple[DeviceRows, ...]:
+    done = [row for row in rows if row["status"] in DONE_STATUSES and row["device"] is not None]
+    groups = grouped(done, lambda row: (row["device"], row["device_name"]))
+    return tuple(DeviceRows(device, name, len(group)) for (device, name), group in groups.items())
 
 
 def _failures(rows: Iterable[Row]) -> tuple[FailureGroup, ...]:

@@ -44,7 +44,8 @@ class EngineLike(Protocol):
 class LoadedEngine:
     """An engine ready to run, and what turns specs into policies and ids into text.
 
-    `layers` says who computes the model's layers: "fused" or "transformers".
+    `layers` says who computes the model's layers: "fused" or "transformers". `device_name` is the kind of GPU or processor
+    that computes, None where it is not known.
     """
 
     engine: EngineLike
@@ -52,6 +53,7 @@ class LoadedEngine:
     info: ModelFacts
     build_variant: Callable[[VariantSpec], Any]
     layers: str
+    device_name: str | None
 
 
 LoadEngine = Callable[[ModelSettings], LoadedEngine]
@@ -66,6 +68,7 @@ def load_engine(settings: ModelSettings) -> LoadedEngine:
     """
     # Here, not at the top: a driver whose actors run the units needs neither torch nor the seconds to import it.
     from kvmerger.building import build_variant
+    from kvmerger.device import device_name
     from kvmerger.engine import Engine
     from kvmerger.models.loading import load_model, load_tokenizer
 
@@ -73,7 +76,8 @@ def load_engine(settings: ModelSettings) -> LoadedEngine:
         settings.name, revision=settings.revision, dtype=settings.dtype, device=settings.device
     )
     tokenizer = load_tokenizer(settings.name, revision=settings.revision)
-    return LoadedEngine(Engine(model), tokenizer, model.info, build_variant, model.layers)
+    name = device_name(model.device)
+    return LoadedEngine(Engine(model), tokenizer, model.info, build_variant, model.layers, name)
 
 
 class UnitRunner:
@@ -121,7 +125,15 @@ class UnitRunner:
 
     def _maker(self, unit: WorkUnit, loaded: LoadedEngine) -> RowMaker:
         # Unix time, since a later run compares it with its own: the newer of two rows counts.
-        return RowMaker(self._context, unit.unit_id, unit.execution, time.time(), loaded.info, loaded.layers)
+        return RowMaker(
+            self._context,
+            unit.unit_id,
+            unit.execution,
+            time.time(),
+            loaded.info,
+            loaded.layers,
+            loaded.device_name,
+        )
 
 
 def _outcomes(engine: EngineLike, unit: WorkUnit, variants: Sequence[Any], seed: int) -> list[Outcome]:

@@ -1,7 +1,8 @@
 """Speed and memory tonight against the baseline, item by item.
 
-Speed is compared in isolated rows alone. An item's seconds are its policy's own prefill, compression and decoding; ratios
-are compared, on their logarithms. Bytes are measured, not sampled, so nothing is inferred from them.
+Speed is compared in isolated rows alone; speed and peak bytes only between rows of one device whose name is known. An
+item's seconds are its policy's own prefill, compression and decoding; ratios are compared, on their logarithms. Bytes are
+measured, not sampled, so nothing is inferred from them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from evaluators.statistics.macro_average import TaskPairs
 from jobs.analysis.pairing import Pairs, pair
 from jobs.gate.check import BASELINE, TONIGHT, Check, TaskSides, Verdict, worst_of
 from jobs.gate.paired import PairedTask, Scale, paired_check
+from jobs.reporting.notation import shown_device
 from jobs.results.grouping import ISOLATED
 from jobs.results.schema import DONE_STATUSES, Row
 from jobs.settings.gate import MarginSettings
@@ -24,7 +26,8 @@ _PERCENT = 100
 _COLUMN = "log_seconds"
 _PHASES = ("prefill_s", "compress_s", "decode_shared_s")  # the batch of an isolated run is the policy's own
 _NOT_ISOLATED = "rows are fused: set `execution: isolated`"
-_METRICS = {"kv_bytes": "KV bytes", "peak_bytes": "peak bytes"}
+_PEAK = "peak_bytes"
+_METRICS = {"kv_bytes": "KV bytes", _PEAK: "peak bytes"}
 
 
 def speed_checks(sides: Sequence[TaskSides], labels: Sequence[str], margins: MarginSettings) -> list[Check]:
@@ -81,11 +84,29 @@ def _why_not_measured(tonight: Sequence[Row], baseline: Sequence[Row]) -> str:
     # In a fused run all policies share one prefill and one batch, so no seconds are a policy's own.
     if any(row["execution"] != ISOLATED for row in (*tonight, *baseline)):
         return _NOT_ISOLATED
-    # A faster machine would pass for a faster policy. Failed rows know no device, hence the filter.
-    devices = [sorted({str(row["device"]) for row in rows if row["device"]}) for rows in (baseline, tonight)]
-    if devices[0] != devices[1]:
-        return f"another device: {', '.join(devices[0])} in the baseline, {', '.join(devices[1])} tonight"
+    # A faster machine would pass for a faster policy.
+    if reason := _another_device(tonight, baseline):
+        return reason
     return "" if any(row[_COLUMN] is not None for row in baseline) else "the baseline has no seconds"
+
+
+def _another_device(tonight: Sequence[Row], baseline: Sequence[Row]) -> str:
+    """Why not all of both is known to come from one kind of device; empty where it is, or where tonight has no rows."""
+    before, now = (
+        {(str(row["device"]), row["device_name"]) for row in rows if row["status"] in DONE_STATUSES}
+        for rows in (baseline, tonight)
+    )
+    # No rows at all are lost ones, and what is lost must not look like what cannot be compared.
+    if not now or (before == now and len(now) == 1 and all(name for _, name in now)):
+        return ""
+    shown = [", ".join(sorted(shown_device(*it) for it in devices)) for devices in (before, now)]
+    if before != now:
+        return f"another device: {shown[0]} in the baseline, {shown[1]} tonight"
+    return (
+        f"several devices on both sides: {shown[1]}"
+        if len(now) > 1
+        else f"not known to be one device: {shown[1]}"
+    )
 
 
 def _noise(by_label: Mapping[str, Sequence[Row]]) -> Pairs:
@@ -110,6 +131,9 @@ def memory_checks(sides: Sequence[TaskSides], labels: Sequence[str], margins: Ma
 def _memory_check(sides: TaskSides, label: str, column: str, margin: float) -> Check:
     pairs = sides.pairs(label, column)
     reason, growth = sides.why_not_measured(label, column), _growth(pairs)
+    # Kernels and libraries take their work space by the GPU they find; bytes of keys and values are the same on all.
+    if not reason and column == _PEAK:
+        reason = _another_device(sides.tonight.get(label, ()), sides.baseline.get(label, ()))
     verdict: Verdict = "not measured" if reason else "inconclusive"
     if not reason and growth:
         verdict = "fail" if statistics.fmean(growth) > margin else "pass"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from evaluators import scoring
 from jobs.planning.identity import prompt_digest
 from jobs.planning.preparation import Prepared
 from jobs.planning.rows import PlannedRow
-from jobs.results.schema import OK, RESULT_SCHEMA, Row
+from jobs.reporting.notation import shown_device
+from jobs.results.schema import DONE_STATUSES, OK, RESULT_SCHEMA, Row
 from jobs.settings.schema import Settings
 from kvmerger.variants import FULL
 
@@ -32,6 +33,18 @@ def planned_facts(prepared: Prepared, settings: Settings) -> list[Row]:
         for planned in prepared.plan.rows
         if planned.key.label == FULL and planned.planned is not None
     ]
+
+
+def other_device(baseline: Sequence[Row], device: str, name: str | None) -> str:
+    """That the baseline comes from another device than tonight's; empty where it does not, or tonight's has no name yet."""
+    before = {(row["device"], row["device_name"]) for row in baseline if row["status"] in DONE_STATUSES}
+    if name is None or before == {(device, name)}:
+        return ""
+    shown = ", ".join(sorted(shown_device(*it) for it in before))
+    return (
+        f"another device: {shown} in the baseline, {shown_device(device, name)} tonight; seconds and peak bytes are not "
+        "compared, and last bits may differ"
+    )
 
 
 def contexts_by_task(prepared: Prepared) -> Mapping[str, int]:

@@ -14,7 +14,7 @@ from jobs.analysis.forecast import Forecast
 from jobs.planning.plan import Plan
 from jobs.planning.preparation import Prepared
 from jobs.planning.prompt_check import PromptCheck
-from jobs.reporting.notation import human_bytes
+from jobs.reporting.notation import human_bytes, shown_device
 from jobs.reporting.table import add_folding_column
 
 _S_PER_MIN, _S_PER_HOUR = 60, 3600
@@ -23,13 +23,18 @@ _MAX_UNITS_SHOWN = 20
 
 
 def render_dry_run(
-    prepared: Prepared, checks: Sequence[PromptCheck], end_ids: Iterable[int], forecast: Forecast
+    prepared: Prepared,
+    checks: Sequence[PromptCheck],
+    end_ids: Iterable[int],
+    forecast: Forecast,
+    device_name: str | None = None,
 ) -> RenderableType:
-    """Prompts, plan and price of a sweep."""
+    """Prompts, plan and price of a sweep. `device_name` is None where only the machine that runs it knows."""
     # One by one, since a list of tokens would come back as one text without borders.
     end_tokens = [decode([token], prepared.tokenizer, skip_special_tokens=False) for token in sorted(end_ids)]
     price = Text(
-        f"forecast: {_duration(forecast.device_s)} on one {prepared.model.device} device, {shown_source(forecast)}",
+        f"forecast: {_duration(forecast.device_s)} on one device: {shown_device(prepared.model.device, device_name)}, "
+        f"{shown_source(forecast)}",
         style="bold",
     )
     plan = render_plan(prepared.plan, prepared.model.weight_bytes)
@@ -47,7 +52,8 @@ def _duration(seconds: float) -> str:
 def shown_source(forecast: Forecast) -> str:
     """What the estimate comes from, which says how far to trust it."""
     if forecast.num_units:
-        return f"from the pace of {forecast.num_units} finished units in this folder"
+        names = ", ".join(name or "a device whose name is unknown" for name in forecast.device_names)
+        return f"from the pace of {forecast.num_units} finished units in this folder, on {names}"
     millions = forecast.num_parameters / _MILLION
     return f"from the model's {millions:,.0f} M parameters; an order of magnitude only"
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.analysis.findings import Findings
+from jobs.reporting.notation import shown_device
 from jobs.results.grouping import Setting, grouped, prefill_of, setting_of
 from jobs.results.schema import DONE_STATUSES, Row
 
@@ -90,7 +91,7 @@ def _facts_of(setting: Setting, rows: Sequence[Row]) -> SettingFacts:
     return SettingFacts(
         setting=setting,
         dtype=_joined(row["dtype"] for row in rows),
-        device=_joined(row["device"] for row in rows),
+        device=_joined(shown_device(row["device"], row["device_name"]) for row in rows if row["device"]),
         num_items=len({row["item_id"] for row in rows}),
         num_contexts=len({row["cluster_id"] for row in rows}),
         num_variants=len({row["variant"] for row in rows}),

@@ -198,6 +198,11 @@ def where_rows_went(summary: ResultSummary) -> str:
     )
 
 
+def shown_device(device: str, name: str | None) -> str:
+    """The kind of a device with its name: "cuda (NVIDIA H200)"."""
+    return f"{device} ({name or 'name unknown'})"
+
+
 def shown_label(it: Kept) -> str:
     """The label, with measured slots instead of the set-up where the policy does not control them."""
     if not is_named_by_outcome(it):

@@ -21,6 +21,7 @@ from jobs.reporting.notation import (
     UNKNOWN,
     counted,
     percent,
+    shown_device,
     shown_interval,
     shown_name,
     shown_task,
@@ -96,6 +97,11 @@ def _failure_lines(summary: ResultSummary) -> Iterator[Text]:
 
 
 def _sum_lines(summary: ResultSummary) -> Iterator[Text]:
+    if len(summary.devices) > 1:
+        counts = ", ".join(f"{it.num_rows} on {shown_device(it.device, it.name)}" for it in summary.devices)
+        yield Text(
+            f"rows of several devices, which differ in seconds and last bits: {counts}", style="yellow"
+        )
     yield Text(where_rows_went(summary), style="bold")
     if summary.num_other:
         yield Text(f"{summary.num_other} rows of other settings in this folder are not shown", style="dim")

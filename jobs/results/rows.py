@@ -61,7 +61,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class RowMaker:
-    """Makes the rows of one unit. `model` and `layers` are None if no model was loaded; `now_s` is Unix time."""
+    """Makes the rows of one unit; `now_s` is Unix time.
+
+    `model`, `layers` and `device_name` are None if no model was loaded.
+    """
 
     context: RunContext
     unit_id: str
@@ -69,6 +72,7 @@ class RowMaker:
     now_s: float
     model: ModelFacts | None = None
     layers: str | None = None
+    device_name: str | None = None
 
     def failed(self, key: RowKey, item: BenchmarkItem, spec: VariantSpec, failure: Failure) -> Row:
         """A row without a result: it failed, or could not run."""
@@ -118,6 +122,7 @@ class RowMaker:
             "model_revision": self.model.revision if self.model else self.context.model_revision,
             "dtype": self.model.dtype if self.model else None,
             "device": self.model.device if self.model else None,
+            "device_name": self.device_name,
             "attention": self.model.attention if self.model else None,
             "layers": self.layers,
             "seed": self.context.seed,

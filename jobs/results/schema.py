@@ -80,6 +80,7 @@ RESULT_SCHEMA = pa.schema(
         pa.field("model_revision", pa.string()),
         pa.field("dtype", pa.string()),
         pa.field("device", pa.string()),
+        pa.field("device_name", pa.string()),
         pa.field("attention", pa.string()),
         pa.field("layers", pa.string()),
         pa.field("seed", pa.int64()),

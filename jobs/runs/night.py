@@ -17,12 +17,12 @@ from rich.console import Console
 from jobs.analysis.comparability import ComparisonError
 from jobs.console.command_line import EXIT_INTERRUPTED
 from jobs.console.paths import shown
-from jobs.execution.on_ray.resources import device_of_the_actors
+from jobs.execution.on_ray.resources import device_of_the_actors, name_of_the_device
 from jobs.gate.baseline import Baseline, BaselineError, Baselines, FolderBaseline, PromotedNight
 from jobs.gate.files import JSON_NAME, MARKDOWN_NAME, write_gate_files
 from jobs.gate.judge import HEAVY_COLUMNS, NightVerdict, check_baseline, gated_labels, judge_night
 from jobs.gate.log import NightNames, log_lines
-from jobs.gate.preview import contexts_by_task, planned_facts
+from jobs.gate.preview import contexts_by_task, other_device, planned_facts
 from jobs.gate.resolution import resolutions
 from jobs.gate.table import verdict_table
 from jobs.planning.preparation import Prepared, prepare
@@ -96,6 +96,7 @@ class Night:
         # Before the run, since a night that cannot be compared would be spent for nothing.
         self._refuse_other_questions(planned_facts(prepared, self.settings))
         self._say_before(prepared)
+        self._say_device(prepared, is_dry)
         if is_dry:
             return EXIT_PASS
         result = self._run_sweep(prepared)
@@ -169,6 +170,15 @@ class Night:
             self._say(f"cannot resolve {it}")
         if len(unresolved) > _MAX_UNRESOLVED_SHOWN:
             self._say(f"cannot resolve {len(unresolved) - _MAX_UNRESOLVED_SHOWN} more margins")
+
+    def _say_device(self, prepared: Prepared, is_dry: bool) -> None:
+        """Tell before the night what no check of it can measure, because the baseline comes from another device."""
+        # Under Ray the device belongs to the actors: only a dry run, which starts none, may look at it from here.
+        if self._baseline is None or not (is_dry or self.settings.executor == "inline"):
+            return
+        device = prepared.model.device
+        if told := other_device(self._baseline.rows, device, name_of_the_device(self.settings, device)):
+            self._say(told)
 
     def _run_sweep(self, prepared: Prepared) -> RunResult:
         mark_delivered(self._store, False)  # a crash must leave the next run in doubt

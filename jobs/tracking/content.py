@@ -69,6 +69,7 @@ def sweep_report(findings: Findings, status: RunStatus, page: ReportPage | None,
         listed_keys(summary),
         folder,
         is_hurried=page is None,
+        tags={"device_name": _device_names(summary)},
     )
 
 
@@ -84,9 +85,13 @@ def environment(findings: Findings) -> dict[str, Any]:
         "driver_platform": platform.platform(),
         **{
             name: sorted({row[name] for row in findings.rows if row[name]})
-            for name in ("model", "model_revision", "dtype", "device", "scorer")
+            for name in ("model", "model_revision", "dtype", "device", "device_name", "scorer")
         },
     }
+
+
+def _device_names(summary: ResultSummary) -> str:
+    return _each_once(it.name or _NOT_KNOWN for it in summary.devices) or _NOT_KNOWN
 
 
 def _facts(findings: Findings) -> str:

@@ -73,8 +73,8 @@ class SweepReport:
     """What the tracker is told at the end: how it ended, the answer in markdown, the final numbers, and files.
 
     `columns` are the numbers by which the variants are listed. `folder` holds the files that go with the sweep's own run,
-    None where there are none. `is_hurried`: its user waits
-    for the prompt, and the next run can deliver the rest.
+    None where there are none. `is_hurried`: its user waits for the prompt, and the next run can deliver the rest. `tags` are
+    those of all runs that only finished rows tell.
     """
 
     status: RunStatus
@@ -84,6 +84,7 @@ class SweepReport:
     columns: Sequence[str] = ()
     folder: Path | None = None
     is_hurried: bool = False
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 class Tracker(Protocol):

@@ -107,7 +107,7 @@ class FakeLoad:
         if self.marker_dir is not None:
             (self.marker_dir / f"loaded-{os.getpid()}").touch()
         return LoadedEngine(
-            FakeEngine(self.marker_dir), FakeTokenizer(), FakeInfo(), build_fake_variant, "fused"
+            FakeEngine(self.marker_dir), FakeTokenizer(), FakeInfo(), build_fake_variant, "fused", "a fake"
         )
 
 

@@ -51,4 +51,6 @@ class PlacedLoad:
         place = f"{ray.get_runtime_context().get_node_id()}:{os.getpid()}"
         (self.folder / f"loaded-{os.getpid()}").touch()
         engine = PlacedEngine(folder=self.folder, num_expected=self.num_expected, place=place)
-        return LoadedEngine(engine, FakeTokenizer(), FakeInfo(revision=place), build_fake_variant, "fused")
+        return LoadedEngine(
+            engine, FakeTokenizer(), FakeInfo(revision=place), build_fake_variant, "fused", place
+        )

@@ -112,6 +112,16 @@ def test_failures_and_degenerate_variants_are_told_with_their_reason() -> None:
     assert "degenerate: streaming_llm@0.35, 1 of 4 rows: it all fits" in text
 
 
+def test_rows_of_several_devices_are_told_under_the_table() -> None:
+    named = [row | {"device": "cuda", "device_name": "NVIDIA H200"} for row in rows_of("t")]
+    assert "several devices" not in text_of(named, 100)
+    failed = make_row("failed", device=None, status=FAILED, failure_phase="load", failure_type="ModelError")
+    assert "several devices" not in text_of([*named, failed], 100)
+    text = text_of([*named[1:], named[0] | {"device_name": None}], 200)
+    counts = f"{len(named) - 1} on cuda (NVIDIA H200), 1 on cuda (name unknown)"
+    assert f"rows of several devices, which differ in seconds and last bits: {counts}" in text
+
+
 def test_modes_never_share_a_table_and_tasks_get_an_overall_one() -> None:
     rows = (
         rows_of("a")

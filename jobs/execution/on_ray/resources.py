@@ -89,6 +89,25 @@ def device_of_the_actors(settings: Settings) -> str:
     return device
 
 
+def name_of_the_device(settings: Settings, device: str) -> str | None:
+    """The name of the device that the work will be done on; None where only the machine that does it knows.
+
+    Torch looks for it in this process, which may keep others off a GPU in exclusive mode: for plans and inline runs.
+    """
+    if settings.executor == "ray" and os.environ.get("RAY_ADDRESS"):
+        return None
+    import torch
+
+    from kvmerger.device import device_name
+
+    place = torch.device(device)
+    if settings.executor == "inline" or place.type != "cuda":
+        return device_name(place)
+    # A Ray of this machine gives each actor a GPU of its choice: with several kinds, nobody knows which one.
+    names = {device_name(torch.device("cuda", index)) for index in range(torch.cuda.device_count())}
+    return names.pop() if len(names) == 1 else None
+
+
 def num_that_fit(totals: Iterable[Mapping[str, float]], num_cpus: float, num_gpus: float) -> int:
     """How many actors the nodes hold together; each lives on one node, and a fraction of a GPU on one GPU."""
     return sum(_num_on_node(total, num_cpus, num_gpus) for total in totals)

@@ -67,6 +67,7 @@ def test_folders_without_common_items_or_results_are_refused(seed: int) -> None:
     [
         ({"versions": json.dumps({"torch": "2.14"})}, "torch: 2.13 in A, 2.14 in B"),
         ({"device": "cuda"}, "device: None in A, cuda in B"),
+        ({"device_name": "NVIDIA H200"}, "device's name: unknown in A, NVIDIA H200 in B"),
         ({"execution": "isolated"}, "execution: execution in A, isolated in B"),
         ({"layers": "transformers"}, "decoder layers by: fused in A, transformers in B"),
         ({"policy_version": "2"}, "snapkv@0.5, version: None in A, 2 in B"),

@@ -17,6 +17,7 @@ ROW = {
     "query_mode": "query_agnostic",
     "context_tokens": 100,
     "new_tokens": 3,
+    "device_name": "NVIDIA H200",
 }
 SECONDS = {
     "prefill_shared_s": 2.0, "plan_shared_s": 0.25, "batch_shared_s": 0.125, "tails_shared_s": 0.5,
@@ -37,7 +38,7 @@ def test_measured_units_set_the_pace_and_shared_phases_count_once() -> None:
     assert foreseen.device_s == pytest.approx(
         owed * (2.25 + 0.5 + 1.5 + ONE_BATCH_S) / cost_tokens_of(100, [3])
     )
-    assert foreseen.num_units == 1
+    assert (foreseen.num_units, foreseen.device_names) == (1, ("NVIDIA H200",))
 
 
 def test_a_unit_of_several_contexts_counts_every_prefill_and_equal_parts_of_the_decoding() -> None:

@@ -1,4 +1,4 @@
-"""Memory and seconds in the gate: any item more counts, seconds only of isolated rows on one device."""
+"""Memory and seconds in the gate: any item more counts, seconds only of isolated rows on one device whose name is known."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from jobs.results.schema import Row
+from jobs.results.schema import FAILED, Row
 from tests.fakes.pairs import paired_rows
 from tests.jobs.gate.test_judge import LABEL, changed, judged, night
+
+H200 = {"device": "cuda", "device_name": "NVIDIA H200"}
+H100 = {"device": "cuda", "device_name": "NVIDIA H100 80GB HBM3"}
+UNNAMED = {"device": "cuda", "device_name": None}
+CPU = {"device": "cpu", "device_name": "AMD EPYC, cpu family 26, model 2"}
 
 
 def test_ten_per_cent_more_memory_fails_on_few_items_too(seed: int) -> None:
@@ -24,7 +29,7 @@ def test_ten_per_cent_more_memory_fails_on_few_items_too(seed: int) -> None:
 
 
 def test_peak_memory_counts_where_rows_have_it(seed: int) -> None:
-    rows = [row | {"peak_bytes": 2**30} for row in night(seed)]
+    rows = [row | {"peak_bytes": 2**30} | H200 for row in night(seed)]
     more = changed(rows, lambda row, rng: {"peak_bytes": round(1.05 * 2**30)})
     assert {it.metric for it in judged(rows, more).having("fail")} == {"peak bytes"}
     assert all(
@@ -32,6 +37,17 @@ def test_peak_memory_counts_where_rows_have_it(seed: int) -> None:
         for it in judged(night(seed), night(seed)).checks
         if it.metric == "peak bytes"
     )
+
+
+def test_a_peak_on_another_gpu_is_no_regression_but_more_keys_and_values_are(seed: int) -> None:
+    rows = [row | {"peak_bytes": 2**30} | H200 for row in night(seed)]
+    other = changed(rows, lambda row, rng: {"peak_bytes": 2**31, "kv_bytes": 2 * row["kv_bytes"]})
+    verdict = judged(rows, [row | H100 for row in other])
+    assert {it.metric for it in verdict.having("fail")} == {"KV bytes"}
+    peaks = [it for it in verdict.checks if it.metric == "peak bytes"]
+    assert {it.reason for it in peaks} == {
+        "another device: cuda (NVIDIA H200) in the baseline, cuda (NVIDIA H100 80GB HBM3) tonight"
+    }
 
 
 def timed(rows: list[Row], factor: float, seed: int, execution: str = "isolated") -> list[Row]:
@@ -44,7 +60,15 @@ def timed(rows: list[Row], factor: float, seed: int, execution: str = "isolated"
             {"prefill_s": 0.7 * total, "compress_s": 0.1 * total, "decode_shared_s": 0.2 * total}
         )
 
-    return [row | {"execution": execution, "seconds": seconds(row), "device": "cuda"} for row in rows]
+    return [
+        row
+        | {
+            "execution": execution,
+            "seconds": seconds(row),
+        }
+        | H200
+        for row in rows
+    ]
 
 
 def test_speed_is_gated_in_isolated_rows_alone(seed: int) -> None:
@@ -60,8 +84,52 @@ def test_speed_is_gated_in_isolated_rows_alone(seed: int) -> None:
     assert {it.verdict for it in speeds} == {"not measured"} and "fused" in speeds[0].reason
 
 
-def test_seconds_of_another_device_are_not_compared(seed: int) -> None:
-    before = timed(night(seed), 1.0, seed)
-    other = [row | {"device": "cpu"} for row in timed(night(seed), 2.0, seed)]
-    speeds = [it for it in judged(before, other).checks if it.metric == "seconds"]
-    assert {it.reason for it in speeds} == {"another device: cuda in the baseline, cpu tonight"}
+@pytest.mark.parametrize(
+    ("before", "now", "reason"),
+    [
+        (
+            [H200],
+            [CPU],
+            "another device: cuda (NVIDIA H200) in the baseline, cpu (AMD EPYC, cpu family 26, model 2) tonight",
+        ),
+        (
+            [H100],
+            [H200],
+            "another device: cuda (NVIDIA H100 80GB HBM3) in the baseline, cuda (NVIDIA H200) tonight",
+        ),
+        (
+            [UNNAMED],
+            [H200],
+            "another device: cuda (name unknown) in the baseline, cuda (NVIDIA H200) tonight",
+        ),
+        ([UNNAMED], [UNNAMED], "not known to be one device: cuda (name unknown)"),
+        (
+            [H200, H100],
+            [H200, H100],
+            "several devices on both sides: cuda (NVIDIA H100 80GB HBM3), cuda (NVIDIA H200)",
+        ),
+    ],
+)
+def test_seconds_of_another_or_an_unknown_device_are_not_compared(
+    seed: int, before: list[Row], now: list[Row], reason: str
+) -> None:
+    rows = timed(night(seed), 1.0, seed)
+    slower = timed(night(seed), 2.0, seed)
+    verdict = judged(
+        [row | before[index % len(before)] for index, row in enumerate(rows)],
+        [row | now[index % len(now)] for index, row in enumerate(slower)],
+    )
+    speeds = [it for it in verdict.checks if it.metric == "seconds"]
+    assert {(it.verdict, it.reason) for it in speeds} == {("not measured", reason)}
+
+
+def test_seconds_that_a_night_lost_are_not_called_another_devices(seed: int) -> None:
+    rows = timed(night(seed), 1.0, seed)
+    lost = [
+        row | {"status": FAILED, "device": None, "device_name": None}
+        for row in rows
+        if row["variant"] == LABEL
+    ]
+    verdict = judged(rows, [*(row for row in rows if row["variant"] != LABEL), *lost])
+    speeds = [it for it in verdict.checks if it.metric == "seconds" and it.label == LABEL]
+    assert {it.verdict for it in speeds} == {"inconclusive"}

@@ -1,6 +1,6 @@
 """What ran is counted from the rows and from nothing else."""
 
-from jobs.reporting.facts import num_prefills, without_passwords
+from jobs.reporting.facts import num_prefills, setting_facts, without_passwords
 from jobs.results.schema import FAILED, Row
 from tests.fakes.rows import make_row
 
@@ -34,6 +34,16 @@ def test_a_unit_that_failed_proves_no_prefill() -> None:
     for row in rows:
         row["status"] = FAILED if row["unit_id"] == "u1" else row["status"]
     assert num_prefills(rows) == 1
+
+
+def test_every_device_is_named_and_one_without_a_name_is_called_unknown() -> None:
+    devices = [("cuda", "NVIDIA H200"), ("cuda", "NVIDIA H200"), ("cuda", None), (None, None)]
+    rows = [
+        row | {"device": device, "device_name": name}
+        for row, (device, name) in zip(rows_of("fused"), devices, strict=False)
+    ]
+    (facts,) = setting_facts(rows)
+    assert facts.device == "cuda (NVIDIA H200), cuda (name unknown)"
 
 
 def test_only_the_password_is_taken_out_of_an_address() -> None:

@@ -29,7 +29,7 @@ from tests.fakes.engine import (
 
 
 def make_maker(unit: WorkUnit) -> RowMaker:
-    return RowMaker(make_context(), unit.unit_id, unit.execution, 1700000000.5, FakeInfo(), "fused")
+    return RowMaker(make_context(), unit.unit_id, unit.execution, 1700000000.5, FakeInfo(), "fused", "NVIDIA H200")
 
 
 def outcomes_of(unit: WorkUnit) -> list[Any]:
@@ -64,7 +64,7 @@ def test_generation_becomes_a_scored_row_with_what_was_asked_and_measured() -> N
     )
     assert (row["context_tokens"], row["tail_tokens"], row["new_tokens"]) == (10, 2, 3)
     assert (row["model_revision"], row["device"], row["created_at_s"]) == ("fake-1", "cpu", 1700000000.5)
-    assert row["layers"] == "fused"
+    assert (row["layers"], row["device_name"]) == ("fused", "NVIDIA H200")
     assert json.loads(row["counters"]) == {"asked_slots": 30, "num_evicted": 5.0}
     assert json.loads(row["trace"]) == [[0, "prefill", 100, 200]]
     assert row["peak_bytes"] is None

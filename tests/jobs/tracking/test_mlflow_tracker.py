@@ -177,6 +177,12 @@ def test_a_promoted_baseline_stays_one_when_its_sweep_goes_on(folder: Path) -> N
     assert (tags["baseline"], tags["policy"]) == ("true", "new")
 
 
+def test_what_only_finished_rows_tell_is_a_tag_of_every_run(folder: Path) -> None:
+    tracker = run_once(folder, [], make_report({}, tags={"device_name": "NVIDIA H200"}))
+    runs = runs_of(tracker.uri)
+    assert {runs[name].data.tags["device_name"] for name in ("sweep", "knorm@0.5")} == {"NVIDIA H200"}
+
+
 def test_of_two_runs_for_one_variant_the_empty_one_goes(folder: Path) -> None:
     """The answer to a creation got lost, and the client asked again."""
     tracker = run_once(folder, [make_row()], make_report({SCORE: 1.0}))
