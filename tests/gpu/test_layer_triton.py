@@ -6,7 +6,13 @@ import torch
 from kvmerger.kernels import dispatch
 from kvmerger.kernels.reference import layer as layer_reference
 from kvmerger.kernels.reference import ragged as reference
-from tests.kvmerger.kernels.both.layer import assert_near
+from tests.kvmerger.kernels.both.layer import (  # noqa: F401  (collected here)
+    assert_near,
+    test_gated_is_the_references,
+    test_norms_are_the_references,
+    test_rotated_heads_are_the_references,
+    test_tails_get_each_rows_new_tokens_and_nothing_else,
+)
 
 triton_layer = pytest.importorskip("kvmerger.kernels.triton.layer", exc_type=ImportError)
 

@@ -10,6 +10,12 @@ from kvmerger.kernels import dispatch
 from kvmerger.kernels.reference import merging as merging_reference
 from kvmerger.prefill.evidence import Evidence, LayerStates
 from tests.fakes.planted_layers import NUM_HEADS, planted_states
+from tests.kvmerger.kernels.both.merging import (  # noqa: F401  (collected here)
+    test_groups_become_the_loops_slots,
+    test_mean_units_and_cosines_with_them_are_float64s,
+    test_rows_and_pairs_have_float64s_numbers,
+    test_runs_give_the_loops_numbers,
+)
 
 pytest.importorskip("triton")
 

@@ -5,7 +5,15 @@ import torch
 
 from kvmerger.kernels import dispatch
 from kvmerger.kernels.reference import nearest as nearest_reference
-from tests.kvmerger.kernels.both.nearest import FIELDS, MANY, TOLERANCE, check_nearest, random_keys
+from tests.kvmerger.kernels.both.nearest import (  # noqa: F401  (collected here)
+    FIELDS,
+    MANY,
+    TOLERANCE,
+    check_nearest,
+    random_keys,
+    test_a_heads_bits_are_its_own,
+    test_the_most_similar_kept_token_is_float64s,
+)
 
 pytest.importorskip("triton")
 

@@ -8,6 +8,12 @@ from kvmerger.kernels import dispatch, prompt_attention
 from kvmerger.kernels.reference import prompt as prompt_reference
 from kvmerger.prefill.evidence import ATTENTION_MASS, Evidence, LayerStates, window_attention
 from kvmerger.prefill.prefill import PrefillAttention
+from tests.kvmerger.kernels.both.mass import (  # noqa: F401  (collected here)
+    test_any_tiling_gives_the_same_mass,
+    test_log_sum_exp_is_the_float64_loops,
+    test_mass_is_the_float64_loops,
+    test_window_attention_is_the_float64_loops,
+)
 from tests.kvmerger.kernels.both.mass_cases import (
     FIELDS,
     LONG,

@@ -6,7 +6,14 @@ import torch
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels import dispatch
 from kvmerger.kernels.reference import ranking
-from tests.kvmerger.kernels.both.ranking import MANY, check_ranking
+from tests.kvmerger.kernels.both.ranking import (  # noqa: F401  (collected here)
+    MANY,
+    check_ranking,
+    test_no_column_is_no_place,
+    test_scores_may_lie_in_memory_in_any_way,
+    test_slots_are_copied_bit_for_bit,
+    test_the_same_are_among_the_highest_as_in_a_stable_sort,
+)
 
 triton_ranking = pytest.importorskip("kvmerger.kernels.triton.ranking", exc_type=ImportError)
 

@@ -7,6 +7,12 @@ import pytest
 import torch
 
 import tests.kvmerger.kernels.interpreter.triton_interpreter  # noqa: F401  (before any kernel)
+from tests.kvmerger.kernels.both.mass import (  # noqa: F401  (collected here)
+    test_any_tiling_gives_the_same_mass,
+    test_log_sum_exp_is_the_float64_loops,
+    test_mass_is_the_float64_loops,
+    test_window_attention_is_the_float64_loops,
+)
 
 
 @pytest.fixture
