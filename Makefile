@@ -1,11 +1,11 @@
-# `make sweep` needs nothing but Python 3.11 or 3.12; every target runs in the same .venv, installed once.
+# `make sweep` needs nothing but Python, 3.11 to 3.14; every target runs in the same .venv, installed once.
 # Works with GNU make 3.81 (macOS) and up: no .ONESHELL, no .SHELLFLAGS.
 SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help install sweep test fix clean
 
-PYTHON ?= python3.12 python3.11 python3
+PYTHON ?= python3.12 python3.11 python3.13 python3.14 python3
 ARGS ?=
 PYTEST_ARGS ?=
 # tests/conftest.py says which tests share a worker. PARALLEL= runs them one after the other.
@@ -18,7 +18,7 @@ STAMP := .venv/.installed
 QUIET ?= -qq
 PIP_INSTALL := $(BIN)/python -m pip install $(QUIET) --no-input --disable-pip-version-check
 # Tried for real, because a pyenv shim exists for every Python of the machine and fails for most.
-FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 WHICH := import sys; print("Python %d.%d.%d" % sys.version_info[:3], "at", sys.executable)
 
 help: ## this list
@@ -54,9 +54,9 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	    if "$$candidate" -c '$(FITS)' >/dev/null 2>&1; then chosen=$$candidate; break; fi; \
 	  done; \
 	  if [ -z "$$chosen" ]; then \
-	    echo "error: no usable Python 3.11 or 3.12 (tried: $(PYTHON))." >&2; \
-	    echo "       Debian/Ubuntu: apt install python3.11 python3.11-venv    macOS: brew install python@3.12" >&2; \
-	    echo "       or name one:   make $(or $(firstword $(MAKECMDGOALS)),install) PYTHON=/path/to/python3.12" >&2; \
+	    echo "error: no usable Python, 3.11 to 3.14 (tried: $(PYTHON))." >&2; \
+	    echo "       Debian 12 and up, Ubuntu 24.04 and up: apt install python3-venv    macOS: brew install python@3.14" >&2; \
+	    echo "       or name one:   make $(or $(firstword $(MAKECMDGOALS)),install) PYTHON=/path/to/python3.13" >&2; \
 	    exit 1; \
 	  fi; \
 	  echo "==> $$("$$chosen" -c '$(WHICH)'): creating .venv"; \
