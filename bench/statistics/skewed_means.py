@@ -33,12 +33,12 @@ from evaluators.statistics.skewed import skewed_difference_ends, skewed_ends
 NUM_CLUSTERS = (12, 20, 50, 100, 200, 500)
 _ABOVE_AT = 20
 _COLUMNS = 126
-_SHIPPED: Mapping[str, Method] = {
+_SHIPPED: dict[str, Method] = {
     "mean_interval": rivals.today,
     "skewed mean": skewed_ends,
     "skewed difference": skewed_difference_ends,
 }
-_ANY_SIGN: Mapping[str, Method] = {
+_ANY_SIGN: dict[str, Method] = {
     "t x (1 + 8 / n)": rivals.widened,
     "Johnson's t": rivals.johnson,
     "Hall's t": rivals.hall,
@@ -46,7 +46,7 @@ _ANY_SIGN: Mapping[str, Method] = {
     "BCa": rivals.bca,
     "empirical likelihood": rivals.empirical_likelihood,
 }
-_POSITIVE: Mapping[str, Method] = {"bootstrap-t, log": rivals.bootstrap_t_log, "Cox, lognormal": rivals.cox}
+_POSITIVE: dict[str, Method] = {"bootstrap-t, log": rivals.bootstrap_t_log, "Cox, lognormal": rivals.cox}
 
 
 class Judged(NamedTuple):
