@@ -39,6 +39,16 @@ def test_foreseen_bytes_are_those_of_the_shapes() -> None:
     assert plan.predicted_bytes == (slots + num_rows * num_tail) * 2 * 2 * 3 * 4 * 4
 
 
+def test_foreseen_bytes_have_room_for_a_gold_answer_longer_than_the_answer_may_be() -> None:
+    def foreseen(num_words: int) -> int:
+        gold = " ".join(["gold"] * num_words)
+        return plan_of(settings_of(["full"]), [item(0, answers=(gold,))]).predicted_bytes
+
+    # A word with the blank before it is two tokens; item 0 may answer with four, and the three reference rows hold a tail.
+    assert foreseen(1) == foreseen(2)
+    assert foreseen(5) - foreseen(2) == len(REFERENCE_LABELS) * 6 * 2 * 2 * 3 * 4 * 4
+
+
 def test_foreseen_bytes_count_every_rows_own_slots() -> None:
     def foreseen(policy: str) -> int:
         plan = plan_of(settings_of([{"name": policy, "budget": 0.5}]), [item(0), item(1)])
