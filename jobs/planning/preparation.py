@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from evaluators import registry
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer
+from jobs.planning.model_reading import read_model
 from jobs.planning.plan import Plan, build_plan
 from jobs.planning.policy_contract import require_contracts
 from jobs.planning.rows import VariantFacts
@@ -30,12 +31,16 @@ _SOURCE_DIGITS = 12
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a run needs: the plan, the model as its configuration describes it, policy versions by label."""
+    """What a run needs: the plan, the model as its configuration describes it, policy versions by label.
+
+    `warnings` are sentences on the model, to be shown before it runs.
+    """
 
     plan: Plan
     model: ModelInfo
     tokenizer: Tokenizer
     policy_versions: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
     def settled(self, settings: Settings) -> Settings:
         """`settings` with the planned device and dtype, so that an actor that loads the model does not decide them again."""
@@ -57,39 +62,24 @@ def prepare(
     Raises:
         ValueError: one of our own subclasses, for whatever the settings, data or model cannot do.
     """
-    # The cheap checks come first: policies, then the model's configuration (loading.py takes seconds to import), then items.
+    # The cheap checks come first: policies, then the model's configuration and tokenizer, then items.
     from kvmerger.building import build_variant
 
     variants = {
         spec.label: build_variant(spec) for spec in settings.variants if spec.label not in REFERENCE_LABELS
     }
-    from kvmerger.models.loading import load_info, load_tokenizer
-
-    asked = settings.model
-    model = load_info(
-        asked.name,
-        revision=asked.revision,
-        dtype=asked.dtype,
-        device=find_device(),
-        # On a cluster the driver's machine may lack the device.
-        is_run_here=settings.executor == "inline",
-    )
-    tokenizer = load_tokenizer(asked.name, revision=asked.revision)
+    read = read_model(settings, find_device())
     facts = {label: _facts_of(variant) for label, variant in variants.items()}
-    plan = build_plan(
-        settings,
-        _load_items(settings, tokenizer),
-        tokenizer,
-        model,
-        facts,
-        done,
-        _VariantCheck(variants, model),
-    )
+    items = _load_items(settings, read.tokenizer)
+    said = read.warnings_for(item for several in items.values() for item in several)
+    check = _VariantCheck(variants, read.info)
+    plan = build_plan(settings, items, read.tokenizer, read.info, facts, done, check)
     if settings.check_policies:
         # Only now is it known whose rows are all there already: nothing of those policies will run.
         owed = {planned.key.label for planned in plan.rows if planned.is_owed}
         require_contracts((spec for spec in settings.variants if spec.label in owed), say)
-    return Prepared(plan, model, tokenizer, {label: fact.version for label, fact in facts.items()})
+    versions = {label: fact.version for label, fact in facts.items()}
+    return Prepared(plan, read.info, read.tokenizer, versions, said)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,18 +5,32 @@ Shapes: B rows, T tokens, E hidden size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kvmerger.models.attention import AttentionHandler
 from kvmerger.models.errors import ModelError
-
-if TYPE_CHECKING:
-    from kvmerger.models.loading import LoadedModel
+from kvmerger.models.source import ModelInfo
 
 _PROBE_ROWS, _PROBE_TOKENS = 2, 6
+
+
+class Probed(Protocol):
+    """What is asked of a loaded model."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Its configuration."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+
+    def hidden_states(self, ids_BT: Tensor, position_ids_BT: Tensor, handler: AttentionHandler) -> Tensor:
+        """Last hidden states (B, T, E); every layer's attention is answered by ``handler``."""
 
 
 class _ProbeAttention:
@@ -38,7 +52,7 @@ class _ProbeAttention:
         return out_BQTD.transpose(1, 2).contiguous()
 
 
-def probe(model: LoadedModel) -> list[Tensor]:
+def probe(model: Probed) -> list[Tensor]:
     """What each layer asked of attention, and last hidden states: tokens spread over the vocabulary, at rising positions."""
     handler = _ProbeAttention()
     index_BT = torch.arange(_PROBE_ROWS * _PROBE_TOKENS, device=model.device).view(_PROBE_ROWS, -1)
