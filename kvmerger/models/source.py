@@ -83,13 +83,14 @@ def load_info(
         raise ModelError(f"dtype {dtype!r} is none of auto, {', '.join(DTYPES)}")
     dtype_name = ("bfloat16" if device_name.startswith("cuda") else "float32") if dtype == "auto" else dtype
     folder = Path(source)
-    files = weight_files(folder) if folder.is_dir() else _downloaded_files(source, config)
+    snapshot = None if folder.is_dir() else _snapshot(source, revision)
+    files = weight_files(folder) if folder.is_dir() else _downloaded_files(snapshot)
     check_files(name, config, folder, files)
     # Not always hidden size ÷ heads: Qwen3 names its own, and older configurations name none.
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return ModelInfo(
         name=name,
-        revision=_revision(name, revision, config, folder),
+        revision=_revision(name, revision, snapshot, folder),
         model_type=config.model_type,
         num_layers=config.num_hidden_layers,
         num_query_heads=config.num_attention_heads,
@@ -181,22 +182,26 @@ def model_source(name: str, *, with_weights: bool) -> str:
     return name
 
 
-def _downloaded_files(hub_id: str, config: Any) -> list[Path]:
-    """The weight files of a hub id that are here already; [] before they are downloaded, or while some are missing."""
-    revision = getattr(config, "_commit_hash", None)
+def _snapshot(hub_id: str, revision: str | None) -> Path | None:
+    """The folder in the hub's cache that the configuration of ``hub_id`` was just read from; its name is the commit."""
     cached = try_to_load_from_cache(hub_id, "config.json", revision=revision)
-    if not isinstance(cached, str):
-        return []
-    with suppress(ModelError):
-        return weight_files(Path(cached).parent)
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def _downloaded_files(snapshot: Path | None) -> list[Path]:
+    """The weight files of a hub id that are here already; [] before they are downloaded, or while some are missing."""
+    if snapshot is not None:
+        with suppress(ModelError):
+            return weight_files(snapshot)
     return []
 
 
-def _revision(name: str, revision: str | None, config: Any, folder: Path) -> str:
+def _revision(name: str, revision: str | None, snapshot: Path | None, folder: Path) -> str:
     if name == demo.NAME:
         return f"gguf-{demo.GGUF_SHA256[:12]}"
     if not folder.is_dir():
-        return getattr(config, "_commit_hash", None) or revision or "unknown"
+        # Not from the configuration: some versions of transformers do not say there which commit it is of.
+        return snapshot.name if snapshot is not None else revision or "unknown"
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.json")):  # configuration, end tokens, tokenizer
         digest.update(file.name.encode() + file.read_bytes())
