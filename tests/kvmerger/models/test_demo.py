@@ -1,13 +1,16 @@
-"""The demo model's tokenizer is right whatever transformers makes of its file."""
+"""The demo model's tokenizer is right whatever transformers makes of its file, and its cache is where it can be."""
 
 import random
+from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
-from kvmerger.models.demo import _gguf_file, _read_tokenizer
+from kvmerger.models.demo import DemoModelError, _gguf_file, _read_tokenizer, demo_folder
+from kvmerger.models.errors import ModelError
+from kvmerger.models.source import load_info
 
 pytestmark = pytest.mark.demo
 PIECES = (
@@ -37,3 +40,35 @@ def test_its_chats_end_as_the_model_was_taught(ours: Any) -> None:
     assert (ours.bos_token, ours.eos_token, len(ours)) == ("<|im_start|>", "<|im_end|>", 49_152)
     chat = ours.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert chat.endswith("<|im_start|>user\nhi<|im_end|>\n")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("XDG_CACHE_HOME", "/proc/none"), ("HOME", "/proc/none"), ("XDG_CACHE_HOME", "FILE")],
+)
+def test_a_cache_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(variable, value.replace("FILE", str(tmp_path / "file")))
+    with pytest.raises(
+        ModelError, match=r"cannot be kept in .*; set XDG_CACHE_HOME to a folder that can be written"
+    ):
+        load_info("demo")
+
+
+def test_a_user_without_a_home_folder_is_told_where_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(DemoModelError, match="set XDG_CACHE_HOME"):
+        demo_folder(with_weights=False)
+
+
+def test_an_empty_variable_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert demo_folder(with_weights=False).is_relative_to(tmp_path / ".cache" / "kvmerger")
