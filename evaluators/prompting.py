@@ -266,7 +266,8 @@ def _gold_ids(
     text = rendered.text + blank + answer
     joint = encode(text, tokenizer, (*rendered.data, range(len(rendered.text), len(text)))).ids
     # By itself where its first character would change how the prompt's end is cut into tokens.
-    gold = joint[len(ids) :] if joint[: len(ids)] == ids else plain_ids(blank + answer, tokenizer)
+    has_same_start = joint[: len(ids)] == ids
+    gold = joint[len(ids) :] if has_same_start else plain_ids(blank + answer, tokenizer, is_continuation=True)
     return tuple(token for token in gold if token != tokenizer.eos_token_id)
 
 

@@ -5,6 +5,7 @@ A control token that an item's own text spells out, as HTML spells "<s>", is rea
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from typing import Any, Protocol
 
 _Span = tuple[int, int]
 """A token's first character, and the one behind its last."""
+
+
+_GUARD = "\0"
 
 
 class PromptError(ValueError):
@@ -67,25 +71,31 @@ def encode(text: str, tokenizer: Tokenizer, data: Sequence[range] = ()) -> Encod
     ids, spans = _ids_and_spans(text, tokenizer)
     controls = control_tokens(tokenizer)
     marks = [index for index, token in enumerate(ids) if token in controls]
+    # A token that stands for other text than its own name is none that was spelled out.
     spelled = [
         index
         for index in marks
-        if any(spans[index][0] < it.stop and spans[index][1] > it.start for it in data)
+        if text[slice(*spans[index])].strip() == controls[ids[index]].strip()
+        and any(spans[index][0] < it.stop and spans[index][1] > it.start for it in data)
     ]
     names = tuple(dict.fromkeys(controls[ids[index]] for index in spelled))
     if spelled:
-        kept = [(ids[index], spans[index]) for index in marks if index not in spelled]
-        ids, spans = _plain_between(kept, text, tokenizer)
+        kept = [index for index in marks if index not in spelled]
+        ids, spans = _plain_between(kept, spelled, ids, spans, text, tokenizer)
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:1] != [bos] and adds_bos(tokenizer):
         ids, spans = [bos, *ids], [(0, 0), *spans]
     return Encoding(tuple(ids), tuple(start for start, _ in spans), tuple(end for _, end in spans), names)
 
 
-def plain_ids(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids of a text from an item, without BOS; a control token that it spells out is plain text."""
-    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-    return tuple(tokenizer(text, **options)["input_ids"])
+def plain_ids(text: str, tokenizer: Tokenizer, *, is_continuation: bool = False) -> tuple[int, ...]:
+    """Ids of a text from an item, without BOS; a control token that it spells out is plain text.
+
+    One that continues another text has no blank before its first word but its own.
+    """
+    marks_start = is_continuation and _behind_guard("a", tokenizer)[0] != _ids_and_spans("a", tokenizer)[0]
+    encoded = _behind_guard if marks_start else _plain
+    return tuple(encoded(text, tokenizer)[0])
 
 
 def control_tokens(tokenizer: Tokenizer) -> Mapping[int, str]:
@@ -122,22 +132,46 @@ def _ids_and_spans(text: str, tokenizer: Tokenizer, **options: bool) -> tuple[li
 
 
 def _plain_between(
-    marks: Sequence[tuple[int, _Span]], text: str, tokenizer: Tokenizer
+    kept: Sequence[int],
+    spelled: Sequence[int],
+    ids: Sequence[int],
+    spans: Sequence[_Span],
+    text: str,
+    tokenizer: Tokenizer,
 ) -> tuple[list[int], list[_Span]]:
-    """The tokens of a text whose only control tokens are `marks`, in their order."""
-    ids: list[int] = []
-    spans: list[_Span] = []
-    begin = 0
-    for token, span in (*marks, (None, (len(text), len(text)))):
-        # Control tokens part a text before anything else is done to it, so what stands between two is encoded by itself.
-        found, places = _ids_and_spans(text[begin : span[0]], tokenizer, split_special_tokens=True)
-        ids += found
-        spans += [(start + begin, end + begin) for start, end in places]
-        if token is not None:
-            ids.append(token)
-            spans.append(span)
-        begin = span[1]
-    return ids, spans
+    """The tokens with those in `spelled` as plain text; of the control tokens only those in `kept` stay. Both ascend."""
+    new_ids: list[int] = []
+    new_spans: list[_Span] = []
+    # Control tokens part a text before anything else is done to it, so what stands between two is encoded by itself.
+    for before, after in itertools.pairwise([-1, *kept, len(ids)]):
+        found, places = list(ids[before + 1 : after]), list(spans[before + 1 : after])
+        if any(before < index < after for index in spelled):
+            begin = spans[before][1] if before >= 0 else 0
+            piece = text[begin : spans[after][0] if after < len(ids) else len(text)]
+            mark = text[slice(*spans[before])] if before >= 0 else ""
+            found, places = _plain_piece(piece, mark, tokenizer)
+            places = [(start + begin, end + begin) for start, end in places]
+        new_ids += found + list(ids[after : after + 1])
+        new_spans += places + list(spans[after : after + 1])
+    return new_ids, new_spans
+
+
+def _plain_piece(piece: str, mark: str, tokenizer: Tokenizer) -> tuple[list[int], list[_Span]]:
+    """The tokens of a piece that stands behind the control token `mark`, or is the text's first where that is ""."""
+    # Mistral's tokenizers put a blank before a text's first word, and none behind a control token; Llama-2's before both.
+    is_alike = _ids_and_spans(mark + "a", tokenizer)[0][1:] == _ids_and_spans("a", tokenizer)[0]
+    return (_plain if is_alike or not mark else _behind_guard)(piece, tokenizer)
+
+
+def _plain(text: str, tokenizer: Tokenizer) -> tuple[list[int], list[_Span]]:
+    return _ids_and_spans(text, tokenizer, split_special_tokens=True)
+
+
+def _behind_guard(text: str, tokenizer: Tokenizer) -> tuple[list[int], list[_Span]]:
+    """The tokens of a text that is not at the start: it stands behind a character that no token shares with others."""
+    ids, spans = _plain(_GUARD + text, tokenizer)
+    first = sum(end <= len(_GUARD) for _, end in spans)
+    return ids[first:], [(start - len(_GUARD), end - len(_GUARD)) for start, end in spans[first:]]
 
 
 def decode(ids: Sequence[int], tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> str:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from evaluators.prompting import PromptError, QueryMode, tokenize_item
 from tests.evaluators.conftest import CHAT_TEMPLATE, ITEM, NO_LIMIT, PROSE, MakeTokenizer, ids_of
+
+if TYPE_CHECKING:  # imported where used, so that collecting the tests stays fast
+    from transformers import PreTrainedTokenizerFast
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
@@ -82,3 +86,61 @@ def test_a_control_token_inside_the_gold_answer_is_plain_text(make_tokenizer: Ma
     gold = tokenize_item(item, tokenizer, QueryMode.AWARE, NO_LIMIT).gold_ids
     assert tokenizer.decode(gold) == " <s> or </s> then"
     assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(gold)
+
+
+@pytest.fixture(params=["first", "always"])
+def blank_before_words(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    """A tokenizer as of Mistral ("first") and Llama-2: it puts a blank before a text, or before each of its pieces."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [
+        "<unk>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        *map(chr, range(33, 127)),
+        "▁",
+        "t▁",
+        "s▁",
+    ]
+    bpe = Tokenizer(
+        models.BPE(
+            vocab={text: index for index, text in enumerate(letters)},
+            merges=[("t", "▁"), ("s", "▁")],  # the blank behind "is" belongs to it
+            byte_fallback=True,
+            unk_token="<unk>",
+        )
+    )
+    if request.param == "first":
+        bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<|user|>", "<|assistant|>"],
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def test_plain_text_for_a_control_token_moves_no_blank(blank_before_words: PreTrainedTokenizerFast) -> None:
+    item = replace(ITEM, context=PROSE + "mark ", answer_prefix=" So")
+    marked = replace(item, context=PROSE + "</s> ")
+    plain, prompt = (
+        tokenize_item(it, blank_before_words, QueryMode.AWARE, NO_LIMIT) for it in (item, marked)
+    )
+    assert prompt.tail_ids == plain.tail_ids
+    assert blank_before_words.decode(prompt.context_ids) == blank_before_words.decode(
+        plain.context_ids
+    ).replace("mark", "</s>")
+
+
+@pytest.mark.parametrize(("prefix", "gold"), [(" It is", " yes"), (" 类别", "经济")])
+def test_gold_that_is_encoded_alone_has_the_blank_that_it_is_given(
+    blank_before_words: PreTrainedTokenizerFast, prefix: str, gold: str
+) -> None:
+    item = replace(ITEM, answer_prefix=prefix, answers=(gold.strip(),))
+    prompt = tokenize_item(item, blank_before_words, QueryMode.AWARE, NO_LIMIT)
+    assert blank_before_words.decode(prompt.gold_ids) == gold
