@@ -149,6 +149,8 @@ def _sweep(options: argparse.Namespace) -> int:
         f"{plan.num_done} of them done; model {prepared.model.name} on {prepared.model.device}",
         highlight=False,
     )
+    for said in prepared.warnings:
+        console.print(f"warning: {said}", style="yellow", markup=False, highlight=False)
     for check in check_prompts(plan, prepared.tokenizer):
         for text in check.warnings:
             console.print(f"warning: {check.task}: {text}", style="yellow", markup=False, highlight=False)

@@ -154,6 +154,8 @@ class Night:
     def _say_before(self, prepared: Prepared) -> None:
         """Print the baseline, what is owed, and which margins cannot be resolved whatever the night brings."""
         plan = prepared.plan
+        for said in prepared.warnings:
+            self._say(f"warning: {said}")
         if self._baseline is not None:
             self._say(
                 f"baseline {self._baseline.name} ({self._baseline.origin}); gated: {', '.join(self._labels)}"
