@@ -71,7 +71,7 @@ def simulate(
             ends = method(values_DC)
             covered, below = worlds.coverage(ends, population.mean)
             ratio = float(np.median(ends.high - ends.low)) / width if width else 1.0
-            found[name].append((covered, 1 - covered - below, ratio))
+            found[name].append((covered, max(0.0, 1 - covered - below), ratio))
     return {
         name: Judged(
             float(np.mean([it[0] for it in of_worlds])),
@@ -119,6 +119,7 @@ def synthetic_tables(num_worlds: int, num_datasets: int, seed: int) -> Iterator[
         ("the same, 1 to 5 items a context", several[:few], _SHIPPED),
         ("means with heavier tails", worlds.heavier_means(few, seed), _SHIPPED | _ANY_SIGN | _POSITIVE),
         ("means without skewness", worlds.even_means(few, seed), _SHIPPED | _ANY_SIGN | _POSITIVE),
+        ("differences of scores", worlds.score_differences(seed), _SHIPPED),
         ("differences like those measured", differences, _SHIPPED | _ANY_SIGN),
         ("differences to one side", worlds.lopsided_differences(means[:few], seed), _SHIPPED | _ANY_SIGN),
     ]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.statistics.paired_worlds import MAX_ITEMS, SHARED_RATIO
+from bench.statistics.paired_worlds import MAX_ITEMS, SHARED_RATIO, synthetic_worlds
 from evaluators.statistics.intervals import Clusters, FloatArray
 from evaluators.statistics.skewed import Ends, linear_values
 from jobs.results.grouping import grouped
@@ -111,6 +111,14 @@ def even_means(num: int, seed: int) -> list[Contexts]:
     """Values with a standard deviation of 15 to 35 % of the mean and little skewness, as no-context rows have them."""
     rng = np.random.default_rng([seed, 5])
     return [single("even", rng.gamma(it, size=NUM_CONTEXTS)) for it in np.linspace(8, 40, num)]
+
+
+def score_differences(seed: int) -> list[Contexts]:
+    """Differences of F1 scores and of binary ones, for which Student's t is right from 50 contexts on."""
+    return [
+        single(it.name, np.random.default_rng([seed, 6]).choice(it.differences_N, p=it.weights_N, size=2_000))
+        for it in synthetic_worlds(seed)[:3]
+    ]
 
 
 def recorded_means(folder: Path, column: str) -> list[Contexts]:
