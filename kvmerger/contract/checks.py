@@ -87,8 +87,8 @@ def _run(check: Callable[[Case], None], case: Case) -> CheckResult:
     # Both are a sentence that names the fault.
     except (ContractError, PolicyError) as error:
         return CheckResult(name, False, str(error))
-    # The policy is a stranger's: whatever it raises is the finding.
-    except Exception:  # noqa: BLE001
+    # The policy is a stranger's: whatever it raises is the finding, and so is an exit.
+    except (Exception, SystemExit):  # noqa: BLE001
         return CheckResult(name, False, traceback.format_exc(limit=-3))
     return CheckResult(name, True, "")
 

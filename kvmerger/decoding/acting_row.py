@@ -32,6 +32,9 @@ class DecodingRow:
         self.rule = rule
         self.has_acted = False
         """Whether a slot ever left, in the row's own answer or in one forced on it."""
+        # Not put back by `restart`: whichever answer it was, the row's numbers mean nothing.
+        self.num_nan = torch.zeros((), dtype=torch.int64, device=cache.prefix_of(row)[0].k_SD.device)
+        """Tokens, in all answers, at which a slot's worth was NaN; on the device."""
         self._cache = cache
         self._row = row
         self._prefix = cache.prefix_of(row)
@@ -142,7 +145,7 @@ class DecodingRow:
     def _move_once_room_is_used_up(self) -> None:
         if self._own is None and self._room_left == 0:
             tail_LHTD = self._cache.tail_of(self._row)
-            self._own = OwnSlots(self._prefix, *tail_LHTD, self._tail_position, self._scores)
+            self._own = OwnSlots(self._prefix, *tail_LHTD, self._tail_position, self._scores, self.num_nan)
             self._scores = None
             self._cache.lend_slots(self._row, self._own.layers)
 

@@ -108,6 +108,15 @@ class Batch:
         """Rows, by index, whose decode rules raised; nothing else of them means anything."""
         return self._decoding.failures
 
+    def num_nan_of(self, index: int) -> Tensor:
+        """Tokens at which a decode rule had no opinion on the row, whose numbers mean nothing then: on the device."""
+        return self._decoding[index].num_nan
+
+    @property
+    def acting(self) -> list[int]:
+        """Rows, by index, whose decode rules have not failed."""
+        return [index for index in self.rows if index in self._decoding and index not in self.failures]
+
     def has_acted(self, index: int) -> bool:
         """Whether a decode rule ever changed this row's slots."""
         return index in self._decoding and self._decoding[index].has_acted

@@ -107,20 +107,56 @@ def require_rule(declared: object) -> DecodeRule | None:
     return declared
 
 
-def leaving_columns(worth_LHX: Tensor, step: DecodeStep) -> Tensor:
-    """The column that leaves in each head, int64 (L, H); see `DecodeRule.worth`.
+class Choice(NamedTuple):
+    """The column that leaves in each head, int64 (L, H), and whether a held slot's worth is NaN: bool of no dimension."""
+
+    column_LH: Tensor
+    has_nan: Tensor
+
+
+def choose(worth_LHX: object, step: DecodeStep) -> Choice:
+    """The column that is worth least in each head; see `DecodeRule.worth`. Does not wait for the device.
+
+    Where a worth is NaN the column is any of the head's, which means nothing.
 
     Raises:
-        DecodeRuleError: ``worth_LHX`` is not of the step's shape.
+        DecodeRuleError: ``worth_LHX`` is not what `DecodeRule.worth` gives for the step.
     """
-    if worth_LHX.shape != step.position_LHX.shape:
+    shape = tuple(step.position_LHX.shape)
+    if not isinstance(worth_LHX, Tensor) or not worth_LHX.is_floating_point():
+        got = worth_LHX.dtype if isinstance(worth_LHX, Tensor) else f"{worth_LHX!r:.100}"
+        raise DecodeRuleError(f"worth must be a tensor of floats {shape}, got {got}")
+    if tuple(worth_LHX.shape) != shape:
         raise DecodeRuleError(
-            f"worth has shape {tuple(worth_LHX.shape)}; one number per layer, KV head and column is needed: "
-            f"{tuple(step.position_LHX.shape)}"
+            f"worth has shape {tuple(worth_LHX.shape)}; one number per layer, KV head and column is needed: {shape}"
         )
     # Not `argmin` of the worth: which of equal columns that takes is open, and columns are in no order.
     worth_LHX = worth_LHX.masked_fill(~step.is_held_LHX, float("inf"))
+    least_LH1 = worth_LHX.amin(dim=2, keepdim=True)
     # Again at the end: where all that is held is worth inf, the empty columns tie with it.
-    is_least_LHX = (worth_LHX == worth_LHX.amin(dim=2, keepdim=True)) & step.is_held_LHX
+    is_least_LHX = (worth_LHX == least_LH1) & step.is_held_LHX
     last = torch.iinfo(step.position_LHX.dtype).max
-    return step.position_LHX.masked_fill(~is_least_LHX, last).argmin(dim=2)
+    # A minimum over NaN is NaN, which differs from itself.
+    return Choice(
+        step.position_LHX.masked_fill(~is_least_LHX, last).argmin(dim=2), (least_LH1 != least_LH1).any()
+    )
+
+
+def require_heirs(heirs: object, leaving_LH: Tensor) -> Heirs | None:
+    """``heirs``, what a rule's ``heirs`` gave, where values can be handed on by it; None is no heir.
+
+    Raises:
+        DecodeRuleError: it is no `Heirs`, or one whose tensors do not fit.
+    """
+    if heirs is None:
+        return None
+    if not isinstance(heirs, Heirs) or not all(isinstance(tensor, Tensor) for tensor in heirs):
+        raise DecodeRuleError(f"heirs() must give Heirs or None, got {heirs!r:.100}")
+    column_LHM, weight_LHM = heirs
+    is_fitting = column_LHM.shape == weight_LHM.shape and column_LHM.shape[:-1] == leaving_LH.shape
+    if not is_fitting or column_LHM.dtype != torch.int64 or not weight_LHM.is_floating_point():
+        raise DecodeRuleError(
+            f"heirs need columns (torch.int64) and weights (floats), both (L, H, M) with (L, H) = {tuple(leaving_LH.shape)}; "
+            f"got {column_LHM.dtype} {tuple(column_LHM.shape)} and {weight_LHM.dtype} {tuple(weight_LHM.shape)}"
+        )
+    return heirs

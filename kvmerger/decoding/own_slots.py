@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.decoding.decode_rule import DecodeRule, DecodeStep, Heirs, leaving_columns
+from kvmerger.decoding.decode_rule import DecodeRule, DecodeStep, Heirs, choose, require_heirs
 from kvmerger.decoding.ragged_cache import Prefix
 from kvmerger.kernels.reference.ragged import SlotMass
 
@@ -51,14 +51,25 @@ class OwnSlots:
     """A private copy of one row's prefix and tail. Changes only by `replace`."""
 
     def __init__(
-        self, prefix: Prefix, k_LHTD: Tensor, v_LHTD: Tensor, tail_position: int, scores: Scores | None
+        self,
+        prefix: Prefix,
+        k_LHTD: Tensor,
+        v_LHTD: Tensor,
+        tail_position: int,
+        scores: Scores | None,
+        num_nan: Tensor | None = None,
     ) -> None:
-        """Copy ``prefix`` and behind each head the tail, which starts at ``tail_position``; changes neither."""
+        """Copy ``prefix`` and behind each head the tail, which starts at ``tail_position``; changes neither.
+
+        ``num_nan`` (int64, no dimension) goes on counting in place; None begins at 0.
+        """
         num_tail, head_dim = k_LHTD.shape[2:]
         self._slots_LH = [tuple(count + num_tail for count in layer.num_slots_H) for layer in prefix]
         flat_starts = [0, *accumulate(count for slots_H in self._slots_LH for count in slots_H)]
         self.num_slots = flat_starts.pop()
         device = k_LHTD.device
+        self.num_nan = torch.zeros((), dtype=torch.int64, device=device) if num_nan is None else num_nan
+        """Tokens at which the rule had no opinion: a slot's worth was NaN."""
         self._num_slots_LH1 = torch.tensor(self._slots_LH, device=device)[:, :, None]
         self._start_LH1 = torch.tensor(flat_starts, device=device).view_as(self._num_slots_LH1)
         self._column_X = torch.arange(max(map(max, self._slots_LH)), device=device)
@@ -105,8 +116,10 @@ class OwnSlots:
             In how many heads, over all layers, the leaving value was handed on: int64 of no dimension.
         """
         step = self._step(new, mass_L)
-        leaving_LH = leaving_columns(rule.worth(step), step)
-        heirs = rule.heirs(step, leaving_LH)
+        leaving_LH, has_nan = choose(rule.worth(step), step)
+        heirs = require_heirs(rule.heirs(step, leaving_LH), leaving_LH)
+        # Of a token that was not read all shares are 0 / 0, and no fault of the rule's.
+        self.num_nan += has_nan if is_read is None else has_nan & is_read
         # The newest token's column is no slot: where that leaves at once, `_place` gives the spare.
         is_new_LH1 = (leaving_LH == self._column_X.shape[0])[:, :, None]
         place_LH = self._place(leaving_LH[:, :, None]).squeeze(2)
@@ -152,7 +165,9 @@ class OwnSlots:
 
     def _place(self, column: Tensor) -> Tensor:
         """Flat place of columns, broadcast against (L, H, 1); the spare's where a head has no such slot."""
-        return torch.where(column < self._num_slots_LH1, self._start_LH1 + column, self.num_slots)
+        # What a user's rule names may be below 0 too, a place in the head before.
+        is_slot = (column >= 0) & (column < self._num_slots_LH1)
+        return torch.where(is_slot, self._start_LH1 + column, self.num_slots)
 
     def _hand_on(self, leaving_v_LHD: Tensor, heirs: Heirs, place_LH: Tensor) -> None:
         is_newest_LHM = heirs.column_LHM == self._column_X.shape[0]

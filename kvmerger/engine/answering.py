@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kvmerger.decoding.acting_rows import RuleFailure
 from kvmerger.decoding.batch import Answer, Batch, Row
+from kvmerger.decoding.decode_rule import DecodeRuleError
 from kvmerger.device import now_s
 from kvmerger.engine.compress import DID_NOTHING, Compressed, merged_counters
 from kvmerger.engine.fidelity import compare, continuation_nll, fetched
@@ -20,7 +21,7 @@ from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.models.loading import LoadedModel
 from kvmerger.variants import FULL
 
-_FIDELITY, _NLL = "fidelity", "nll"
+_FIDELITY, _NLL, _NAN = "fidelity", "nll", "nan"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ class Answering:
             }
         compared = self._compared(batch, forced, references)
         # The only wait for the device in here, for the numbers of all rows.
-        numbers = fetched({**compared, **self._gold_nlls(batch)})
+        nan_counts = {(_NAN, index): batch.num_nan_of(index).double()[None] for index in batch.acting}
+        numbers = fetched({**compared, **self._gold_nlls(batch), **nan_counts})
         results_start_s = now_s(self.model.device)
         shared = {
             **seconds,
@@ -158,6 +160,8 @@ class Answering:
     ) -> Generation | VariantFailure:
         row = batch.rows[index]
         compressed = self.compressed[row.label]
+        if num_nan := numbers.get((_NAN, index), (0,))[0]:
+            return _undecided(row, int(num_nan))
         kl_mean, top1_agreement = numbers[_FIDELITY, index]
         answer_nll = numbers.get((_NLL, index), (None,))[0]
         # No gold answer is no NLL, and not one that is not finite.
@@ -205,6 +209,15 @@ def _failure(row: Row, failure: RuleFailure) -> VariantFailure:
     return VariantFailure(
         row.label, row.question_index, "decode", failure.error_type, failure.message, failure.traceback
     )
+
+
+def _undecided(row: Row, num_tokens: int) -> VariantFailure:
+    """The failure of a row whose decode rule could not say, at so many tokens, which slot leaves."""
+    message = (
+        f"{row.label!r}: its decode rule's worth is NaN for slots that are held, at {num_tokens} tokens of its answers: look "
+        f"for 0 / 0; where 'full' fails too, it is the model: set another model.dtype"
+    )
+    return VariantFailure(row.label, row.question_index, "decode", DecodeRuleError.__name__, message, "")
 
 
 def _not_finite(row: Row, kl_mean: float, answer_nll: float | None) -> VariantFailure:

@@ -49,12 +49,29 @@ class Groups(NamedTuple):
 
 
 def groups_of(target_HN: Tensor) -> Groups:
-    """Group tokens by target: int64 (H, N), a token of the same head, itself for kept tokens, or `EVICTED`."""
+    """Group tokens by target: int64 (H, N), a kept token of the same head, itself for kept tokens, or `EVICTED`.
+
+    Raises:
+        ValueError: a target is none of these.
+    """
+    if target_HN.dim() != 2 or target_HN.dtype != torch.int64:
+        raise ValueError(
+            f"targets must be torch.int64 (H, N), got {target_HN.dtype} {tuple(target_HN.shape)}"
+        )
     num_heads, num_tokens = target_HN.shape
     column_N = torch.arange(num_tokens, device=target_HN.device)
     is_member_HN, is_kept_HN = target_HN != EVICTED, target_HN == column_N
-    # The one time that the device is waited for: how many slots and members there are.
-    num_slots_H, num_members_H = torch.stack([is_kept_HN.sum(dim=1), is_member_HN.sum(dim=1)]).tolist()
+    # Clamped: an index out of range takes the process with it on CUDA.
+    inside_HN = target_HN.clamp(0, num_tokens - 1)
+    is_stray_HN = is_member_HN & ~((inside_HN == target_HN) & is_kept_HN.gather(1, inside_HN))
+    # The one time that the device is waited for: how many slots and members there are, and targets that are none.
+    num_slots_H, num_members_H, num_stray_H = torch.stack(
+        [is_marked_HN.sum(dim=1) for is_marked_HN in (is_kept_HN, is_member_HN, is_stray_HN)]
+    ).tolist()
+    if any(num_stray_H):
+        raise ValueError(
+            f"{sum(num_stray_H)} targets are neither a kept token of the head, whose target is itself, nor EVICTED"
+        )
     num_slots = sum(num_slots_H)
     member_M = marked_places(is_member_HN.flatten(), sum(num_members_H))
     slot_F = is_kept_HN.flatten().cumsum(0) - 1
@@ -93,7 +110,16 @@ def merge_groups(
 
     Returns:
         One slot per group, at its target's position, with counters. Sums are taken in fp32 and rounded once.
+
+    Raises:
+        ValueError: there is not one weight for each member.
     """
+    for name, weight_M in (("key_weight_M", key_weight_M), ("value_weight_M", value_weight_M)):
+        # A kernel goes by the members: with fewer weights it would read what lies behind them in memory.
+        if weight_M is not None and weight_M.shape != groups.member_M.shape:
+            raise ValueError(
+                f"{name} must be one weight for each of the {groups.member_M.numel()} members, got {tuple(weight_M.shape)}"
+            )
     length_S, num_slots_H = groups.runs.length_R, groups.runs.num_runs_H
     merged = merged_slots(
         layer, groups.member_M, length_S, groups.target_S, num_slots_H, key_weight_M, value_weight_M

@@ -58,7 +58,13 @@ def highest_links(scores_HN: Tensor, is_eligible_HN: Tensor, num_links_H: tuple[
 
 
 def runs_of(is_link_HN: Tensor) -> Runs:
-    """The runs that the links (bool, (H, N-1)) join. Waits for the device, which alone knows how many there are."""
+    """The runs that the links (bool, (H, N-1)) join. Waits for the device, which alone knows how many there are.
+
+    Raises:
+        ValueError: the links are no bools of two dimensions.
+    """
+    if is_link_HN.dim() != 2 or is_link_HN.dtype != torch.bool:
+        raise ValueError(f"links must be bools (H, N-1), got {is_link_HN.dtype} {tuple(is_link_HN.shape)}")
     num_heads = is_link_HN.shape[0]
     # A head's first token always starts a run: in flat order no run crosses from one head into the next.
     is_start_HN = torch.cat([is_link_HN.new_ones(num_heads, 1), ~is_link_HN], dim=1)
@@ -70,18 +76,33 @@ def runs_of(is_link_HN: Tensor) -> Runs:
 
 
 def run_sums(values_FX: Tensor, runs: Runs) -> Tensor:
-    """Sum of each run: fp32 (F, …) → (R, …)."""
+    """Sum of each run: fp32 (F, …) → (R, …). ValueError where there are not as many values as members."""
+    _require_one_each(values_FX, runs)
     return dispatch.segment_sums(values_FX, runs.length_R)
 
 
 def run_maxima(values_F: Tensor, runs: Runs) -> Tensor:
-    """Largest value of each run: (F,) → (R,)."""
+    """Largest value of each run: (F,) → (R,). ValueError where there are not as many values as members."""
+    _require_one_each(values_F, runs)
     return dispatch.segment_maxima(values_F, runs.length_R)
 
 
 def first_argmax(values_F: Tensor, runs: Runs) -> Tensor:
-    """Flat index of each run's largest value, the first one on ties: (F,) → int64 (R,)."""
+    """Flat index of each run's largest value, the first one on ties: (F,) → int64 (R,).
+
+    Raises:
+        ValueError: there are not as many values as members.
+    """
+    _require_one_each(values_F, runs)
     return dispatch.first_argmax(values_F, runs.length_R, runs.run_F)
+
+
+def _require_one_each(values_FX: Tensor, runs: Runs) -> None:
+    # A kernel goes by the runs' lengths: with fewer values it would read what lies behind them in memory.
+    if values_FX.shape[0] != runs.run_F.shape[0]:
+        raise ValueError(
+            f"the runs have {runs.run_F.shape[0]} members, and there are {values_FX.shape[0]} values for them"
+        )
 
 
 def link_scores(

@@ -41,6 +41,7 @@ def most_similar_kept(k_HND: Tensor, is_kept_HN: Tensor, num_layers: int = 1) ->
 
     ``num_layers`` layers of a stack are searched one by one.
     """
+    _require_marks(k_HND, is_kept_HN)
     # One search over all heads of the stack would be a matrix product of another shape, which rounds differently.
     target_HN, cosine_HN = dispatch.most_similar_kept(k_HND, is_kept_HN, num_layers)
     return _with_kept_at_home(target_HN, cosine_HN, is_kept_HN)
@@ -48,6 +49,7 @@ def most_similar_kept(k_HND: Tensor, is_kept_HN: Tensor, num_layers: int = 1) ->
 
 def more_similar_neighbour(k_HND: Tensor, is_kept_HN: Tensor) -> Targets:
     """Of the last kept token before and the first one after, that whose key has the higher cosine; ties go back."""
+    _require_marks(k_HND, is_kept_HN)
     before_HN, after_HN = last_kept_before(is_kept_HN), first_kept_after(is_kept_HN)
     cosine_before_HN, cosine_after_HN = (_cosine_with(k_HND, index) for index in (before_HN, after_HN))
     is_after_HN = cosine_after_HN > cosine_before_HN
@@ -73,6 +75,7 @@ def first_kept_after(is_kept_HN: Tensor) -> Tensor:
 
 def heaviest_kept_of_run(k_HND: Tensor, is_kept_HN: Tensor, runs: Runs, mass_HN: Tensor) -> Targets:
     """The kept token of a dropped token's run with most attention; `EVICTED` where the run has none."""
+    _require_marks(k_HND, is_kept_HN)
     num_tokens = is_kept_HN.shape[1]
     pivot_R = first_argmax(mass_HN.masked_fill(~is_kept_HN, float("-inf")).flatten(), runs)
     pivot_F = pivot_R[runs.run_F]
@@ -80,6 +83,15 @@ def heaviest_kept_of_run(k_HND: Tensor, is_kept_HN: Tensor, runs: Runs, mass_HN:
     target_F = torch.where(is_kept_HN.flatten()[pivot_F], pivot_F % num_tokens, EVICTED)
     target_HN = target_F.view_as(is_kept_HN)
     return _with_kept_at_home(target_HN, _cosine_with(k_HND, target_HN), is_kept_HN)
+
+
+def _require_marks(k_HND: Tensor, is_kept_HN: Tensor) -> None:
+    # Marks of another length would make indices that are no token's.
+    if is_kept_HN.shape != k_HND.shape[:2] or is_kept_HN.dtype != torch.bool:
+        raise ValueError(
+            f"marks of kept tokens must be bools (H, N) = {tuple(k_HND.shape[:2])}, got {is_kept_HN.dtype} "
+            f"{tuple(is_kept_HN.shape)}"
+        )
 
 
 def _cosine_with(k_HND: Tensor, index_HN: Tensor) -> Tensor:

@@ -31,7 +31,15 @@ def member_weights(
         mass_F: fp32 attention mass, positive.
         groups: who belongs together.
         sigma: the kernel's width; see `gaussian_kernel`.
+
+    Raises:
+        ValueError: there is not one mass for each key.
     """
+    # Members index both: out of range, an index takes the process with it on CUDA.
+    if mass_F.shape != k_FD.shape[:1]:
+        raise ValueError(
+            f"mass_F must be one number for each of {k_FD.shape[0]} keys, got {tuple(mass_F.shape)}"
+        )
     weight_M = torch.ones(groups.member_M.numel(), device=k_FD.device)
     if kind in ("gaussian", "gaussian_attention"):
         weight_M = gaussian_kernel(k_FD, groups, sigma)

@@ -28,7 +28,7 @@ def segment_maxima(values_F: Tensor, length_R: Tensor) -> Tensor:
 def first_argmax(values_F: Tensor, length_R: Tensor, run_F: Tensor) -> Tensor:
     """Index of each stretch's largest value, the first one on ties: (F,) → int64 (R,). run_F: each value's stretch.
 
-    Values are finite or infinite; what NaN gives is not defined.
+    Where a NaN is among the values it is one of the stretch's places, no matter which.
     """
     # The least index of those equal to the largest: which of equals an argmax takes is open.
     largest_R = segment_maxima(values_F, length_R)
@@ -36,7 +36,9 @@ def first_argmax(values_F: Tensor, length_R: Tensor, run_F: Tensor) -> Tensor:
     not_largest = values_F.numel()
     candidate_F = torch.where(values_F == largest_R[run_F], index_F, not_largest)
     first_R = torch.full_like(length_R, not_largest)
-    return first_R.scatter_reduce_(0, run_F, candidate_F, "amin")
+    first_R.scatter_reduce_(0, run_F, candidate_F, "amin")
+    # NaN equals nothing, itself included: without this its stretch would have a place behind all values.
+    return torch.minimum(first_R, length_R.cumsum(0) - 1)
 
 
 def row_norms(x_FD: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ def most_similar_kept(k_HND: Tensor, is_kept_HN: Tensor, num_layers: int = 1) ->
         *(tensor.chunk(num_layers) for tensor in (unit_HND, kept_HN, is_filler_HN)), num_kept_LH, strict=True
     )
     found = [
-        _best_kept(units, kept, is_filler, max(num_kept_H))
+        # One column at least: where no head keeps anything it is a filler, as in heads that keep less than others.
+        _best_kept(units, kept, is_filler, max(1, *num_kept_H))
         for units, kept, is_filler, num_kept_H in of_layers
     ]
     cosine_HN, place_HN = (torch.cat(tensors) for tensors in zip(*found, strict=True))

@@ -91,6 +91,18 @@ def test_no_column_is_no_place(device: str) -> None:
     assert triton_ranking.highest_places(nothing_HN, (0, 0, 0)).numel() == 0
 
 
+def test_what_would_leave_places_unwritten_is_refused(device: str) -> None:
+    from kvmerger.kernels.triton import ranking as triton_ranking
+
+    for scores_HN, count_H in (
+        (torch.zeros(1, 9), (2, 2)),
+        (torch.zeros(4, 9), (2, 2)),
+        (torch.zeros(2, 9), (2, 10)),
+    ):
+        with pytest.raises(ValueError, match="a ranking takes scores"):
+            triton_ranking.highest_places(scores_HN.to(device), count_H)
+
+
 @pytest.mark.parametrize("num_chosen", [0, 1, 31, 77])
 @pytest.mark.parametrize(
     ("head_dim", "dtype"), [(8, torch.bfloat16), (80, torch.float16), (64, torch.float32)], ids=str
