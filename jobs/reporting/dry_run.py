@@ -29,7 +29,10 @@ def render_dry_run(
     forecast: Forecast,
     device_name: str | None = None,
 ) -> RenderableType:
-    """What is to be said of the model, prompts, plan and price of a sweep. `device_name` is None where only the machine that runs it knows."""
+    """What is to be said of the model; prompts, plan and price of a sweep.
+
+    `device_name` is None where only the machine that runs it knows.
+    """
     # One by one, since a list of tokens would come back as one text without borders.
     end_tokens = [decode([token], prepared.tokenizer, skip_special_tokens=False) for token in sorted(end_ids)]
     price = Text(

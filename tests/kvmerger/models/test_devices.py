@@ -24,7 +24,8 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ("device", "meant"),
     [
         ("gpu", "cuda"), ("GPU", "cuda"), ("CUDA", "cuda"), ("0", "cuda:0"), ("1", "cuda:1"), ("Cuda:1 ", "cuda:1"),
-        ("CPU", "cpu"), ("metal", "mps"), ("xpu", None), ("cuda:", None), ("cuda:-1", None), ("cuda:1.0", None), ("meta", None), ("", None),
+        ("CPU", "cpu"), ("metal", "mps"), ("xpu", None),
+         ("cuda:", None), ("cuda:-1", None), ("cuda:1.0", None), ("meta", None), ("", None),
         ("cpu:0", None), ("cuda0", None),
     ],
 )  # fmt: skip
