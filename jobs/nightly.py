@@ -13,7 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.console.command_line import find_policies_beside, overrides_of, told_to_users
+try:
+    from jobs.console.command_line import find_policies_beside, overrides_of, told_to_users
+except ModuleNotFoundError as error:
+    # A crontab with another Python than the one this is installed in: the exit code of an uncaught error is a verdict's.
+    print(f"error: {error}; run it with the Python that kvmerger is installed in", file=sys.stderr)
+    sys.exit(2)
 
 if TYPE_CHECKING:
     from jobs.settings.gate import GateSettings
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
 _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "nightly.yaml"
 _EPILOG = """\
 exit codes: 0 pass, 1 regression, 2 bad input (also: not delivered), 3 too many failed items, 4 inconclusive,
-            130 interrupted (rows kept; the same command goes on)
+            70 an error nobody foresaw (trace on stderr; no verdict), 130 interrupted (rows kept; the same command goes on)
 examples:
   python jobs/nightly.py --promote                     the first night: run it and make it the baseline
   python jobs/nightly.py                               tonight against the baseline

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 _EPILOG = """\
-exit codes: 0 all rows are there, 2 bad input, 3 some rows failed, 130 interrupted
+exit codes: 0 all rows are there, 2 bad input, 3 some rows failed, 70 an error nobody foresaw, 130 interrupted
 other commands (each has --help):
   validate [CONFIG]       prompts, plan, bytes and hours, and what cannot work; loads no weights, writes nothing
   ls policies|tasks|models

@@ -5,15 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 EXIT_OK, EXIT_BAD_INPUT, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 130
+EXIT_BUG = 70
+"""An error that nobody foresaw; sysexits.h calls it EX_SOFTWARE. Python's own 1 is a nightly's verdict."""
 _OUR_PACKAGES = ("kvmerger", "evaluators", "jobs")
 
 
 def told_to_users(run: Callable[[], int]) -> int:
-    """The exit code of `run`. Errors a user can cause are printed as a sentence, without a trace; any other is raised."""
+    """The exit code of `run`. Errors a user can cause are printed as a sentence, any other with its trace.
+
+    Raises:
+        SystemExit: argparse's, after it has printed what it had to say.
+    """
     from jobs.console.interrupts import sigterm_interrupts
 
     try:
@@ -22,11 +30,36 @@ def told_to_users(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted; rows already stored are kept, and the same command goes on", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except ValueError as error:
-        if not _is_ours(error):
-            raise
+    except SystemExit as error:
+        # A policy's module that exits would otherwise choose our exit code, a pass among them.
+        if not _is_of_argparse(error):
+            return _told_as_bug(error)
+        raise
+    # Not Exception: a tokenizer's Rust panics with a class that is none.
+    except BaseException as error:  # noqa: BLE001 - edge of the process
+        if not (isinstance(error, ValueError) and _is_ours(error)):
+            return _told_as_bug(error)
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+
+
+def _told_as_bug(error: BaseException) -> int:
+    # Whatever reads our output may be gone, and printing to it must not raise what would end in Python's own exit code.
+    with suppress(Exception):
+        traceback.print_exception(error)
+        print(
+            f"error: {type(error).__name__}: {error}. Nobody foresaw this: it is a bug, of ours or in code that the "
+            f"settings name, and no verdict on any policy. Exit code {EXIT_BUG}; rows already stored are kept",
+            file=sys.stderr,
+        )
+    return EXIT_BUG
+
+
+def _is_of_argparse(error: SystemExit) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__") == argparse.__name__
 
 
 def _is_ours(error: ValueError) -> bool:

@@ -110,7 +110,8 @@ class UnitRunner:
     def _run_or_fail(self, loaded: LoadedEngine, unit: WorkUnit) -> list[Row]:
         try:
             return self._run(loaded, unit)
-        except Exception as error:  # noqa: BLE001 - edge of the process: failed rows are owed too
+        # A policy that calls sys.exit must not end the sweep, or worse, choose its exit code.
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - edge of the process: failed rows are owed too
             return failed_rows(unit, Failure.of("engine", error), self._maker(unit, loaded))
 
     def _run(self, loaded: LoadedEngine, unit: WorkUnit) -> list[Row]:
@@ -175,7 +176,7 @@ def _build_variants(loaded: LoadedEngine, unit: WorkUnit) -> tuple[list[Any], li
     for spec in (spec for spec in unit.variants if spec.label not in REFERENCE_LABELS):
         try:
             variants.append(loaded.build_variant(spec))
-        except Exception as error:  # noqa: BLE001 - policies are plug-ins: one that cannot be made costs its own rows
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - policies are plug-ins: one that cannot be made costs its own rows
             failure = Failure.of("variant", error)
             failures += [
                 VariantFailure(

@@ -105,8 +105,8 @@ def compress_all(
             outcome.slots_LH[variant.label] = outcome.done[variant.label].slots_LH
         except torch.OutOfMemoryError:
             raise  # no fault of this variant's: it may fit in a smaller batch
-        # A user's policy may raise anything; it becomes that variant's failed row.
-        except Exception as error:  # noqa: BLE001
+        # A user's policy may raise anything, and exit; it becomes that variant's failed row.
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             outcome.failed[variant.label] = CompressFailure(
                 variant.label, type(error), str(error), traceback.format_exc()
             )

@@ -238,6 +238,22 @@ def test_a_dry_run_says_what_can_be_said_and_writes_nothing(
     assert "cannot resolve" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_policys_module_that_exits_is_no_verdict(
+    few: Path, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own exit code would be taken for a pass, or for a regression."""
+    plant(few.parent, 1.0)
+    module = few.parent / "nightly_policies.py"
+    module.write_text(f"raise SystemExit({code})\n")
+    assert night(few, f"exits-{code}") == 70
+    assert "no verdict" in capsys.readouterr().err
+    plant(few.parent, 1.0)
+    plant(few.parent, 1.0, first=f"raise SystemExit({code})")
+    assert night(few, f"exits-inside-{code}") == 3
+    assert "TOO MANY FAILED ITEMS" in capsys.readouterr().out
+
+
 def test_a_name_that_is_no_folder_is_refused(few: Path) -> None:
     with pytest.raises(SystemExit, match="2"):
         night(few, "a/b")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from jobs.execution.unit_runner import UnitRunner
 from jobs.results.schema import check_rows
 from tests.fakes.engine import (
@@ -11,6 +13,7 @@ from tests.fakes.engine import (
     RAISE_ID,
     SKIP_ID,
     UNBUILDABLE,
+    FakeEngine,
     FakeLoad,
     make_context,
     make_planned,
@@ -57,6 +60,21 @@ def test_policy_that_cannot_be_made_costs_its_own_rows_only() -> None:
 def test_row_the_engine_forgot_is_still_owed() -> None:
     rows = make_runner().run(make_unit("u", make_planned("a", SKIP_ID)))
     assert {row["variant"]: row["status"] for row in rows} == {"full": "ok", KNORM.label: "failed"}
+
+
+def test_a_policy_that_exits_costs_rows_and_neither_the_sweep_nor_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def leave(*_: object, **options: object) -> None:
+        raise SystemExit(0)
+
+    runner = make_runner()
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeEngine, "run", leave)
+        rows = runner.run(make_unit("u", make_planned("a")))
+    check_rows("u", rows)
+    assert {(row["status"], row["failure_type"]) for row in rows} == {("failed", "SystemExit")}
+    assert {row["status"] for row in runner.run(make_unit("v", make_planned("a")))} == {"ok"}
 
 
 def test_model_is_loaded_once(tmp_path: Path) -> None:
