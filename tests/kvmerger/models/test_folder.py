@@ -1,5 +1,6 @@
 """Folders that would have another model evaluated, or lose a part of it in silence, are told in one sentence."""
 
+import ast
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,3 +154,19 @@ def test_a_configuration_that_makes_no_model_is_one_sentence(tmp_path: Path, cha
     with pytest.raises(ModelError, match=r"cannot be read|is not what its config.json describes") as raised:
         load_info(str(folder))
     assert "\n" not in str(raised.value)
+
+
+def test_remote_code_is_off_in_every_call(repo_root: Path) -> None:
+    """Told to transformers each time: left to itself it asks on the terminal."""
+    calls = [
+        (file.name, call)
+        for package in ("kvmerger", "evaluators", "jobs", "bench")
+        for file in (repo_root / package).rglob("*.py")
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("Auto") and "from_" in ast.unparse(call.func)
+        and "Quantizer" not in ast.unparse(call.func)
+    ]  # fmt: skip
+    assert len(calls) >= 6
+    assert [
+        (name, call.lineno) for name, call in calls if "trust_remote_code=False" not in ast.unparse(call)
+    ] == []

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from kvmerger.models.attention import SeamError
 from kvmerger.models.loading import load_model
 from kvmerger.models.source import ModelError, check_config, load_info
+from tests.fakes.model_folders import change_weights, save_model_folder
 from tests.fakes.tiny_models import tiny_model
 
 
@@ -119,3 +120,33 @@ def test_an_unreachable_hub_gives_one_sentence(tmp_path: Path, monkeypatch: pyte
 def test_a_device_of_another_machine_is_planned_for_without_having_it() -> None:
     info = load_info("demo", device="cuda", is_run_here=False)
     assert (info.device, info.dtype) == ("cuda", "bfloat16")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_give_no_numbers_are_refused(value: float, tmp_path: Path) -> None:
+    folder = save_model_folder(tmp_path)
+    change_weights(folder, model__norm__weight=torch.full((32,), value))
+    with pytest.raises(ModelError, match="gives NaN or infinity for a few tokens in float32"):
+        load_model(str(folder), device="cpu")
+
+
+def test_numbers_that_the_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
+    folder = save_model_folder(tmp_path)
+    change_weights(folder, model__norm__weight=torch.full((32,), 1e6))
+    assert load_model(str(folder), device="cpu", dtype="bfloat16").info.dtype == "bfloat16"
+    with pytest.raises(ModelError, match=r"the dtype cannot hold its numbers; .* `dtype: bfloat16`"):
+        load_model(str(folder), device="cpu", dtype="float16")
+
+
+def test_a_model_too_large_for_its_device_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nmore")
+
+    folder = save_model_folder(tmp_path)
+    monkeypatch.setattr(LlamaForCausalLM, "to", full)
+    with pytest.raises(
+        ModelError, match=r"does not fit on cpu: OutOfMemoryError: CUDA out of memory.*; use a larger device"
+    ):
+        load_model(str(folder), device="cpu")
