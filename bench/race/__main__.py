@@ -1,11 +1,13 @@
 """The race: 15 variants of one prompt, ours against kvpress, on one model in one process.
 
-    python -m bench.race --lengths 8k 16k 32k --sides floor fused service isolated kvpress kvpress-best@16k --seconds 540
+    python -m bench.race --lengths 8k 16k 32k --sides floor fused service isolated --seconds 540
+    .venv-kvpress/bin/python -m bench.race --lengths 8k 16k 32k --sides kvpress kvpress-best@16k --seconds 540
     python -m bench.race --table results.jsonl
 
 A side runs at every length, or at those after its ``@``. What is measured is a line of JSON at once (in $OUT/race.jsonl, or
 --output), kvpress's sides after each press they try: a run that is cut off has lost nothing but its last press. A side or a
-variant that fails is reported, and the rest goes on. Sides run in the order of the first line above.
+variant that fails is reported, and the rest goes on. Sides run in the order of the first two lines above. kvpress's need an
+older transformers than ours, hence an environment of their own, and are refused in any other.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch
 
 from bench.clock import Deadline
 from bench.race import kvpress, ours
+from bench.race.kvpress_environment import refusal
 from bench.race.table import markdown
 from bench.random_llama import (
     NUM_NEW_TOKENS,
@@ -51,6 +54,8 @@ def main() -> None:
     if options.table:
         print(markdown(read(*options.table)))
         return
+    if any(side.name in OF_KVPRESS for side in options.sides) and (why := refusal()):
+        parser.error(why)
     deadline = Deadline(options.seconds)
     model = random_llama(options.shape, options.device)
     common = {
@@ -90,6 +95,8 @@ SIDES: dict[str, Side] = {
         model, prompt, deadline, _say, keep
     ),
 }
+
+OF_KVPRESS = ("kvpress", "kvpress-best")
 
 
 @torch.inference_mode()
@@ -161,9 +168,9 @@ def _parser() -> argparse.ArgumentParser:
         "--sides",
         nargs="+",
         type=side_of,
-        default=[AskedSide(name) for name in SIDES],
+        default=[AskedSide(name) for name in SIDES if name not in OF_KVPRESS],
         metavar="SIDE[@LENGTH,...]",
-        help=f"of {', '.join(SIDES)}; with lengths, at these alone",
+        help=f"of {', '.join(SIDES)}; with lengths, at these alone; default: ours",
     )
     parser.add_argument("--shape", choices=SHAPES, default="8b", help="tiny: to try it out")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -4,6 +4,8 @@
 `ObservedAttentionPress` demands eager attention, which holds the prompt's n × n weights of a layer. ``kvpress-best`` uses
 presses as context managers around a prefill of ids and decodes by itself. Which way is fastest per item is tried on one
 press: eagerly or by a captured CUDA graph over a static cache, one prompt or four of equal length at a time.
+
+Both run in an environment of kvpress's own: see `kvpress_environment`.
 """
 
 from __future__ import annotations
