@@ -34,6 +34,18 @@ class HeadCounters(Mapping[str, float]):
         """These and ``more``."""
         return HeadCounters({**self._per_head, **more})
 
+    def require_heads(self, num_heads: int) -> None:
+        """Raise ValueError unless every counter and its weights have a number for each of ``num_heads`` heads."""
+        for name, counter in self._per_head.items():
+            for given in counter:
+                # Of another length the numbers would be told apart by layer all the same, and be others'.
+                if given is not None and (not isinstance(given, Tensor) or given.shape != (num_heads,)):
+                    got = tuple(given.shape) if isinstance(given, Tensor) else f"{given!r:.100}"
+                    raise ValueError(
+                        f"counter {name!r} must have a number for each of {num_heads} heads, as a tensor ({num_heads},), "
+                        f"got {got}"
+                    )
+
     def by_layer(self, num_layers: int) -> list[dict[str, float]]:
         """The numbers of each of ``num_layers`` layers, whose heads lie one layer after the other. Waits for the device."""
         if not self._per_head:

@@ -115,8 +115,10 @@ def unstacked(kept: LayerCache, num_layers: int) -> list[LayerCache]:
     """What was kept of a stack, layer by layer: slices of its tensors, which live and die together. Fetches the counters.
 
     Raises:
-        ValueError: counters that cannot be told apart by layer.
+        ValueError: counters that cannot be told apart by layer, or are not one of each head.
     """
+    if isinstance(kept.counters, HeadCounters):
+        kept.counters.require_heads(kept.num_heads)
     if num_layers == 1:
         return [kept.with_counters(dict(kept.counters))]
     if kept.counters and not isinstance(kept.counters, HeadCounters):

@@ -173,6 +173,13 @@ COMPRESSING: dict[str, tuple[Policy, str]] = {
     ),
     "a counter NaN": (Calls(lambda layer, _: counted(layer, torch.nan)), f"{HERE}:Calls: its counter 'mean_share' is nan"),
     "a counter infinite": (Calls(lambda layer, _: counted(layer, torch.inf)), "its counter 'mean_share' is inf"),
+    "counters of too many heads": (
+        Calls(lambda layer, _: layer.counting({"num_seen": PerHead(torch.ones(2 * H))})),
+        rf"counter 'num_seen' must have a number for each of {H} heads, as a tensor \({H},\), got \(4,\)",
+    ),
+    "weights of one head": (
+        Calls(lambda layer, _: layer.counting({"mean_share": PerHead(torch.ones(H), torch.ones(1))})), r"got \(1,\)"
+    ),
     "no budgets": (Allocates(lambda _: None), f"{BUDGETS}, got None"),
     "budgets of some layers": (Allocates(lambda it: it[1:]), f"{BUDGETS}, got {NUM_LAYERS - 1} of them"),
     "budgets as numbers": (Allocates(lambda it: [9] * len(it)), BUDGETS),
