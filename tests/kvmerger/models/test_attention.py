@@ -60,7 +60,7 @@ def test_a_wrapper_may_hand_on_six_arguments_by_position(seed: int, monkeypatch:
 
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("kvpress", "datasets", "fire")),
-    reason="kvpress, datasets or fire is not installed: `make install`, which leaves out what has no wheel",
+    reason="kvpress, datasets or fire is not installed: `make install`",
 )
 def test_kvpress_may_be_imported_at_any_time(tmp_path: Path, repo_root: Path, seed: int) -> None:
     tiny_model(seed).plain.save_pretrained(tmp_path)

@@ -73,9 +73,7 @@ def presses() -> Iterator[Any]:
     """The package kvpress; transformers' attention functions are what they were before its import."""
     missing = [name for name in ("kvpress", "datasets", "fire") if importlib.util.find_spec(name) is None]
     if missing:
-        pytest.skip(
-            f"{' and '.join(missing)} not installed: `make install`, which leaves out what has no wheel"
-        )
+        pytest.skip(f"{' and '.join(missing)} not installed: `make install`")
     found = importlib.metadata.version("kvpress")
     if found != VERSION:
         pytest.skip(f"policies are held to kvpress {VERSION}, and {found} is installed")
