@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -20,15 +23,17 @@ def chosen_device(device: str, *, is_run_here: bool = True) -> str:
     With ``is_run_here=False`` another machine has the device, and only its name is checked.
 
     Raises:
-        ModelError: no such device, here or anywhere.
+        ModelError: no such device, here or anywhere, or none that kernels can be compiled for.
     """
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     known = _KNOWN.fullmatch(device)
     if known is None:
         raise ModelError(f"device {device!r} is none of {_FORMS}{_did_you_mean(device)}")
     if is_run_here:
         _check_is_here(device, known["index"])
+        if device.startswith("cuda"):
+            _check_kernel_cache()
     return device
 
 
@@ -50,3 +55,20 @@ def _check_is_here(device: str, index: str | None) -> None:
         raise ModelError(
             f"device {device!r} was asked for, but torch sees no Apple GPU; use `device: auto` or `cpu`"
         )
+
+
+def _check_kernel_cache() -> None:
+    """Triton keeps each kernel that it compiles in a folder, and can run none where it cannot make that folder."""
+    # Its own rule, without importing it. What fails here would fail every compressed row once the model is loaded.
+    home = os.environ.get("TRITON_HOME") or "~"
+    try:
+        asked = os.environ.get("TRITON_CACHE_DIR") or Path(home).expanduser() / ".triton" / "cache"
+        folder = Path(asked)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    # RuntimeError: a container's user without a name has no home folder.
+    except (OSError, RuntimeError) as error:
+        raise ModelError(
+            f"GPU kernels cannot be kept ({error}); set TRITON_CACHE_DIR to a folder that can be written"
+        ) from error

@@ -1,5 +1,7 @@
 """A device that does not exist is told before anything is loaded."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,7 +10,8 @@ from kvmerger.models.errors import ModelError
 
 
 @pytest.fixture
-def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "kernels"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
@@ -69,3 +72,21 @@ def test_apples_gpu_is_taken_where_torch_has_it(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ModelError, match="no Apple GPU"):
         chosen_device("mps")
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("TRITON_CACHE_DIR", "/proc/none"), ("TRITON_HOME", "/proc/none"), ("HOME", "/proc/none")],
+)
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:1"])
+def test_kernels_that_cannot_be_kept_are_told_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, device: str
+) -> None:
+    for name in ("TRITON_CACHE_DIR", "TRITON_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ModelError, match=r"GPU kernels cannot be kept .*; set TRITON_CACHE_DIR"):
+        chosen_device(device)
+    assert chosen_device("cpu") == "cpu"
+    assert chosen_device("cuda", is_run_here=False) == "cuda"
