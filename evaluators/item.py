@@ -18,7 +18,8 @@ class BenchmarkItem:
     the model is given it and continues it. Items on the same context share `cluster_id`; `item_id` is stable
     over runs. `stop_at_newline` ends the answer at a newline token that is not its first token. A prompt that is too
     long is cut in its middle, as LongBench does; with a `truncation_separator` before `after_context`, which stays
-    whole, and that text stands for what is missing. `unscored_reason` is told where `answers` is ().
+    whole, and that text stands for what is missing. One that `is_generated` is never cut, since what is asked for may stand
+    anywhere in it. `unscored_reason` is told where `answers` is ().
     """
 
     item_id: str
@@ -36,6 +37,7 @@ class BenchmarkItem:
     all_classes: tuple[str, ...] = ()
     stop_at_newline: bool = False
     truncation_separator: str | None = None
+    is_generated: bool = False
     unscored_reason: str = "the item has no gold answer"
     metadata: Mapping[str, str | int | float] = field(default_factory=dict)
 

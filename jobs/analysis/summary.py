@@ -29,7 +29,10 @@ _SHOWN_FIRST = (FULL, FULL_AA, NO_CONTEXT)
 
 @dataclass(frozen=True, slots=True)
 class TaskSummary:
-    """One table. `num_clusters` counts different contexts; `has_scale`: the full cache beats having no context."""
+    """One table. `num_clusters` counts different contexts; `has_scale`: the full cache beats having no context.
+
+    `num_cut_items` had a prompt that was too long for the model or the settings, and lost a part of it.
+    """
 
     setting: Setting
     task: str
@@ -38,6 +41,7 @@ class TaskSummary:
     num_clusters: int
     is_too_few: bool
     has_scale: bool
+    num_cut_items: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,7 @@ def _summarize_task(setting: Setting, task: str, rows: Sequence[Row]) -> TaskSum
         num_clusters=len({row["cluster_id"] for row in rows if row["status"] in DONE_STATUSES}),
         is_too_few=any(interval is not None and interval.is_too_few for interval in intervals),
         has_scale=scale.is_usable,
+        num_cut_items=len({row["item_id"] for row in rows if row["status"] == TRUNCATED}),
     )
 
 

@@ -1,7 +1,7 @@
 """A night's rows against a baseline's: every check, and the one verdict a scheduler acts on.
 
-Pure over result rows. A night fails if any check fails, passes if all checks that could be measured pass, and is
-inconclusive otherwise. A night that lost too many items gets no such verdict.
+Pure over result rows. A night fails if any check fails, passes if all checks that could be measured pass and quality is among
+them, and is inconclusive otherwise. A night that lost too many items gets no such verdict.
 """
 
 from __future__ import annotations
@@ -126,8 +126,10 @@ def _outcome(checks: Sequence[Check], failed: FailedItems, gate: GateSettings) -
     verdicts = {check.verdict for check in checks}
     if "fail" in verdicts:
         return "fail"
-    # What the baseline never measured does not hold a pass back, but a night of nothing else is no pass either.
-    return "pass" if verdicts <= {"pass", "not measured"} and "pass" in verdicts else "inconclusive"
+    # What the baseline never measured does not hold a pass back. Where no answer was judged there is none all the same:
+    # bytes and seconds say nothing of the answers.
+    is_quality_judged = any(check.kind == "quality" and check.verdict == "pass" for check in checks)
+    return "pass" if verdicts <= {"pass", "not measured"} and is_quality_judged else "inconclusive"
 
 
 def _failed_items(

@@ -39,6 +39,7 @@ def log_lines(verdict: NightVerdict, names: NightNames) -> list[str]:
         *_failed_items(verdict),
         *_worse(verdict.having("fail")),
         *_reasons("open", verdict.having("inconclusive")),
+        *_of_no_quality(verdict),
         *_reasons("not measured", verdict.having("not measured")),
         *_told(verdict, names),
     ]
@@ -135,6 +136,11 @@ def _reasons(head: str, checks: Sequence[Check]) -> Iterator[str]:
             for reason, group in by_reason.items()
         )
         yield f"no data  {told}"
+
+
+def _of_no_quality(verdict: NightVerdict) -> Iterator[str]:
+    if verdict.outcome == "inconclusive" and not verdict.having("inconclusive"):
+        yield "open     no check of quality could be measured, so nothing is said of the answers"
 
 
 def _named(checks: Sequence[Check]) -> str:

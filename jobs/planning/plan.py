@@ -104,6 +104,7 @@ def build_plan(
 
     Raises:
         PlanError: a task without items, an item twice, or a variant that can work on no item.
+        GeneratedPromptError: a generated prompt is too long for the model.
         VariantError: two variants that are the same computation.
     """
     variants = VariantList.of(settings.variants)

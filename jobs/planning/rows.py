@@ -5,6 +5,7 @@ A row that cannot run is found here, before any weights are loaded, and keeps th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -31,6 +32,10 @@ _MOST_CUTS = 3
 """A cut text is joined and encoded anew, and may then be a token or two longer than the cut was for."""
 _REFERENCE_VERSION = "1"
 """Of `full`, `no_context` and `full_aa`; to be raised when their results change."""
+
+
+class GeneratedPromptError(ValueError):
+    """A prompt that was generated to a length does not fit: a mistake in the settings, not in an item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,11 @@ class RowPlanner:
     _reasons: dict[tuple[str, int], str | None] = field(default_factory=dict)
 
     def rows_of(self, item: BenchmarkItem) -> list[PlannedRow]:
-        """One row per variant, in the order of the variants. Changes nothing but the cache of `check_variant`'s answers."""
+        """One row per variant, in the order of the variants. Changes nothing but the cache of `check_variant`'s answers.
+
+        Raises:
+            GeneratedPromptError: the item is generated, and would have to be cut.
+        """
         planned, reason = self._tokenized(item)
         run = RunSettings(
             (self.model.name, self.model.revision, self.model.dtype),
@@ -99,13 +108,32 @@ class RowPlanner:
     def _tokenized(self, item: BenchmarkItem) -> tuple[PlannedItem | None, str | None]:
         """The prompt, or why there is none."""
         try:
-            tokens = self._fitted(item)
+            tokens = self._whole(item) if item.is_generated else self._fitted(item)
+        except GeneratedPromptError:
+            raise
         except PromptError as error:
             return None, str(error)
         # Tokenizers are not ours: a text one cannot take costs its item, not the sweep.
         except Exception as error:  # noqa: BLE001
             return None, f"the tokenizer raised {type(error).__name__}: {error}"
         return PlannedItem(item, self._with_gold_that_fits(tokens)), None
+
+    def _whole(self, item: BenchmarkItem) -> TokenizedPrompt:
+        """The prompt of a generated item, which is not cut: a cut may take away what is asked for, and nobody would know."""
+        tokens, asked = self._tokenize(item, sys.maxsize), self.settings.model.max_prompt_tokens
+        needed, room = _num_prompt_tokens(tokens) + item.max_new_tokens, self.model.max_positions
+        made = f"{item.benchmark}/{item.task}: its prompts are generated and therefore never cut"
+        if needed > room:
+            raise GeneratedPromptError(
+                f"{made}; with the answer one has {needed:,} tokens, and the model has {room:,} positions; set the task's "
+                f"`length` to {room} or less"
+            )
+        if asked is not None and (num_text := num_text_tokens(item, self.tokenizer)) > asked:
+            raise GeneratedPromptError(
+                f"{made}; one has {num_text:,} tokens of text, and model.max_prompt_tokens is {asked:,}; raise it, or lower "
+                f"the task's `length`"
+            )
+        return tokens
 
     def _fitted(self, item: BenchmarkItem) -> TokenizedPrompt:
         """A prompt that leaves the answer its positions. Raises PromptError where none does."""

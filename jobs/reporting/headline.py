@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from evaluators.statistics.intervals import MIN_CLUSTERS
 from jobs.analysis.differences import Difference
 from jobs.analysis.summary import MacroMean, ResultSummary, TaskSummary, policies_of
-from jobs.reporting.notation import counted, percent, shown_label
+from jobs.reporting.notation import counted, percent, shown_label, why_no_scale
 from kvmerger.variants import FULL, REFERENCE_LABELS
 
 _NLL = "answer_nll"
+_MAX_NAMED_TASKS = 3
 
 
 def headline(summary: ResultSummary, differences: Sequence[Difference]) -> list[str]:
@@ -41,16 +42,26 @@ def _sentence(
         return "Only the reference rows ran, so there is no policy to compare."
     # The task with the fewest contexts decides: the sentence speaks of all of them.
     fewest = min((task.num_clusters for task in tasks), default=0)
-    facts = (_range_of_recovered(means) if len(tasks) > 1 else "") or _range_of_nll(tasks)
+    with_scale = [task for task in tasks if task.has_scale]
+    facts = (_range_of_recovered(means) if len(tasks) > 1 else "") or _range_of_nll(with_scale or tasks)
     if fewest < MIN_CLUSTERS:
         contexts = counted(fewest, "context")
         where = contexts if len(tasks) == 1 else f"as few as {contexts} in a task"
         return f"Too few to rank policies by ({where}; {MIN_CLUSTERS} are needed). {facts}".strip()
-    return f"{_verdicts(differences, num_policies)} {facts}".strip()
+    if not with_scale:
+        return f"{_no_verdict(tasks)} {facts}".strip()
+    return f"{_verdicts(differences, num_policies, tasks)} {facts}".strip()
 
 
-def _verdicts(differences: Sequence[Difference], num_policies: int) -> str:
-    """Counts of variants by what answer NLL says of them, on the tasks, against the full cache."""
+def _no_verdict(tasks: Sequence[TaskSummary]) -> str:
+    """That no task could tell one policy from another, and why."""
+    reasons = list(dict.fromkeys(map(why_no_scale, tasks)))
+    where = "" if len(tasks) == 1 else f" on any of {len(tasks)} tasks"
+    return f"No verdict is possible{where}: {' or '.join(reasons)}, so these items do not test the cache."
+
+
+def _verdicts(differences: Sequence[Difference], num_policies: int, tasks: Sequence[TaskSummary]) -> str:
+    """Counts of variants by what answer NLL says of them, against the full cache, on the tasks that can say anything."""
     # Means over tasks (task None) are left out: they repeat what the tasks have said.
     judged = [it for it in differences if it.metric.column == _NLL and it.task is not None]
     worse = {it.label for it in judged if it.verdict == "worse"}
@@ -59,12 +70,23 @@ def _verdicts(differences: Sequence[Difference], num_policies: int) -> str:
     unclear = num_policies - len(worse) - len(better)
     parts = [
         f"{len(worse)} of {num_policies} variants predict the right answer measurably worse than the full cache on some task"
+        f"{_left_out(tasks)}"
     ]
     if better:
         parts.append(f"{len(better)} measurably better and nowhere worse")
     if unclear:
         parts.append(f"for {unclear} no difference is proven (which is not to say that there is none)")
     return "; ".join(parts) + "."
+
+
+def _left_out(tasks: Sequence[TaskSummary]) -> str:
+    """Of how many tasks that is, and which others can carry no verdict; "" where all do."""
+    without = [task for task in tasks if not task.has_scale]
+    if not without:
+        return ""
+    named = "; ".join(f"{task.task}: {why_no_scale(task)}" for task in without[:_MAX_NAMED_TASKS])
+    more = f"; and {len(without) - _MAX_NAMED_TASKS} more" if len(without) > _MAX_NAMED_TASKS else ""
+    return f" of the {len(tasks) - len(without)} out of {len(tasks)} that test the cache (not {named}{more})"
 
 
 def _range_of_recovered(means: Sequence[MacroMean]) -> str:

@@ -14,18 +14,18 @@ from evaluators.statistics.intervals import MIN_CLUSTERS, Interval
 from jobs.analysis.differences import NO_SCALE
 from jobs.analysis.pairing import ComparedMetric
 from jobs.analysis.published_beside import FigureBeside
-from jobs.analysis.summary import MacroMean, ResultSummary
+from jobs.analysis.summary import MacroMean, ResultSummary, TaskSummary
 from jobs.analysis.variant_summary import Kept, VariantSummary, is_named_by_outcome
 from jobs.results.grouping import Setting
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
 UNKNOWN = "-"
 TOO_FEW = f"too few to rank policies by ({MIN_CLUSTERS} are needed)"
-NOTHING_TO_RECOVER = f"{NO_SCALE}, so nothing can be recovered"
 NO_SPREAD = "no spread"
 """Stands for an interval where all values are equal."""
 TO = " to "
 _SHOWN_NAMES = {FULL: "full cache", FULL_AA: "full again (A/A noise)", NO_CONTEXT: "no context (tail alone)"}
+_ENDS_OF_SCALE = {FULL: "full-cache", NO_CONTEXT: "no-context"}
 _LEAST_SHOWN_P = 0.001
 _BYTES_PER_UNIT = 1024
 _PERCENT = 100
@@ -201,6 +201,20 @@ def where_rows_went(summary: ResultSummary) -> str:
 def shown_device(device: str, name: str | None) -> str:
     """The kind of a device with its name: "cuda (NVIDIA H200)"."""
     return f"{device} ({name or 'name unknown'})"
+
+
+def shown_cut(task: TaskSummary) -> str:
+    """How many of a task's prompts were cut, and what that may mean; "" where none was."""
+    if not task.num_cut_items:
+        return ""
+    return f"{task.num_cut_items} of {task.num_items} prompts were too long and were cut; the answer may be in what is gone"
+
+
+def why_no_scale(task: TaskSummary) -> str:
+    """Why a task without a scale has none: not measured is another thing than measured and no better."""
+    measured = {it.label for it in task.variants if it.answer_nll is not None}
+    lacking = [name for label, name in _ENDS_OF_SCALE.items() if label not in measured]
+    return f"the {' and the '.join(lacking)} rows have no answer NLL" if lacking else NO_SCALE
 
 
 def shown_label(it: Kept) -> str:

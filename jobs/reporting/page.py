@@ -32,7 +32,6 @@ from jobs.reporting.figures.difference_map import DifferenceMap, difference_maps
 from jobs.reporting.figures.style import SeriesStyle, legend, series_styles
 from jobs.reporting.headline import headline
 from jobs.reporting.notation import (
-    NOTHING_TO_RECOVER,
     TOO_FEW,
     counted,
     human_bytes,
@@ -41,6 +40,7 @@ from jobs.reporting.notation import (
     plain,
     setting_in_words,
     shown_count,
+    shown_cut,
     shown_difference,
     shown_interval,
     shown_label,
@@ -51,6 +51,7 @@ from jobs.reporting.notation import (
     task_cells,
     visible,
     where_rows_went,
+    why_no_scale,
 )
 from jobs.results.grouping import Setting, setting_of, task_of
 from jobs.results.schema import DONE_STATUSES, ResultError, Row
@@ -217,11 +218,11 @@ def _environment() -> jinja2.Environment:
         min_bootstrap_clusters=MIN_BOOTSTRAP_CLUSTERS,
         min_skewed_clusters=MIN_SKEWED_CLUSTERS,
         min_clusters=MIN_CLUSTERS,
-        nothing_to_recover=NOTHING_TO_RECOVER,
         percent=percent,
         plain=plain,
         references=REFERENCE_LABELS,
         shown_count=shown_count,
+        shown_cut=shown_cut,
         shown_difference=shown_difference,
         shown_interval=shown_interval,
         shown_mode=shown_mode,
@@ -231,6 +232,7 @@ def _environment() -> jinja2.Environment:
         task_cells=task_cells,
         too_few=TOO_FEW,
         where_rows_went=where_rows_went,
+        why_no_scale=why_no_scale,
     )
     environment.filters["visible"] = visible
     return environment

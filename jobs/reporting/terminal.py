@@ -16,16 +16,17 @@ from evaluators.statistics.skewed import MIN_SKEWED_CLUSTERS, TOO_FEW_CONTEXTS
 from jobs.analysis.published_beside import PublishedBeside, published_beside
 from jobs.analysis.summary import ResultSummary, TaskSummary
 from jobs.reporting.notation import (
-    NOTHING_TO_RECOVER,
     TOO_FEW,
     UNKNOWN,
     counted,
     percent,
+    shown_cut,
     shown_device,
     shown_interval,
     shown_name,
     shown_task,
     where_rows_went,
+    why_no_scale,
 )
 from jobs.reporting.table import add_folding_column, overall_table, task_table, titled_table
 
@@ -72,7 +73,9 @@ def _notes(task: TaskSummary) -> Iterator[Text]:
         why = f"{TOO_FEW}; the intervals are Student's t over contexts{of_kl}"
         yield Text(f"n = {counted(task.num_clusters, 'cluster')}: {why}", style="yellow")
     if not task.has_scale and task.num_clusters:
-        yield Text(f"no verdict: {NOTHING_TO_RECOVER}")
+        yield Text(f"no verdict: {why_no_scale(task)}, so nothing can be recovered")
+    if cut := shown_cut(task):
+        yield Text(f"cut: {cut}", style="yellow")
     # Mostly the same for all variants of a task, hence told once.
     for reason in dict.fromkeys(it.unscored_reason for it in task.variants if it.unscored_reason):
         yield Text(f"no score: {reason}")

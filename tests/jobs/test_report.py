@@ -15,7 +15,7 @@ from jobs.analysis.summary import summarize
 from jobs.planning.work import RowKey
 from jobs.report import main
 from jobs.reporting.terminal import render
-from jobs.results.schema import FAILED, Row
+from jobs.results.schema import FAILED, TRUNCATED, Row
 from jobs.results.store import ResultStore
 from tests.fakes.rows import make_row
 
@@ -110,6 +110,16 @@ def test_failures_and_degenerate_variants_are_told_with_their_reason() -> None:
     assert "failed: knorm@0.5, 1 x MyError in decode: [why]" in text
     assert re.search(r"knorm@0\.5 +3 of 4 +1\.250", text)
     assert "degenerate: streaming_llm@0.35, 1 of 4 rows: it all fits" in text
+
+
+def test_prompts_that_were_cut_are_told_under_their_table() -> None:
+    rows = rows_of("a")
+    assert "cut:" not in text_of(rows, 100)
+    cut = [row | {"status": TRUNCATED} if row["item_id"] in ("a/1", "a/2") else row for row in rows]
+    text = " ".join(text_of([*cut, *rows_of("b")], 100).split())
+    assert (
+        text.count("cut: 2 of 4 prompts were too long and were cut; the answer may be in what is gone") == 1
+    )
 
 
 def test_rows_of_several_devices_are_told_under_the_table() -> None:

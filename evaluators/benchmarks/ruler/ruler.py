@@ -94,6 +94,7 @@ class _ItemMaker:
             max_new_tokens=spec.max_new_tokens or self._task.max_new_tokens,
             use_chat_template=True,
             metric=self._task.metric,
+            is_generated=True,
             metadata={
                 **text.metadata,
                 "length_tokens": length,

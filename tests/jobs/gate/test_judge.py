@@ -122,8 +122,12 @@ def test_a_loss_inside_the_noise_of_the_full_cache_is_no_regression(seed: int) -
 
 def test_a_task_without_a_scale_in_the_baseline_is_not_gated_for_quality(seed: int) -> None:
     flat = paired_rows(seed, 80, ("a",), {"full": 0.0, "full_aa": 0.0, "no_context": 0.0, LABEL: 0.3})
-    checks = judged(flat, flat).checks
-    assert {it.reason for it in checks if it.kind == "quality"} == {NO_SCALE}
+    verdict = judged(flat, flat)
+    assert {it.reason for it in verdict.checks if it.kind == "quality"} == {NO_SCALE}
+    assert {it.verdict for it in verdict.checks if it.metric == "KV bytes"} == {"pass"}
+    assert verdict.outcome == "inconclusive"  # bytes alone are no pass
+    lines = log_lines(verdict, NightNames("tonight", "before", "here", "gate.md"))
+    assert any("no check of quality could be measured" in line for line in lines)
 
 
 def test_a_night_that_breaks_the_full_cache_too_still_fails(seed: int) -> None:

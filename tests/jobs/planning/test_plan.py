@@ -8,6 +8,7 @@ import pytest
 from evaluators.item import BenchmarkItem
 from evaluators.prompting import TokenizedPrompt
 from jobs.planning.plan import PlanError
+from jobs.planning.rows import GeneratedPromptError
 from kvmerger.names import VariantError
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 from tests.fakes.plans import Model, identities, item, plan_of, settings_of
@@ -126,6 +127,33 @@ def test_an_answer_prefix_that_leaves_no_room_is_named() -> None:
     prefix = " so" * 40
     with pytest.raises(PlanError, match="beside the chat template and the answer prefix"):
         plan_of(settings_of(), [item(0, answer_prefix=prefix)])
+
+
+@pytest.mark.parametrize("mode", ["query_aware", "query_agnostic"])
+@pytest.mark.parametrize("num_words", [20, 100])
+def test_a_generated_prompt_is_whole_or_an_error_and_never_cut(mode: str, num_words: int) -> None:
+    made = item(0, context=" ".join(["word"] * num_words), is_generated=True)
+    settings = settings_of(query_mode=mode)
+    if num_words == 20:
+        (row, *_) = plan_of(settings, [made, item(1)]).rows
+        same = plan_of(settings, [dataclasses.replace(made, is_generated=False), item(1)]).rows[0]
+        assert row.planned is not None and not row.planned.tokens.is_truncated
+        assert row.key.identity == same.key.identity  # what was computed before stays done
+        return
+    # Beside an item that fits: the sweep is not to run and lose the rows of this one.
+    with pytest.raises(
+        GeneratedPromptError,
+        match=r"^bench/task: .* the model has 64 positions; set the task's `length` to 64",
+    ):
+        plan_of(settings, [item(1), made])
+
+
+def test_a_generated_prompt_is_not_cut_to_max_prompt_tokens_either() -> None:
+    settings = settings_of(model={"max_prompt_tokens": 12})
+    with pytest.raises(
+        GeneratedPromptError, match=r"model\.max_prompt_tokens is 12; raise it, or lower the task's `length`"
+    ):
+        plan_of(settings, [item(0, is_generated=True)])
 
 
 def test_max_prompt_tokens_cuts_shorter_than_the_model_must() -> None:

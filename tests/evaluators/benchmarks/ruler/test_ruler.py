@@ -64,6 +64,7 @@ def test_prompt_and_answer_fit_the_length_as_the_model_sees_them(
 ) -> None:
     tokenizer = make_tokenizer(chat_template=CHAT_TEMPLATE)
     for item in load():
+        assert item.is_generated  # so that no plan cuts its needle away
         prompt = tokenize_item(item, tokenizer, mode, 1500)
         assert len(prompt.context_ids) + len(prompt.tail_ids) + item.max_new_tokens <= 1500
 
