@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from kvmerger.policies.base import Policy
 
 _SOURCE_DIGITS = 12
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,11 @@ class Prepared:
     warnings: tuple[str, ...] = ()
 
     def settled(self, settings: Settings) -> Settings:
-        """`settings` with the planned device and dtype, so that an actor that loads the model does not decide them again."""
+        """`settings` with the planned device, dtype and commit: an actor that loads the model decides none of them again."""
         planned = {"device": self.model.device, "dtype": self.model.dtype}
+        # Of a hub id; what a folder's revision is called names nothing that could be asked for.
+        if _COMMIT.fullmatch(self.model.revision):
+            planned["revision"] = self.model.revision
         return settings.model_copy(update={"model": settings.model.model_copy(update=planned)})
 
 

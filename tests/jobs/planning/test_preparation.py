@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,13 @@ def test_what_auto_means_is_decided_where_the_actors_are_and_once(
     settled = prepared.settled(settings)
     assert (settled.model.device, settled.model.dtype) == (device, dtype)
     assert settled.model_copy(update={"model": settings.model}) == settings
+
+
+def test_actors_load_the_commit_that_was_planned(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    settings = load_settings(save_settings(tmp_path, model, save_data(tmp_path / "data", 1)))
+    prepared = prepare(settings, done=(), find_device=lambda: "cpu")
+    assert prepared.settled(settings).model.revision is None, "a folder has no commit"
+    commit = "0123456789" * 4
+    from_hub = replace(prepared, model=replace(prepared.model, revision=commit))
+    assert from_hub.settled(settings).model.revision == commit
