@@ -98,7 +98,9 @@ def _night(options: argparse.Namespace) -> int:
         )
     gate = settings.gate
     if options.baseline is not None:
-        gate = gate.model_copy(update={"baseline": options.baseline.expanduser().absolute()})
+        from jobs.console.paths import local_path
+
+        gate = gate.model_copy(update={"baseline": local_path(options.baseline).absolute()})
     from jobs.reporting.terminal import report_console
     from jobs.results.provenance import git_commit
     from jobs.runs.night import Night, night_name

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jobs.analysis.findings import Findings
 from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
+from jobs.console.paths import PathError, local_path
 from jobs.reporting.terminal import render, report_console
 from jobs.results.schema import ResultError
 from jobs.results.store import ResultStore
@@ -53,9 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.rescore:
             _rescore(store)
         if options.submission is not None:
-            return _submit(store, options.submission)
-        return _report(store, options.html, options.width)
-    except ResultError as error:
+            return _submit(store, local_path(options.submission))
+        html = None if options.html is None else local_path(options.html)
+        return _report(store, html, options.width)
+    except (ResultError, PathError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
 

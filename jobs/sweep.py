@@ -141,9 +141,11 @@ def _sweep(options: argparse.Namespace) -> int:
         console.print(_dry_run(settings, prepared, store))
         return EXIT_OK
     from jobs.planning.prompt_check import check_prompts
+    from jobs.reporting.dry_run import shown_query_mode
     from jobs.runs.sweep_run import SweepRun
 
     plan = prepared.plan
+    console.print(shown_query_mode(settings), highlight=False)
     console.print(
         f"items x variants: {plan.num_items} x {len(plan.variants)} = {plan.num_rows} rows, "
         f"{plan.num_done} of them done; model {prepared.model.name} on {prepared.model.device}",
@@ -186,6 +188,7 @@ def _dry_run(settings: Settings, prepared: Prepared, store: ResultStore) -> Rend
         check_prompts(prepared.plan, prepared.tokenizer),
         load_end_ids(asked.name, revision=asked.revision),
         forecast(prepared.plan, num_parameters(asked.name, revision=asked.revision), model.device, rows),
+        settings,
         name,
     )
 

@@ -1,10 +1,41 @@
-"""Paths as printed for people, who can paste them into the shell they were printed in."""
+"""Paths as people type them, and as they are printed for pasting into the shell they were printed in."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
+
+# One slash too, since `Path` has joined the two of an address by the time that it is asked.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+_VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^}]*\})")
+
+
+class PathError(ValueError):
+    """What should be a file or folder of this machine is none that can be meant."""
+
+
+def local_path(path: Path | str) -> Path:
+    """The path with the home folder for ~ (as it is where there is no such user) and the values of $VARIABLES.
+
+    Raises:
+        PathError: an address, or a variable that is not set; as names of folders both would be made without a word.
+    """
+    text = str(path)
+    if _ADDRESS.match(text):
+        raise PathError(
+            f"{text!r} is an address; name a file or folder of this machine (one that is mounted will do)"
+        )
+    filled = os.path.expandvars(text)
+    if unset := _VARIABLE.search(filled):
+        raise PathError(
+            f"{text!r} names the variable {unset.group()}, which is not set; set it, or write the path out"
+        )
+    try:
+        return Path(filled).expanduser()
+    except RuntimeError:
+        return Path(filled)
 
 
 def shown(path: Path) -> str:

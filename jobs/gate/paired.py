@@ -6,6 +6,7 @@ reason.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,7 +22,10 @@ INSIDE_NOISE = "the loss is inside the A/A noise"
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """What a check measures in. `shown` turns a difference into the reader's unit; `margin` is not yet shown."""
+    """What a check measures in. `shown` turns a difference into the reader's unit; `margin` and `reach` are not yet shown.
+
+    No two means are further apart than `reach`.
+    """
 
     kind: Kind
     metric: str
@@ -29,6 +33,11 @@ class Scale:
     margin: float
     shown: Callable[[float], float]
     largest_loss: float | None = None
+    reach: float = math.inf
+
+    def bound(self, gain: float) -> float:
+        """A bound of the loss as it is shown: Student's t knows no ends, and gives scores a loss of more than all."""
+        return self.shown(min(max(-gain, -self.reach), self.reach))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +84,8 @@ def paired_check(scale: Scale, label: str, tasks: Sequence[PairedTask]) -> Check
         num_contexts=difference.interval.num_clusters,
         dropped=summed(it.dropped for it in tasks),
         loss=scale.shown(-result.mean),
-        least_loss=None if result.best is None or has_no_spread else scale.shown(-result.best),
-        most_loss=None if result.worst is None or has_no_spread else scale.shown(-result.worst),
+        least_loss=None if result.best is None or has_no_spread else scale.bound(result.best),
+        most_loss=None if result.worst is None or has_no_spread else scale.bound(result.worst),
         has_no_spread=has_no_spread,
         noise=None if floor is None else scale.shown(floor.size),
         # None keeps a check out of the family: with too few contexts it can never fail, and would only weaken the rest.

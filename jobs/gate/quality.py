@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from evaluators.statistics.macro_average import TaskPairs
@@ -47,7 +48,8 @@ def _scale(
     margin = margins.score_points / _POINTS if metric is SCORE else margins.nll_nats
     unit = "points" if metric is SCORE else "nats"
     largest = None if sides is None else 1.0 if metric is SCORE else _largest_nll_loss(sides, label)
-    return Scale("quality", metric.name, unit, margin, lambda loss: metric.unit_factor * loss, largest)
+    reach = 1.0 if metric is SCORE else math.inf
+    return Scale("quality", metric.name, unit, margin, lambda loss: metric.unit_factor * loss, largest, reach)
 
 
 def _largest_nll_loss(sides: TaskSides, label: str) -> float | None:

@@ -9,13 +9,17 @@ from rich.console import ConsoleRenderable, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from evaluators.prompting import QueryMode
 from evaluators.tokenizer import decode
 from jobs.analysis.forecast import Forecast
 from jobs.planning.plan import Plan
 from jobs.planning.preparation import Prepared
 from jobs.planning.prompt_check import PromptCheck
+from jobs.reporting.facts import without_passwords
 from jobs.reporting.notation import human_bytes, shown_device
 from jobs.reporting.table import add_folding_column
+from jobs.settings.mlflow_variables import origin_of
+from jobs.settings.schema import Settings
 
 _S_PER_MIN, _S_PER_HOUR = 60, 3600
 _MILLION = 1e6
@@ -27,9 +31,10 @@ def render_dry_run(
     checks: Sequence[PromptCheck],
     end_ids: Iterable[int],
     forecast: Forecast,
+    settings: Settings,
     device_name: str | None = None,
 ) -> RenderableType:
-    """What is to be said of the model; prompts, plan and price of a sweep.
+    """What is asked, and what is to be said of the model; prompts, plan and price of a sweep.
 
     `device_name` is None where only the machine that runs it knows.
     """
@@ -42,7 +47,25 @@ def render_dry_run(
     )
     plan = render_plan(prepared.plan, prepared.model.weight_bytes)
     said = [_warning(text) for text in prepared.warnings]
-    return Group(*said, render_prompts(checks, end_tokens), plan, price)
+    asked = [Text(shown_query_mode(settings)), Text(shown_tracking(settings))]
+    return Group(*asked, *said, Text(), render_prompts(checks, end_tokens), plan, price)
+
+
+def shown_query_mode(settings: Settings) -> str:
+    """The query mode, whether anybody chose it, and what it means: two modes are never compared."""
+    is_chosen = "query_mode" in settings.model_fields_set
+    sees = "sees" if settings.query_mode is QueryMode.AWARE else "does not see"
+    return f"query mode: {settings.query_mode.value}{'' if is_chosen else ' (the default)'}: compression {sees} the question"
+
+
+def shown_tracking(settings: Settings) -> str:
+    """Where MLflow will have it, and which variable of its own said so."""
+    tracking, uri = settings.tracking, settings.tracking_uri
+    if not tracking.enabled:
+        return "MLflow: off"
+    return (
+        f"MLflow: {without_passwords(uri)}{origin_of(uri)}, experiment {tracking.experiment or settings.name}"
+    )
 
 
 def _duration(seconds: float) -> str:

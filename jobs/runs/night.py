@@ -27,6 +27,7 @@ from jobs.gate.resolution import resolutions
 from jobs.gate.table import verdict_table
 from jobs.planning.preparation import Prepared, prepare
 from jobs.planning.work import RowKey
+from jobs.reporting.dry_run import shown_query_mode
 from jobs.results.schema import DONE_STATUSES, ResultError, Row
 from jobs.results.store import ResultStore
 from jobs.runs.delivery import UnreachableTracker, mark_delivered, undelivered
@@ -161,6 +162,7 @@ class Night:
                 f"baseline {self._baseline.name} ({self._baseline.origin}); gated: {', '.join(self._labels)}"
             )
         done = f", {plan.num_done} of them there already" if plan.num_done else ""
+        self._say(shown_query_mode(self.settings))
         self._say(f"night {self._store.root.name}: {plan.num_items} items, {plan.num_rows} rows{done}")
         if plan.num_done == plan.num_rows:
             self._say("nothing is left to compute; `--night NAME` starts a night afresh")

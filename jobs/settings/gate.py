@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from jobs.console.paths import local_path
+
 Margin = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Alpha = Annotated[float, Field(gt=0, lt=0.5)]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -49,4 +51,4 @@ class GateSettings(_Section):
     @field_validator("baseline")
     @classmethod
     def _folder_is_absolute(cls, folder: Path | None) -> Path | None:
-        return None if folder is None else folder.expanduser().absolute()
+        return None if folder is None else local_path(folder).absolute()

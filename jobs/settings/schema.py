@@ -25,10 +25,11 @@ from evaluators import registry
 from evaluators.benchmark import TaskSpec
 from evaluators.benchmarks.own_rows import ROWS_TASK, is_rows_file
 from evaluators.prompting import QueryMode
-from jobs.console.paths import file_in_the_way
+from jobs.console.paths import PathError, file_in_the_way, local_path
 from jobs.settings.errors import SettingsError, explain, nearest_file, unknown_task
 from jobs.settings.file import SHIPPED_CONFIGS, apply_overrides, path_of, read_settings_file
 from jobs.settings.gate import GateSettings, MarginSettings
+from jobs.settings.mlflow_variables import stand_ins
 from kvmerger.variants import VariantSpec, parse_policies
 
 DEMO_CONFIG = SHIPPED_CONFIGS / "demo.yaml"
@@ -99,7 +100,7 @@ class TaskSettings(_Section):
             return None
         found = _existing(path, info)
         if found is None:
-            wanted, folders = _expanded(path), _folders(info)
+            wanted, folders = local_path(path), _folders(info)
             parents = [(folder / wanted).parent for folder in folders]
             near = nearest_file(path, (entry.name for parent in parents for entry in parent.glob("*")))
             looked = f"; looked in {' and in '.join(map(str, folders))}" if not wanted.is_absolute() else ""
@@ -133,7 +134,7 @@ class ActorSettings(_Section):
 
 
 class TrackingSettings(_Section):
-    """Where runs are mirrored: a null `uri` is a sqlite file beside the results, a null `experiment` the name."""
+    """Where runs are mirrored. Null: what MLflow's own variable says, else a sqlite file beside the results, and the name."""
 
     enabled: bool = True
     uri: str | None = None
@@ -148,7 +149,7 @@ class Settings(_Section):
     tasks: tuple[TaskSettings, ...] = Field(min_length=1)
     policies: tuple[str | dict[str, Any], ...] = Field(min_length=1)
     check_policies: bool = True  # those named `module:Class` keep the contract, or nothing runs
-    query_mode: QueryMode = QueryMode.AWARE
+    query_mode: QueryMode = QueryMode.AGNOSTIC  # as all that we ship but what repeats a paper
     execution: Literal["fused", "isolated"] = "fused"
     items_at_once: Literal["auto"] | PositiveCount = "auto"  # whose rows decode in one batch
     executor: Literal["ray", "inline"] = "ray"
@@ -185,10 +186,16 @@ class Settings(_Section):
         # YAML reads `tracking: off` as false.
         return {"enabled": tracking} if isinstance(tracking, bool) else tracking
 
+    @field_validator("output_dir", mode="before")
+    @classmethod
+    def _output_is_a_path(cls, output_dir: Any) -> Any:
+        # Before pydantic makes a path of it, whose text is no longer what was written.
+        return local_path(output_dir) if isinstance(output_dir, str | Path) else output_dir
+
     @field_validator("output_dir")
     @classmethod
     def _output_is_absolute(cls, output_dir: Path) -> Path:
-        folder = _expanded(output_dir).absolute()
+        folder = output_dir.absolute()
         if fault := file_in_the_way(folder):
             raise ValueError(fault)
         return folder
@@ -250,11 +257,16 @@ def load_settings(
     if limit is not None and isinstance(raw.get("tasks"), list):
         raw["tasks"] = [_limited(task, limit) for task in raw["tasks"]]
     try:
-        return Settings.model_validate(raw, context={"base_folder": path.absolute().parent})
+        settings = Settings.model_validate(raw, context={"base_folder": path.absolute().parent})
     except ValidationError as error:
         raise SettingsError(
             explain(error, _SECTIONS, str(path), [path_of(it) for it in overrides])
         ) from error
+    # Here, not where it is asked for: what is stored with the results must say where this run went.
+    tracking = settings.tracking.model_copy(
+        update=stand_ins(settings.tracking.uri, settings.tracking.experiment)
+    )
+    return settings.model_copy(update={"tracking": tracking})
 
 
 def _limited(task: Any, limit: int) -> Any:
@@ -278,17 +290,9 @@ def _folders(info: ValidationInfo) -> list[Path]:
 def _existing(path: Path, info: ValidationInfo) -> Path | None:
     """The absolute path, or None if there is no such file or folder."""
     for folder in _folders(info):
-        candidate = folder / _expanded(path)
-        # Raised for a name too long for any file, or inside a folder that must not be read.
-        with contextlib.suppress(OSError):
+        # OSError: a name too long for any file, or inside a folder that must not be read.
+        with contextlib.suppress(OSError, PathError):
+            candidate = folder / local_path(path)
             if candidate.exists():
                 return candidate.resolve()
     return None
-
-
-def _expanded(path: Path) -> Path:
-    """The path with the home folder for ~, unchanged if there is no such user."""
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        return path

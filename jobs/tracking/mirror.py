@@ -11,6 +11,7 @@ from typing import Any
 from jobs.analysis.findings import Findings
 from jobs.reporting.page import render_page
 from jobs.results.store import ResultStore
+from jobs.settings.mlflow_variables import URI, value_of
 from jobs.tracking.content import sweep_of_folder, sweep_report
 from jobs.tracking.mlflow_tracker import make_tracker
 from jobs.tracking.tracker import RunStatus, TrackingError
@@ -43,4 +44,4 @@ def _uri_of(settings: Mapping[str, Any], root: Path) -> str:
     tracking = settings.get("tracking") or {}
     if not tracking.get("enabled", True):
         raise TrackingError("this sweep ran with `tracking: off`; name a server or a database with --uri")
-    return tracking.get("uri") or f"sqlite:///{root.absolute().parent / 'mlflow.db'}"
+    return tracking.get("uri") or value_of(URI) or f"sqlite:///{root.absolute().parent / 'mlflow.db'}"

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from jobs.gate.baseline import Baseline, BaselineError, rows_of
 from jobs.results.store import ResultStore
+from jobs.settings.mlflow_variables import origin_of
 from jobs.tracking.files import ROWS
 from jobs.tracking.mlflow_runs import ROLE_TAG, SWEEP_TAG
 from jobs.tracking.tracker import TrackingError
@@ -158,7 +159,9 @@ class MlflowBaseline:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> TrackingError:
-        return TrackingError(f"tracking uri {self.uri!r} cannot be used ({type(error).__name__}: {error})")
+        return TrackingError(
+            f"tracking uri {self.uri!r}{origin_of(self.uri)} cannot be used ({type(error).__name__}: {error})"
+        )
 
     def _folder(self, run_id: str) -> Path:
         return self.root / _CACHE / run_id

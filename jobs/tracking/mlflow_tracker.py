@@ -16,6 +16,7 @@ from pathlib import Path
 
 from jobs.console.paths import python
 from jobs.results.schema import Row
+from jobs.settings.mlflow_variables import origin_of
 from jobs.tracking.backlog import PARENT, Backlog
 from jobs.tracking.metrics import RunningMeans
 from jobs.tracking.mlflow_runs import MlflowRuns, open_runs
@@ -77,7 +78,7 @@ class MlflowTracker:
             raise
         except Exception as error:  # MLflow, requests and SQLAlchemy share no base; all mean "not usable"
             raise TrackingError(
-                f"tracking uri {self.uri!r} cannot be used ({_root_of(error)}); start the "
+                f"tracking uri {self.uri!r}{origin_of(self.uri)} cannot be used ({_root_of(error)}); start the "
                 f"server, correct `tracking.uri`, or run with `tracking: off`"
             ) from error
         # The sender has its own patience; until `finish` the environment is the driver's alone.
@@ -149,7 +150,7 @@ class MlflowTracker:
 
 @contextmanager
 def _limits(request_s: int, num_retries: int) -> Iterator[None]:
-    """Put our limits for MLflow into the environment, and the old values back at the end."""
+    """Put our limits for MLflow into the environment where the user has set none, and take them out at the end."""
     # MLflow reads them from there at each request, and has no other way to set them.
     ours = {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(request_s),
@@ -157,16 +158,14 @@ def _limits(request_s: int, num_retries: int) -> Iterator[None]:
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",  # read when MLflow is imported: nobody is told what is evaluated here
     }
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
+    # Who has set one knows the server, and how long it may take.
+    added = {name: value for name, value in ours.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _root_of(error: BaseException) -> BaseException:

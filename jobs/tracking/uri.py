@@ -11,10 +11,13 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from jobs.settings.mlflow_variables import origin_of
 from jobs.tracking.tracker import TrackingError
 
 _CONNECT_TIMEOUT_S = 5.0
 _SQLITE_PREFIX = "sqlite:///"
+_HOSTED = ("databricks", "databricks-uc", "uc")
+"""Databricks keeps files in places of its own, which it wants an experiment to be made for by hand."""
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -43,10 +46,17 @@ def check_usable(uri: str) -> None:
     """
     # "postgresql+psycopg2" names the driver too.
     dialect = urlsplit(uri).scheme.partition("+")[0]
+    remedy = (
+        f"use `{_SQLITE_PREFIX}{Path.cwd() / 'mlflow.db'}` or the address of a tracking server as `tracking.uri`, or run "
+        "with `tracking: off`"
+    )
+    if dialect in _HOSTED or uri in _HOSTED:
+        raise TrackingError(
+            f"tracking uri {uri!r}{origin_of(uri)} is no address that a sweep can use; {remedy}"
+        )
     if dialect in ("", "file"):
         raise TrackingError(
-            f"tracking uri {uri!r} is a folder, which MLflow no longer writes to; use "
-            f"`{_SQLITE_PREFIX}{Path.cwd() / 'mlflow.db'}` or the address of a tracking server"
+            f"tracking uri {uri!r}{origin_of(uri)} is a folder, which MLflow no longer writes to; {remedy}"
         )
     if dialect == "sqlite":
         _check_sqlite(uri)
@@ -58,7 +68,7 @@ def _check_sqlite(uri: str) -> None:
     path = Path(uri.removeprefix(_SQLITE_PREFIX))
     if not uri.startswith(_SQLITE_PREFIX) or not path.name:
         raise TrackingError(
-            f"tracking uri {uri!r} names no file; write `{_SQLITE_PREFIX}/absolute/path/mlflow.db`"
+            f"tracking uri {uri!r}{origin_of(uri)} names no file; write `{_SQLITE_PREFIX}/absolute/path/mlflow.db`"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +77,7 @@ def _check_sqlite(uri: str) -> None:
             connection.rollback()
     except (OSError, sqlite3.Error) as error:
         raise TrackingError(
-            f"cannot write the tracking database {str(path)!r} ({error}); set `tracking.uri` to a place "
+            f"cannot write the tracking database {str(path)!r}{origin_of(uri)} ({error}); set `tracking.uri` to a place "
             f"that can be written, or run with `tracking: off`"
         ) from error
 
@@ -79,6 +89,6 @@ def _check_listening(uri: str, default_port: int) -> None:
         socket.create_connection(address, timeout=_CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise TrackingError(
-            f"no database answers at {address[0]}:{address[1]} ({error}); start it, correct "
+            f"no database answers at {address[0]}:{address[1]}{origin_of(uri)} ({error}); start it, correct "
             f"`tracking.uri`, or run with `tracking: off`"
         ) from error

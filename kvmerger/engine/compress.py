@@ -70,7 +70,7 @@ class CompressFailure:
     """Why a variant has no prefix. No exception, whose frames would hold the prompt's K/V."""
 
     label: str
-    error_type: type[Exception]
+    error_type: type[BaseException]
     message: str
     traceback: str
 

@@ -81,6 +81,20 @@ def test_a_loss_beyond_the_margin_fails_with_its_size_and_worst_items(seed: int)
     assert mean.worst_items[0].loss == pytest.approx(max(losses.values()))
 
 
+def test_no_bound_of_a_score_lies_where_no_score_can() -> None:
+    """Eleven of twelve answers lost: Student's t alone would say that up to 110 points of 100 are gone."""
+    rows = paired_rows(1, 12, ("a",))
+    rows = [row | {"score": 1.0} for row in rows]
+    worse = [
+        row | {"score": 0.0} if row["variant"] == LABEL and not row["item_id"].endswith("/0") else row
+        for row in rows
+    ]
+    check = one(judged(rows, worse), LABEL, "score", "benchmark/a")
+    assert check.loss == pytest.approx(100 * 11 / 12) and check.most_loss == 100.0
+    better = one(judged(worse, rows), LABEL, "score", "benchmark/a")
+    assert better.least_loss == -100.0
+
+
 def test_a_gain_passes_whatever_its_size(seed: int) -> None:
     rows = night(seed)
     better = changed(rows, lambda row, rng: {"answer_nll": row["answer_nll"] - rng.normal(0.5, 0.1)}, seed)
@@ -121,7 +135,7 @@ def test_a_loss_inside_the_noise_of_the_full_cache_is_no_regression(seed: int) -
 
 
 def test_a_task_without_a_scale_in_the_baseline_is_not_gated_for_quality(seed: int) -> None:
-    flat = paired_rows(seed, 80, ("a",), {"full": 0.0, "full_aa": 0.0, "no_context": 0.0, LABEL: 0.3})
+    flat = paired_rows(seed, 80, ("a",), {"full": 0.0, "full_aa": 0.0, "no_context": -0.2, LABEL: 0.3})
     verdict = judged(flat, flat)
     assert {it.reason for it in verdict.checks if it.kind == "quality"} == {NO_SCALE}
     assert {it.verdict for it in verdict.checks if it.metric == "KV bytes"} == {"pass"}

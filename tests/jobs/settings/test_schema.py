@@ -7,6 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from evaluators.prompting import QueryMode
+from jobs.settings.file import SHIPPED_CONFIGS
 from jobs.settings.schema import DEMO_CONFIG, Settings, load_settings
 from kvmerger.budget import KeptRatio, LikeVariant
 from kvmerger.building import build_variant
@@ -158,6 +159,55 @@ def test_tracking_can_be_switched_with_a_word(tmp_path: Path, text: str, is_enab
     )
     assert settings.tracking.enabled is is_enabled
     assert settings.tracking_uri == f"sqlite:///{tmp_path}/results/mlflow.db"
+
+
+def test_mlflows_own_variables_stand_in_for_nulls_and_for_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "team")
+    path = write(tmp_path)
+    tracking = load_settings(path).tracking
+    assert (tracking.uri, tracking.experiment) == ("http://mlflow.example:5000", "team")
+    assert load_settings(path).tracking_uri == "http://mlflow.example:5000"
+    own = load_settings(path, ["tracking={uri: 'sqlite:////tmp/x.db', experiment: mine}"]).tracking
+    assert (own.uri, own.experiment) == ("sqlite:////tmp/x.db", "mine")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert load_settings(path).tracking_uri.startswith("sqlite:///")
+
+
+def test_the_default_query_mode_is_that_of_the_demo_and_of_the_nightly(tmp_path: Path) -> None:
+    shipped = [load_settings(SHIPPED_CONFIGS / name).query_mode for name in ("demo.yaml", "nightly.yaml")]
+    assert {load_settings(write(tmp_path)).query_mode, *shipped} == {QueryMode.AGNOSTIC}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "output_dir=s3://bucket/res",
+            "'s3://bucket/res' is an address; name a file or folder of this machine",
+        ),
+        ("output_dir='file:///data/res'", "'file:///data/res' is an address"),
+        ("output_dir=$NOT_SET/res", r"names the variable $NOT_SET, which is not set"),
+        ("output_dir=${NOT_SET}/res", r"names the variable ${NOT_SET}, which is not set"),
+        ("tasks.0.data=hf://datasets/x", "is an address"),
+        ("tasks.0.data=$NOT_SET", "which is not set"),
+        ("gate={baseline: 's3://bucket/res'}", "is an address"),
+    ],
+)
+def test_an_address_or_an_unset_variable_is_no_folder(tmp_path: Path, override: str, message: str) -> None:
+    assert message in refused(tmp_path, overrides=(override,))
+
+
+def test_variables_in_paths_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESULTS", str(tmp_path / "there"))
+    (tmp_path / "there").mkdir()
+    overrides = ["output_dir=$RESULTS/a$", "tasks.0.data=${RESULTS}", "gate={baseline: $RESULTS/b}"]
+    settings = load_settings(write(tmp_path), overrides)
+    assert settings.output_dir == tmp_path / "there" / "a$"
+    assert settings.tasks[0].data == tmp_path / "there"
+    assert settings.gate is not None and settings.gate.baseline == tmp_path / "there" / "b"
 
 
 def test_limit_reaches_every_task(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from jobs.results.schema import Row
+from jobs.tracking import mlflow_tracker
 from jobs.tracking.metrics import MetricPoint, Readings
 from jobs.tracking.mlflow_tracker import MlflowTracker, Patience, make_tracker
 from jobs.tracking.tracker import (
@@ -209,7 +210,16 @@ def test_deleted_experiment_is_refused_with_the_way_to_restore_it(folder: Path) 
 def test_limits_on_http_do_not_outlive_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    seen: list[str] = []
+    find = mlflow_tracker.open_runs
+
+    def opening(*arguments: Any) -> Any:
+        seen.append(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+        return find(*arguments)
+
+    monkeypatch.setattr(mlflow_tracker, "open_runs", opening)
     run_once(folder, [], make_report({}))
+    assert seen == ["77"]  # who sets MLflow's variable knows the server
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 

@@ -17,6 +17,8 @@ from tests.jobs.tracking.test_mlflow_tracker import PROBE_LIMIT_S, make_sweep
     ("uri", "reason"),
     [
         ("./mlruns", "is a folder"),
+        ("databricks", "no address that a sweep can use"),
+        ("databricks://profile", "no address that a sweep can use"),
         ("sqlite:////proc/none/mlflow.db", "cannot write"),
         ("postgresql://127.0.0.1:9/mlflow", "no database answers at 127.0.0.1:9"),
         ("http://127.0.0.1:9", "cannot be used"),
@@ -30,6 +32,14 @@ def test_unusable_uri_stops_the_run_before_it_starts_with_the_remedy(
     with pytest.raises(TrackingError, match=reason):
         MlflowTracker(uri, tmp_path).start(make_sweep())
     assert time.monotonic() - begin_s < PROBE_LIMIT_S
+
+
+def test_an_address_of_mlflows_variable_is_not_looked_for_in_the_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    with pytest.raises(TrackingError, match=r"'\./mlruns' \(of MLFLOW_TRACKING_URI\) is a folder"):
+        MlflowTracker("./mlruns", tmp_path).start(make_sweep())
 
 
 def test_server_that_accepts_and_never_answers_is_given_up_in_seconds(tmp_path: Path) -> None:
