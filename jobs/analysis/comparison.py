@@ -102,7 +102,11 @@ def compare_variants(rows: Sequence[Row], policy: str, against: str, margin: flo
             raise ComparisonError(f"there is no variant {label!r}. {nearest_name_hint(label, labels)}")
     if policy == against:
         raise ComparisonError(f"{policy!r} against itself differs in nothing; name another variant.")
-    return _compared((against, policy), (rows, rows), [(policy, against)], margin, (), ())
+    names = (against, policy)
+    # One folder may have gone on with other versions, or on another device, when the second variant was added.
+    mine, other = ([row for row in rows if row["variant"] == label] for label in names)
+    told = differences_to_tell(mine, other, names)
+    return _compared(names, (rows, rows), [(policy, against)], margin, (), told)
 
 
 def _compared(

@@ -56,6 +56,16 @@ def test_the_margin_is_judged_on_the_score_of_each_task_and_their_mean(seed: int
     assert all(result.verdict == "pass" for result in generous.margins.values())
 
 
+def test_variants_of_one_folder_from_two_devices_are_told(seed: int) -> None:
+    rows = paired_rows(seed, device="cuda", device_name="NVIDIA H200")
+    assert compare_variants(rows, "kvmerger@0.5", "snapkv@0.5", 0.02).warnings == ()
+    later = [
+        row | {"device_name": "NVIDIA H100"} if row["variant"] == "kvmerger@0.5" else row for row in rows
+    ]
+    (told,) = compare_variants(later, "kvmerger@0.5", "snapkv@0.5", 0.02).warnings
+    assert told == "device's name: NVIDIA H200 in snapkv@0.5, NVIDIA H100 in kvmerger@0.5"
+
+
 def test_two_variants_of_a_folder_are_the_difference_between_them(seed: int) -> None:
     rows = paired_rows(seed, tasks=("a", "bb"))
     got = compare_variants(rows, "kvmerger@0.5", "snapkv@0.5", 0.02)
