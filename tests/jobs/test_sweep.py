@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -98,33 +97,6 @@ def test_a_row_that_cannot_run_is_a_failed_one_and_shows_in_the_exit_code(
     before = files_of(store)
     assert main([str(config), "--set", snapkv % shortest]) == 3
     assert files_of(store).keys() == before.keys()
-
-
-def test_a_dry_run_needs_no_weights_and_writes_nothing(
-    config: Path,
-    model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    empty = tmp_path / "empty"
-    shutil.copytree(model, empty)
-    file = next(iter(empty.glob("*.safetensors")))
-    whole = file.read_bytes()
-    # The header alone, which is looked at, and not one number behind it.
-    file.write_bytes(whole[: 8 + int.from_bytes(whole[:8], "little")])
-    os.truncate(file, len(whole))
-    monkeypatch.setattr(
-        "kvmerger.models.loading.load_model", lambda *_, **__: pytest.fail("weights were loaded")
-    )
-    policies = "policies=[{name: knorm, budget: [0.5, 100000]}]"
-    command = [str(config), "--dry-run", "--set", f"model.name={empty}", "--set", policies]
-    before = sorted(tmp_path.rglob("*"))
-    assert main(command) == 0
-    assert sorted(tmp_path.rglob("*")) == before
-    out = capsys.readouterr().out
-    assert "3 items x 5 variants = 15 rows" in out and "predicted K/V" in out
-    assert "degenerate: knorm@100000" in out
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,15 @@ from jobs.planning.preparation import prepare
 from jobs.settings.schema import Settings, load_settings
 from jobs.sweep import main
 from kvmerger.models.errors import ModelError
-from tests.fakes.model_folders import CHAT_TEMPLATE, change_json, change_weights, save_model_folder
+from tests.fakes.model_folders import (
+    CHAT_TEMPLATE,
+    change_json,
+    change_weights,
+    save_model_folder,
+    without_numbers,
+)
 from tests.fakes.plans import item
-from tests.fakes.sweeps import save_data, save_settings
+from tests.fakes.sweeps import save_data, save_settings, save_tiny_model
 
 
 def settings_for(folder: Path, model: Path, *overrides: str) -> Settings:
@@ -141,3 +147,19 @@ def test_what_is_to_be_said_is_shown_by_validate_and_run(
     assert main([*command, str(config)]) == 0
     out, _ = capsys.readouterr()
     assert "warning: the chat template ends a turn with '<|im_end|>' (2)" in " ".join(out.split())
+
+
+def test_a_dry_run_needs_no_weights_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = save_settings(tmp_path, save_tiny_model(tmp_path / "model"), save_data(tmp_path / "data", 3))
+    without_numbers(tmp_path / "model")
+    monkeypatch.setattr(
+        "kvmerger.models.loading.load_model", lambda *_, **__: pytest.fail("weights were loaded")
+    )
+    before = sorted(tmp_path.rglob("*"))
+    assert main([str(config), "--dry-run", "--set", "policies=[{name: knorm, budget: [0.5, 100000]}]"]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    out = capsys.readouterr().out
+    assert "3 items x 5 variants = 15 rows" in out and "predicted K/V" in out
+    assert "degenerate: knorm@100000" in out
