@@ -29,7 +29,9 @@ from tests.fakes.engine import (
 
 
 def make_maker(unit: WorkUnit) -> RowMaker:
-    return RowMaker(make_context(), unit.unit_id, unit.execution, 1700000000.5, FakeInfo(), "fused", "NVIDIA H200")
+    return RowMaker(
+        make_context(), unit.unit_id, unit.execution, 1700000000.5, FakeInfo(), "fused", "NVIDIA H200"
+    )
 
 
 def outcomes_of(unit: WorkUnit) -> list[Any]:
