@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """How long a server may take. MLflow's own limits (120 s, 7 retries) would hold a start up for minutes.
 
     `finish_s` bounds the end of a whole run, `hurried_s` that of an interrupted one.
@@ -56,7 +56,7 @@ class MlflowTracker:
 
     uri: str
     artifact_dir: Path
-    patience: Patience = field(default_factory=Patience)
+    timeouts: Timeouts = field(default_factory=Timeouts)
     _runs: MlflowRuns = field(init=False)
     _backlog: Backlog = field(init=False)
     _sender: Sender = field(init=False)
@@ -72,7 +72,7 @@ class MlflowTracker:
         """
         check_usable(self.uri)
         try:
-            with _limits(self.patience.start_request_s, num_retries=1):
+            with _limits(self.timeouts.start_request_s, num_retries=1):
                 self._runs = open_runs(self.uri, self.artifact_dir, sweep)
         except TrackingError:
             raise
@@ -81,8 +81,8 @@ class MlflowTracker:
                 f"tracking uri {self.uri!r}{origin_of(self.uri)} cannot be used ({_root_of(error)}); start the "
                 f"server, correct `tracking.uri`, or run with `tracking: off`"
             ) from error
-        # The sender has its own patience; until `finish` the environment is the driver's alone.
-        self._environment.enter_context(_limits(self.patience.request_s, num_retries=0))
+        # The sender has its own timeouts; until `finish` the environment is the driver's alone.
+        self._environment.enter_context(_limits(self.timeouts.request_s, num_retries=0))
         self._backlog = Backlog(self._runs.known)
         self._sender = Sender(self._backlog, self._runs.send, self.uri)
         self._sender.start()
@@ -101,7 +101,7 @@ class MlflowTracker:
 
     def finish(self, report: SweepReport) -> bool:
         """Send what is left, the final numbers, the files and the answer in words; close the runs."""
-        limit_s = self.patience.hurried_s if report.is_hurried else self.patience.finish_s
+        limit_s = self.timeouts.hurried_s if report.is_hurried else self.timeouts.finish_s
         deadline_s = time.monotonic() + limit_s
         with self._environment:
             # The thread must have ended: from here on this one sends, and no batch may be sent by both.
@@ -128,9 +128,9 @@ class MlflowTracker:
 
     def _finish_before(self, deadline_s: float, report: SweepReport) -> bool:
         reason = ""
-        for attempt in range(self.patience.num_tries):
+        for attempt in range(self.timeouts.num_tries):
             if attempt:
-                time.sleep(self.patience.retry_pause_s * attempt)
+                time.sleep(self.timeouts.retry_pause_s * attempt)
             try:
                 if not self._sender.deliver(lambda: time.monotonic() < deadline_s):
                     return self._gives_up("it is too slow")

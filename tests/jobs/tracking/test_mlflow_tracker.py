@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from jobs.results.schema import Row
 from jobs.tracking import mlflow_tracker
 from jobs.tracking.metrics import MetricPoint, Readings
-from jobs.tracking.mlflow_tracker import MlflowTracker, Patience, make_tracker
+from jobs.tracking.mlflow_tracker import MlflowTracker, Timeouts, make_tracker
 from jobs.tracking.tracker import (
     EXPERIMENT_ID,
     RUN_ID,
@@ -31,7 +31,7 @@ from tests.fakes.rows import make_row as make_any_row
 from tests.servers.mlflow_server import Server
 
 PROBE_LIMIT_S = 12.0
-QUICK = Patience(request_s=2, finish_s=10.0, retry_pause_s=0.1, num_tries=2)
+QUICK = Timeouts(request_s=2, finish_s=10.0, retry_pause_s=0.1, num_tries=2)
 SCORE, TRACE = "score/longbench/qasper", "memory/trace_bytes/longbench/qasper"
 LABELS = ("full", "knorm@0.5")
 
@@ -258,7 +258,7 @@ def test_server_that_hangs_or_dies_stops_nothing_and_gets_everything_once(
 
     server.go_on()  # and takes what was sent to it while it hung
     for _ in range(2):
-        tracker = MlflowTracker(server.uri, tmp_path, Patience())
+        tracker = MlflowTracker(server.uri, tmp_path, Timeouts())
         tracker.start(make_sweep())
         tracker.record_rows(rows)
         assert tracker.finish(report)
