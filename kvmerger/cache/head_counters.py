@@ -57,7 +57,7 @@ class HeadCounters(Mapping[str, float]):
 
     def _of_layer(self, columns: Iterator[Sequence[float]]) -> dict[str, float]:
         combined = {
-            name: _combined(name, next(columns), None if weight_H is None else next(columns))
+            name: _combined_heads(name, next(columns), None if weight_H is None else next(columns))
             for name, (_, weight_H) in self._per_head.items()
         }
         return {name: value for name, value in combined.items() if value is not None}
@@ -120,15 +120,18 @@ def _fetched(columns: Sequence[Tensor]) -> Tensor:
     )
 
 
-def _combined(name: str, values: Sequence[float], weights: Sequence[float] | None) -> float | None:
+def combined(name: str, values: Sequence[float]) -> float:
+    """One number of a counter's ``values``, at least one, by the rule in `LayerCache.counters`."""
     if name.startswith("num_"):
         return sum(values)
     if name.startswith("largest_"):
         return max(values)
-    if name.startswith("is_"):
-        return min(values)
-    if weights is None:
-        return fmean(values)
+    return min(values) if name.startswith("is_") else fmean(values)
+
+
+def _combined_heads(name: str, values: Sequence[float], weights: Sequence[float] | None) -> float | None:
+    if weights is None or name.startswith(("num_", "largest_", "is_")):
+        return combined(name, values)
     total = sum(weights)
     # A mean over nothing is no number: 0 would be read as a measured one.
     return (

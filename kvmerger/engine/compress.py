@@ -11,14 +11,13 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from statistics import fmean
 
 import torch
 from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, LikeVariant, effective_ratio, num_slots_for
 from kvmerger.building import Variant
-from kvmerger.cache.head_counters import numbers_of
+from kvmerger.cache.head_counters import combined, numbers_of
 from kvmerger.cache.layer_cache import LayerCache, storage_bytes
 from kvmerger.decoding.decode_rule import DecodeRule, require_rule
 from kvmerger.decoding.ragged_cache import Prefix
@@ -123,17 +122,9 @@ def merged_counters(prefix: Prefix) -> dict[str, float]:
     """Put the layers' counters together, by the rule in `LayerCache.counters`."""
     names = dict.fromkeys(name for layer in prefix for name in layer.counters)
     return {
-        name: _combine(name, [layer.counters[name] for layer in prefix if name in layer.counters])
+        name: combined(name, [layer.counters[name] for layer in prefix if name in layer.counters])
         for name in names
     }
-
-
-def _combine(counter_name: str, values: Sequence[float]) -> float:
-    if counter_name.startswith("num_"):
-        return sum(values)
-    if counter_name.startswith("largest_"):
-        return max(values)
-    return min(values) if counter_name.startswith("is_") else fmean(values)
 
 
 def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression, stacks: Stacks) -> Compressed:
