@@ -1,0 +1,112 @@
+"""The contract of a form: a frozen dataclass of its parameters that turns a layer's keys and values into parts, and back.
+
+A form keeps no state, changes none of its inputs and keeps the order of slots. Positions and log masses are not its business:
+they lie beside the parts, unchanged.
+
+Shapes: S slots of a layer, its heads one after the other, H heads, D head size.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from kvmerger.cache.forms.layouts import CodeLayout, Grid, Per
+from kvmerger.cache.forms.quantise import decode, encode, num_saturated
+
+
+@dataclass(frozen=True)
+class Form(abc.ABC):
+    """Base of all forms. Subclass it as a frozen dataclass and name it as ``module:Class`` behind a policy's ``+``."""
+
+    version: ClassVar[int] = 1
+    """Raise it when results change: old rows then no longer count as done."""
+
+    def layouts(self) -> tuple[CodeLayout, CodeLayout] | None:
+        """How keys and values are coded, for kernels that read codes; None, as here, where they are decoded to be read."""
+        return None
+
+    def check(self, head_dim: int) -> None:  # noqa: B027 - most forms take heads of any size
+        """Raise `FormError` where heads of ``head_dim`` numbers cannot be stored; changes nothing."""
+
+    def bits(self, head_dim: int) -> tuple[float, float]:
+        """Bits of a stored number, scales apart: of keys and of values. By default what `num_bytes` comes to, scales and all."""
+        both = self.num_bytes((1024,), head_dim) * 8 / (2 * 1024 * head_dim)
+        return both, both
+
+    def counters(self, k_SD: Tensor, v_SD: Tensor) -> Mapping[str, Tensor]:
+        """What is to be known about storing a layer, as `LayerCache.counters` are; by default nothing."""
+        return {}
+
+    @abc.abstractmethod
+    def num_bytes(self, num_slots_H: Sequence[int], head_dim: int) -> int:
+        """Bytes of all parts of a layer with so many slots in its heads: exactly what `encode` takes."""
+
+    @abc.abstractmethod
+    def encode(self, k_SD: Tensor, v_SD: Tensor, num_slots_H: Sequence[int]) -> dict[str, Tensor]:
+        """Parts by name, each contiguous and in a storage of its own; what they are is the form's own matter."""
+
+    @abc.abstractmethod
+    def decode(
+        self, parts: Mapping[str, Tensor], num_slots_H: Sequence[int], head_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values (S, D) that the parts stand for, fp32."""
+
+
+@dataclass(frozen=True)
+class CodedForm(Form):
+    """A form that is a layout of keys and one of values; its parts are theirs, named ``k_…`` and ``v_…``."""
+
+    @abc.abstractmethod
+    def layouts(self) -> tuple[CodeLayout, CodeLayout]:
+        """Of keys and of values."""
+
+    def check(self, head_dim: int) -> None:
+        """See `Form.check`."""
+        for layout in self.layouts():
+            layout.check(head_dim)
+
+    def bits(self, head_dim: int) -> tuple[float, float]:
+        """Of the codes alone."""
+        k_layout, v_layout = self.layouts()
+        return float(k_layout.bits), float(v_layout.bits)
+
+    def counters(self, k_SD: Tensor, v_SD: Tensor) -> Mapping[str, Tensor]:
+        """Numbers beyond what a grid without scale can hold, where there is such a grid."""
+        sides = [
+            x_SD
+            for x_SD, layout in zip((k_SD, v_SD), self.layouts(), strict=True)
+            if layout.grid is Grid.E4M3 and layout.per is Per.NOTHING
+        ]
+        return {"num_saturated": sum(map(num_saturated, sides[1:]), num_saturated(sides[0]))} if sides else {}
+
+    def num_bytes(self, num_slots_H: Sequence[int], head_dim: int) -> int:
+        """See `Form.num_bytes`."""
+        return sum(layout.num_bytes(num_slots_H, head_dim) for layout in self.layouts())
+
+    def encode(self, k_SD: Tensor, v_SD: Tensor, num_slots_H: Sequence[int]) -> dict[str, Tensor]:
+        """See `Form.encode`."""
+        k_layout, v_layout = self.layouts()
+        k_parts, v_parts = encode(k_SD, k_layout, num_slots_H), encode(v_SD, v_layout, num_slots_H)
+        return {f"k_{name}": part for name, part in k_parts.items()} | {
+            f"v_{name}": part for name, part in v_parts.items()
+        }
+
+    def decode(
+        self, parts: Mapping[str, Tensor], num_slots_H: Sequence[int], head_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        """See `Form.decode`."""
+        k_SD, v_SD = (
+            decode(side_of(parts, side), layout, num_slots_H, head_dim)
+            for side, layout in zip(("k_", "v_"), self.layouts(), strict=True)
+        )
+        return k_SD, v_SD
+
+
+def side_of(parts: Mapping[str, Tensor], side: str) -> dict[str, Tensor]:
+    """The parts of one side, ``k_`` or ``v_``, by their names in `quantise`."""
+    return {name.removeprefix(side): part for name, part in parts.items() if name.startswith(side)}

@@ -1,0 +1,84 @@
+"""Shipped forms by name. A name is a class with some of its parameters settled; the others are the user's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Any
+
+from kvmerger.cache.forms.base import Form
+from kvmerger.cache.forms.layouts import FormError
+from kvmerger.cache.forms.shipped import TOKEN_WISE_BITS, Fp8, Kivi, Nvfp4, TokenWise, TurboQuant
+
+# What a name settles; a parameter that is not named here keeps its class's default and can be set.
+_SETTLED: dict[str, tuple[type[Form], dict[str, Any]]] = {
+    "fp8": (Fp8, {"is_scaled": False}),
+    "fp8_scaled": (Fp8, {"is_scaled": True}),
+    "int8": (TokenWise, {"bits_k": 8, "bits_v": 8}),
+    "int4": (TokenWise, {"bits_k": 4, "bits_v": 4}),
+    "int4_rotated": (TokenWise, {"bits_k": 4, "bits_v": 4, "rotate": True}),
+    "nvfp4": (Nvfp4, {}),
+    "turboquant_k8v4": (TurboQuant, {"bits_k": 8, "bits_v": 4}),
+    "turboquant_4bit_nc": (TurboQuant, {"bits_k": 4, "bits_v": 4}),
+    "turboquant_k3v4_nc": (TurboQuant, {"bits_k": 3, "bits_v": 4}),
+    "turboquant_3bit_nc": (TurboQuant, {"bits_k": 3, "bits_v": 3}),
+    **{
+        f"k{bits_k}v{bits_v}": (TokenWise, {"bits_k": bits_k, "bits_v": bits_v})
+        for bits_k in TOKEN_WISE_BITS
+        for bits_v in TOKEN_WISE_BITS
+        if bits_k != bits_v
+    },
+}
+# What a name proposes: the user may set it otherwise.
+_PROPOSED: dict[str, tuple[type[Form], dict[str, Any]]] = {
+    f"kivi{bits}": (Kivi, {"bits_k": bits, "bits_v": bits}) for bits in (4, 3, 2)
+}
+
+
+def names() -> list[str]:
+    """Every shipped form, sorted."""
+    return sorted(_SETTLED | _PROPOSED)
+
+
+def get(name: str) -> Callable[..., Form]:
+    """What makes the form ``name`` from the parameters that it leaves open.
+
+    Raises:
+        FormError: there is no such form.
+    """
+    form_class, values = _entry(name)
+    return functools.partial(form_class, **values)
+
+
+def parameters_of(name: str) -> dict[str, Any]:
+    """The parameters of the form ``name`` that can be set, with their defaults."""
+    form_class, values = _entry(name)
+    proposed = values if name in _PROPOSED else {}
+    return {
+        field.name: proposed.get(field.name, field.default)
+        for field in fields(form_class)
+        if field.name in proposed or (field.name not in values and field.default is not MISSING)
+    }
+
+
+def summary_of(name: str) -> str:
+    """One line about the form ``name``."""
+    return (_entry(name)[0].__doc__ or "").strip().partition("\n")[0]
+
+
+def name_of(form: Form) -> str:
+    """What a shipped form is called, with the parameters that are not its defaults; ``module:Class`` for a user's."""
+    alike = [name for name in names() if _entry(name)[0] is type(form)]
+    for name in alike:
+        if get(name)() == form:
+            return name
+    values = ",".join(f"{field.name}={getattr(form, field.name)}" for field in fields(form))
+    own = type(form).__name__ if alike else f"{type(form).__module__}:{type(form).__name__}"
+    return f"{own}({values})" if values else own
+
+
+def _entry(name: str) -> tuple[type[Form], dict[str, Any]]:
+    if name not in _SETTLED and name not in _PROPOSED:
+        raise FormError(f"there is no form {name!r}; there is {names()}")
+    return (_SETTLED | _PROPOSED)[name]
