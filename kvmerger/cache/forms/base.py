@@ -34,7 +34,7 @@ class Form(abc.ABC):
         """Raise `FormError` where heads of ``head_dim`` numbers cannot be stored; changes nothing."""
 
     def bits(self, head_dim: int) -> tuple[float, float]:
-        """Bits of a stored number, scales apart: of keys and of values. By default what `num_bytes` comes to, scales and all."""
+        """Bits of a stored key and of a stored value, scales apart; by default what `num_bytes` comes to, with them."""
         both = self.num_bytes((1024,), head_dim) * 8 / (2 * 1024 * head_dim)
         return both, both
 

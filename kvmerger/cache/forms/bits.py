@@ -1,8 +1,8 @@
 """Codes of 2, 3, 4 and 8 bits as bytes, and back.
 
-The bytes of a slot are cut so that a kernel can unpack them without moving numbers between lanes: with 4 bits the low halves
-of the bytes are the slot's first half, with 2 bits each quarter of the slot has its own two bits of every byte. With 3 bits the
-two low bits lie as codes of 2 bits do, and behind them the high ones: bit b of byte i is that of channel i + b·D/8.
+The bytes of a slot are cut so that a kernel can unpack them without moving numbers between lanes: with 4 bits the low
+halves of the bytes are the slot's first half, with 2 bits each quarter of the slot has its own two bits of every byte. With 3
+bits the two low bits lie as codes of 2 bits do, and behind them the high ones: bit b of byte i is that of channel i + b·D/8.
 
 Shapes: S slots, D numbers of a slot, B bytes of a slot.
 """

@@ -30,8 +30,8 @@ class Grid(StrEnum):
     """The numbers that codes stand for, before scale and offset.
 
     SIGNED: two's complement, -127 to 127 in 8 bits. UNSIGNED: 0 to 2^bits - 1. E4M3: 8-bit floats of torch's
-    ``float8_e4m3fn``. E2M1: 4-bit floats, the sign above the index of one of 0, 0.5, 1, 1.5, 2, 3, 4, 6. GAUSSIAN: the index of
-    a Lloyd-Max point of the normal distribution (`quantise.gaussian_points`).
+    ``float8_e4m3fn``. E2M1: 4-bit floats, the sign above the index of one of 0, 0.5, 1, 1.5, 2, 3, 4, 6. GAUSSIAN: the index
+    of a Lloyd-Max point of the normal distribution (`quantise.gaussian_points`).
     """
 
     SIGNED = "signed"

@@ -1,11 +1,12 @@
 """What codes mean: numbers to codes and scales, and back, in plain torch. Everything is computed in fp32.
 
-The parts of one side: ``codes`` uint8 (S, B); ``scale`` and, on an unsigned grid, ``offset``, both (S,), (S, blocks) or (groups,
-D) by `Per`; ``global``, fp32 (H,), on an E2M1 grid. A number is decoded as ``grid[code] · scale (· global) (+ offset)``.
+The parts of one side: ``codes`` uint8 (S, B); ``scale`` and, on an unsigned grid, ``offset``, both (S,), (S, blocks) or
+(groups, D) by `Per`; ``global``, fp32 (H,), on an E2M1 grid. A number is ``grid[code] · scale (· global) (+ offset)``.
 
 Codes are chosen for the scale and offset as they are stored, rounded to their own dtype.
 
-Shapes: S slots of a layer, its heads one after the other, H heads, D head size, B bytes of a slot's codes, G numbers of a group.
+Shapes: S slots of a layer, its heads one after the other, H heads, D head size, B bytes of a slot's codes, G numbers that
+share a scale.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import NormalDist
 
 import torch
@@ -55,7 +57,7 @@ def decode(parts: Parts, layout: CodeLayout, num_slots_H: Sequence[int], head_di
 
 
 def largest_error(parts: Parts, layout: CodeLayout, num_slots_H: Sequence[int], x_SD: Tensor) -> Tensor:
-    """The most that each number of ``x_SD`` (S, D) may differ from its decoded one, before any rotation is undone: fp32 (S, D).
+    """The most that numbers (S, D), of a rotated layout the rotated ones, may differ from the decoded: fp32 (S, D).
 
     Half a step of the grid around the number, and what rounding scale and offset to their dtypes costs at its ends. Numbers
     beyond what a grid without scale can hold are not bounded: infinity.
@@ -111,13 +113,13 @@ def gaussian_points(bits: int) -> tuple[float, ...]:
     for _ in range(1000):
         ends = [
             -math.inf,
-            *((low + high) / 2 for low, high in zip(points, points[1:], strict=False)),
+            *((low + high) / 2 for low, high in pairwise(points)),
             math.inf,
         ]
         # Each point is the mean of its own part of the distribution.
         points = [
             (normal.pdf(low) - normal.pdf(high)) / (normal.cdf(high) - normal.cdf(low))
-            for low, high in zip(ends, ends[1:], strict=False)
+            for low, high in pairwise(ends)
         ]
     return tuple(points)
 
@@ -256,15 +258,13 @@ def _numbers(code_SD: Tensor, layout: CodeLayout) -> Tensor:
             return code_SD.view(torch.float8_e4m3fn).float()
         case Grid.UNSIGNED:
             return code_SD.float()
-    if layout.grid is Grid.E2M1:
-        points = (*_E2M1, *(-point for point in _E2M1))
-    else:
-        points = gaussian_points(layout.bits)
+    is_e2m1 = layout.grid is Grid.E2M1
+    points = (*_E2M1, *(-point for point in _E2M1)) if is_e2m1 else gaussian_points(layout.bits)
     return torch.tensor(points, device=code_SD.device)[code_SD.long()]
 
 
 def _e2m1_midpoints(device: torch.device) -> Tensor:
-    midpoints = torch.tensor([(low + high) / 2 for low, high in zip(_E2M1, _E2M1[1:], strict=False)])
+    midpoints = torch.tensor([(low + high) / 2 for low, high in pairwise(_E2M1)])
     # A number in the middle goes to the code that is even: up at every second one, and `bucketize` rounds down there.
     is_up = torch.arange(len(midpoints)) % 2 == 1
     return torch.where(is_up, midpoints.nextafter(torch.zeros(())), midpoints).to(device)

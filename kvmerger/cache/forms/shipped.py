@@ -54,8 +54,8 @@ class TokenWise(CodedForm):
 class Kivi(CodedForm):
     """Keys with a scale per channel and group of tokens, values with one per token and group of channels.
 
-    Based on KIVI (arXiv 2402.02750). Scales and smallest numbers are fp16. Where KIVI keeps the newest tokens unpacked, the last
-    group of a head is short here; the question and the answer are not packed at all.
+    Based on KIVI (arXiv 2402.02750). Scales and smallest numbers are fp16. Where KIVI keeps the newest tokens unpacked, the
+    last group of a head is short here; the question and the answer are not packed at all.
     """
 
     bits_k: int
@@ -98,10 +98,10 @@ class Nvfp4(CodedForm):
 
 @dataclass(frozen=True)
 class TurboQuant(CodedForm):
-    """Keys rotated and coded by the points best for a normal distribution, values by whole numbers with a scale of each token.
+    """Keys rotated and coded by the best points for a normal distribution, values token-wise.
 
-    Based on TurboQuant (arXiv 2504.19874) in the form that vLLM stores: without the correcting signs, with every decoded key as
-    long as the one it stands for; with 8 bits, keys are e4m3 at scale 1 and not rotated. vLLM leaves the first and last two
+    Based on TurboQuant (arXiv 2504.19874) in the form that vLLM stores: without the correcting signs, with every decoded key
+    as long as the one it stands for; with 8 bits, keys are e4m3 at scale 1 and not rotated. vLLM leaves the first and last two
     layers unpacked; here all are packed.
     """
 
