@@ -30,7 +30,8 @@ from bench.engine.op_counter import OpCounter
 from bench.planted import planted_keys
 from kvmerger.budget import Budget, KeptRatio, num_slots_for
 from kvmerger.building import Variant, build
-from kvmerger.cache.layer_cache import LayerCache, room_for, storage_addresses
+from kvmerger.cache.layer_cache import LayerCache, room_for
+from kvmerger.cache.slot_table import storage_addresses
 from kvmerger.device import now_s
 from kvmerger.engine.compress import compress_all
 from kvmerger.policies.base import Policy

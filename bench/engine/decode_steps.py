@@ -19,7 +19,7 @@ from rich.table import Table
 from bench.clock import copy_bandwidth
 from bench.random_llama import random_llama, weight_bytes_per_step
 from kvmerger.building import build_variant
-from kvmerger.cache.layer_cache import storage_bytes
+from kvmerger.cache.slot_table import storage_bytes
 from kvmerger.decoding.batch import Answer, Batch
 from kvmerger.decoding.step_graphs import StepGraphs, graphs_for
 from kvmerger.engine.compress import compress_all

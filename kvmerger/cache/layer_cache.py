@@ -8,19 +8,18 @@ Shapes: S slots of all heads together (of one head beside H), H KV heads, N toke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from kvmerger.cache.head_counters import HeadCounters, PerHead
-from kvmerger.device import upload
+from kvmerger.cache.slot_table import SlotTable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LayerCache:
+class LayerCache(SlotTable):
     """Ragged keys and values of one layer.
 
     Attributes:
@@ -70,19 +69,14 @@ class LayerCache:
         return cls(k_SD, v_SD, like.position_S.new_empty(num_slots), num_slots_H)
 
     @property
-    def num_heads(self) -> int:
-        """KV heads."""
-        return len(self.num_slots_H)
+    def head_dim(self) -> int:
+        """Numbers of a key."""
+        return self.k_SD.shape[1]
 
     @property
-    def num_slots(self) -> int:
-        """Slots of all heads together."""
-        return sum(self.num_slots_H)
-
-    @property
-    def is_uniform(self) -> bool:
-        """Whether every head holds the same number of slots."""
-        return len(set(self.num_slots_H)) == 1
+    def dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self.k_SD.dtype
 
     @property
     def k_HND(self) -> Tensor:
@@ -99,27 +93,13 @@ class LayerCache:
         """Positions as a dense view; only when `is_uniform`."""
         return self.position_S.view(self.num_heads, self.num_slots_H[0])
 
-    @property
-    def head_starts(self) -> tuple[int, ...]:
-        """Index of each head's first slot."""
-        return (0, *accumulate(self.num_slots_H[:-1]))
+    def stored(self) -> dict[str, Tensor]:
+        """Keys and values."""
+        return {"k_SD": self.k_SD, "v_SD": self.v_SD}
 
-    @property
-    def head_S(self) -> Tensor:
-        """Each slot's head: int64. Does not wait for the device."""
-        num_slots_H = upload(self.num_slots_H, self.position_S.device)
-        head_H = torch.arange(self.num_heads, device=num_slots_H.device)
-        # Without `output_size` torch would fetch the repeats' sum from the device.
-        return head_H.repeat_interleave(num_slots_H, output_size=self.num_slots)
-
-    def tensors(self) -> list[Tensor]:
-        """Every tensor this cache holds."""
-        return list(self._by_name().values())
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes really held."""
-        return storage_bytes(self.tensors())
+    def plain(self, dtype: torch.dtype | None = None) -> LayerCache:
+        """This very cache: its keys and values are numbers already."""
+        return self
 
     def take(self, slot_K: Tensor, num_slots_H: tuple[int, ...]) -> LayerCache:
         """A new cache of the slots ``slot_K`` (flat indices, ascending), copied into storages of their own."""
@@ -187,24 +167,7 @@ class LayerCache:
         come twice in a head, and that is all.
         """
         self.check_shapes()
-        # One answer for all heads; they are fetched one by one only to say in the error what is wrong.
-        if is_in_order and bool(self.is_ascending()):
-            return
-        for start, length in zip(self.head_starts, self.num_slots_H, strict=True):
-            position_K = self.position_S[start : start + length]
-            if not is_in_order:
-                position_K = position_K.sort().values
-            if bool((position_K[1:] <= position_K[:-1]).any()):
-                raise ValueError(f"positions of a head must ascend, got {position_K.tolist()[:8]}…")
-
-    def is_ascending(self) -> Tensor:
-        """Whether positions ascend within each head: a bool on the device, which nothing has waited for."""
-        is_after_S = self.position_S[1:] > self.position_S[:-1]
-        num_slots = self.num_slots
-        # Between heads positions may fall. A head that starts at 0 or S (the first, and empty ones) has no pair before it.
-        last_of_heads = [start - 1 for start in self.head_starts if 0 < start < num_slots]
-        place_H = upload(torch.tensor(last_of_heads, dtype=torch.int64), is_after_S.device)
-        return is_after_S.index_fill_(0, place_H, True).all()
+        self.check_order(is_in_order=is_in_order)
 
     def check_shapes(self) -> None:
         """Raise ValueError unless shapes, dtypes, lengths and devices are consistent. Does not wait for the device."""
@@ -221,13 +184,8 @@ class LayerCache:
             raise ValueError(
                 f"keys {tuple(self.k_SD.shape)} and values {tuple(self.v_SD.shape)} do not match"
             )
-        for name, tensor in self._by_name().items():
+        for name, tensor in self.by_name().items():
             self._check_tensor(name, tensor)
-
-    def _by_name(self) -> dict[str, Tensor]:
-        optional = {"log_mass_S": self.log_mass_S, "score_S": self.score_S}
-        there = {name: tensor for name, tensor in optional.items() if tensor is not None}
-        return {"k_SD": self.k_SD, "v_SD": self.v_SD, "position_S": self.position_S, **there}
 
     def _check_tensor(self, name: str, tensor: Tensor) -> None:
         device = self.k_SD.device
@@ -246,22 +204,6 @@ class LayerCache:
             raise ValueError(
                 f"lengths per head {self.num_slots_H} sum to {num_slots}, {name} has shape {tuple(tensor.shape)}"
             )
-
-
-def storage_addresses(tensors: Iterable[Tensor]) -> set[int]:
-    """Addresses of the distinct storages behind ``tensors``; empty tensors have none."""
-    # All empty storages have the address 0: two of them would look like one that is shared.
-    return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}
-
-
-def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the distinct storages behind ``tensors``, each counted whole and once."""
-    sizes = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in tensors
-        if tensor.numel()
-    }
-    return sum(sizes.values())
 
 
 def room_for(num_layers: int, k_HND: Tensor) -> tuple[LayerCache, ...]:

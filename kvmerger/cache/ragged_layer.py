@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.cache.packed_layer import HeldLayer
 from kvmerger.cache.row_table import NUM_COLUMNS, DeviceRows
 
 
@@ -28,7 +28,7 @@ class RaggedLayer:
         device_rows: the same rows as a device kernel reads them; None where none does.
     """
 
-    prefix_R: tuple[LayerCache | None, ...]
+    prefix_R: tuple[HeldLayer | None, ...]
     tail_k_RHCD: Tensor
     tail_v_RHCD: Tensor
     tail_start_R: tuple[int, ...]
@@ -83,15 +83,24 @@ class Room(NamedTuple):
         return Room(tail_k_L, tail_v_L, self.columns_LRH5[:, rows])
 
 
-def new_room(num_rows: int, tail_capacity: int, template: Sequence[LayerCache]) -> Room:
-    """Memory for the tails of prefixes like ``template``, by layer."""
+def new_room(num_rows: int, tail_capacity: int, template: Sequence[HeldLayer]) -> Room:
+    """Memory for the tails of prefixes like ``template`` and for their table."""
+    return Room(*new_tails(num_rows, tail_capacity, template), new_columns(num_rows, template))
+
+
+def new_tails(
+    num_rows: int, tail_capacity: int, template: Sequence[HeldLayer]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Memory for the tails of prefixes like ``template``, keys and values by layer."""
     layer = template[0]
-    shape_RHCD = (num_rows, layer.num_heads, tail_capacity, layer.k_SD.shape[1])
-    tail_k_L, tail_v_L = ([layer.k_SD.new_zeros(shape_RHCD) for _ in template] for _ in range(2))
-    return Room(tail_k_L, tail_v_L, new_columns(num_rows, template))
+    shape_RHCD = (num_rows, layer.num_heads, tail_capacity, layer.head_dim)
+    tail_k_L, tail_v_L = (
+        [torch.zeros(shape_RHCD, dtype=layer.dtype, device=layer.device) for _ in template] for _ in range(2)
+    )
+    return tail_k_L, tail_v_L
 
 
-def new_columns(num_rows: int, template: Sequence[LayerCache]) -> Tensor:
+def new_columns(num_rows: int, template: Sequence[HeldLayer]) -> Tensor:
     """Where a `PrefixTable` of prefixes like ``template`` describes its rows: int64 (L, R, H, 5)."""
     # Zeros are a row without a prefix: no slots, so that no address is ever followed.
     shape_LRH5 = (len(template), num_rows, template[0].num_heads, NUM_COLUMNS)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kvmerger.cache.layer_cache import storage_bytes
+from kvmerger.cache.slot_table import storage_bytes
 from kvmerger.decoding.decode_rule import DecodeRule
 from kvmerger.decoding.own_slots import NewToken, OwnSlots, Scores
 from kvmerger.decoding.ragged_cache import RaggedCache
@@ -33,7 +33,7 @@ class DecodingRow:
         self.has_acted = False
         """Whether a slot ever left, in the row's own answer or in one forced on it."""
         # Not put back by `restart`: whichever answer it was, the row's numbers mean nothing.
-        self.num_nan = torch.zeros((), dtype=torch.int64, device=cache.prefix_of(row)[0].k_SD.device)
+        self.num_nan = torch.zeros((), dtype=torch.int64, device=cache.prefix_of(row)[0].device)
         """Tokens, in all answers, at which a slot's worth was NaN; on the device."""
         self._cache = cache
         self._row = row
@@ -132,7 +132,7 @@ class DecodingRow:
         self.has_acted = self.has_acted or num_read > 0
 
     def _reset(self) -> None:
-        device = self._prefix[0].k_SD.device
+        device = self._prefix[0].device
         self._own: OwnSlots | None = None
         self._scores = self._scores_after_tail
         self._room_left: int = self.rule.room

@@ -186,10 +186,12 @@ class OwnSlots:
             # On the CPU, where the repeats' sum is at hand: the device would be waited for.
             head_S = torch.repeat_interleave(
                 torch.arange(layer.num_heads), torch.tensor(layer.num_slots_H)
-            ).to(layer.k_SD.device)
+            ).to(layer.device)
             place_S = first_slot + torch.arange(layer.num_slots, device=head_S.device)
             place_S += num_tail * (first_head + head_S)
-            self._k_FD[place_S], self._v_FD[place_S] = layer.k_SD, layer.v_SD
+            # What acts while answering changes slots one by one: from here on they are plain.
+            plain = layer.plain()
+            self._k_FD[place_S], self._v_FD[place_S] = plain.k_SD, plain.v_SD
             self._position_F[place_S] = layer.position_S
             if self._log_mass_F is not None and layer.log_mass_S is not None:
                 self._log_mass_F[place_S] = layer.log_mass_S

@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kvmerger.cache.layer_cache import LayerCache, storage_bytes
-from kvmerger.cache.ragged_layer import Arrival, OneEach, RaggedLayer, Room
+from kvmerger.cache.packed_layer import HeldLayer
+from kvmerger.cache.ragged_layer import Arrival, OneEach, RaggedLayer, Room, new_tails
 from kvmerger.cache.row_table import PrefixTable
+from kvmerger.cache.slot_table import storage_bytes
 from kvmerger.kernels.dispatch import write_tails
 
-Prefix = tuple[LayerCache, ...]
+Prefix = tuple[HeldLayer, ...]
 """One variant's cache, layer by layer."""
 
 
@@ -48,9 +49,8 @@ class RaggedCache:
         self._context_tokens_R = tuple(context_tokens_R)
         self._room = room
         template = next(prefix for prefix in self._prefixes if prefix is not None)
-        shape = (len(self._prefixes), template[0].num_heads, tail_capacity, template[0].k_SD.shape[1])
-        self._tail_k = [layer.k_SD.new_zeros(shape) for layer in template] if room is None else room.tail_k_L
-        self._tail_v = [layer.v_SD.new_zeros(shape) for layer in template] if room is None else room.tail_v_L
+        tails = room or new_tails(len(self._prefixes), tail_capacity, template)
+        self._tail_k, self._tail_v = tails[:2]
         self._tail_token_bytes = sum(
             2 * tail.shape[1] * tail.shape[3] * tail.element_size() for tail in self._tail_k
         )
@@ -59,7 +59,7 @@ class RaggedCache:
         self._lent_rows: set[int] = set()
         self._arrival: Arrival | None = None
         self._table = table
-        device = template[0].k_SD.device
+        device = template[0].device
         if table is None and device.type == "cuda":
             self._table = PrefixTable(self._prefixes, device, None if room is None else room.columns_LRH5)
 
@@ -174,7 +174,7 @@ class RaggedCache:
         )
         return k_LHD, v_LHD
 
-    def _prefixes_of(self, layer_index: int) -> tuple[LayerCache | None, ...]:
+    def _prefixes_of(self, layer_index: int) -> tuple[HeldLayer | None, ...]:
         return tuple(None if prefix is None else prefix[layer_index] for prefix in self._prefixes)
 
     def _arrival_of(self, num_new_R: tuple[int, ...], num_tokens: int, device: torch.device) -> Arrival:

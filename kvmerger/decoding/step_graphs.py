@@ -114,11 +114,11 @@ class StepGraphs:
         """Memory for a batch's tails, each of at least ``tail_tokens``; takes it from the batch that had it before."""
         layer = template[0]
         capacity = rounded_up(tail_tokens, LEAST_TAIL_TOKENS)
-        shape_LRHCD = (2 * len(template), num_rows, layer.num_heads, capacity, layer.k_SD.shape[1])
+        shape_LRHCD = (2 * len(template), num_rows, layer.num_heads, capacity, layer.head_dim)
         num_elements = torch.Size(shape_LRHCD).numel()
-        if self._arena is None or self._arena.numel() < num_elements or self._arena.dtype != layer.k_SD.dtype:
+        if self._arena is None or self._arena.numel() < num_elements or self._arena.dtype != layer.dtype:
             self.forget()  # the old tails' addresses are in what was recorded
-            self._arena = layer.k_SD.new_zeros(num_elements)
+            self._arena = torch.zeros(num_elements, dtype=layer.dtype, device=layer.device)
         if num_rows not in self._columns:
             self._columns[num_rows] = new_columns(num_rows, template)
         # Always from the arena's start: batches of one shape get the same addresses.

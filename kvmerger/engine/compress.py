@@ -18,7 +18,8 @@ from torch import Tensor
 from kvmerger.budget import Budget, BudgetError, LikeVariant, effective_ratio, num_slots_for
 from kvmerger.building import Variant
 from kvmerger.cache.head_counters import combined, numbers_of
-from kvmerger.cache.layer_cache import LayerCache, storage_bytes
+from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.cache.slot_table import storage_bytes
 from kvmerger.decoding.decode_rule import DecodeRule, require_rule
 from kvmerger.decoding.ragged_cache import Prefix
 from kvmerger.device import now_s
@@ -128,7 +129,7 @@ def merged_counters(prefix: Prefix) -> dict[str, float]:
 
 
 def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression, stacks: Stacks) -> Compressed:
-    device = prefilled.layers[0].k_SD.device
+    device = prefilled.layers[0].device
     start_s = now_s(device)
     declared_needs(variant.policy)  # raises here, where it costs this variant alone
     asked_L = _asked(prefilled, variant, outcome)

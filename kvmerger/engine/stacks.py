@@ -17,7 +17,8 @@ from torch import Tensor
 
 from kvmerger.budget import Budget
 from kvmerger.cache.head_counters import HeadCounters
-from kvmerger.cache.layer_cache import LayerCache, storage_addresses
+from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.cache.slot_table import storage_addresses
 from kvmerger.kernels.dispatch import is_for_triton
 from kvmerger.policies.base import Policy
 from kvmerger.prefill.evidence import Evidence, Need

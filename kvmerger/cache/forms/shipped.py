@@ -101,8 +101,8 @@ class TurboQuant(CodedForm):
     """Keys rotated and coded by the best points for a normal distribution, values token-wise.
 
     Based on TurboQuant (arXiv 2504.19874) in the form that vLLM stores: without the correcting signs, with every decoded key
-    as long as the one it stands for; with 8 bits, keys are e4m3 at scale 1 and not rotated. vLLM leaves the first and last two
-    layers unpacked; here all are packed.
+    as long as the one it stands for; with 8 bits, keys are e4m3 at scale 1 and not rotated. vLLM leaves the first and last
+    two layers unpacked; here all are packed.
     """
 
     bits_k: int

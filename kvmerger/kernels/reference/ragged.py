@@ -1,7 +1,7 @@
 """Ragged attention, and how new tokens get into tails, in plain torch: the definition that faster kernels are tested against.
 
 A row's result depends on that row's own queries, prefix and tail only: rows are computed one by one, in shapes that no
-neighbour influences. Scores, softmax and sums are fp32.
+neighbour influences. Scores, softmax and sums are fp32. A prefix that is stored in a form is decoded to fp32 and read.
 
 Shapes: R rows, T new tokens, Q query heads, H KV heads, G = Q/H, D head size, S slots, C tail tokens visible,
 A attended heads (all of a row at once when their prefixes are equally long, otherwise one), X = G·T queries of a head.
@@ -53,7 +53,8 @@ def ragged_attention(
     for row, (prefix, num_new) in enumerate(zip(layer.prefix_R, layer.num_new_R, strict=True)):
         if prefix is None or not num_new:
             continue
-        out_QTD, probs = _attend_row(q_RQTD[row, :, :num_new], prefix, layer, row, scaling)
+        readable = prefix.plain(torch.float32)
+        out_QTD, probs = _attend_row(q_RQTD[row, :, :num_new], readable, layer, row, scaling)
         out_RTQD[row, :num_new] = out_QTD.transpose(0, 1)
         # An idle row has no entry at all: whoever asked must allow for that.
         if row in mass_rows:

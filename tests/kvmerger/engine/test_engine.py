@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kvmerger.building import build_variant
-from kvmerger.cache.layer_cache import storage_addresses, storage_bytes
+from kvmerger.cache.slot_table import storage_addresses, storage_bytes
 from kvmerger.decoding.batch import Batch, Row
 from kvmerger.decoding.extend import extend, pad_tokens
 from kvmerger.engine import Engine

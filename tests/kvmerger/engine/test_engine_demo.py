@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from kvmerger.building import build_variant
-from kvmerger.cache.layer_cache import storage_addresses
+from kvmerger.cache.slot_table import storage_addresses
 from kvmerger.decoding.batch import Batch
 from kvmerger.engine import Engine
 from kvmerger.engine.compress import compress_all

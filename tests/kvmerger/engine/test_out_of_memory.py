@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kvmerger.building import build_variant
-from kvmerger.cache.layer_cache import storage_bytes
+from kvmerger.cache.slot_table import storage_bytes
 from kvmerger.decoding import batch, own_slots
 from kvmerger.decoding.step_graphs import StepGraphs
 from kvmerger.engine import Engine, compress, fused

@@ -1,0 +1,95 @@
+"""One layer of one variant whose keys and values are held as a form's parts: codes, scales and whatever else it needs.
+
+Immutable, as `LayerCache` is. Positions, log masses and scores lie beside the parts as they were.
+
+Shapes: S slots of all heads together, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from kvmerger.cache.forms.base import Form
+from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.cache.slot_table import SlotTable
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedLayer(SlotTable):
+    """Ragged keys and values of one layer in a form.
+
+    Attributes:
+        parts: the form's tensors by name; of a shipped form as `kvmerger.cache.forms.quantise` says.
+        form: what they are decoded by.
+        head_dim, dtype: of the keys and values that were stored.
+        position_S, num_slots_H, log_mass_S, counters, score_S: as in `LayerCache`.
+    """
+
+    parts: Mapping[str, Tensor]
+    form: Form
+    head_dim: int
+    dtype: torch.dtype
+    position_S: Tensor
+    num_slots_H: tuple[int, ...]
+    log_mass_S: Tensor | None = None
+    counters: Mapping[str, float] = field(default_factory=dict)
+    score_S: Tensor | None = None
+
+    @classmethod
+    def of(cls, layer: LayerCache, form: Form) -> PackedLayer:
+        """``layer`` stored in ``form``; shares its positions, log masses and scores, and nothing else."""
+        return cls(
+            MappingProxyType(form.encode(layer.k_SD, layer.v_SD, layer.num_slots_H)),
+            form,
+            layer.head_dim,
+            layer.dtype,
+            layer.position_S,
+            layer.num_slots_H,
+            layer.log_mass_S,
+            layer.counters,
+            layer.score_S,
+        )
+
+    def stored(self) -> Mapping[str, Tensor]:
+        """The form's parts."""
+        return self.parts
+
+    def plain(self, dtype: torch.dtype | None = None) -> LayerCache:
+        """Keys and values decoded, in ``dtype`` (by default that of prefill): new tensors, held by nobody else."""
+        k_SD, v_SD = self.form.decode(self.parts, self.num_slots_H, self.head_dim)
+        return LayerCache(
+            k_SD.to(dtype or self.dtype),
+            v_SD.to(dtype or self.dtype),
+            self.position_S,
+            self.num_slots_H,
+            self.log_mass_S,
+            self.counters,
+            self.score_S,
+        )
+
+    def check_integrity(self, *, is_in_order: bool = True) -> None:
+        """See `SlotTable.check_integrity`; of the parts, that their bytes are what the form says."""
+        num_bytes = sum(part.numel() * part.element_size() for part in self.parts.values())
+        expected = self.form.num_bytes(self.num_slots_H, self.head_dim)
+        if num_bytes != expected:
+            raise ValueError(f"the form's parts take {num_bytes} bytes, it says that they take {expected}")
+        for name, tensor in self.by_name().items():
+            if tensor.device != self.device or not tensor.is_contiguous():
+                raise ValueError(
+                    f"{name} must be contiguous and on {self.device}, as the positions are; it is on {tensor.device}"
+                )
+        if self.position_S.shape != (self.num_slots,):
+            raise ValueError(
+                f"lengths per head {self.num_slots_H} sum to {self.num_slots}, position_S has shape "
+                f"{tuple(self.position_S.shape)}"
+            )
+        self.check_order(is_in_order=is_in_order)
+
+
+HeldLayer = LayerCache | PackedLayer
+"""One layer of one variant's cache, as it is held."""
