@@ -1,4 +1,4 @@
-"""What a policy may keep. Nothing outside this module turns a ratio into a number of slots.
+"""What a policy may keep. Nothing outside this module turns a ratio, of slots or of bytes, into a number of slots.
 
 Ratios are handled as the decimal the user wrote: 0.7 of 10 tokens is 7, although ``int(10 * (1 - 0.3))`` and its
 relatives say 6 or 7 depending on the pair.
@@ -6,10 +6,12 @@ relatives say 6 or 7 depending on the pair.
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Protocol
 
 
 class BudgetError(ValueError):
@@ -46,7 +48,30 @@ class LikeVariant:
         return f"like:{self.label}"
 
 
+@dataclass(frozen=True, slots=True)
+class BytesShare:
+    """A fraction, in (0, 1], of the bytes that the full cache's keys and values take in the model's dtype."""
+
+    ratio: float
+
+    def __str__(self) -> str:
+        return f"bytes:{self.ratio!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class BytesLike:
+    """As many bytes as another variant of the sweep ended up with, positions apart."""
+
+    label: str
+
+    def __str__(self) -> str:
+        return f"bytes:like:{self.label}"
+
+
 BudgetSpec = KeptRatio | SlotCount | LikeVariant
+"""What a policy is asked about: a budget of bytes has become a number of slots by then."""
+AskedBudget = BudgetSpec | BytesShare | BytesLike
+"""What a variant may be given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +108,16 @@ def kept_ratio_from_compression_ratio(compression_ratio: float) -> KeptRatio:
     return KeptRatio(float(1 - Fraction(str(compression_ratio))))
 
 
-def parse_budget(value: object) -> BudgetSpec:
-    """Read a budget as people write it: ``0.5`` (fraction kept), ``512`` (slots per KV head), ``{like: label}``.
+def parse_budget(value: object) -> AskedBudget:
+    """Read a budget as people write it: ``0.5`` (fraction kept), ``512`` (slots per KV head), ``{like: label}``, and in bytes
+    ``{bytes: 0.2}`` or ``{bytes: {like: label}}``. Those of labels, ``bytes:0.2`` and ``like:label``, are read too.
 
     Raises:
         BudgetError: for anything else, with the value and what would be right.
     """
     # bool before int, of which it is a subclass; 1 is a slot, 1.0 is everything.
     match value:
-        case KeptRatio() | SlotCount() | LikeVariant():
+        case KeptRatio() | SlotCount() | LikeVariant() | BytesShare() | BytesLike():
             return value
         case bool():
             pass
@@ -99,12 +125,59 @@ def parse_budget(value: object) -> BudgetSpec:
             return SlotCount(value)
         case float() if 0 < value <= 1:
             return KeptRatio(value)
+        case str() if value.startswith(_PREFIXES):
+            return budget_of_text(value)
         case {"like": str(label)} if isinstance(value, Mapping) and len(value) == 1:
             return LikeVariant(label)
+        case {"bytes": of_bytes} if isinstance(value, Mapping) and len(value) == 1:
+            return _in_bytes(of_bytes)
     raise BudgetError(
         f"budget {value!r} is none of: a kept fraction in (0, 1] such as 0.5, a whole number of slots per KV head "
-        f"such as 512, or {{like: <label of another variant>}}"
+        f"such as 512, {{like: <label of another variant>}}, or {{bytes: 0.2}} for a fraction of the full cache's bytes"
     )
+
+
+def budget_of_text(text: str) -> AskedBudget:
+    """Read a budget as it stands behind the ``@`` of a label: ``0.5``, ``512``, ``bytes:0.2``, ``like:…``, ``bytes:like:…``.
+
+    Raises:
+        BudgetError: for anything else.
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "bytes":
+        what, is_like, label = rest.partition(":")
+        return parse_budget({"bytes": {"like": label} if is_like and what == "like" else _number(rest)})
+    return parse_budget({"like": rest} if kind == "like" and rest else _number(text))
+
+
+_PREFIXES = ("bytes:", "like:")
+
+
+def _in_bytes(value: object) -> BytesShare | BytesLike:
+    match value:
+        case float() if 0 < value <= 1:
+            return BytesShare(value)
+        case {"like": str(label)} if isinstance(value, Mapping) and len(value) == 1:
+            return BytesLike(label)
+    raise BudgetError(
+        f"budget {{bytes: {value!r}}} is none of: a fraction of the full cache's bytes in (0, 1] such as {{bytes: 0.2}}, or "
+        f"{{bytes: {{like: <label of another variant>}}}}"
+    )
+
+
+def _number(text: str) -> object:
+    """The number that ``text`` is, whole without a point; the text itself where it is none."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def label_referred_to(budget: AskedBudget | None) -> str | None:
+    """The label of the variant whose slots or bytes decide about ``budget``; None where none does."""
+    return budget.label if isinstance(budget, LikeVariant | BytesLike) else None
 
 
 def num_slots_for(spec: KeptRatio | SlotCount, num_tokens: int) -> int:
@@ -123,3 +196,71 @@ def share_of(num_slots: int, ratio: float) -> int:
 def effective_ratio(spec: KeptRatio | SlotCount, num_tokens: int) -> float:
     """The fraction of ``num_tokens`` that ``spec`` allows, for rules that scale with the budget."""
     return spec.ratio if isinstance(spec, KeptRatio) else min(1.0, spec.num_slots / num_tokens)
+
+
+class Measured(Protocol):
+    """What says how many bytes slots take: every form does."""
+
+    def num_bytes(self, num_slots_H: Sequence[int], head_dim: int) -> int:
+        """Bytes of a layer's keys and values with so many slots in its heads, scales and all; rises with the slots."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerBytes:
+    """What the slots of one layer take as a variant stores them, positions apart.
+
+    Attributes:
+        itemsize: bytes of a number in the model's dtype.
+        form: what slots are stored in; None for the model's dtype.
+        adds_log_mass: whether every slot has a log mass.
+    """
+
+    num_heads: int
+    head_dim: int
+    itemsize: int
+    form: Measured | None = None
+    adds_log_mass: bool = False
+
+    def full(self, num_tokens: int) -> int:
+        """Bytes of the full cache's keys and values."""
+        return _KEYS_AND_VALUES * self.num_heads * num_tokens * self.head_dim * self.itemsize
+
+    def of(self, num_slots_H: Sequence[int]) -> int:
+        """Bytes of so many slots in the heads."""
+        num_slots = sum(num_slots_H)
+        log_mass = num_slots * _LOG_MASS_BYTES if self.adds_log_mass else 0
+        if self.form is None:
+            return _KEYS_AND_VALUES * num_slots * self.head_dim * self.itemsize + log_mass
+        return self.form.num_bytes(num_slots_H, self.head_dim) + log_mass
+
+    def most_slots(self, num_bytes: int, num_tokens: int) -> int:
+        """The most slots per head, from 0 to ``num_tokens``, that take no more than ``num_bytes``."""
+        # By halves: a form may charge for whole groups, so that bytes are no multiple of slots.
+        counts = range(1, num_tokens + 1)
+        return bisect.bisect_right(counts, num_bytes, key=lambda count: self.of((count,) * self.num_heads))
+
+
+def slots_of_share(share: BytesShare, layer: LayerBytes, num_tokens: int) -> int:
+    """Slots per KV head whose bytes are at most the ``share`` of the full cache's, on ``num_tokens`` tokens; at most all.
+
+    All layers are alike, so what holds for one holds for the cache.
+
+    Raises:
+        BudgetError: not even one slot per head fits, with the least share that would do.
+    """
+    allowed = share_of(layer.full(num_tokens), share.ratio)
+    if num_slots := layer.most_slots(allowed, num_tokens):
+        return num_slots
+    one = layer.of((1,) * layer.num_heads)
+    # Rounded up: the share that is named must do.
+    least = math.ceil(Fraction(one * _STEPS_OF_SHARE, layer.full(num_tokens))) / _STEPS_OF_SHARE
+    remedy = f"give at least {{bytes: {least}}}" if least <= 1 else "take a form of fewer bytes, or leave out such short prompts"
+    raise BudgetError(
+        f"the budget {share} is {allowed} bytes a layer on {num_tokens} tokens, and one slot in each of {layer.num_heads} "
+        f"heads takes {one}, scales included; {remedy}"
+    )
+
+
+_KEYS_AND_VALUES = 2
+_LOG_MASS_BYTES = 4  # fp32
+_STEPS_OF_SHARE = 10**6

@@ -11,6 +11,15 @@ class VariantError(ValueError):
 
 
 def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """``" (did you mean 'x'?)"`` for the known name closest to ``name``, or ``""``; a lower ``cutoff`` (0–1) guesses more."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    """``" (did you mean 'x'?)"`` for the known name closest to ``name``, or ``""``; a lower ``cutoff`` (0–1) guesses more.
+
+    Capitals count only between known names that differ in nothing else.
+    """
+    by_folded: dict[str, list[str]] = {}
+    for it in known:
+        by_folded.setdefault(it.casefold(), []).append(it)
+    close = difflib.get_close_matches(str(name).casefold(), by_folded, n=1, cutoff=cutoff)
+    if not close:
+        return ""
+    (best,) = difflib.get_close_matches(str(name), by_folded[close[0]], n=1, cutoff=0.0)
+    return f" (did you mean {best!r}?)"

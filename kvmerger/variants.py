@@ -6,39 +6,32 @@ A `VariantSpec` is plain data: it can be hashed, pickled, stored and compared wi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from kvmerger import variant_names
 from kvmerger.budget import (
-    BudgetSpec,
+    AskedBudget,
+    BytesLike,
+    BytesShare,
     KeptRatio,
     LikeVariant,
     SlotCount,
     kept_ratio_from_compression_ratio,
+    label_referred_to,
     parse_budget,
 )
-from kvmerger.merging.protected import threshold_label
+from kvmerger.form_names import NAMES as FORM_NAMES
+from kvmerger.form_names import is_form
 from kvmerger.names import VariantError, nearest
+from kvmerger.variant_names import WrittenName, read_name, spelling
 
-FULL = "full"
+FULL = variant_names.FULL
 NO_CONTEXT = "no_context"
 FULL_AA = "full_aa"
 REFERENCE_LABELS = (FULL, NO_CONTEXT, FULL_AA)
 """Rows every run has: the whole cache, the tail alone, and the whole cache once more in another row bucket."""
 
-ALIASES = {
-    "no_press": FULL,
-    "full_cache": FULL,
-    "baseline": FULL,
-    "none": FULL,
-    # What acts during decoding follows what compresses the prompt; by its own name it follows its own method.
-    "cam": "streaming_llm+cam",
-    "h2o_decode": "h2o+h2o_decode",
-    "streaming_llm_decode": "streaming_llm+streaming_llm_decode",
-    "tova_decode": "tova+tova_decode",
-}
-_KVPRESS_ADAKV = "adakv_"
-"""kvpress writes ``adakv_snapkv`` where parts are joined here: ``snapkv+adakv``."""
 _RATIO_HELP = (
     "a bare `ratio` is the fraction kept in some tools and the fraction removed in others; "
     "write `budget: 0.5` (fraction kept) or `compression_ratio: 0.5` (fraction removed)"
@@ -47,12 +40,15 @@ _RATIO_HELP = (
 
 @dataclass(frozen=True, slots=True)
 class VariantSpec:
-    """One policy at one budget. ``params`` are (name, value) pairs sorted by name; values are hashable."""
+    """One policy at one budget. ``params`` are (name, value) pairs sorted by name; values are hashable.
+
+    ``policy`` has all parts joined by ``+``, the form too: ``keydiff+keepkv+kivi4``. No budget: every slot is kept.
+    """
 
     label: str
     policy: str
     params: tuple[tuple[str, Any], ...] = ()
-    budget: BudgetSpec | None = None
+    budget: AskedBudget | None = None
 
     def canonical(self, others: Mapping[str, VariantSpec] | None = None) -> dict[str, Any]:
         """What the variant *is*, as JSON-able data without its label.
@@ -66,19 +62,23 @@ class VariantSpec:
                 budget = {"kept_ratio": ratio}
             case SlotCount(num_slots=num_slots):
                 budget = {"slots": num_slots}
-            case LikeVariant(label=label):
-                budget = {"like": others[label].canonical(others) if others and label in others else label}
+            case BytesShare(ratio=ratio):
+                budget = {"bytes": ratio}
+            case LikeVariant(label=label) | BytesLike(label=label):
+                like = {"like": others[label].canonical(others) if others and label in others else label}
+                budget = {"bytes": like} if isinstance(self.budget, BytesLike) else like
         return {"policy": self.policy, "params": dict(self.params), "budget": budget}
 
 
 def parse_policy_entry(entry: str | Mapping[str, Any]) -> list[VariantSpec]:
     """Read one entry of a sweep's ``policies`` list; a list of budgets gives one variant each.
 
-    ``"full"``, ``{name: snapkv, budget: 0.5, window_size: 32}``, ``{name: knorm, compression_ratio: [0.5, 0.65]}``,
+    ``"full"``, ``"snapkv@0.5+fp8"``, ``{name: snapkv, budget: 0.5, window_size: 32}``, ``{name: kivi4, group_size: 64}``,
+    ``{name: knorm+int4, compression_ratio: [0.5, 0.65]}``, ``{name: snapkv+int4, budget: {bytes: 0.2}}``,
     ``{name: my_package.my_module:MyPolicy, budget: {like: kvmerger@0.5}, label: mine}``.
 
     Raises:
-        VariantError: unknown shape, both kinds of budget, or a bare ``ratio``.
+        VariantError: unknown shape, both kinds of budget, a bare ``ratio``, or a form that there is not.
         BudgetError: a budget that cannot be read.
     """
     if isinstance(entry, str):
@@ -90,21 +90,29 @@ def parse_policy_entry(entry: str | Mapping[str, Any]) -> list[VariantSpec]:
     params = {key: _frozen(value) for key, value in entry.items() if key not in _RESERVED_KEYS}
     if "ratio" in params:
         raise VariantError(f"policy {entry['name']!r}: {_RATIO_HELP}")
-    name = _canonical_name(entry["name"])
-    budgets = _budgets(entry)
+    written = read_name(entry["name"])
+    budgets = _budgets(entry, written)
     # By name, not by label: `baseline` and its like have become `full` above.
-    if name in REFERENCE_LABELS:
+    if written.policy in REFERENCE_LABELS:
         if budgets or params:
             raise VariantError(
-                f"`{name}` is a reference row and takes no budget and no parameters, got {dict(entry)!r}"
+                f"`{written.policy}` is a reference row and takes no budget and no parameters, got {dict(entry)!r}"
             )
-        return [VariantSpec(name, name)]
-    if not budgets:
-        _refuse_misspelt(name, params)
-        raise VariantError(f"policy {name!r} needs a budget, such as `budget: 0.5`; got {dict(entry)!r}")
+        return [VariantSpec(written.policy, written.policy)]
     # Sorted: the order in which parameters were written is no part of what a variant is.
     pairs = tuple(sorted(params.items()))
-    return [VariantSpec(_label(entry, name, params, budget), name, pairs, budget) for budget in budgets]
+    if written.is_bare:
+        _refuse_budget(written, budgets)
+        return [VariantSpec(str(entry.get("label", written.label(params, None))), written.policy, pairs)]
+    if not budgets:
+        _refuse_misspelt(written.policy, params)
+        raise VariantError(
+            f"policy {written.policy!r} needs a budget, such as `budget: 0.5`; got {dict(entry)!r}"
+        )
+    return [
+        VariantSpec(_label(entry, written, params, budget), written.policy, pairs, budget)
+        for budget in budgets
+    ]
 
 
 def parse_policies(entries: Sequence[str | Mapping[str, Any]]) -> list[VariantSpec]:
@@ -121,6 +129,7 @@ def parse_policies(entries: Sequence[str | Mapping[str, Any]]) -> list[VariantSp
             raise VariantError(
                 f"two policies have the label {label!r}; give one of them its own with `label: …`"
             )
+    specs = _with_known_labels(specs)
     # After the labels are known to be unique: of two alike, this keeps the later one only.
     by_label = {spec.label: spec for spec in specs}
     for spec in specs:
@@ -143,21 +152,29 @@ def _refuse_misspelt(name: str, params: Mapping[str, Any]) -> None:
             )
 
 
-def _budgets(entry: Mapping[str, Any]) -> list[BudgetSpec]:
+def _refuse_budget(written: WrittenName, budgets: Sequence[AskedBudget]) -> None:
+    if budgets:
+        raise VariantError(
+            f"{written.policy!r} is a form alone: it keeps every slot and takes no budget, got {budgets[0]}; put a policy in "
+            f"front, such as snapkv@{budgets[0]}+{written.policy.removeprefix('full+')}"
+        )
+
+
+def _budgets(entry: Mapping[str, Any], written: WrittenName) -> list[AskedBudget]:
     if "budget" in entry and "compression_ratio" in entry:
         raise VariantError(
             f"policy {entry['name']!r} has both `budget` (kept) and `compression_ratio` (removed); keep one"
         )
+    if written.budget is not None:
+        for key in ("budget", "compression_ratio"):
+            if key in entry:
+                raise VariantError(
+                    f"policy {entry['name']!r} has a budget in its name and `{key}: {entry[key]}`; keep one"
+                )
+        return [written.budget]
     if "compression_ratio" in entry:
         return [kept_ratio_from_compression_ratio(value) for value in _as_list(entry["compression_ratio"])]
     return [parse_budget(value) for value in _as_list(entry.get("budget", []))]
-
-
-def _canonical_name(name: str) -> str:
-    """One spelling for what has several, so that the same computation has one identity."""
-    if name.startswith(_KVPRESS_ADAKV):
-        return f"{name.removeprefix(_KVPRESS_ADAKV)}+adakv"
-    return ALIASES.get(name, name)
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -170,26 +187,40 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(element) for element in value) if isinstance(value, list) else value
 
 
-def _label(entry: Mapping[str, Any], name: str, params: Mapping[str, Any], budget: BudgetSpec) -> str:
+def _label(
+    entry: Mapping[str, Any], written: WrittenName, params: Mapping[str, Any], budget: AskedBudget
+) -> str:
+    if "label" not in entry:
+        return written.label(params, budget)
     # One label for several budgets could not be unique: each budget is then appended to it.
-    if "label" in entry and not any(
-        isinstance(entry.get(key), list) for key in ("budget", "compression_ratio")
-    ):
-        return str(entry["label"])
-    own_name = entry["name"] if entry["name"] in ALIASES else name.rpartition(":")[2]
-    base = str(entry.get("label", own_name))
-    return f"{base}{threshold_label(name, params, budget) or f'@{budget}'}"
+    is_of_several = any(isinstance(entry.get(key), list) for key in ("budget", "compression_ratio"))
+    return f"{entry['label']}{written.budget_shown(params, budget) if is_of_several else ''}"
+
+
+def _with_known_labels(specs: Sequence[VariantSpec]) -> list[VariantSpec]:
+    """The specs, each with the label that its budget refers to as that variant spells it."""
+    labels = {FULL, *(spec.label for spec in specs)}
+    by_spelling = {spelling(label): label for label in labels}
+
+    def known(spec: VariantSpec) -> VariantSpec:
+        wanted = label_referred_to(spec.budget)
+        # As it is first: a label of the user's own may read like another spelling of a name.
+        if wanted is None or wanted in labels or spelling(wanted) not in by_spelling:
+            return spec
+        budget = BytesLike if isinstance(spec.budget, BytesLike) else LikeVariant
+        return replace(spec, budget=budget(by_spelling[spelling(wanted)]))
+
+    return [known(spec) for spec in specs]
 
 
 def _check_like(spec: VariantSpec, by_label: Mapping[str, VariantSpec]) -> None:
     """Raise `VariantError` unless ``like``, followed from variant to variant, ends at a budget or at the full cache."""
     followed = [spec.label]
-    while isinstance(spec.budget, LikeVariant):
-        wanted = spec.budget.label
+    while (wanted := label_referred_to(spec.budget)) is not None:
         if wanted == FULL:
             return
         if wanted not in by_label or wanted in REFERENCE_LABELS:
-            hint = _hint_for_like(spec.budget, by_label)
+            hint = _hint_for_like(spec, wanted, by_label)
             raise VariantError(
                 f"{spec.label!r} has a budget like {wanted!r}, which no policy is labelled{hint}"
             )
@@ -199,32 +230,41 @@ def _check_like(spec: VariantSpec, by_label: Mapping[str, VariantSpec]) -> None:
         spec = by_label[wanted]
 
 
-def _hint_for_like(budget: LikeVariant, by_label: Mapping[str, VariantSpec]) -> str:
+def _hint_for_like(spec: VariantSpec, wanted: str, by_label: Mapping[str, VariantSpec]) -> str:
     """The label that may be meant, and the entry that would give the wanted one."""
     # A label made of the wanted one resembles it most, and is what asks for it.
     others = [
         label
-        for label, spec in by_label.items()
-        if spec.budget != budget and label not in (FULL_AA, NO_CONTEXT)
+        for label, other in by_label.items()
+        if other.budget != spec.budget and label not in (FULL_AA, NO_CONTEXT)
     ]
-    name, has_budget, number = budget.label.rpartition("@")
-    entry = f"{{name: {name}, budget: {number}}}"
-    is_policy = bool(has_budget) and _is_budget(number) and _is_known(name)
-    add = f"; add {entry} to the policies, or name a label that is there" if is_policy else ""
-    return f"{nearest(budget.label, others)}{add}"
+    entry = _entry_of(wanted)
+    add = f"; add {entry} to the policies, or name a label that is there" if entry else ""
+    return f"{nearest(wanted, others)}{add}"
 
 
-def _is_budget(text: str) -> bool:
-    """Whether a label's text after the @ is that of a fraction or of slots."""
+def _entry_of(label: str) -> str:
+    """The entry that gives a variant of this label, as YAML; "" where there is none."""
     try:
-        return str(parse_budget(float(text) if "." in text else int(text))) == text
+        written = read_name(label)
     except ValueError:
-        return False
+        return ""
+    if not _is_known(written):
+        return ""
+    match written.budget:
+        case None:
+            return label if written.is_bare else ""
+        case KeptRatio() | SlotCount():
+            return f"{{name: {written.policy}, budget: {written.budget}}}"
+        case BytesShare(ratio=ratio):
+            return f"{{name: {written.policy}, budget: {{bytes: {ratio}}}}}"
+    return ""
 
 
-def _is_known(name: str) -> bool:
+def _is_known(written: WrittenName) -> bool:
     # Brings torch into a module that does without: only an error that ends the sweep may come by here.
     from kvmerger.policies import registry
 
-    first, *wrappers = _canonical_name(name).split("+")
-    return first in registry.names() and set(wrappers) <= set(registry.wrapper_names())
+    first, *wrappers = written.policy.split("+")
+    is_first_known = first in {FULL, *registry.names()} or is_form(first, is_first=True)
+    return is_first_known and set(wrappers) <= {*registry.wrapper_names(), *FORM_NAMES}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kvmerger.budget import BudgetSpec, KeptRatio
+from kvmerger.budget import AskedBudget, KeptRatio
 
 
 class ProtectedRatios(NamedTuple):
@@ -35,7 +35,7 @@ def protected_ratios(kept_ratio: float) -> ProtectedRatios:
     )
 
 
-def threshold_label(policy: str, params: Mapping[str, Any], budget: BudgetSpec) -> str | None:
+def threshold_label(policy: str, params: Mapping[str, Any], budget: AskedBudget) -> str | None:
     """What follows a variant's name where a cosine threshold decides what is kept, as ``[0.17+0.12]``: recent + heavy.
 
     None where the budget decides. Such a row must not be named by its budget, which only picks the protected fractions.
