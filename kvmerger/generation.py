@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+PLAIN_FORM = "plain"
+"""Keys and values in the model's dtype, as the prefill made them."""
+TAIL_FORM = PLAIN_FORM
+"""What a question's tail and the answer are stored as behind a prefix of any form."""
+
 
 class InvalidPromptError(ValueError):
     """A prompt the engine cannot run."""
@@ -101,7 +106,7 @@ class Generation:
         answer_nll: mean per token of the first gold answer, nats; None without one.
         slots_LH: slots kept per layer and KV head, the tail not counted.
         asked_slots: slots the budget allowed over all layers and heads; None where there is no budget.
-        kv_bytes, full_kv_bytes: distinct storages of this variant's prefix, and of the full one.
+        kv_bytes, full_kv_bytes: distinct storages of this variant's prefix, and of the full one, positions included.
         tail_bytes: K/V of the tail at its longest; under a decode rule, all that is held beyond the prefix.
         peak_bytes: the device's peak while this variant ran alone; None unless isolated on CUDA.
         seconds: by phase; names ending in ``_shared_s`` are the whole batch's, the same in every row of it. One after the
@@ -110,6 +115,10 @@ class Generation:
             ``record_graph`` and ``decode_rules``. Where several prompts decoded together, ``decode`` is each one's equal part
             of those steps (``num_prompts_together`` in `counters`).
         trace: this variant's own memory from prefill to its last token.
+        form: what the prefix is stored as, with the parameters that are not the form's own defaults.
+        bits_k, bits_v: mean bits of a stored number of keys and values, scales not counted.
+        position_bytes, full_position_bytes: the part of `kv_bytes` and `full_kv_bytes` that is positions.
+        read_bytes, full_read_bytes: what attention reads of the prefix at each answering step; both 0 where not counted.
     """
 
     label: str
@@ -130,6 +139,13 @@ class Generation:
     counters: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     trace: tuple[MemoryPoint, ...] = ()
+    form: str = PLAIN_FORM
+    bits_k: float = 16.0
+    bits_v: float = 16.0
+    position_bytes: int = 0
+    full_position_bytes: int = 0
+    read_bytes: int = 0
+    full_read_bytes: int = 0
 
     @property
     def is_degenerate(self) -> bool:

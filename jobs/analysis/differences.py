@@ -18,6 +18,7 @@ from evaluators.statistics.noise_floor import NoiseFloor, floor_of, noise_floor
 from evaluators.statistics.noninferiority import too_few_reason
 from evaluators.statistics.paired_tests import ALPHA, PairedTest, holm, paired_test
 from jobs.analysis.pairing import METRICS, ComparedMetric, Pairs, pair, summed
+from jobs.analysis.storage import Storage, mean_storage
 from jobs.analysis.variant_summary import NllScale
 from jobs.results.grouping import Setting, grouped, setting_of, task_of
 from jobs.results.schema import Row
@@ -53,7 +54,8 @@ class Difference:
     as are the means and p-values, where there is no pair; `dropped` says why. `adjusted_p` is Holm's over `family_size`
     tests: all comparisons x tasks of one metric in one setting, the means over tasks being a family of their own.
     `floor` is the A/A noise, None where it is not known. The bytes are measured KV bytes, means over the pairs (over
-    tasks: of the tasks' means). `reason` says why a verdict is inconclusive, and is empty otherwise.
+    tasks: of the tasks' means); the storages are of the same rows. `reason` says why a verdict is inconclusive, and is empty
+    otherwise.
     """
 
     setting: Setting
@@ -68,6 +70,8 @@ class Difference:
     reference_mean: float | None
     policy_bytes: float | None
     reference_bytes: float | None
+    policy_storage: Storage
+    reference_storage: Storage
     paired: PairedDifference | None
     is_binary: bool
     p_value: float | None
@@ -176,6 +180,8 @@ def _measured(setting: Setting, metric: ComparedMetric, it: TaskComparison) -> D
         reference_mean=statistics.fmean(pairs.reference) if paired else None,
         policy_bytes=pairs.policy_bytes,
         reference_bytes=pairs.reference_bytes,
+        policy_storage=pairs.policy_storage,
+        reference_storage=pairs.reference_storage,
         paired=paired,
         is_binary=pairs.is_binary,
         p_value=test.p_value if test else None,
@@ -212,6 +218,8 @@ def _measured_macro(
         reference_mean=_mean(statistics.fmean(it.pairs.reference) for it in usable),
         policy_bytes=_mean(it.pairs.policy_bytes for it in usable),
         reference_bytes=_mean(it.pairs.reference_bytes for it in usable),
+        policy_storage=mean_storage([it.pairs.policy_storage for it in usable]),
+        reference_storage=mean_storage([it.pairs.reference_storage for it in usable]),
         paired=macro_difference(tasks),
         is_binary=all(it.pairs.is_binary for it in usable),
         p_value=test.p_value,

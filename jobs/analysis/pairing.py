@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from evaluators.statistics.macro_average import TaskPairs
 from evaluators.statistics.paired_tests import is_binary
+from jobs.analysis.storage import Storage, storage_of
 from jobs.results.schema import DONE_STATUSES, Row
 
 
@@ -40,7 +41,8 @@ METRICS = (SCORE, ANSWER_NLL)
 class Pairs:
     """Values of a policy and of its reference on the items both have, in the same order, with each item's context.
 
-    `dropped` counts the items left out by reason. The bytes are means of `kv_bytes` over the pairs, None if not known.
+    `dropped` counts the items left out by reason. The bytes are means of `kv_bytes` over the pairs, None if not known, and
+    the storages are those of the pairs.
     """
 
     item_ids: tuple[str, ...]
@@ -50,6 +52,8 @@ class Pairs:
     dropped: Mapping[str, int]
     policy_bytes: float | None
     reference_bytes: float | None
+    policy_storage: Storage
+    reference_storage: Storage
 
     @property
     def is_binary(self) -> bool:
@@ -88,6 +92,8 @@ def pair(
         dropped=dict(dropped),
         policy_bytes=mean_bytes(policy[item] for item in kept),
         reference_bytes=mean_bytes(reference[item] for item in kept),
+        policy_storage=storage_of([policy[item] for item in kept]),
+        reference_storage=storage_of([reference[item] for item in kept]),
     )
 
 

@@ -6,6 +6,7 @@ settings that lie in the same folder are counted, not mixed in.
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 from evaluators.statistics.intervals import Interval
 from evaluators.statistics.macro_average import TaskPairs, macro_difference
+from jobs.analysis.storage import Storage, mean_storage
 from jobs.analysis.variant_summary import (
     NllScale,
     VariantSummary,
@@ -57,6 +59,7 @@ class MacroMean:
     score: float | None
     kept_ratio: float | None
     kv_bytes: float | None
+    storage: Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,7 @@ def _macro_mean(label: str, tasks: Sequence[TaskSummary]) -> MacroMean:
         score=mean(lambda it: mean_of(it.score)),
         kept_ratio=mean(lambda it: it.kept_ratio),
         kv_bytes=mean(lambda it: it.kv_bytes),
+        storage=mean_storage([it.storage for it in found] if is_whole else []),
     )
 
 
@@ -200,9 +204,32 @@ def _task_pairs(rows: Sequence[Row], column: str) -> TaskPairs:
 
 
 def series_name(variant: VariantSummary) -> str:
-    """The variant's name without its budget, or without the set-up that led to what it kept."""
+    """The variant's name without its budget, or without the set-up that led to what it kept; a form stays in it."""
     label = variant.label.partition("[")[0] if is_named_by_outcome(variant) else variant.label
-    return label.partition("@")[0].partition(" (")[0]
+    budget = _budget_in_label(variant.budget_asked)
+    # A budget may be "like:snapkv@0.5+fp8", signs and all, so its own text is looked for before any sign is.
+    if budget and f"@{budget}" in label:
+        return label.replace(f"@{budget}", "", 1)
+    # A label of the user's own spells the budget as it likes, or has none.
+    name, _, rest = label.partition("@")
+    _, plus, form = rest.partition("+")
+    return f"{name.partition(' (')[0]}{plus}{form}"
+
+
+def _budget_in_label(asked: str | None) -> str:
+    """How labels spell the budget that a row holds as JSON; "" for none, and for one that refers to a spelt-out variant."""
+    match json.loads(asked or "null"):
+        case {"kept_ratio": float(ratio)} | {"kept_ratio": int(ratio)}:
+            return repr(float(ratio))
+        case {"slots": int(num_slots)}:
+            return str(num_slots)
+        case {"like": str(label)}:
+            return f"like:{label}"
+        case {"bytes": {"like": str(label)}}:
+            return f"bytes:like:{label}"
+        case {"bytes": float(ratio)}:
+            return f"bytes:{ratio!r}"
+    return ""
 
 
 def policies_of(task: TaskSummary) -> list[VariantSummary]:

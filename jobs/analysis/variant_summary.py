@@ -15,6 +15,7 @@ from typing import Protocol
 from evaluators import scoring
 from evaluators.statistics.intervals import Interval, mean_interval, paired_difference, proportion_interval
 from evaluators.statistics.skewed import skewed_mean_interval
+from jobs.analysis.storage import Storage, storage_of
 from jobs.results.schema import DONE_STATUSES, Row
 from kvmerger.variants import FULL, NO_CONTEXT
 
@@ -27,7 +28,8 @@ class VariantSummary:
 
     `answer_nll` is nats per token of the first gold answer, `kl` nats per token of the full row's own answer; lower
     is better in both. `nll_recovered` is 0 (as without the context) to 1 (as with the full cache). `num_right` is
-    set where every score of the task is 0 or 1. `kept_ratio` is measured slots over full slots. `corpus_score` is the
+    set where every score of the task is 0 or 1. `kept_ratio` is measured slots over full slots, `kv_bytes` all storages of
+    the prefix, positions included; `storage` is what they hold. `corpus_score` is the
     published number, 0 to 1, where that is no mean over items; `unscored_reason` is told where no row has a score.
     `params` and `budget_asked` are the rows' JSON.
     """
@@ -44,6 +46,7 @@ class VariantSummary:
     num_right: int | None
     kept_ratio: float | None
     kv_bytes: float | None
+    storage: Storage
     num_degenerate: int
     degenerate_reason: str | None
     corpus_score: float | None = None
@@ -135,6 +138,7 @@ def summarize_variant(label: str, rows: Sequence[Row], scale: NllScale, is_binar
         num_right=round(sum(scores)) if scores and is_binary else None,
         kept_ratio=_mean(finished, "kept_ratio"),
         kv_bytes=_mean(finished, "kv_bytes"),
+        storage=storage_of(finished),
         num_degenerate=len(reasons),
         degenerate_reason=reasons[0] if reasons else None,
         corpus_score=_corpus_score(finished),

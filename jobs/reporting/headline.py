@@ -92,38 +92,40 @@ def _left_out(tasks: Sequence[TaskSummary]) -> str:
 def _range_of_recovered(means: Sequence[MacroMean]) -> str:
     """From which to which share of the context's worth the policies keep over all tasks; "" where a task lacks it."""
     known = [
-        (it.nll_recovered, shown_label(it), it.kept_ratio)
+        (it.nll_recovered, shown_label(it), it.storage.held_share)
         for it in means
-        if it.label not in REFERENCE_LABELS and it.nll_recovered is not None and it.kept_ratio is not None
+        if it.label not in REFERENCE_LABELS
+        and it.nll_recovered is not None
+        and it.storage.held_share is not None
     ]
     if not known:
         return ""
     (low, lowest, _), (high, highest, _) = min(known), max(known)
     return (
-        f"On the mean of all tasks, with {_range_of_kept([it[2] for it in known])} of the cache kept, from {percent(low, 0)} "
+        f"On the mean of all tasks, with {_range([it[2] for it in known])} of the cache's bytes held, from {percent(low, 0)} "
         f"({lowest}) to {percent(high, 0)} ({highest}) of what the context is worth to the right answer is left."
     )
 
 
-def _range_of_kept(ratios: Sequence[float]) -> str:
+def _range(ratios: Sequence[float]) -> str:
     least, most = percent(min(ratios), 0), percent(max(ratios), 0)
     return least if least == most else f"{least} to {most}"
 
 
 def _range_of_nll(tasks: Sequence[TaskSummary]) -> str:
-    """From which to which NLL the policies reach on the first task that has one, and with how much kept."""
+    """From which to which NLL the policies reach on the first task that has one, and with how many bytes."""
     for task in tasks:
         full = next((it.answer_nll for it in task.variants if it.label == FULL), None)
-        known = [it for it in policies_of(task) if it.answer_nll and it.kept_ratio is not None]
+        known = [it for it in policies_of(task) if it.answer_nll and it.storage.held_share is not None]
         if full is None or not known:
             continue
         by_nll = sorted(known, key=lambda it: it.answer_nll.mean if it.answer_nll else 0.0)
-        kept = _range_of_kept([it.kept_ratio or 0.0 for it in known])
+        held = _range([it.storage.held_share or 0.0 for it in known])
         first, last = by_nll[0], by_nll[-1]
         assert first.answer_nll is not None and last.answer_nll is not None
         return (
-            f"On {task.task} the right answer costs {full.mean:.3f} nats a token with the full cache and, with {kept} "
-            f"of it kept, from {first.answer_nll.mean:.3f} ({shown_label(first)}) to {last.answer_nll.mean:.3f} "
+            f"On {task.task} the right answer costs {full.mean:.3f} nats a token with the full cache and, with {held} "
+            f"of its bytes held, from {first.answer_nll.mean:.3f} ({shown_label(first)}) to {last.answer_nll.mean:.3f} "
             f"({shown_label(last)})."
         )
     return ""

@@ -14,7 +14,8 @@ from evaluators.statistics.intervals import MIN_CLUSTERS, Interval
 from jobs.analysis.differences import NO_SCALE
 from jobs.analysis.pairing import ComparedMetric
 from jobs.analysis.published_beside import FigureBeside
-from jobs.analysis.summary import MacroMean, ResultSummary, TaskSummary
+from jobs.analysis.storage import Storage
+from jobs.analysis.summary import ResultSummary, TaskSummary
 from jobs.analysis.variant_summary import Kept, VariantSummary, is_named_by_outcome
 from jobs.results.grouping import Setting
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
@@ -34,13 +35,13 @@ _KEPT_CONTROLS = "\n\t"
 
 
 class Shown(NamedTuple):
-    """A number as text, and its 95 % interval, or what stands instead of one (`instead_of_ends`)."""
+    """A number as text, and what stands under it: its 95 % interval, what is told instead of one, or of a share its bytes."""
 
     mean: str
     ends: str = ""
 
     def on_one_line(self) -> str:
-        """The mean with its interval in brackets."""
+        """The mean, and in brackets what stands under it."""
         return f"{self.mean} [{self.ends}]" if self.ends else self.mean
 
 
@@ -84,6 +85,18 @@ def human_bytes(num_bytes: float | None) -> str:
             return f"{num_bytes:.1f} {unit}" if unit != "B" else f"{num_bytes:.0f} B"
         num_bytes /= _BYTES_PER_UNIT
     return f"{num_bytes:.1f} TiB"
+
+
+def shown_held(storage: Storage) -> Shown:
+    """Bytes held as a share of the full cache's, and how many they are."""
+    num_bytes = "" if storage.held_bytes is None else human_bytes(storage.held_bytes)
+    return Shown(percent(storage.held_share), num_bytes)
+
+
+def shown_bits(storage: Storage) -> str:
+    """Bits of a stored number: "4", or "8/4" where keys and values differ."""
+    bits = list(dict.fromkeys(plain(it, "{:.3g}") for it in (storage.bits_k, storage.bits_v)))
+    return "/".join(bits)
 
 
 def shown_interval(
@@ -143,44 +156,6 @@ def shown_score(variant: VariantSummary) -> Shown:
     # The mean is told as a count, from which a reader gets it without rounding; the ends cannot be.
     ends = shown_interval(interval, "{:.0%}", highest=1.0).ends
     return Shown(f"{variant.num_right} of {interval.num_items}", ends)
-
-
-class Cells(NamedTuple):
-    """A variant's line in a table: on a task, or over tasks, where no number has an interval."""
-
-    answer_nll: Shown
-    recovered: Shown
-    kl: Shown
-    top1: Shown
-    score: Shown
-    kept: Shown
-    kv_bytes: Shown
-
-
-def task_cells(variant: VariantSummary) -> Cells:
-    """A variant's numbers on one task."""
-    return Cells(
-        answer_nll=shown_interval(variant.answer_nll),
-        recovered=Shown(plain(variant.nll_recovered)),
-        kl=shown_interval(variant.kl),
-        top1=shown_interval(variant.top1_agreement, "{:.2f}", highest=1.0),
-        score=shown_score(variant),
-        kept=Shown(percent(variant.kept_ratio)),
-        kv_bytes=Shown(human_bytes(variant.kv_bytes)),
-    )
-
-
-def mean_cells(mean: MacroMean) -> Cells:
-    """A variant's means over the tasks."""
-    return Cells(
-        answer_nll=Shown(plain(mean.answer_nll, "{:.3f}")),
-        recovered=Shown(plain(mean.nll_recovered)),
-        kl=Shown(plain(mean.kl, "{:.3f}")),
-        top1=Shown(plain(mean.top1_agreement)),
-        score=Shown(plain(None if mean.score is None else _PERCENT * mean.score, "{:.1f}")),
-        kept=Shown(percent(mean.kept_ratio)),
-        kv_bytes=Shown(human_bytes(mean.kv_bytes)),
-    )
 
 
 def shown_count(variant: VariantSummary) -> str:

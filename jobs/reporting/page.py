@@ -26,6 +26,18 @@ from jobs.analysis.summary import (
     series_names,
 )
 from jobs.analysis.worst_items import PolicyLosses, worst_items
+from jobs.reporting.cells import (
+    BITS,
+    BYTES,
+    POSITIONS,
+    READ,
+    SLOTS,
+    mean_cells,
+    silent_columns,
+    stored_otherwise,
+    task_cells,
+    told,
+)
 from jobs.reporting.facts import run_facts
 from jobs.reporting.figures import depth_map, memory_trace, quality, quality_panel
 from jobs.reporting.figures.difference_map import DifferenceMap, difference_maps
@@ -35,7 +47,6 @@ from jobs.reporting.notation import (
     TOO_FEW,
     counted,
     human_bytes,
-    mean_cells,
     percent,
     plain,
     setting_in_words,
@@ -48,7 +59,6 @@ from jobs.reporting.notation import (
     shown_name,
     shown_task,
     signed,
-    task_cells,
     visible,
     where_rows_went,
     why_no_scale,
@@ -215,6 +225,7 @@ def _environment() -> jinja2.Environment:
         counted=counted,
         human_bytes=human_bytes,
         mean_cells=mean_cells,
+        memory_columns=(BYTES, SLOTS, BITS, READ, POSITIONS),
         min_bootstrap_clusters=MIN_BOOTSTRAP_CLUSTERS,
         min_skewed_clusters=MIN_SKEWED_CLUSTERS,
         min_clusters=MIN_CLUSTERS,
@@ -229,7 +240,10 @@ def _environment() -> jinja2.Environment:
         shown_name=shown_name,
         shown_task=shown_task,
         signed=signed,
+        silent_columns=silent_columns,
+        stored_otherwise=stored_otherwise,
         task_cells=task_cells,
+        told=told,
         too_few=TOO_FEW,
         where_rows_went=where_rows_went,
         why_no_scale=why_no_scale,

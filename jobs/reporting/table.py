@@ -12,16 +12,18 @@ from rich.text import Text
 from evaluators.statistics.skewed import TOO_FEW_CONTEXTS
 from jobs.analysis.summary import MacroMean, TaskSummary
 from jobs.analysis.variant_summary import VariantSummary
-from jobs.reporting.notation import (
-    NO_SPREAD,
-    TO,
-    Shown,
+from jobs.reporting.cells import (
+    BITS,
+    BYTES,
+    POSITIONS,
+    READ,
+    SLOTS,
+    Cells,
     mean_cells,
-    setting_in_words,
-    shown_count,
-    shown_name,
+    silent_columns,
     task_cells,
 )
+from jobs.reporting.notation import NO_SPREAD, TO, Shown, setting_in_words, shown_count, shown_name
 from jobs.results.grouping import Setting
 from kvmerger.variants import REFERENCE_LABELS
 
@@ -29,16 +31,10 @@ WIDE_COLUMNS = 150
 """From this width on an interval stands beside its mean, below it on a line of its own."""
 _ROOMY_COLUMNS = 100
 _COUNT = "n"
-_HEADS = (
-    "answer NLL",
-    "recov.",
-    "KL (nats)",
-    "top-1",
-    "score",
-    "kept",
-    "KV bytes",
-)  # of `Cells`, in its order
+# Of `Cells`, in its order.
+_HEADS = ("answer NLL", "recov.", "KL (nats)", "top-1", "score", BYTES, SLOTS, BITS, READ, POSITIONS)
 _HIDDEN_IF_NARROW = (_COUNT, "top-1")
+_HIDDEN = frozenset({POSITIONS})  # the page has room for them
 
 
 def task_table(task: TaskSummary, width: int) -> Table:
@@ -47,16 +43,14 @@ def task_table(task: TaskSummary, width: int) -> Table:
     On a narrow one intervals go on a line of their own; on a very narrow one n and top-1 are left out, since numbers are
     hard to read once their cells fold.
     """
-    is_wide, hidden = width >= WIDE_COLUMNS, _HIDDEN_IF_NARROW if width < _ROOMY_COLUMNS else ()
+    is_wide, narrow = width >= WIDE_COLUMNS, _HIDDEN_IF_NARROW if width < _ROOMY_COLUMNS else ()
+    hidden = silent_columns(task.variants).union(_HIDDEN, narrow)
     heads = [head for head in (_COUNT, *_HEADS) if head not in hidden]
     table = _empty_table(task.task, task.setting, heads)
     last_reference = [it.label for it in task.variants if it.label in REFERENCE_LABELS][-1:]
     for variant in task.variants:
-        numbers = (_cell(shown, is_wide) for shown in task_cells(variant))
-        cells: dict[str, Text | str] = {
-            _COUNT: shown_count(variant),
-            **dict(zip(_HEADS, numbers, strict=True)),
-        }
+        numbers = {head: _cell(shown, is_wide) for head, shown in _by_head(task_cells(variant)).items()}
+        cells: dict[str, Text | str] = {_COUNT: shown_count(variant), **numbers}
         is_last_reference = [variant.label] == last_reference
         table.add_row(_name_cell(variant), *(cells[head] for head in heads), end_section=is_last_reference)
     return table
@@ -64,12 +58,19 @@ def task_table(task: TaskSummary, width: int) -> Table:
 
 def overall_table(setting: Setting, means: Sequence[MacroMean], num_tasks: int) -> Table:
     """Means over tasks, each task weighing the same."""
-    table = _empty_table(f"all {num_tasks} tasks, mean of the tasks' means", setting, _HEADS)
+    hidden = silent_columns(means) | _HIDDEN
+    heads = [head for head in _HEADS if head not in hidden]
+    table = _empty_table(f"all {num_tasks} tasks, mean of the tasks' means", setting, heads)
     last_reference = [it.label for it in means if it.label in REFERENCE_LABELS][-1:]
     for mean in means:
-        cells = (shown.mean for shown in mean_cells(mean))
-        table.add_row(Text(shown_name(mean)), *cells, end_section=[mean.label] == last_reference)
+        cells = _by_head(mean_cells(mean))
+        shown = (cells[head].mean for head in heads)
+        table.add_row(Text(shown_name(mean)), *shown, end_section=[mean.label] == last_reference)
     return table
+
+
+def _by_head(cells: Cells) -> dict[str, Shown]:
+    return dict(zip(_HEADS, cells, strict=True))
 
 
 def titled_table(title: str, where: str) -> Table:

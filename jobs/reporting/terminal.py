@@ -15,6 +15,7 @@ from rich.text import Text
 from evaluators.statistics.skewed import MIN_SKEWED_CLUSTERS, TOO_FEW_CONTEXTS
 from jobs.analysis.published_beside import PublishedBeside, published_beside
 from jobs.analysis.summary import ResultSummary, TaskSummary
+from jobs.reporting.cells import memory_legend, stored_otherwise
 from jobs.reporting.notation import (
     TOO_FEW,
     UNKNOWN,
@@ -37,9 +38,9 @@ _LOG_COLUMNS = 100
 _MESSAGE_CHARS = 300
 _LEGEND = (
     "NLL: nats per token of the gold answer; recov.: of what the context is worth to that NLL, the share that is left (0: "
-    "as without it, 1: as with the full cache); KL and top-1: against the full cache, along its own answer; kept: measured "
-    f"slots; 95 % intervals, none where all values are equal or, of KL, {TOO_FEW_CONTEXTS}"
+    "as without it, 1: as with the full cache); KL and top-1: against the full cache, along its own answer; "
 )
+_NO_INTERVAL = f"95 % intervals, none where all values are equal or, of KL, {TOO_FEW_CONTEXTS}"
 _CORPUS_SCORE = (
     "the score above is a mean over items; the published number, from corpus means of its parts, is"
 )
@@ -57,14 +58,23 @@ def render(summary: ResultSummary, width: int) -> RenderableType:
         for beside in published_beside(summary, setting):
             parts += [*render_published(beside, width), Text()]
     # `Text` throughout: labels and messages hold square brackets, which rich would take for its markup.
-    legend = [Text(_LEGEND, style="dim"), Text()] if parts else []
-    return Group(*parts, *legend, *_failure_lines(summary), *_sum_lines(summary))
+    return Group(*parts, *_legend(summary), *_failure_lines(summary), *_sum_lines(summary))
 
 
 def report_console(width: int | None = None) -> Console:
     """Standard output, `width` columns wide; by default as wide as the terminal, and 100 for a file or a pipe."""
     # Without a terminal rich would take 80 columns, or COLUMNS of a shell that is long gone, and fold the tables.
     return Console(width=width or (None if sys.stdout.isatty() else _LOG_COLUMNS))
+
+
+def _legend(summary: ResultSummary) -> Iterator[Text]:
+    variants = [it for task in summary.tasks for it in task.variants]
+    if not variants:
+        return
+    yield Text(f"{_LEGEND}{memory_legend(variants)}; {_NO_INTERVAL}", style="dim")
+    if stored := stored_otherwise(variants):
+        yield Text(stored, style="dim")
+    yield Text()
 
 
 def _notes(task: TaskSummary) -> Iterator[Text]:

@@ -18,6 +18,7 @@ from evaluators.item import BenchmarkItem
 from jobs.planning.identity import prompt_digest
 from jobs.planning.work import ModelFacts, PlannedItem, RowKey, WorkUnit
 from jobs.results.schema import FAILED, OK, RESULT_SCHEMA, TRUNCATED, Row
+from jobs.results.stored_bytes import storage_columns
 from kvmerger.generation import Generation, VariantFailure
 from kvmerger.variants import VariantSpec
 
@@ -229,9 +230,7 @@ def _measured(outcome: Generation, planned: PlannedItem) -> Row:
         "stop_reason": outcome.stop_reason,
         "slots": [list(heads) for heads in outcome.slots_LH],
         "kept_ratio": kept_slots / full_slots if full_slots else None,
-        "kv_bytes": outcome.kv_bytes,
-        "full_kv_bytes": outcome.full_kv_bytes,
-        "tail_bytes": outcome.tail_bytes,
+        **storage_columns(outcome),
         **_or_reason("peak_bytes", outcome.peak_bytes, "peak_bytes_reason", _NO_PEAK_REASON),
         "is_degenerate": outcome.is_degenerate,
         "degenerate_reason": outcome.degenerate_reason,

@@ -2,8 +2,9 @@
 
 import json
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from jobs.results.schema import OK, RESULT_SCHEMA, Row
 
@@ -45,6 +46,7 @@ def make_sweep_rows(
             model="model",
             kept_ratio=ratio,
             kv_bytes=int(ratio * FULL_BYTES),
+            full_kv_bytes=FULL_BYTES,
             **_measured(rng, nll, ratio),
             **_asked(rng, index),
         )
@@ -78,3 +80,43 @@ def _asked(rng: random.Random, index: int) -> Row:
         "context_tokens": 4000 + index,
         "versions": "{}",
     }
+
+
+class FakeForm(NamedTuple):
+    """A form: its name, bits of keys and values, its bytes over the plain form's, and the part that a step reads."""
+
+    name: str
+    bits_k: float
+    bits_v: float
+    bytes_ratio: float
+    read_ratio: float = 1.0
+
+
+PLAIN = FakeForm("plain", 16.0, 16.0, 1.0)
+INT4 = FakeForm("int4", 4.0, 4.0, 72 / 256)  # of heads of 64 numbers, with a scale and an offset a slot
+KIVI2 = FakeForm("kivi2", 2.0, 2.0, 48 / 256)
+K8V4 = FakeForm("k8v4", 8.0, 4.0, 104 / 256)
+FULL_POSITION_BYTES = FULL_BYTES // 64  # 4 bytes beside the 256 of a slot
+
+
+def with_forms(rows: Iterable[Row], forms: Mapping[str, FakeForm] = MappingProxyType({})) -> list[Row]:
+    """Rows of `make_sweep_rows` as an engine gives them that knows forms: by label, all others plain; positions told."""
+    stored = []
+    for row in rows:
+        form = forms.get(row["variant"], PLAIN)
+        held = int(row["kept_ratio"] * FULL_BYTES * form.bytes_ratio)
+        positions = int(row["kept_ratio"] * FULL_POSITION_BYTES)
+        columns = {
+            "form": form.name,
+            "tail_form": "plain",
+            "bits_k": form.bits_k,
+            "bits_v": form.bits_v,
+            "kv_bytes": held + positions,
+            "full_kv_bytes": FULL_BYTES + FULL_POSITION_BYTES,
+            "position_bytes": positions,
+            "full_position_bytes": FULL_POSITION_BYTES,
+            "read_bytes": int(held * form.read_ratio),
+            "full_read_bytes": FULL_BYTES,
+        }
+        stored.append(row | columns)
+    return stored

@@ -1,6 +1,6 @@
-"""Quality against measured memory: a line per policy over its budgets, the reference rows across.
+"""Quality against the bytes held: a line per policy over its budgets, the reference rows across.
 
-Policies that all have one budget would lie on each other there: they get a row each, by name, with the measured slots.
+Policies that all hold about the same would lie on each other there: they get a row each, by name, with the measured share.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ _NAMED_REFERENCES = {FULL: "full cache", NO_CONTEXT: "no context"}  # the A/A li
 # Policies at one budget would hide each other's whiskers; together they are moved by no more than the second number.
 _DODGE_PERCENT, _MOST_DODGED_PERCENT = 0.9, 6.0
 _WIDE_PERCENT = 50.0  # from here on the axis ends at the full cache
+_SAME_BYTES_PERCENT = 10.0  # of the full cache: whiskers of policies that are no further apart hide each other
 _NAME_SHARE = 0.44  # of the panel's width, for "expected_attention (49.9 %)"
 _ROW_INCHES, _FRAME_INCHES = 0.24, 0.75
 
 
 def draw(panel: QualityPanel, styles: Mapping[str, SeriesStyle], name: str) -> Markup:
-    """The panel as SVG; policies that all have one point stand under each other, by name."""
-    if len(panel.lines) > 1 and all(len(points) == 1 for points in panel.lines.values()):
+    """The panel as SVG; policies that all have one point, of about the same bytes, stand under each other, by name."""
+    if len(panel.lines) > 1 and _is_at_one_budget(panel):
         return draw_dots(panel, styles, name)
     with look():
         figure, axes = new_panel()
@@ -37,6 +38,11 @@ def draw(panel: QualityPanel, styles: Mapping[str, SeriesStyle], name: str) -> M
         _set_axes(axes, panel)
         title = f"{panel.measure} against memory, {panel.title}"
         return to_svg(figure, name, title, panel.description)
+
+
+def _is_at_one_budget(panel: QualityPanel) -> bool:
+    held = [point.held_percent for points in panel.lines.values() for point in points]
+    return len(held) == len(panel.lines) and max(held) - min(held) <= _SAME_BYTES_PERCENT
 
 
 def _draw_references(axes: Axes, panel: QualityPanel) -> None:
@@ -66,7 +72,7 @@ def _name_reference(axes: Axes, panel: QualityPanel, label: str) -> None:
 
 
 def _draw_line(axes: Axes, points: Sequence[Point], style: SeriesStyle, shift: float) -> None:
-    x = [point.kept_percent + shift for point in points]
+    x = [point.held_percent + shift for point in points]
     axes.plot(
         x,
         [point.mean for point in points],
@@ -81,9 +87,10 @@ def _draw_line(axes: Axes, points: Sequence[Point], style: SeriesStyle, shift: f
 
 
 def _set_axes(axes: Axes, panel: QualityPanel) -> None:
-    most = max(point.kept_percent for line in panel.lines.values() for point in line)
-    axes.set_xlim(0, 101 if most > _WIDE_PERCENT else most * 1.2 + 1)
-    axes.set_xlabel("slots kept, measured (% of the full cache)")
+    most = max(point.held_percent for line in panel.lines.values() for point in line)
+    # Beyond the full cache lies a form whose parts are larger than what they stand for.
+    axes.set_xlim(0, max(101.0, most * 1.02) if most > _WIDE_PERCENT else most * 1.2 + 1)
+    axes.set_xlabel("bytes of K/V held, measured (% of the full cache)")
     axes.set_ylabel(panel.measure)
     if panel.measure in HIGHEST:
         highest = HIGHEST[panel.measure]
@@ -111,7 +118,7 @@ def draw_dots(panel: QualityPanel, styles: Mapping[str, SeriesStyle], name: str)
             _draw_point(axes, points[series], place, styles[series])
         axes.set_yticks(
             range(len(ordered)),
-            [f"{it} ({points[it].kept_percent:.1f} %)" for it in ordered],
+            [f"{it} ({points[it].held_percent:.1f} %)" for it in ordered],
             fontsize="small",
         )
         axes.set_ylim(-0.7, len(ordered) - 0.3)

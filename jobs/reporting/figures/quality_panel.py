@@ -18,13 +18,25 @@ REFERENCE_DASHES: dict[str, str | tuple[int, tuple[int, ...]]] = {FULL: "-", FUL
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One variant: measured slots in percent of the full cache, mean and 95 % interval in the panel's unit."""
+    """One variant: mean and 95 % interval in the panel's unit.
+
+    Bytes held and slots kept are measured, in percent of the full cache's; slots are None where rows do not tell them.
+    """
 
     label: str
-    kept_percent: float
+    held_percent: float
+    slots_percent: float | None
     mean: float
     low: float | None
     high: float | None
+
+
+    @property
+    def memory(self) -> str:
+        """Bytes and, where they are another share, slots, in words."""
+        slots = "" if self.slots_percent is None else f"{self.slots_percent:.1f} %"
+        held = f"{self.held_percent:.1f} %"
+        return f"{held} of the bytes" + (f", {slots} of the slots" if slots not in ("", held) else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +55,7 @@ class QualityPanel:
         return "; ".join(
             f"{it.label}: {it.mean:.3g}"
             + ("" if it.low is None or it.high is None else f" (95 % {it.low:.3g} to {it.high:.3g})")
-            + f" at {it.kept_percent:.1f} % kept"
+            + f" at {it.memory}"
             for it in points
         )
 
@@ -87,7 +99,7 @@ def _lines(points: Iterable[tuple[str, Point]]) -> dict[str, tuple[Point, ...]]:
     for series, point in points:
         lines.setdefault(series, []).append(point)
     return {
-        series: tuple(sorted(line, key=lambda point: point.kept_percent)) for series, line in lines.items()
+        series: tuple(sorted(line, key=lambda point: point.held_percent)) for series, line in lines.items()
     }
 
 
@@ -102,18 +114,23 @@ def _nll_point(variant: VariantSummary, name_of: NameOf) -> Point | None:
 def _point(
     variant: VariantSummary, name_of: NameOf, interval: Interval | None, shown: Callable[[float], float]
 ) -> Point | None:
-    if interval is None or variant.kept_ratio is None:
+    if interval is None or variant.storage.held_share is None:
         return None
     low, high = (None if end is None else shown(end) for end in interval.ends or (None, None))
-    return Point(name_of(variant), 100 * variant.kept_ratio, shown(interval.mean), low, high)
+    return Point(name_of(variant), *_memory(variant), shown(interval.mean), low, high)
 
 
 def _macro_point(mean: MacroMean, measure: str, interval: Interval | None, name_of: NameOf) -> Point | None:
     value = {SCORE: mean.score, NLL: mean.answer_nll, RECOVERED: mean.nll_recovered}[measure]
-    if value is None or mean.kept_ratio is None:
+    if value is None or mean.storage.held_share is None:
         return None
     factor, highest = (100, 100.0) if measure == SCORE else (1, float("inf"))
     # Student's t knows no bounds: its ends may lie where the quantity cannot.
     ends = (interval and interval.ends) or (None, None)
     low, high = (None if end is None else min(max(factor * end, 0.0), highest) for end in ends)
-    return Point(name_of(mean), 100 * mean.kept_ratio, factor * value, low, high)
+    return Point(name_of(mean), *_memory(mean), factor * value, low, high)
+
+
+def _memory(it: VariantSummary | MacroMean) -> tuple[float, float | None]:
+    assert it.storage.held_share is not None
+    return 100 * it.storage.held_share, None if it.kept_ratio is None else 100 * it.kept_ratio

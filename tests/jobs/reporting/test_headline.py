@@ -30,7 +30,7 @@ def test_enough_contexts_give_a_verdict_with_the_range(seed: int) -> None:
     rows = make_sweep_rows(random.Random(seed), {"a@0.5": 0.5, "b@0.1": 0.1}, ["b/t"], 60)
     text = sentence_of(rows)
     assert text.startswith("2 of 2 variants predict the right answer measurably worse")
-    assert "10% to 50% of it kept" in text and text.index("a@0.5") < text.index("b@0.1")
+    assert "10% to 50% of its bytes held" in text and text.index("a@0.5") < text.index("b@0.1")
 
 
 def test_over_tasks_the_share_of_the_contexts_worth_is_told(seed: int) -> None:

@@ -24,7 +24,7 @@ def rows(seed: int) -> list[Row]:
 def test_a_policy_is_one_line_over_its_budgets_in_ascending_memory(rows: list[Row]) -> None:
     panel = task_panel(summarize(rows).tasks[0], NLL, shown_label)
     assert panel is not None
-    assert {name: [point.kept_percent for point in line] for name, line in panel.lines.items()} == {
+    assert {name: [point.held_percent for point in line] for name, line in panel.lines.items()} == {
         "a": [25.0, 75.0],
         "b": [50.0],
     }
