@@ -15,7 +15,7 @@ from kvmerger.device import upload
 
 
 class SlotTable:
-    """Base of `LayerCache` and `PackedLayer`, which say what the attributes are."""
+    """Base of `LayerCache` and `PackedLayer`, which say what the attributes are; both have `head_dim` and `dtype` too."""
 
     __slots__ = ()
     position_S: Tensor
@@ -23,16 +23,6 @@ class SlotTable:
     log_mass_S: Tensor | None
     score_S: Tensor | None
     counters: Mapping[str, float]
-
-    @property
-    def head_dim(self) -> int:
-        """Numbers of a key."""
-        raise NotImplementedError
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the keys and values that prefill computed."""
-        raise NotImplementedError
 
     def stored(self) -> Mapping[str, Tensor]:
         """The tensors that keys and values are held in, by name."""

@@ -60,7 +60,7 @@ class Case:
                 if is_sentence
                 else f"compress raised\n{failure.traceback}"
             )
-        return compression.done[_LABEL].prefix
+        return [layer.plain() for layer in compression.done[_LABEL].prefix]
 
 
 def expect(is_met: bool, message: str) -> None:

@@ -91,7 +91,7 @@ def decode_at_random(
             row.settle(mass_L or None)
         num_slots.append(sum(layer.num_slots for layer in cache.prefix_of(_ACTING)))
     cache.check_integrity()
-    return Decoded(cache.prefix_of(_ACTING), num_slots, outs)
+    return Decoded(tuple(layer.plain() for layer in cache.prefix_of(_ACTING)), num_slots, outs)
 
 
 def _read(
@@ -103,7 +103,7 @@ def _read(
     generator: torch.Generator,
 ) -> tuple[list[Tensor], list[SlotMass]]:
     """Let both rows read ``num_new`` random tokens; the neighbour's outputs and the acting row's masses, by layer."""
-    num_heads, dtype, head_dim = prefix[0].num_heads, prefix[0].k_SD.dtype, prefix[0].k_SD.shape[1]
+    num_heads, dtype, head_dim = prefix[0].num_heads, prefix[0].dtype, prefix[0].head_dim
     outs: list[Tensor] = []
     mass_L: list[SlotMass] = []
     for layer_index in range(len(prefix)):
