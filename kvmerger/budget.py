@@ -248,15 +248,27 @@ def slots_of_share(share: BytesShare, layer: LayerBytes, num_tokens: int) -> int
     Raises:
         BudgetError: not even one slot per head fits, with the least share that would do.
     """
-    allowed = share_of(layer.full(num_tokens), share.ratio)
-    if num_slots := layer.most_slots(allowed, num_tokens):
+    return _slots_within(share, share_of(layer.full(num_tokens), share.ratio), layer, num_tokens)
+
+
+def slots_like(like: BytesLike, num_bytes: int, num_layers: int, layer: LayerBytes, num_tokens: int) -> int:
+    """Slots per KV head whose bytes, over all layers, are at most the ``num_bytes`` of the variant that ``like`` names.
+
+    Raises:
+        BudgetError: not even one slot per head fits, with the least share that would do.
+    """
+    return _slots_within(like, num_bytes // num_layers, layer, num_tokens)
+
+
+def _slots_within(budget: BytesShare | BytesLike, num_bytes: int, layer: LayerBytes, num_tokens: int) -> int:
+    if num_slots := layer.most_slots(num_bytes, num_tokens):
         return num_slots
     one = layer.of((1,) * layer.num_heads)
     # Rounded up: the share that is named must do.
     least = math.ceil(Fraction(one * _STEPS_OF_SHARE, layer.full(num_tokens))) / _STEPS_OF_SHARE
-    remedy = f"give at least {{bytes: {least}}}" if least <= 1 else "take a form of fewer bytes, or leave out such short prompts"
+    remedy = f"give {{bytes: {least}}} or more" if least <= 1 else "leave out such short prompts"
     raise BudgetError(
-        f"the budget {share} is {allowed} bytes a layer on {num_tokens} tokens, and one slot in each of {layer.num_heads} "
+        f"the budget {budget} is {num_bytes} bytes a layer on {num_tokens} tokens, and one slot in each of {layer.num_heads} "
         f"heads takes {one}, scales included; {remedy}"
     )
 

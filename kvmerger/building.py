@@ -1,21 +1,35 @@
 """Making a policy from its name and parameters: ``snapkv``, ``my_module:MyPolicy``, or parts joined by ``+``.
 
 The first part is a policy; every further one wraps what stands to its left: ``snapkv+adakv`` ranks tokens as SnapKV does
-and lets AdaKV share the budget out among heads. Each call makes a fresh instance, so no policy carries state from one item
-to the next.
+and lets AdaKV share the budget out among heads. A form follows what chooses and merges slots, and what acts while answering
+follows the form: ``h2o+keepkv+int4+h2o_decode``. A form alone stores every slot. Each call makes a fresh instance, so no
+policy carries state from one item to the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvmerger.budget import BudgetSpec
+from kvmerger.budget import (
+    AskedBudget,
+    BudgetSpec,
+    BytesLike,
+    BytesShare,
+    LayerBytes,
+    SlotCount,
+    slots_like,
+    slots_of_share,
+)
+from kvmerger.cache.forms.base import Form
+from kvmerger.form_names import Split, split_parts, understood
 from kvmerger.names import VariantError, nearest
 from kvmerger.policies import registry
-from kvmerger.policies.base import Policy, PolicyError
-from kvmerger.variants import VariantSpec
+from kvmerger.policies.base import CacheShape, Policy, PolicyError
+from kvmerger.policies.storage import forms
+from kvmerger.policies.storage.stored import Everything
+from kvmerger.variants import FULL, VariantSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +38,7 @@ class Variant:
 
     label: str
     policy: Policy
-    budget: BudgetSpec | None
+    budget: AskedBudget | None
 
 
 def build_variant(spec: VariantSpec) -> Variant:
@@ -41,18 +55,21 @@ def build(name: str, params: Mapping[str, Any]) -> Policy:
     """Make the policy ``name`` with ``params``; a parameter that two parts have is written ``part.param``.
 
     Raises:
-        VariantError: an unknown part or parameter, with the nearest name there is, or values the part cannot take.
+        VariantError: an unknown part or parameter, with the nearest name there is, values the part cannot take, or parts in
+            an order that has no meaning.
         PolicyError: values or a combination that the parts themselves refuse.
     """
-    parts = name.split("+")
-    classes = [registry.get(parts[0]), *(registry.get_wrapper(part) for part in parts[1:])]
-    known = [[field.name for field in registry.parameters_of(part_class)] for part_class in classes]
-    values = _routed(name, params, known)
-    policy: Policy | None = None
-    for part, part_class, own in zip(parts, classes, values, strict=True):
+    split = split_parts([understood(part) for part in name.split("+")])
+    is_bare = split.form is not None and split.before in ((), (FULL,))
+    parts = [*(() if is_bare else split.before), *((split.form,) if split.form else ()), *split.after]
+    makers = [_maker_of(part, index, split) for index, part in enumerate(parts)]
+    known = [_parameters_of(part, index, split) for index, part in enumerate(parts)]
+    _refuse_order(split)
+    policy: Policy | None = Everything() if is_bare else None
+    for part, make, own in zip(parts, makers, _routed(parts, params, known), strict=True):
         inner = {} if policy is None else {registry.INNER: policy}
         try:
-            policy = part_class(**inner, **own)
+            policy = make(**inner, **own)
         # A ValueError itself: caught below, it would be wrapped in words that say less.
         except PolicyError:
             raise
@@ -62,9 +79,78 @@ def build(name: str, params: Mapping[str, Any]) -> Policy:
     return policy
 
 
-def _routed(name: str, params: Mapping[str, Any], known: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+def form_of(policy: Policy) -> Form | None:
+    """What ``policy``'s slots are stored in; None for the model's own dtype."""
+    return next((part.form for part in policy.parts if part.form is not None), None)
+
+
+def layer_bytes(policy: Policy, shape: CacheShape) -> LayerBytes:
+    """What a layer's slots take as ``policy`` stores them; ``shape`` has its sizes known."""
+    assert shape.head_dim is not None and shape.itemsize is not None, "bytes need both sizes"
+    return LayerBytes(
+        shape.num_kv_heads, shape.head_dim, shape.itemsize, form_of(policy), policy.adds_log_mass
+    )
+
+
+def in_slots(
+    budget: AskedBudget, policy: Policy, shape: CacheShape, bytes_of: Callable[[str], int]
+) -> BudgetSpec:
+    """``budget`` as ``policy`` is asked about it: one of bytes becomes the number of slots per head that its form leaves.
+
+    ``bytes_of`` gives the bytes that the variant of a label holds over all layers, positions apart; it is asked for a budget
+    that is like another's bytes alone.
+
+    Raises:
+        BudgetError: not even one slot per head fits.
+    """
+    match budget:
+        case BytesShare():
+            return SlotCount(slots_of_share(budget, layer_bytes(policy, shape), shape.num_tokens))
+        case BytesLike(label=label):
+            layer = layer_bytes(policy, shape)
+            return SlotCount(slots_like(budget, bytes_of(label), shape.num_layers, layer, shape.num_tokens))
+    return budget
+
+
+def _maker_of(part: str, index: int, split: Split) -> Callable[..., Policy]:
+    if part == split.form:
+        return forms.maker_of(part)
+    return registry.get_wrapper(part) if index else registry.get(part)
+
+
+def _parameters_of(part: str, index: int, split: Split) -> Sequence[str]:
+    if part == split.form:
+        return forms.parameter_names(part)
+    part_class = registry.get_wrapper(part) if index else registry.get(part)
+    return [field.name for field in registry.parameters_of(part_class)]
+
+
+def _refuse_order(split: Split) -> None:
+    """Raise `VariantError` where a form stands before what merges or behind what acts while answering."""
+    if split.form is None:
+        return
+    # Of wrappers alone: a user's policy may act in the class that chooses slots, and then has no other place.
+    early = [part for part in split.before[1:] if _acts(part)]
+    late = [part for part in split.after if not _acts(part)]
+    if early or late:
+        chosen = [part for part in split.before if part not in early] + late
+        acting = early + [part for part in split.after if part not in late]
+        given = "+".join([*split.before, split.form, *split.after])
+        raise VariantError(
+            f"{given!r}: a form stores what is left once slots are chosen and merged, and what acts while answering follows "
+            f"it; write {'+'.join([*chosen, split.form, *acting])!r}"
+        )
+
+
+def _acts(wrapper: str) -> bool:
+    return registry.get_wrapper(wrapper).decode_rule is not Policy.decode_rule
+
+
+def _routed(
+    parts: Sequence[str], params: Mapping[str, Any], known: Sequence[Sequence[str]]
+) -> list[dict[str, Any]]:
     """Each part's own parameters, in the order of the parts."""
-    parts = name.split("+")
+    name = "+".join(parts)
     own: list[dict[str, Any]] = [{} for _ in parts]
     for key, value in params.items():
         # From the right: `my.module:MyPolicy.alpha` has dots in its part.

@@ -112,7 +112,7 @@ def _why_not(bits: re.Match[str]) -> str:
     """Which number of bits is the wrong one, and what may be meant."""
     one, of_keys, of_values = bits.groups()
     if one is not None:
-        return f": it is none of {one} bits{nearest(bits.string, NAMES)}"
+        return f": none of its kind has {one} bits{nearest(bits.string, NAMES)}"
     if of_keys == of_values:
         same = {"8": "int8", "4": "int4", "2": "kivi2"}.get(of_keys, "")
         return f": its keys and values have the same bits{f', write {same!r}' if same else ''}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvmerger.budget import Budget, BudgetSpec
+from kvmerger.cache.forms.base import Form
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.decoding.decode_rule import DecodeRule
 from kvmerger.prefill.evidence import Evidence, Need
@@ -23,11 +24,16 @@ class PolicyError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """The uncompressed cache a policy will meet: what a plan knows before any weights are loaded."""
+    """The uncompressed cache a policy will meet: what a plan knows before any weights are loaded.
+
+    ``itemsize`` is the bytes of a number in the model's dtype. It and ``head_dim`` are None where nobody knows them.
+    """
 
     num_tokens: int
     num_layers: int
     num_kv_heads: int
+    head_dim: int | None = None
+    itemsize: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,9 @@ class Policy(abc.ABC):
     keeps_slots_unchanged: ClassVar[bool] = True
     """Whether every kept slot is bit-equal to prefill's K/V at its position (eviction), or may be new (merging)."""
 
+    form: ClassVar[Form | None] = None
+    """What the engine stores slots in once `compress` has chosen them; None, as of every policy but a form's own part."""
+
     compresses_stacks: ClassVar[bool] = False
     """Whether `compress` accepts a stack: neighbouring layers passed as one layer that has the heads of all of them.
 
@@ -49,6 +58,11 @@ class Policy(abc.ABC):
     @property
     def budget_is_outcome(self) -> bool:
         """Whether the number of kept slots follows from the prompt instead of the budget."""
+        return False
+
+    @property
+    def adds_log_mass(self) -> bool:
+        """Whether `compress` may return log masses, which take 4 bytes a slot: a budget of bytes counts them."""
         return False
 
     @property

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, TypeVar
 
+from kvmerger.cache.forms import registry as forms
 from kvmerger.names import VariantError, nearest
 from kvmerger.policies.base import Policy
 
@@ -20,6 +21,7 @@ INNER = "inner"
 """The field of a wrapper that holds what it wraps; it is no parameter."""
 _POLICIES: dict[str, type[Policy]] = {}
 _WRAPPERS: dict[str, type[Policy]] = {}
+_UNLISTED: dict[str, type[Policy]] = {}
 
 
 def register(name: str) -> Callable[[PolicyClass], PolicyClass]:
@@ -39,6 +41,16 @@ def register_wrapper(name: str) -> Callable[[PolicyClass], PolicyClass]:
     def add(wrapper_class: PolicyClass) -> PolicyClass:
         _WRAPPERS[name] = wrapper_class
         return wrapper_class
+
+    return add
+
+
+def register_unlisted(name: str) -> Callable[[PolicyClass], PolicyClass]:
+    """Call the decorated class ``name`` in messages, without a name that users could ask for; returns it unchanged."""
+
+    def add(policy_class: PolicyClass) -> PolicyClass:
+        _UNLISTED[name] = policy_class
+        return policy_class
 
     return add
 
@@ -66,6 +78,7 @@ class Description:
     is_wrapper: bool
     summary: str
     parameters: tuple[tuple[str, Any], ...]
+    is_form: bool = False
 
 
 def describe() -> list[Description]:
@@ -98,14 +111,19 @@ def _name_and_default(field: Field) -> tuple[str, Any]:
 
 
 def name_of(policy: Policy) -> str:
-    """What users call ``policy``: the name its class is registered under, or its class's own."""
+    """What users call ``policy``: the name its class is registered under, its class's own, or that of its form."""
+    if policy.form is not None:
+        return forms.name_of(policy.form)
     # By the class itself: a subclass of `SnapKV` that has no name must not be called snapkv.
-    registered = {found: name for classes in (_POLICIES, _WRAPPERS) for name, found in classes.items()}
+    registered = {
+        found: name for classes in (_POLICIES, _WRAPPERS, _UNLISTED) for name, found in classes.items()
+    }
     return registered.get(type(policy), type(policy).__name__)
 
 
 def path_of(policy: Policy) -> str:
     """What a sweep calls ``policy``: its parts' registered names, ``module:Class`` for those without one, joined by ``+``."""
+    # A form's own name is whole: that of a user's has its module in it.
     parts = ((part, name_of(part)) for part in policy.parts)
     return "+".join(
         f"{type(part).__module__}:{name}" if name == type(part).__name__ else name for part, name in parts
@@ -121,7 +139,8 @@ def get_wrapper(name: str) -> type[Policy]:
     _import_shipped()
     if name not in _WRAPPERS:
         raise VariantError(
-            f"nothing called {name!r} may follow a `+`{nearest(name, wrapper_names())}; there is {wrapper_names()}"
+            f"nothing called {name!r} may follow a `+`{nearest(name, [*wrapper_names(), *forms.names()])}; there is "
+            f"{wrapper_names()}, and as forms {forms.names()}, or your own as `module:Class`"
         )
     return _WRAPPERS[name]
 
@@ -135,21 +154,30 @@ def get(name: str) -> type[Policy]:
     _import_shipped()
     if name in _POLICIES:
         return _POLICIES[name]
-    module_name, separator, class_name = name.partition(":")
-    if not separator:
+    if ":" not in name:
         raise VariantError(
-            f"unknown policy {name!r}{nearest(name, names())}; there is {names()}, "
+            f"unknown policy {name!r}{nearest(name, [*names(), *forms.names()])}; there is {names()}, "
             f"or name your own as `module:Class`"
         )
+    return imported_class(name, Policy, "policy")
+
+
+def imported_class(name: str, base: type, kind: str) -> type[Any]:
+    """The class that a ``module:Class`` path names, a subclass of ``base``; ``kind`` says what it should be.
+
+    Raises:
+        VariantError: it cannot be imported, or is none, with the import's own error.
+    """
+    module_name, _, class_name = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     # A user's code runs here. What else it raises is a bug of its own, and its traceback says more than we could.
     except (ImportError, AttributeError) as error:
         raise VariantError(
-            f"policy {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?"
+            f"{kind} {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?"
         ) from error
-    if not (isinstance(found, type) and issubclass(found, Policy)):
-        raise VariantError(f"policy {name!r} is not a subclass of kvmerger.Policy")
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise VariantError(f"{kind} {name!r} is not a subclass of kvmerger.{base.__name__}")
     return found
 
 

@@ -54,6 +54,11 @@ class DecodingPolicy(Policy):
         return self.inner.budget_is_outcome
 
     @property
+    def adds_log_mass(self) -> bool:
+        """As the wrapped policy says."""
+        return self.inner.adds_log_mass
+
+    @property
     def parts(self) -> tuple[Policy, ...]:
         """The wrapped policy's parts, then this wrapper."""
         return (*self.inner.parts, self)

@@ -121,6 +121,11 @@ class KVMerger(ProtectingPolicy):
         """In threshold mode the prompt decides."""
         return self.mode == "threshold"
 
+    @property
+    def adds_log_mass(self) -> bool:
+        """Unless ``log_mass`` is ``none``."""
+        return self.log_mass != "none"
+
     def needs(self) -> frozenset[Need]:
         """Neighbour cosines, and attention to rank tokens by."""
         return frozenset({NEIGHBOUR_COSINES, self._mass_need})

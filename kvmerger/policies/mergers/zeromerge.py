@@ -53,6 +53,11 @@ class ZeroMerge(Policy):
         if not is_number(self.log_mass_scale) or not 0 <= self.log_mass_scale <= 1:
             raise PolicyError(f"zeromerge: log_mass_scale is from 0 to 1, got {self.log_mass_scale!r}")
 
+    @property
+    def adds_log_mass(self) -> bool:
+        """Every slot has that of the tokens it stands for."""
+        return True
+
     def needs(self) -> frozenset[Need]:
         """Attention to rank tokens by."""
         return frozenset({ATTENTION_MASS})

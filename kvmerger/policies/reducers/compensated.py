@@ -56,6 +56,11 @@ class Compensated(AttentionReducer):
         if self.max_log_mass is not None:
             require_positive(name, "max_log_mass", self.max_log_mass, ", or null for no limit")
 
+    @property
+    def adds_log_mass(self) -> bool:
+        """Unless ``log_mass`` is ``none``."""
+        return self.log_mass != "none"
+
     def merge(self, layer: LayerCache, evidence: Evidence, is_kept_HN: Tensor) -> LayerCache:
         """Merge every dropped token into one of its kept neighbours."""
         # Nothing is evicted: a head that keeps any token has a kept one before or after each dropped one.

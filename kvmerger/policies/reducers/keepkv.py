@@ -51,6 +51,11 @@ class KeepKV(Reducer):
         require_choices(name_of(self), vars(self), {"keys": ("fixed", "moved")})
         require_count(name_of(self), "score_window", self.score_window)
 
+    @property
+    def adds_log_mass(self) -> bool:
+        """Every slot has that of the tokens it stands for."""
+        return True
+
     def needs(self) -> frozenset[Need]:
         """What the wrapped policy reads, and the scores of the last queries."""
         return super().needs() | {_log_mean_scores_need(self.score_window)}

@@ -72,6 +72,11 @@ class RunReducer(AttentionReducer):
         """What the wrapped policy reads, attention and neighbour cosines."""
         return super().needs() | {NEIGHBOUR_COSINES}
 
+    @property
+    def adds_log_mass(self) -> bool:
+        """Unless ``log_mass`` is ``none``."""
+        return self.log_mass != "none"
+
     def merge(self, layer: LayerCache, evidence: Evidence, is_kept_HN: Tensor) -> LayerCache:
         """Merge each dropped token into its run's most attended kept token; evict it where the run has none."""
         cosine_HN = evidence.get(NEIGHBOUR_COSINES)
