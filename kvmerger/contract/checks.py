@@ -46,11 +46,17 @@ def check_policy(name: str, *, seed: int = 0) -> list[CheckResult]:
     Raises:
         VariantError: there is no such policy.
     """
+    return list(check_results(name, seed=seed))
+
+
+def check_results(name: str, *, seed: int = 0) -> Iterator[CheckResult]:
+    """As `check_policy`, one check after the other."""
     # Before the checks: a name that gives no policy is the caller's mistake, not a finding.
     build(name, {})
     cases = [Case(name, seed, dtype) for dtype in _DTYPES]
     with _one_thread():
-        return [_run(check, case) for check in _CHECKS for case in cases]
+        for check in _CHECKS:
+            yield from (_run(check, case) for case in cases)
 
 
 def first_failure(name: str, params: Mapping[str, Any], *, seed: int = 0) -> CheckResult | None:

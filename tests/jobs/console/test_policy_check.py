@@ -1,8 +1,13 @@
-"""Of many tracebacks the first is shown."""
+"""Of many tracebacks the first is shown; a policy that kills the process is told of."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import traceback
+from pathlib import Path
+
+import pytest
 
 from jobs.console.policy_check import first_trace_only
 
@@ -28,3 +33,42 @@ def test_the_first_traceback_is_whole_and_the_others_are_their_last_line() -> No
 
 def test_messages_without_a_traceback_stay_whole() -> None:
     assert list(first_trace_only(["nothing was kept"] * 2)) == ["nothing was kept"] * 2
+
+
+POLICY = """
+import os
+from dataclasses import dataclass
+from kvmerger import KEY_NORMS, ScoringPolicy
+
+@dataclass(frozen=True)
+class Mine(ScoringPolicy):
+    def scores(self, evidence):
+        return -evidence.get(KEY_NORMS)
+
+    def compress(self, layer, evidence, budget):
+        {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kill", "how"),
+    [
+        ("os._exit(0)", "its process ended itself with exit code 0"),
+        ("os.abort()", "its process died of SIGABRT"),
+    ],
+)
+def test_a_users_own_policy_that_kills_its_check_is_told_in_a_sentence(
+    tmp_path: Path, repo_root: Path, kill: str, how: str
+) -> None:
+    (tmp_path / "my_policy.py").write_text(POLICY.format(body=kill))
+    command = [sys.executable, str(repo_root / "jobs" / "sweep.py"), "--check-policy", "my_policy:Mine"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    *_, last_check = done.stdout.splitlines()
+    *_, error = done.stderr.splitlines()
+    assert last_check.startswith("ok    scores every token with a number (bfloat16)")
+    assert error == (
+        f"error: policy 'my_policy:Mine' cannot be checked to the end: {how}, in the check after 'scores every token with a "
+        f"number (bfloat16)'; mend what it does there"
+    )
+    assert ("in compress" in done.stderr) == ("abort" in kill), "the line that a fatal signal came from"

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from jobs.planning import policy_contract
 from jobs.planning.policy_contract import PolicyContractError, require_contracts
 from jobs.results.store import ResultStore
 from jobs.sweep import main
-from kvmerger.contract import checks
 from kvmerger.models import loading
 from kvmerger.variants import parse_policies
 from tests.fakes.sweeps import save_data, save_settings, save_tiny_model
 
 MODULE = "policies_to_be_tried"
 POLICIES = """
+import faulthandler, os, sys
 from dataclasses import dataclass
 from kvmerger import KEY_NORMS, Policy, ScoringPolicy
 
@@ -44,6 +46,33 @@ class Raises(Sound):
         return evidence.nothing
 
 @dataclass(frozen=True)
+class Leaves(Sound):
+    def scores(self, evidence):
+        os._exit(0)
+
+@dataclass(frozen=True)
+class Segfaults(Sound):
+    def scores(self, evidence):
+        faulthandler._sigsegv()
+
+@dataclass(frozen=True)
+class Aborts(Sound):
+    def scores(self, evidence):
+        os.abort()
+
+@dataclass(frozen=True)
+class TellsWhere(Sound):
+    def scores(self, evidence):
+        with open(__file__ + ".pids", "a") as file:
+            print(os.getpid(), file=file)
+        return super().scores(evidence)
+
+@dataclass(frozen=True)
+class Exits(Sound):
+    def scores(self, evidence):
+        sys.exit(0)
+
+@dataclass(frozen=True)
 class LongWindow(Sound):
     num_protected = 1000
 
@@ -61,14 +90,14 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / f"{MODULE}.py").write_text(POLICIES)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     yield save_settings(tmp_path, save_tiny_model(tmp_path / "model"), save_data(tmp_path / "data", 2))
-    del sys.modules[MODULE]
+    sys.modules.pop(MODULE, None)  # of this process: contracts are tried in another
 
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is tried; nothing is found."""
     names: list[str] = []
-    monkeypatch.setattr(checks, "first_failure", lambda name, params: names.append(name))
+    monkeypatch.setattr(policy_contract, "first_failures", lambda own: (names.append(name) for name in own))
     return names
 
 
@@ -99,6 +128,48 @@ def test_a_broken_policy_is_one_sentence_before_any_weights(
     assert words in error
     assert f"jobs/sweep.py --check-policy {name}`" in error
     assert "check_policies: false" in error
+
+
+@pytest.mark.parametrize("command", [[], ["--dry-run"]], ids=["run", "validate"])
+@pytest.mark.parametrize(
+    ("policy", "how"),
+    [
+        ("Leaves", "its process ended itself with exit code 0"),
+        ("Segfaults", "its process died of SIGSEGV"),
+        ("Aborts", "its process died of SIGABRT"),
+    ],
+)
+def test_a_policy_that_kills_its_process_is_one_sentence_and_loses_nothing(
+    policy: str, how: str, command: list[str], config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(config)]) == 0
+    store = ResultStore(config.parent / "results")
+    before = store.identities()
+    name = f"{MODULE}:{policy}"
+    assert main([str(config), *command, *policies("knorm", f"{MODULE}:Sound", name)]) == 2
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: policy '{name}' cannot be tried: {how}; mend it (`")
+    assert f"jobs/sweep.py --check-policy {name}` shows where), or set check_policies: false" in error
+    assert before and store.identities() == before
+
+
+def test_all_are_tried_in_one_other_process(config: Path) -> None:
+    name = f"{MODULE}:TellsWhere"
+    require_contracts(
+        parse_policies([{"name": it, "budget": 0.5} for it in (name, f"{name}+adakv")]), lambda _: None
+    )
+    (pid,) = set((config.parent / f"{MODULE}.py.pids").read_text().split())
+    assert int(pid) != os.getpid()
+
+
+def test_without_a_users_policy_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_contract, "first_failures", lambda own: pytest.fail(f"{own} were tried"))
+    require_contracts(parse_policies([{"name": "snapkv+adakv", "budget": 0.5}]), lambda _: None)
+
+
+def test_a_policy_that_exits_is_named_with_the_check(config: Path) -> None:
+    with pytest.raises(PolicyContractError, match=r"Exits' breaks the contract, first in .*SystemExit: 0"):
+        require_contracts(parse_policies([{"name": f"{MODULE}:Exits", "budget": 0.5}]), lambda _: None)
 
 
 def test_without_the_check_its_rows_fail_and_no_others(
