@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kvmerger.cache.head_counters import HeadCounters, PerHead
-from kvmerger.cache.slot_table import SlotTable
+from kvmerger.cache.slot_table import SlotTable, owned
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,20 +128,13 @@ class LayerCache(SlotTable):
         ``forbidden`` holds storage addresses (`storage_addresses`). Keeps a variant from holding the full row's memory.
         """
 
-        def own(tensor: Tensor) -> Tensor:
-            # A slice would keep all of its parent alive, and be counted with the parent's bytes.
-            storage = tensor.untyped_storage()
-            is_slice = storage.nbytes() != tensor.numel() * tensor.element_size()
-            is_forbidden = bool(tensor.numel()) and storage.data_ptr() in forbidden
-            return tensor.clone(memory_format=torch.contiguous_format) if is_slice or is_forbidden else tensor
-
         return replace(
             self,
-            k_SD=own(self.k_SD),
-            v_SD=own(self.v_SD),
-            position_S=own(self.position_S),
-            log_mass_S=None if self.log_mass_S is None else own(self.log_mass_S),
-            score_S=None if self.score_S is None else own(self.score_S),
+            k_SD=owned(self.k_SD, forbidden),
+            v_SD=owned(self.v_SD, forbidden),
+            position_S=owned(self.position_S, forbidden),
+            log_mass_S=None if self.log_mass_S is None else owned(self.log_mass_S, forbidden),
+            score_S=None if self.score_S is None else owned(self.score_S, forbidden),
         )
 
     def check_same_kind(self, other: LayerCache) -> None:

@@ -8,7 +8,7 @@ Shapes: S slots of all heads together, D head size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kvmerger.cache.forms.base import Form
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.cache.slot_table import SlotTable
+from kvmerger.cache.slot_table import SlotTable, owned
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,8 +72,26 @@ class PackedLayer(SlotTable):
             self.score_S,
         )
 
+    def owning(self, forbidden: set[int]) -> PackedLayer:
+        """This layer, with what `LayerCache.owning` would copy copied, parts included."""
+        return replace(
+            self,
+            parts=MappingProxyType({name: owned(part, forbidden) for name, part in self.parts.items()}),
+            position_S=owned(self.position_S, forbidden),
+            log_mass_S=None if self.log_mass_S is None else owned(self.log_mass_S, forbidden),
+            score_S=None if self.score_S is None else owned(self.score_S, forbidden),
+        )
+
     def check_integrity(self, *, is_in_order: bool = True) -> None:
-        """See `SlotTable.check_integrity`; of the parts, that their bytes are what the form says."""
+        """See `SlotTable.check_integrity`."""
+        self.check_parts()
+        self.check_order(is_in_order=is_in_order)
+
+    def check_parts(self) -> None:
+        """Raise ValueError unless the parts take the bytes that the form says, and all lie as kernels read them.
+
+        Does not wait for the device.
+        """
         num_bytes = sum(part.numel() * part.element_size() for part in self.parts.values())
         expected = self.form.num_bytes(self.num_slots_H, self.head_dim)
         if num_bytes != expected:
@@ -88,7 +106,6 @@ class PackedLayer(SlotTable):
                 f"lengths per head {self.num_slots_H} sum to {self.num_slots}, position_S has shape "
                 f"{tuple(self.position_S.shape)}"
             )
-        self.check_order(is_in_order=is_in_order)
 
 
 HeldLayer = LayerCache | PackedLayer

@@ -5,7 +5,7 @@ Shapes: S slots of all heads together, H KV heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import accumulate
 
 import torch
@@ -109,6 +109,15 @@ class SlotTable:
         come twice in a head, and that is all.
         """
         raise NotImplementedError
+
+
+def owned(tensor: Tensor, forbidden: Collection[int]) -> Tensor:
+    """``tensor``, copied if it is a slice of something larger or lives in a storage whose address is ``forbidden``."""
+    # A slice would keep all of its parent alive, and be counted with the parent's bytes.
+    storage = tensor.untyped_storage()
+    is_slice = storage.nbytes() != tensor.numel() * tensor.element_size()
+    is_forbidden = bool(tensor.numel()) and storage.data_ptr() in forbidden
+    return tensor.clone(memory_format=torch.contiguous_format) if is_slice or is_forbidden else tensor
 
 
 def storage_addresses(tensors: Iterable[Tensor]) -> set[int]:

@@ -11,13 +11,15 @@ from math import isfinite
 
 from torch import Tensor
 
+from kvmerger.cache.forms.registry import name_of
 from kvmerger.decoding.acting_rows import RuleFailure
 from kvmerger.decoding.batch import Answer, Batch, Row
 from kvmerger.decoding.decode_rule import DecodeRuleError
 from kvmerger.device import now_s
 from kvmerger.engine.compress import DID_NOTHING, Compressed, merged_counters
 from kvmerger.engine.fidelity import compare, continuation_nll, fetched
-from kvmerger.generation import Generation, Prompt, VariantFailure
+from kvmerger.engine.storing import Sizes, bits_of
+from kvmerger.generation import PLAIN_FORM, Generation, Prompt, VariantFailure
 from kvmerger.models.loading import LoadedModel
 from kvmerger.variants import FULL
 
@@ -48,13 +50,13 @@ class Answered:
 class Answering:
     """What turns a batch into generations; the same for all batches of one prompt.
 
-    compressed: by label, for every row of the batches. full_kv_bytes: distinct storages of the full row's prefix.
+    compressed: by label, for every row of the batches. full: what the full row's prefix takes.
     """
 
     model: LoadedModel
     prompt: Prompt
     compressed: Mapping[str, Compressed]
-    full_kv_bytes: int
+    full: Sizes
     max_fidelity_tokens: int
 
     def finish(
@@ -167,9 +169,10 @@ class Answering:
         # No gold answer is no NLL, and not one that is not finite.
         if not all(map(isfinite, (kl_mean, answer_nll or 0.0))):
             return _not_finite(row, kl_mean, answer_nll)
-        kv_bytes = compressed.nbytes
+        sizes, form = compressed.sizes, compressed.form
+        bits_k, bits_v = bits_of(compressed.prefix)
         # Its first point is the uncompressed context, which is not this row's own.
-        trace = batch.trace_of(index, len(own.token_ids), self.full_kv_bytes, kv_bytes)
+        trace = batch.trace_of(index, len(own.token_ids), self.full.held, sizes.held)
         return Generation(
             label=row.label,
             question_index=row.question_index,
@@ -181,9 +184,9 @@ class Answering:
             answer_nll=answer_nll,
             slots_LH=tuple(layer.num_slots_H for layer in row.prefix),
             asked_slots=compressed.asked_slots,
-            kv_bytes=kv_bytes,
-            full_kv_bytes=self.full_kv_bytes,
-            tail_bytes=max(point.live_bytes for point in trace[1:]) - kv_bytes,
+            kv_bytes=sizes.held,
+            full_kv_bytes=self.full.held,
+            tail_bytes=max(point.live_bytes for point in trace[1:]) - sizes.held,
             peak_bytes=peak_bytes,
             degenerate_reason=_degenerate_reason(batch, index, compressed),
             counters={
@@ -194,6 +197,13 @@ class Answering:
             },
             seconds={"compress_s": compressed.compress_s},
             trace=trace,
+            form=PLAIN_FORM if form is None else name_of(form),
+            bits_k=bits_k,
+            bits_v=bits_v,
+            position_bytes=sizes.positions,
+            full_position_bytes=self.full.positions,
+            read_bytes=sizes.read,
+            full_read_bytes=self.full.read,
         )
 
 

@@ -15,28 +15,28 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from kvmerger.budget import Budget, BudgetError, LikeVariant, effective_ratio, num_slots_for
-from kvmerger.building import Variant
+from kvmerger.budget import Budget
+from kvmerger.building import Variant, form_of
+from kvmerger.cache.forms.base import Form
 from kvmerger.cache.head_counters import combined, numbers_of
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.cache.slot_table import storage_bytes
+from kvmerger.cache.packed_layer import PackedLayer
 from kvmerger.decoding.decode_rule import DecodeRule, require_rule
 from kvmerger.decoding.ragged_cache import Prefix
 from kvmerger.device import now_s
+from kvmerger.engine.budgets import Kept, SlotsLH, allocated, asked, references_first, shape_of
 from kvmerger.engine.stacks import Stacks, stacked_budget, unstacked
-from kvmerger.names import VariantError
-from kvmerger.policies.base import CacheShape, Policy, PolicyError, declared_needs
+from kvmerger.engine.storing import Sizes, sizes_of, stored
+from kvmerger.policies.base import Policy, PolicyError, declared_needs
 from kvmerger.policies.registry import path_of
-from kvmerger.policies.returned import checked_budgets, counting_nan
+from kvmerger.policies.returned import counting_nan
 from kvmerger.prefill.evidence import forget_frames
 from kvmerger.prefill.prefill import Prefilled
 from kvmerger.variants import FULL
 
-SlotsLH = tuple[tuple[int, ...], ...]
-"""Numbers of slots, by layer and head."""
-
 DID_NOTHING = "kept every slot: the policy did nothing"
 """Why a row says nothing about its policy, unless that acts during decoding."""
+FORM_HOLDS_ALL = "kept every slot: its form holds all of them within the budget"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,11 @@ class Compressed:
     rule: DecodeRule | None = None
 
     @property
+    def form(self) -> Form | None:
+        """What its slots are stored in; None for the model's own dtype."""
+        return next((layer.form for layer in self.prefix if isinstance(layer, PackedLayer)), None)
+
+    @property
     def slots_LH(self) -> SlotsLH:
         """Slots kept, by layer and head."""
         return tuple(layer.num_slots_H for layer in self.prefix)
@@ -62,7 +67,17 @@ class Compressed:
     @property
     def nbytes(self) -> int:
         """Bytes of the distinct storages behind the prefix."""
-        return storage_bytes(tensor for layer in self.prefix for tensor in layer.tensors())
+        return self.sizes.held
+
+    @property
+    def sizes(self) -> Sizes:
+        """What the prefix takes."""
+        return sizes_of(self.prefix)
+
+    @property
+    def kept(self) -> Kept:
+        """What budgets like this variant's take over."""
+        return Kept(self.slots_LH, self.sizes.read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,32 +92,32 @@ class CompressFailure:
 
 @dataclass
 class Compression:
-    """Outcome of a group of variants, by label. slots_LH: what each one kept, of earlier groups too."""
+    """Outcome of a group of variants, by label. kept: what each one ended up with, of earlier groups too."""
 
     done: dict[str, Compressed] = field(default_factory=dict)
     failed: dict[str, CompressFailure] = field(default_factory=dict)
-    slots_LH: dict[str, SlotsLH] = field(default_factory=dict)
+    kept: dict[str, Kept] = field(default_factory=dict)
 
 
 def compress_all(
-    prefilled: Prefilled, variants: Sequence[Variant], earlier: Mapping[str, SlotsLH] | None = None
+    prefilled: Prefilled, variants: Sequence[Variant], earlier: Mapping[str, Kept] | None = None
 ) -> Compression:
     """Compress ``prefilled`` for every variant; a variant's own error stops that variant only.
 
     Args:
-        earlier: `Compression.slots_LH` of the groups before this one, for budgets that are like theirs.
+        earlier: `Compression.kept` of the groups before this one, for budgets that are like theirs.
 
     Raises:
         torch.OutOfMemoryError: the device's memory does not hold all of them at once.
     """
-    outcome = Compression(slots_LH=dict(earlier or {}))
+    outcome = Compression(kept=dict(earlier or {}))
     outcome.done[FULL] = Compressed(FULL, prefilled.layers, None, 0.0)
-    outcome.slots_LH[FULL] = outcome.done[FULL].slots_LH
+    outcome.kept[FULL] = outcome.done[FULL].kept
     stacks = Stacks(prefilled.layers, prefilled.evidence)
     for variant in references_first(variants):
         try:
             outcome.done[variant.label] = _compress(prefilled, variant, outcome, stacks)
-            outcome.slots_LH[variant.label] = outcome.done[variant.label].slots_LH
+            outcome.kept[variant.label] = outcome.done[variant.label].kept
         except torch.OutOfMemoryError:
             raise  # no fault of this variant's: it may fit in a smaller batch
         # A user's policy may raise anything, and exit; it becomes that variant's failed row.
@@ -132,22 +147,29 @@ def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression, stac
     device = prefilled.layers[0].device
     start_s = now_s(device)
     declared_needs(variant.policy)  # raises here, where it costs this variant alone
-    asked_L = _asked(prefilled, variant, outcome)
-    budget_L = _allocated(prefilled, variant, asked_L)
-    prefix = _kept_layers(variant.policy, budget_L, stacks)
+    asked_L = asked(shape_of(prefilled), variant, outcome.kept)
+    budget_L = allocated(prefilled, variant, asked_L)
+    form = form_of(variant.policy)
+    kept_L = _kept_layers(variant.policy, budget_L, stacks, is_to_be_stored=form is not None)
+    prefix = stored(kept_L, form, stacks.storages)
     asked_slots = None if variant.budget is None else sum(budget.num_slots for budget in asked_L)
     return Compressed(
         variant.label,
         tuple(prefix),
         asked_slots,
         now_s(device) - start_s,
-        _why_degenerate(variant.policy, prefix, prefilled.layers),
+        _why_degenerate(variant, kept_L, prefilled.layers),
         require_rule(variant.policy.decode_rule(prefilled.evidence[0].prompt_seed)),
     )
 
 
-def _kept_layers(policy: Policy, budget_L: Sequence[Budget], stacks: Stacks) -> list[LayerCache]:
-    """What ``policy`` keeps of every layer, checked; in storages that the full row has no part in."""
+def _kept_layers(
+    policy: Policy, budget_L: Sequence[Budget], stacks: Stacks, *, is_to_be_stored: bool
+) -> list[LayerCache]:
+    """What ``policy`` keeps of every layer, checked; in storages that the full row has no part in.
+
+    What ``is_to_be_stored`` in a form may share its keys and values with the full row until then.
+    """
     kept_by: dict[range, LayerCache] = {}
     with counting_nan() as nan_counts:
         for stretch in stacks.stretches(policy, budget_L):
@@ -156,7 +178,7 @@ def _kept_layers(policy: Policy, budget_L: Sequence[Budget], stacks: Stacks) -> 
             if not isinstance(kept, LayerCache):
                 raise PolicyError(f"{path_of(policy)}: compress() must give a LayerCache, got {kept!r:.100}")
             # A slice of the full row would keep all of that alive, and its bytes be counted as this variant's.
-            kept_by[stretch] = kept.owning(stacks.storages)
+            kept_by[stretch] = kept if is_to_be_stored else kept.owning(stacks.storages)
             kept_by[stretch].check_shapes()
             kept_by[stretch].check_same_kind(layer)
     num_tokens = stacks.num_tokens
@@ -210,63 +232,13 @@ def _require_finite(policy: Policy, counters_L: Sequence[Mapping[str, float]]) -
                 )
 
 
-def _asked(prefilled: Prefilled, variant: Variant, outcome: Compression) -> Sequence[Budget]:
-    """Every layer's budget as the user asked for it, before the policy moves slots between layers."""
-    num_layers, num_tokens = len(prefilled.layers), prefilled.evidence[0].num_tokens
-    num_heads = prefilled.layers[0].num_heads
-    if variant.budget is None:
-        return [Budget.uniform(num_tokens, num_heads, 1.0)] * num_layers
-    variant.policy.check(CacheShape(num_tokens, num_layers, num_heads), variant.budget)
-    if isinstance(variant.budget, LikeVariant):
-        return _budgets_like(variant.budget.label, num_tokens, outcome)
-    num_slots = num_slots_for(variant.budget, num_tokens)
-    return [Budget.uniform(num_slots, num_heads, effective_ratio(variant.budget, num_tokens))] * num_layers
-
-
-def _allocated(prefilled: Prefilled, variant: Variant, asked_L: Sequence[Budget]) -> Sequence[Budget]:
-    """Every layer's budget as the policy wants it; a ``like`` budget is per layer and head already."""
-    if variant.budget is None or isinstance(variant.budget, LikeVariant):
-        return asked_L
-    allocated = variant.policy.allocate(asked_L, prefilled.evidence)
-    return checked_budgets(
-        allocated, len(prefilled.layers), prefilled.layers[0].num_heads, path_of(variant.policy)
-    )
-
-
-def _budgets_like(label: str, num_tokens: int, outcome: Compression) -> list[Budget]:
-    if label not in outcome.slots_LH:
-        raise BudgetError(
-            f"the budget is like {label!r}, which has no cache here (it failed, or is not in this run)"
-        )
-    return [
-        Budget(slots_H, sum(slots_H) / (num_tokens * len(slots_H))) for slots_H in outcome.slots_LH[label]
-    ]
-
-
-def references_first(variants: Sequence[Variant]) -> list[Variant]:
-    """The variants, each after the one its `like` budget names; `VariantError` when they go round in a circle."""
-    by_label = {variant.label: variant for variant in variants}
-    # Insertion order is the result: whom a variant is like is visited, and so inserted, first.
-    ordered: dict[str, Variant] = {}
-
-    def visit(variant: Variant, pending: tuple[str, ...]) -> None:
-        if isinstance(variant.budget, LikeVariant) and variant.budget.label in by_label:
-            if variant.budget.label in pending:
-                raise VariantError(
-                    f"budgets are like each other in a circle: {' → '.join((*pending, variant.budget.label))}"
-                )
-            visit(by_label[variant.budget.label], (*pending, variant.budget.label))
-        ordered.setdefault(variant.label, variant)
-
-    for variant in variants:
-        visit(variant, (variant.label,))
-    return list(ordered.values())
-
-
-def _why_degenerate(policy: Policy, prefix: Sequence[LayerCache], full: Prefix) -> str | None:
-    if all(kept.num_slots == whole.num_slots for kept, whole in zip(prefix, full, strict=True)):
+def _why_degenerate(variant: Variant, kept_L: Sequence[LayerCache], full: Prefix) -> str | None:
+    policy, is_stored = variant.policy, form_of(variant.policy) is not None
+    if all(kept.num_slots == whole.num_slots for kept, whole in zip(kept_L, full, strict=True)):
+        if is_stored:
+            return None if variant.budget is None else FORM_HOLDS_ALL
         return DID_NOTHING
     # The least of all layers and heads (`LayerCache.counters`): 1 only where not one of them merged anything.
-    if not policy.keeps_slots_unchanged and merged_counters(tuple(prefix)).get("is_pure_eviction") == 1.0:
+    if not policy.keeps_slots_unchanged and merged_counters(tuple(kept_L)).get("is_pure_eviction") == 1.0:
         return "merged nothing: what was left out is evicted"
     return None

@@ -19,13 +19,12 @@ from kvmerger.decoding.batch import Answer, Batch, Row
 from kvmerger.decoding.step_graphs import StepGraphs
 from kvmerger.device import free_memory, now_s
 from kvmerger.engine.answering import Answered, Answering, References
+from kvmerger.engine.budgets import Kept, references_first, shape_of
 from kvmerger.engine.compress import (
     Compressed,
     Compression,
-    SlotsLH,
     compress_all,
     empty_prefix,
-    references_first,
 )
 from kvmerger.engine.groups import Group, by_bytes, by_rows, expected_bytes, plannable_bytes, tail_bytes
 from kvmerger.generation import Generation, Prompt, VariantFailure
@@ -72,7 +71,7 @@ class FusedRun:
     results: list[Generation | VariantFailure] = field(default_factory=list)
     failures: list[VariantFailure] = field(default_factory=list)
     references: References | None = None
-    _slots_LH: dict[str, SlotsLH] = field(default_factory=dict)
+    _kept: dict[str, Kept] = field(default_factory=dict)
 
     @classmethod
     def start(
@@ -106,10 +105,9 @@ class FusedRun:
     def parts(self, group: Group) -> list[Group]:
         """Parts of ``group`` that are expected to fit into the memory that is free now."""
         start_s = now_s(self.model.device)
+        shape, prompt_seed = shape_of(self.prefilled), self.prefilled.evidence[0].prompt_seed
         full_bytes = Compressed(FULL, self.prefilled.layers, None, 0.0).nbytes
-        expected = expected_bytes(
-            self.variants, self.prompt, full_bytes, self.prefilled.evidence[0].prompt_seed
-        )
+        expected = expected_bytes(self.variants, self.prompt, shape, prompt_seed)
         free_bytes = plannable_bytes(self.model.device)
         if free_bytes is not None:
             free_bytes -= tail_bytes(group.bucket, self.prompt, full_bytes)
@@ -120,7 +118,7 @@ class FusedRun:
     def compress(self, group: Group) -> Compression:
         """Compress for the variants of ``group``."""
         variants = [variant for variant in self.variants if variant.label in group.place_by_label]
-        return compress_all(self.prefilled, variants, self._slots_LH)
+        return compress_all(self.prefilled, variants, self._kept)
 
     def rows(self, group: Group, compression: Compression) -> dict[int, Row]:
         """The rows of ``group``, the full ones first, as far as they could be compressed; the A/A row has none beside it."""
@@ -141,14 +139,14 @@ class FusedRun:
         """Results of a group's decoded ``batch``, compared with its own full rows; the A/A row with earlier ones."""
         compressed = with_references(compression, self.prefilled)
         answering = Answering(
-            self.model, self.prompt, compressed, compressed[FULL].nbytes, self.limits.max_fidelity_tokens
+            self.model, self.prompt, compressed, compressed[FULL].sizes, self.limits.max_fidelity_tokens
         )
         references = self.references if FULL_AA in group.place_by_label else None
         return answering.finish(batch, answers, references=references, seconds=self.seconds)
 
     def take(self, answered: Answered, compression: Compression) -> None:
         """Keep what a group has come to; nothing of it is lost from here on."""
-        self._slots_LH |= compression.slots_LH
+        self._kept |= compression.kept
         self.failures += failures_of(compression, self.prompt)
         # Every group has the full row, for KL in its own bucket; its generation is reported once.
         is_first = self.references is None

@@ -14,12 +14,16 @@ from itertools import accumulate
 
 import torch
 
-from kvmerger.budget import LikeVariant, num_slots_for
-from kvmerger.building import Variant
+from kvmerger.budget import LayerBytes, LikeVariant, label_referred_to, num_slots_for
+from kvmerger.building import Variant, layer_bytes
 from kvmerger.device import available_bytes
+from kvmerger.engine.budgets import in_slots
 from kvmerger.generation import Prompt
 from kvmerger.limits import another_bucket, bucket_for
+from kvmerger.policies.base import CacheShape, Policy
 
+POSITION_BYTES = 4
+"""Of a slot, beside its key and value."""
 SHARE_PLANNED = 0.9
 """Of the free memory: the rest is for what compressing and a forward pass need in between, and for the allocator's gaps."""
 
@@ -104,22 +108,22 @@ def prompts_together(bucket_by_prompt: Mapping[int, int], max_rows: int) -> list
 
 
 def expected_bytes(
-    variants: Sequence[Variant], prompt: Prompt, full_bytes: int, prompt_seed: int
+    variants: Sequence[Variant], prompt: Prompt, shape: CacheShape, prompt_seed: int
 ) -> dict[str, int]:
     """Bytes each variant will hold, by label: its prefix and, where it acts while it answers, each row's own copy of it.
 
     Where the prompt decides what is kept, that everything is.
     """
     by_label = {variant.label: variant for variant in variants}
-    num_tokens = len(prompt.context_ids)
     tail_tokens = [len(question.tail_ids) for question in prompt.questions]
     expected = {}
     for variant in variants:
-        slots = _most_slots(variant, by_label, num_tokens)
+        slots = _most_slots(variant, by_label, shape)
+        num_bytes = _bytes_of(variant.policy, slots, shape)
         if _acts(variant, prompt_seed):
-            # Slots of its own hold prefix and tail; the tail as it was read is kept to start again.
-            slots += sum(slots + 2 * tail for tail in tail_tokens)
-        expected[variant.label] = full_bytes * slots // num_tokens
+            # Slots of its own hold prefix and tail, plain; the tail as it was read is kept to start again.
+            num_bytes += sum(_bytes_of(None, slots + 2 * tail, shape) for tail in tail_tokens)
+        expected[variant.label] = num_bytes
     return expected
 
 
@@ -135,26 +139,36 @@ def plannable_bytes(device: torch.device) -> int | None:
     return int(available_bytes(device) * SHARE_PLANNED)
 
 
-def _most_slots(variant: Variant, by_label: Mapping[str, Variant], num_tokens: int) -> int:
+def _bytes_of(policy: Policy | None, slots: int, shape: CacheShape) -> int:
+    """Bytes of so many slots in every head and layer as ``policy`` holds them, positions included; None: plain."""
+    slots_H = (slots,) * shape.num_kv_heads
+    positions = POSITION_BYTES * sum(slots_H)
+    # A policy and its form may be a user's.
+    with suppress(Exception):
+        if policy is not None:
+            return shape.num_layers * (layer_bytes(policy, shape).of(slots_H) + positions)
+    assert shape.head_dim is not None and shape.itemsize is not None, "a cache's sizes are known"
+    plain = LayerBytes(shape.num_kv_heads, shape.head_dim, shape.itemsize)
+    return shape.num_layers * (plain.of(slots_H) + positions)
+
+
+def _most_slots(variant: Variant, by_label: Mapping[str, Variant], shape: CacheShape) -> int:
     while isinstance(variant.budget, LikeVariant) and variant.budget.label in by_label:
         variant = by_label[variant.budget.label]
-    budget = variant.budget
     # A policy may be a user's, and a budget impossible: compressing will tell.
     with suppress(Exception):
-        if (
-            budget is not None
-            and not isinstance(budget, LikeVariant)
-            and not variant.policy.budget_is_outcome
-        ):
-            return min(num_slots_for(budget, num_tokens), num_tokens)
-    return num_tokens
+        if variant.budget is not None and not variant.policy.budget_is_outcome:
+            budget = in_slots(shape, variant, {})
+            if not isinstance(budget, LikeVariant):
+                return min(num_slots_for(budget, shape.num_tokens), shape.num_tokens)
+    return shape.num_tokens
 
 
 def labels_that_act(variants: Sequence[Variant], prompt_seed: int) -> frozenset[str]:
     """Of variants that act while they answer, and of those whose budget is like such a one's, however far."""
     acting = {variant.label for variant in variants if _acts(variant, prompt_seed)}
     for variant in variants:  # each comes after the one it is like
-        if isinstance(variant.budget, LikeVariant) and variant.budget.label in acting:
+        if label_referred_to(variant.budget) in acting:
             acting.add(variant.label)
     return frozenset(acting)
 

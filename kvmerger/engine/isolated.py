@@ -17,7 +17,8 @@ from kvmerger.decoding.batch import Batch
 from kvmerger.decoding.step_graphs import Refusals, graphs_for
 from kvmerger.device import now_s
 from kvmerger.engine.answering import Answered, Answering, References
-from kvmerger.engine.compress import SlotsLH, compress_all, references_first
+from kvmerger.engine.budgets import Kept, references_first
+from kvmerger.engine.compress import compress_all
 from kvmerger.engine.fused import failures_of, needs_of, out_of_memory, rows_of, with_references
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits, another_bucket, bucket_for
@@ -53,14 +54,14 @@ def run_isolated(
 
 @dataclass(slots=True)
 class _Runner:
-    """Runs rows one by one. slots_LH: what each one so far has kept, by label, for budgets that are like theirs."""
+    """Runs rows one by one. kept: what each one so far ended up with, by label, for budgets that are like theirs."""
 
     model: LoadedModel
     limits: Limits
     prompt: Prompt
     seed: int
     refusals: Refusals
-    slots_LH: dict[str, SlotsLH] = field(default_factory=dict)
+    kept: dict[str, Kept] = field(default_factory=dict)
 
     def run_or_fail(
         self, label: str, variants: Sequence[Variant], references: References | None
@@ -87,12 +88,12 @@ class _Runner:
         start_s = now_s(model.device)
         prefilled = prefill(model, prompt.context_ids, needs_of(variants), self.seed, is_last_try=False)
         seconds = {"prefill_s": now_s(model.device) - start_s}
-        compression = compress_all(prefilled, variants, self.slots_LH)
-        self.slots_LH.update(compression.slots_LH)
+        compression = compress_all(prefilled, variants, self.kept)
+        self.kept.update(compression.kept)
         if compression.failed:
             return failures_of(compression, prompt)
         compressed = with_references(compression, prefilled)
-        full_kv_bytes = compressed[FULL].nbytes
+        full = compressed[FULL].sizes
         compressed = {label: compressed[label]}
         # Decoding runs beside this variant's own cache alone, as it would in a server.
         del prefilled, compression
@@ -105,7 +106,7 @@ class _Runner:
         batch = Batch(model, prompt, dict(enumerate(rows)), bucket, graphs)
         answers = batch.decode()
         peak_bytes = _peak(model.device, before_bytes)
-        answering = Answering(model, prompt, compressed, full_kv_bytes, self.limits.max_fidelity_tokens)
+        answering = Answering(model, prompt, compressed, full, self.limits.max_fidelity_tokens)
         return answering.finish(batch, answers, references=references, seconds=seconds, peak_bytes=peak_bytes)
 
 

@@ -1,0 +1,138 @@
+"""What every layer of a variant may keep, from what was asked: shares, counts, bytes, or as much as another variant kept.
+
+Shapes: L layers, H KV heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from kvmerger.budget import (
+    Budget,
+    BudgetError,
+    BudgetSpec,
+    BytesLike,
+    BytesShare,
+    LikeVariant,
+    SlotCount,
+    effective_ratio,
+    label_referred_to,
+    num_slots_for,
+    slots_of_share,
+)
+from kvmerger.building import Variant, layer_bytes
+from kvmerger.names import VariantError
+from kvmerger.policies.base import CacheShape
+from kvmerger.policies.registry import path_of
+from kvmerger.policies.returned import checked_budgets
+from kvmerger.prefill.prefill import Prefilled
+
+SlotsLH = tuple[tuple[int, ...], ...]
+"""Numbers of slots, by layer and head."""
+
+
+class Kept(NamedTuple):
+    """What a variant ended up with: slots, and the bytes that attention reads of them."""
+
+    slots_LH: SlotsLH
+    num_bytes: int
+
+
+def shape_of(prefilled: Prefilled) -> CacheShape:
+    """The uncompressed cache's."""
+    first = prefilled.layers[0]
+    num_tokens = prefilled.evidence[0].num_tokens
+    return CacheShape(
+        num_tokens, len(prefilled.layers), first.num_heads, first.head_dim, first.dtype.itemsize
+    )
+
+
+def asked(shape: CacheShape, variant: Variant, kept: Mapping[str, Kept]) -> Sequence[Budget]:
+    """Every layer's budget as the user asked for it, before the policy moves slots between layers.
+
+    Args:
+        kept: what variants so far have kept, by label.
+
+    Raises:
+        BudgetError: the policy, or the form, cannot meet the budget on this prompt.
+    """
+    if variant.budget is None:
+        even = Budget.uniform(shape.num_tokens, shape.num_kv_heads, 1.0)
+        return [even] * shape.num_layers
+    budget = in_slots(shape, variant, kept)
+    variant.policy.check(shape, budget)
+    if isinstance(budget, LikeVariant):
+        return _like(budget.label, shape, kept)
+    num_slots = num_slots_for(budget, shape.num_tokens)
+    even = Budget.uniform(num_slots, shape.num_kv_heads, effective_ratio(budget, shape.num_tokens))
+    return [even] * shape.num_layers
+
+
+def in_slots(shape: CacheShape, variant: Variant, kept: Mapping[str, Kept]) -> BudgetSpec:
+    """The variant's budget, of which there is one, with bytes as the slots per head that they hold.
+
+    Raises:
+        BudgetError: not one slot per head fits.
+    """
+    match variant.budget:
+        case BytesShare() as share:
+            return SlotCount(slots_of_share(share, layer_bytes(variant.policy, shape), shape.num_tokens))
+        case BytesLike(label=label):
+            num_bytes = _kept_by(label, kept).num_bytes // shape.num_layers
+            layer = layer_bytes(variant.policy, shape)
+            if num_slots := layer.most_slots(num_bytes, shape.num_tokens):
+                return SlotCount(num_slots)
+            one = layer.of((1,) * shape.num_kv_heads)
+            raise BudgetError(
+                f"the budget is the bytes of {label!r}, {num_bytes} a layer, and one slot per head takes {one}; name a "
+                f"variant that holds more"
+            )
+    assert variant.budget is not None, "there is a budget"
+    return variant.budget
+
+
+def allocated(prefilled: Prefilled, variant: Variant, asked_L: Sequence[Budget]) -> Sequence[Budget]:
+    """Every layer's budget as the policy wants it; a ``like`` budget is per layer and head already."""
+    if variant.budget is None or isinstance(variant.budget, LikeVariant):
+        return asked_L
+    wanted = variant.policy.allocate(asked_L, prefilled.evidence)
+    return checked_budgets(
+        wanted, len(prefilled.layers), prefilled.layers[0].num_heads, path_of(variant.policy)
+    )
+
+
+def references_first(variants: Sequence[Variant]) -> list[Variant]:
+    """The variants, each after the one its budget is like; `VariantError` when they go round in a circle."""
+    by_label = {variant.label: variant for variant in variants}
+    # Insertion order is the result: whom a variant is like is visited, and so inserted, first.
+    ordered: dict[str, Variant] = {}
+
+    def visit(variant: Variant, pending: tuple[str, ...]) -> None:
+        label = label_referred_to(variant.budget)
+        if label in by_label:
+            if label in pending:
+                raise VariantError(
+                    f"budgets are like each other in a circle: {' → '.join((*pending, label))}"
+                )
+            visit(by_label[label], (*pending, label))
+        ordered.setdefault(variant.label, variant)
+
+    for variant in variants:
+        visit(variant, (variant.label,))
+    return list(ordered.values())
+
+
+def _like(label: str, shape: CacheShape, kept: Mapping[str, Kept]) -> list[Budget]:
+    return [
+        Budget(slots_H, sum(slots_H) / (shape.num_tokens * len(slots_H)))
+        for slots_H in _kept_by(label, kept).slots_LH
+    ]
+
+
+def _kept_by(label: str, kept: Mapping[str, Kept]) -> Kept:
+    if label not in kept:
+        raise BudgetError(
+            f"the budget is like {label!r}, which has no cache here (it failed, or is not in this run)"
+        )
+    return kept[label]

@@ -1,0 +1,68 @@
+"""From chosen slots to how they are held: layers into their variant's form, in storages that the full row has no part in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from kvmerger.cache.forms.base import Form
+from kvmerger.cache.head_counters import numbers_of
+from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.cache.packed_layer import HeldLayer, PackedLayer
+from kvmerger.cache.slot_table import storage_bytes
+
+
+class Sizes(NamedTuple):
+    """Bytes of distinct storages: all that is held, positions alone, and what attention reads at every step.
+
+    Attention reads keys and values with their scales, and log masses: what budgets of bytes count.
+    """
+
+    held: int
+    positions: int
+    read: int
+
+
+def stored(kept_L: Sequence[LayerCache], form: Form | None, forbidden: set[int]) -> Sequence[HeldLayer]:
+    """``kept_L`` in ``form``; as they are without one.
+
+    A form reads keys and values wherever they lie, the full row's own included.
+
+    Args:
+        forbidden: addresses of storages that nothing held may lie in.
+
+    Raises:
+        FormError: heads that the form cannot store.
+        ValueError: parts that are not what the form says.
+    """
+    if form is None or not kept_L:
+        return kept_L
+    form.check(kept_L[0].head_dim)
+    # One layer after the other: the numbers in fp32, on the way to their codes, are many times what is held.
+    packed_L = [PackedLayer.of(layer, form).owning(forbidden) for layer in kept_L]
+    for packed in packed_L:
+        packed.check_parts()
+    counters_L = numbers_of([form.counters(layer.k_SD, layer.v_SD) for layer in kept_L])
+    return [
+        replace(packed, counters={**packed.counters, **counters})
+        for packed, counters in zip(packed_L, counters_L, strict=True)
+    ]
+
+
+def sizes_of(prefix: Collection[HeldLayer]) -> Sizes:
+    """What a prefix takes."""
+    return Sizes(
+        storage_bytes(tensor for layer in prefix for tensor in layer.tensors()),
+        storage_bytes(layer.position_S for layer in prefix),
+        storage_bytes(tensor for layer in prefix for tensor in layer.read_tensors()),
+    )
+
+
+def bits_of(prefix: Sequence[HeldLayer]) -> tuple[float, float]:
+    """Bits of a stored key's number and of a value's, scales apart; all layers are stored alike."""
+    first = prefix[0]
+    if isinstance(first, PackedLayer):
+        return first.form.bits(first.head_dim)
+    both = 8.0 * first.dtype.itemsize
+    return both, both
