@@ -24,13 +24,13 @@ from jobs.reporting.notation import (
 )
 
 BYTES, SLOTS, BITS, READ, POSITIONS = "bytes", "slots", "bits", "read", "positions"
-MEMORY_LEGEND = (
-    f"{BYTES}: share held of the full cache's keys and values, and how many, scales and log masses included, positions apart; "
-    f"{SLOTS}: share of its slots"
-)
 _SEEN_SHARE = 0.001  # shares are shown with one decimal of a per cent
-_BITS_LEGEND = f"{BITS}: of a stored number, keys/values where they differ"
-_READ_LEGEND = f"{READ}: share that a step reads of what one reads of the full cache"
+_WORDS = {
+    BYTES: "share held of the full cache's keys and values, and how many, with scales and log masses, positions apart",
+    SLOTS: "share of its slots",
+    BITS: "of a stored number, keys/values where they differ",
+    READ: "share that a step reads of what one reads of the full cache",
+}
 
 
 class Cells(NamedTuple):
@@ -85,12 +85,12 @@ def _memory_cells(storage: Storage, kept_ratio: float | None) -> tuple[Shown, Sh
     )
 
 
-def silent_columns(lines: Iterable[VariantSummary | MacroMean]) -> frozenset[str]:
+def silent_columns(lines: Sequence[VariantSummary | MacroMean]) -> frozenset[str]:
     """Of BITS, READ and POSITIONS, those that tell nothing in a table of these lines."""
     storages = [it.storage for it in lines]
     is_silent = {
         BITS: all(it.is_plain for it in storages),
-        READ: all(_reads_what_it_holds(it) for it in storages),
+        READ: not any(map(reads_otherwise, lines)),
         POSITIONS: all(it.position_bytes is None for it in storages),
     }
     return frozenset(column for column, silent in is_silent.items() if silent)
@@ -101,17 +101,16 @@ def told(cells: Cells, silent: Collection[str]) -> list[Shown]:
     return [shown for name, shown in cells._asdict().items() if name not in silent]
 
 
-def _reads_what_it_holds(storage: Storage) -> bool:
-    if storage.read_share is None:
-        return True
-    return storage.held_share is not None and abs(storage.read_share - storage.held_share) < _SEEN_SHARE
+def reads_otherwise(line: VariantSummary | MacroMean) -> bool:
+    """Whether an answering step is known to read another share of the bytes than the variant holds."""
+    held, read = line.storage.held_share, line.storage.read_share
+    return read is not None and (held is None or abs(read - held) >= _SEEN_SHARE)
 
 
-def memory_legend(lines: Sequence[VariantSummary | MacroMean]) -> str:
-    """What the columns of memory mean that are shown in tables of these lines."""
+def memory_words(lines: Sequence[VariantSummary | MacroMean]) -> dict[str, str]:
+    """Column → what it means, of the columns of memory that are shown in tables of these lines."""
     silent = silent_columns(lines)
-    told = [(BITS, _BITS_LEGEND), (READ, _READ_LEGEND)]
-    return "; ".join([MEMORY_LEGEND, *(words for column, words in told if column not in silent)])
+    return {column: words for column, words in _WORDS.items() if column not in silent}
 
 
 def stored_otherwise(lines: Iterable[VariantSummary | MacroMean]) -> str:

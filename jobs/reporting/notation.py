@@ -29,6 +29,7 @@ _SHOWN_NAMES = {FULL: "full cache", FULL_AA: "full again (A/A noise)", NO_CONTEX
 _ENDS_OF_SCALE = {FULL: "full-cache", NO_CONTEXT: "no-context"}
 _LEAST_SHOWN_P = 0.001
 _BYTES_PER_UNIT = 1024
+_THREE_DIGITS = 100
 _PERCENT = 100
 _MAX_TEXT_CHARS = 1200  # of a stored text: nobody would read on
 _KEPT_CONTROLS = "\n\t"
@@ -80,9 +81,10 @@ def human_bytes(num_bytes: float | None) -> str:
     if num_bytes is None:
         return UNKNOWN
     for unit in ("B", "KiB", "MiB", "GiB"):
-        # Whole bytes have no tenths; from KiB on one decimal leaves about three digits.
         if num_bytes < _BYTES_PER_UNIT:
-            return f"{num_bytes:.1f} {unit}" if unit != "B" else f"{num_bytes:.0f} B"
+            # Whole bytes have no tenths, and three digits before the point are enough of them.
+            is_whole = unit == "B" or round(num_bytes, 1) >= _THREE_DIGITS
+            return f"{num_bytes:.0f} {unit}" if is_whole else f"{num_bytes:.1f} {unit}"
         num_bytes /= _BYTES_PER_UNIT
     return f"{num_bytes:.1f} TiB"
 

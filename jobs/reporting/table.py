@@ -20,16 +20,20 @@ from jobs.reporting.cells import (
     SLOTS,
     Cells,
     mean_cells,
+    reads_otherwise,
     silent_columns,
     task_cells,
 )
-from jobs.reporting.notation import NO_SPREAD, TO, Shown, setting_in_words, shown_count, shown_name
+from jobs.reporting.notation import NO_SPREAD, TO, Shown, percent, setting_in_words, shown_count, shown_name
 from jobs.results.grouping import Setting
 from kvmerger.variants import REFERENCE_LABELS
 
 WIDE_COLUMNS = 150
 """From this width on an interval stands beside its mean, below it on a line of its own."""
 _ROOMY_COLUMNS = 100
+_BITS_COLUMNS = 120
+"""Below this width bits stand under the slots, and bytes read under the table."""
+_LONG_NAME, _LONG_IF_NARROW = 24, 20  # characters: longer names take their room from the numbers
 _COUNT = "n"
 # Of `Cells`, in its order.
 _HEADS = ("answer NLL", "recov.", "KL (nats)", "top-1", "score", BYTES, SLOTS, BITS, READ, POSITIONS)
@@ -40,20 +44,38 @@ _HIDDEN = frozenset({POSITIONS})  # the page has room for them
 def task_table(task: TaskSummary, width: int) -> Table:
     """The variants of one task, for a terminal of ``width`` columns.
 
-    On a narrow one intervals go on a line of their own; on a very narrow one n and top-1 are left out, since numbers are
-    hard to read once their cells fold.
+    On a narrow one intervals go on a line of their own, and bits with them; on a very narrow one n and top-1 are left out,
+    since numbers are hard to read once their cells fold.
     """
-    is_wide, narrow = width >= WIDE_COLUMNS, _HIDDEN_IF_NARROW if width < _ROOMY_COLUMNS else ()
-    hidden = silent_columns(task.variants).union(_HIDDEN, narrow)
+    is_wide, silent = width >= WIDE_COLUMNS, silent_columns(task.variants)
+    narrow = _HIDDEN_IF_NARROW if width < _ROOMY_COLUMNS else ()
+    stacked = () if width >= _BITS_COLUMNS else (BITS, READ)
+    hidden = silent.union(_HIDDEN, narrow, stacked)
     heads = [head for head in (_COUNT, *_HEADS) if head not in hidden]
     table = _empty_table(task.task, task.setting, heads)
+    longest = _LONG_IF_NARROW if narrow else _LONG_NAME
     last_reference = [it.label for it in task.variants if it.label in REFERENCE_LABELS][-1:]
     for variant in task.variants:
-        numbers = {head: _cell(shown, is_wide) for head, shown in _by_head(task_cells(variant)).items()}
+        shown = _by_head(task_cells(variant))
+        if stacked and BITS not in silent:
+            shown[SLOTS] = Shown(shown[SLOTS].mean, f"{shown[BITS].mean} bit")
+        numbers = {head: _cell(it, is_wide) for head, it in shown.items()}
         cells: dict[str, Text | str] = {_COUNT: shown_count(variant), **numbers}
         is_last_reference = [variant.label] == last_reference
-        table.add_row(_name_cell(variant), *(cells[head] for head in heads), end_section=is_last_reference)
+        table.add_row(
+            _name_cell(variant, longest), *(cells[head] for head in heads), end_section=is_last_reference
+        )
     return table
+
+
+def read_note(task: TaskSummary, width: int) -> str:
+    """What steps read of each variant, in a table that has no room for the column; "" where all read what they hold."""
+    if width >= _BITS_COLUMNS or READ in silent_columns(task.variants):
+        return ""
+    shown = [
+        f"{shown_name(it)} {percent(it.storage.read_share)}" for it in task.variants if reads_otherwise(it)
+    ]
+    return f"{READ} at each step, where that is another share than {BYTES} held: {', '.join(shown)}"
 
 
 def overall_table(setting: Setting, means: Sequence[MacroMean], num_tasks: int) -> Table:
@@ -104,8 +126,10 @@ def _empty_table(title: str, setting: Setting, heads: Sequence[str]) -> Table:
     return table
 
 
-def _name_cell(variant: VariantSummary) -> Text:
-    name = Text(shown_name(variant))
+def _name_cell(variant: VariantSummary, longest: int) -> Text:
+    shown = shown_name(variant)
+    # Before the budget, where a name falls apart by itself; folded anywhere, the budget's number would be cut in two.
+    name = Text(shown.replace("@", "\n@", 1) if len(shown) > longest else shown)
     if variant.num_degenerate:
         share = "" if variant.num_degenerate == variant.num_finished else f" on {variant.num_degenerate}"
         name.append(f" (degenerate{share})", style="yellow")

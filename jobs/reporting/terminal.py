@@ -15,7 +15,7 @@ from rich.text import Text
 from evaluators.statistics.skewed import MIN_SKEWED_CLUSTERS, TOO_FEW_CONTEXTS
 from jobs.analysis.published_beside import PublishedBeside, published_beside
 from jobs.analysis.summary import ResultSummary, TaskSummary
-from jobs.reporting.cells import memory_legend, stored_otherwise
+from jobs.reporting.cells import memory_words, stored_otherwise
 from jobs.reporting.notation import (
     TOO_FEW,
     UNKNOWN,
@@ -29,7 +29,7 @@ from jobs.reporting.notation import (
     where_rows_went,
     why_no_scale,
 )
-from jobs.reporting.table import add_folding_column, overall_table, task_table, titled_table
+from jobs.reporting.table import add_folding_column, overall_table, read_note, task_table, titled_table
 
 _ROOMY_COLUMNS = 100
 """Below this width our score stands without its interval."""
@@ -52,7 +52,7 @@ def render(summary: ResultSummary, width: int) -> RenderableType:
     for setting in summary.settings():
         tasks = [task for task in summary.tasks if task.setting == setting]
         for task in tasks:
-            parts += [task_table(task, width), *_notes(task), Text()]
+            parts += [task_table(task, width), *_notes(task, width), Text()]
         if len(tasks) > 1:
             parts += [overall_table(setting, summary.macro_means(setting), len(tasks)), Text()]
         for beside in published_beside(summary, setting):
@@ -71,17 +71,20 @@ def _legend(summary: ResultSummary) -> Iterator[Text]:
     variants = [it for task in summary.tasks for it in task.variants]
     if not variants:
         return
-    yield Text(f"{_LEGEND}{memory_legend(variants)}; {_NO_INTERVAL}", style="dim")
+    memory = "; ".join(f"{column}: {words}" for column, words in memory_words(variants).items())
+    yield Text(f"{_LEGEND}{memory}; {_NO_INTERVAL}", style="dim")
     if stored := stored_otherwise(variants):
         yield Text(stored, style="dim")
     yield Text()
 
 
-def _notes(task: TaskSummary) -> Iterator[Text]:
+def _notes(task: TaskSummary, width: int) -> Iterator[Text]:
     if task.is_too_few:
         of_kl = ", of KL Hall's" if task.num_clusters >= MIN_SKEWED_CLUSTERS else ""
         why = f"{TOO_FEW}; the intervals are Student's t over contexts{of_kl}"
         yield Text(f"n = {counted(task.num_clusters, 'cluster')}: {why}", style="yellow")
+    if read := read_note(task, width):
+        yield Text(read)
     if not task.has_scale and task.num_clusters:
         yield Text(f"no verdict: {why_no_scale(task)}, so nothing can be recovered")
     if cut := shown_cut(task):

@@ -57,7 +57,10 @@ def sweep_report(findings: Findings, status: RunStatus, page: ReportPage | None,
     traces = charted_traces(rows)
     variants = {
         label: VariantReport(
-            readings, traces.get(label, ()), variant_description(label, summary, differences)
+            readings,
+            traces.get(label, ()),
+            variant_description(label, summary, differences),
+            tags=_form_of(label, summary),
         )
         for label, readings in variant_readings(summary, differences, rows).items()
     }
@@ -88,6 +91,13 @@ def environment(findings: Findings) -> dict[str, Any]:
             for name in ("model", "model_revision", "dtype", "device", "device_name", "scorer")
         },
     }
+
+
+def _form_of(label: str, summary: ResultSummary) -> dict[str, str]:
+    """The tag of what the variant's rows are stored as; none where no row tells."""
+    storages = [it.storage for task in summary.tasks for it in task.variants if it.label == label]
+    forms = _each_once(it.form for it in storages if it.form)
+    return {"form": forms} if forms else {}
 
 
 def _device_names(summary: ResultSummary) -> str:
@@ -156,15 +166,23 @@ def tracked_variant(
 
 
 def budget_text(budget: Any) -> str:
-    """A budget in one word: "0.5", "512", "like kvmerger@0.5", or "none" for a reference row."""
+    """A budget in one word: "0.5", "512", "like kvmerger@0.5", "0.2 of bytes", "none" for rows that have no budget."""
     match budget:
         case {"kept_ratio": ratio}:
             return f"{ratio:g}"
         case {"slots": num_slots}:
             return str(num_slots)
         case {"like": label}:
-            return f"like {label if isinstance(label, str) else json.dumps(label)}"
+            return _like(label)
+        case {"bytes": {"like": label}}:
+            return f"{_like(label)} in bytes"
+        case {"bytes": float(ratio)}:
+            return f"{ratio:g} of bytes"
     return "none"
+
+
+def _like(label: Any) -> str:
+    return f"like {label if isinstance(label, str) else json.dumps(label)}"
 
 
 def sweep_of_folder(findings: Findings, folder: Path) -> TrackedSweep:

@@ -5,22 +5,31 @@ What does not fit is left out by whole lines or tables, and the text says where 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from urllib.parse import quote
 
 from jobs.analysis.differences import Difference
 from jobs.analysis.pairing import SCORE
 from jobs.analysis.summary import MacroMean, ResultSummary, TaskSummary
 from jobs.analysis.variant_summary import VariantSummary
+from jobs.reporting.cells import (
+    BITS,
+    BYTES,
+    READ,
+    SLOTS,
+    Cells,
+    mean_cells,
+    memory_words,
+    silent_columns,
+    stored_otherwise,
+    task_cells,
+)
 from jobs.reporting.headline import headline
 from jobs.reporting.notation import (
     UNKNOWN,
-    Cells,
-    mean_cells,
     setting_in_words,
     shown_difference,
     shown_name,
-    task_cells,
     where_rows_went,
 )
 from jobs.results.grouping import Setting
@@ -36,12 +45,11 @@ _GAP = "\u200b\u2003"
 _NO_BREAK = "\u00a0"
 _SIGNS = {"better": "▲", "worse": "▼"}
 _VERDICT = "verdict"
-_HEADS = ("score", "- full cache", _VERDICT, "NLL", "recovered", "kept", "KV bytes")
+_HEADS = ("score", "- full cache", _VERDICT, "NLL", "recovered", BYTES, SLOTS, BITS, READ)
 _LEGEND = (
     "In brackets 95 % intervals; *no spread*: all values are equal, so there is none. *- full cache*: the score minus the "
     "full cache's on the same items, in points of 100; *verdict*: ▲ measurably better, ▼ worse; *NLL*: nats per token of the "
-    "gold answer; *recovered*: share left of what "
-    "the context is worth to it; *kept*: measured slots."
+    "gold answer; *recovered*: share left of what the context is worth to it; "
 )
 _ELSEWHERE = (
     "**More** under *Artifacts*: `report.html` (figures, worst items), `summary.md` (all tables), `settings.yaml`, "
@@ -68,14 +76,14 @@ def sweep_description(
         *(f"**{it}**" for it in headline(summary, differences)),
         where_rows_went(summary),
     ]
-    last = [_ELSEWHERE]
+    last, legend = [_ELSEWHERE], _legend([it for task in summary.tasks for it in task.variants])
     pictures = [_picture(figure) for figure in figures]
     tables = [table for setting in summary.settings() for table in _tables(summary, setting, differences)]
     # Reserved before any table is taken: what stands after the tables, blank lines between the blocks, and the ids that
     # will take the places of RUN_ID and EXPERIMENT_ID.
     room = (
         MAX_CHARS
-        - sum(len(it) + 2 for it in (*blocks, *last, *pictures, _LEGEND))
+        - sum(len(it) + 2 for it in (*blocks, *last, *pictures, legend))
         - _ID_CHARS * (len(pictures) + 3)
         - len(_more_tables(len(tables)))
         - 2
@@ -88,18 +96,23 @@ def sweep_description(
             num_left = len(tables) - index - bool(part)
             blocks += [_more_tables(num_left)] if num_left else []
             break
-    return "\n\n".join([*blocks, *([_LEGEND] if tables else []), *pictures, *last])
+    return "\n\n".join([*blocks, *([legend] if tables else []), *pictures, *last])
 
 
 def variant_description(label: str, summary: ResultSummary, differences: Sequence[Difference]) -> str:
     """A child's description: its row of every task's table."""
-    lines = [
-        (task.task, _task_cells(variant, task, differences))
-        for task in summary.tasks
-        for variant in task.variants
-        if variant.label == label
-    ]
-    return "\n\n".join([_fitting(_table("task", lines), MAX_CHARS - len(_LEGEND) - 2), _LEGEND])
+    own = [(task, it) for task in summary.tasks for it in task.variants if it.label == label]
+    variants = [it for _, it in own]
+    lines = [(task.task, _task_cells(it, task, differences)) for task, it in own]
+    legend = _legend(variants)
+    table = _table("task", lines, silent_columns(variants))
+    return "\n\n".join([_fitting(table, MAX_CHARS - len(legend) - 2), legend])
+
+
+def _legend(variants: Sequence[VariantSummary]) -> str:
+    memory = "; ".join(f"*{column}*: {words}" for column, words in memory_words(variants).items())
+    stored = stored_otherwise(variants)
+    return f"{_LEGEND}{memory}." + (f" *{stored}*." if stored else "")
 
 
 def summary_text(
@@ -125,24 +138,22 @@ def _tables(summary: ResultSummary, setting: Setting, differences: Sequence[Diff
 
 def _task_table(task: TaskSummary, differences: Sequence[Difference]) -> str:
     lines = [(shown_name(it), _task_cells(it, task, differences)) for it in task.variants]
-    return _table("variant", lines)
+    return _table("variant", lines, silent_columns(task.variants))
 
 
 def _task_cells(variant: VariantSummary, task: TaskSummary, differences: Sequence[Difference]) -> list[str]:
     return _cells(variant.label, task.task, task_cells(variant), differences)
 
 
-def _mean_table(means: Iterable[MacroMean], differences: Sequence[Difference]) -> str:
+def _mean_table(means: Sequence[MacroMean], differences: Sequence[Difference]) -> str:
     lines = [(shown_name(it), _cells(it.label, None, mean_cells(it), differences)) for it in means]
-    return _table("variant", lines)
+    return _table("variant", lines, silent_columns(means))
 
 
 def _cells(label: str, task: str | None, cells: Cells, differences: Sequence[Difference]) -> list[str]:
     """The cells under `_HEADS`; `task` is None for the mean over the tasks."""
-    score, *numbers = (
-        shown.on_one_line()
-        for shown in (cells.score, cells.answer_nll, cells.recovered, cells.kept, cells.kv_bytes)
-    )
+    memory = (cells.held, cells.slots, cells.bits, cells.read)
+    score, *numbers = (it.on_one_line() for it in (cells.score, cells.answer_nll, cells.recovered, *memory))
     return [score, *_difference(label, task, differences), *numbers]
 
 
@@ -156,11 +167,11 @@ def _difference(label: str, task: str | None, differences: Sequence[Difference])
     return shown_difference(SCORE, paired.interval).on_one_line() if paired else UNKNOWN, verdict
 
 
-def _table(first_head: str, lines: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Lines of (name, cells under _HEADS); the column of verdicts only where there is one."""
+def _table(first_head: str, lines: Sequence[tuple[str, Sequence[str]]], silent: frozenset[str]) -> str:
+    """Lines of (name, cells under _HEADS) without `silent` columns; that of verdicts only where there is one."""
     place = _HEADS.index(_VERDICT)
-    has_verdict = any(cells[place] for _, cells in lines)
-    shown = [index for index in range(len(_HEADS)) if has_verdict or index != place]
+    hidden = silent if any(cells[place] for _, cells in lines) else silent | {_VERDICT}
+    shown = [index for index, head in enumerate(_HEADS) if head not in hidden]
     rows = [(first_head, _HEADS), *lines]
     head, *body = (_line(name, [cells[index] for index in shown]) for name, cells in rows)
     return "\n".join([head, f"|---|{'---|' * len(shown)}", *body])

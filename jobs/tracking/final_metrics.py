@@ -74,7 +74,7 @@ def listed_keys(summary: ResultSummary) -> list[str]:
     """The few numbers that a list of variants shows: those of the only task, or the means over tasks."""
     tasks = list(dict.fromkeys(task.task for task in summary.tasks))
     name = tasks[0] if len(tasks) == 1 else _MEAN
-    measures = (what.SCORE, _DELTA, what.ANSWER_NLL, what.KL, what.KEPT_RATIO, what.KV_BYTES)
+    measures = (what.SCORE, _DELTA, what.ANSWER_NLL, what.KL, what.HELD_SHARE, what.KEPT_RATIO)
     return [metric_key(measure, name) for measure in measures] if tasks else []
 
 
@@ -140,6 +140,11 @@ def _of_mean(mean: MacroMean) -> dict[str, float | None]:
         what.TOP1: mean.top1_agreement,
         what.KEPT_RATIO: mean.kept_ratio,
         what.KV_BYTES: mean.kv_bytes,
+        what.HELD_SHARE: mean.storage.held_share,
+        what.READ_SHARE: mean.storage.read_share,
+        what.POSITION_BYTES: mean.storage.position_bytes,
+        what.BITS_K: mean.storage.bits_k,
+        what.BITS_V: mean.storage.bits_v,
     }
     return {metric_key(name, _MEAN): value for name, value in values.items()}
 

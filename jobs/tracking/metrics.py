@@ -17,11 +17,15 @@ from typing import Any, NamedTuple, TypeGuard
 
 from jobs.results.grouping import task_of
 from jobs.results.schema import DONE_STATUSES, STATUSES, Row
+from jobs.results.stored_bytes import held_share, read_share
 
 SCORE, PUBLISHED_SCORE = "score", "published_score"
 ANSWER_NLL, KL, TOP1 = "fidelity/answer_nll", "fidelity/kl", "fidelity/top1_agreement"
 NLL_RECOVERED = "fidelity/nll_recovered"
 KV_BYTES, KEPT_RATIO, PEAK_BYTES = "memory/kv_bytes", "memory/kept_ratio", "memory/peak_bytes"
+HELD_SHARE, READ_SHARE = "memory/bytes_held_share", "memory/bytes_read_share"
+POSITION_BYTES = "memory/position_bytes"
+BITS_K, BITS_V = "memory/bits_k", "memory/bits_v"
 TRACE = "memory/trace_bytes"
 TIME = "time"
 LOW, HIGH = "low", "high"
@@ -37,7 +41,11 @@ _COLUMNS = {
     KV_BYTES: "kv_bytes",
     KEPT_RATIO: "kept_ratio",
     PEAK_BYTES: "peak_bytes",
+    POSITION_BYTES: "position_bytes",
+    BITS_K: "bits_k",
+    BITS_V: "bits_v",
 }
+_SHARES = {HELD_SHARE: held_share, READ_SHARE: read_share}
 _MS_PER_S = 1000
 _MAX_CHARS = 250  # MLflow refuses more
 _ROOM_FOR_ENDS = 10  # for "/high", or the number of a second trace
@@ -104,6 +112,7 @@ def row_numbers(row: Row) -> dict[str, float]:
         return {}
     task = task_of(row)
     found = {metric_key(what, task): row.get(column) for what, column in _COLUMNS.items()}
+    found |= {metric_key(what, task): share_of(row) for what, share_of in _SHARES.items()}
     seconds = json.loads(row.get("seconds") or "{}")
     found |= {metric_key(TIME, phase, task): value for phase, value in seconds.items()}
     return {key: float(value) for key, value in found.items() if is_finite(value)}

@@ -95,7 +95,7 @@ class MlflowRuns:
         self._set_tags(PARENT, {**report.tags, _NOTE: description})
         for label, variant in report.variants.items():
             if label in self._ids:
-                self._set_tags(label, {**report.tags, _NOTE: variant.description})
+                self._set_tags(label, {**report.tags, **variant.tags, _NOTE: variant.description})
                 self._end(label, report.status, variant.readings.time_ms)
         # The parent last: whoever waits for it to end then finds its children whole.
         self._end(PARENT, report.status, report.readings.time_ms)

@@ -61,11 +61,15 @@ class TrackedSweep:
 
 @dataclass(frozen=True, slots=True)
 class VariantReport:
-    """The final numbers of a variant, a trace of each task, and the same in words (markdown)."""
+    """The final numbers of a variant, a trace of each task, and the same in words (markdown).
+
+    `tags` are those of its run that only finished rows tell.
+    """
 
     readings: Readings
     traces: Sequence[Sequence[MetricPoint]] = ()
     description: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,13 @@ from jobs.reporting.figures.style import FAINT, INK, SeriesStyle, look, new_pane
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
 _NAMED_REFERENCES = {FULL: "full cache", NO_CONTEXT: "no context"}  # the A/A line lies on the full one
-# Policies at one budget would hide each other's whiskers; together they are moved by no more than the second number.
+# Policies at one budget would hide each other's whiskers: points no further apart than the first number are moved by it,
+# together by no more than the second. Others stay where they were measured.
 _DODGE_PERCENT, _MOST_DODGED_PERCENT = 0.9, 6.0
 _WIDE_PERCENT = 50.0  # from here on the axis ends at the full cache
-_SAME_BYTES_PERCENT = 10.0  # of the full cache: whiskers of policies that are no further apart hide each other
+_SAME_BYTES_PERCENT = (
+    10.0  # of the full cache: whiskers of policies that are no further apart hide each other
+)
 _NAME_SHARE = 0.44  # of the panel's width, for "expected_attention (49.9 %)"
 _ROW_INCHES, _FRAME_INCHES = 0.24, 0.75
 
@@ -30,14 +33,34 @@ def draw(panel: QualityPanel, styles: Mapping[str, SeriesStyle], name: str) -> M
     with look():
         figure, axes = new_panel()
         _draw_references(axes, panel)
-        dodge = min(_DODGE_PERCENT, _MOST_DODGED_PERCENT / len(panel.lines))
-        for index, (series, points) in enumerate(panel.lines.items()):
-            # Sideways by a little, or whiskers of one budget would lie on each other.
-            shift = (index - (len(panel.lines) - 1) / 2) * dodge
-            _draw_line(axes, points, styles[series], shift)
+        shifts = dodged(panel)
+        for series, points in panel.lines.items():
+            _draw_line(axes, points, styles[series], [shifts[it.label] for it in points])
         _set_axes(axes, panel)
         title = f"{panel.measure} against memory, {panel.title}"
         return to_svg(figure, name, title, panel.description)
+
+
+def dodged(panel: QualityPanel) -> dict[str, float]:
+    """By label, how far a point is drawn beside the memory it measured, in percent of the full cache."""
+    order = {series: place for place, series in enumerate(panel.lines)}
+    points = sorted(
+        (round(it.held_percent, 3), order[series], it.label)
+        for series, line in panel.lines.items()
+        for it in line
+    )
+    crowds: list[list[tuple[float, int, str]]] = []
+    for point in points:
+        if crowds and point[0] - crowds[-1][-1][0] <= _DODGE_PERCENT:
+            crowds[-1].append(point)
+        else:
+            crowds.append([point])
+    shifts = {}
+    for crowd in crowds:
+        step = min(_DODGE_PERCENT, _MOST_DODGED_PERCENT / len(crowd))
+        for place, (_, _, label) in enumerate(crowd):
+            shifts[label] = (place - (len(crowd) - 1) / 2) * step
+    return shifts
 
 
 def _is_at_one_budget(panel: QualityPanel) -> bool:
@@ -71,8 +94,8 @@ def _name_reference(axes: Axes, panel: QualityPanel, label: str) -> None:
     )
 
 
-def _draw_line(axes: Axes, points: Sequence[Point], style: SeriesStyle, shift: float) -> None:
-    x = [point.held_percent + shift for point in points]
+def _draw_line(axes: Axes, points: Sequence[Point], style: SeriesStyle, shifts: Sequence[float]) -> None:
+    x = [point.held_percent + shift for point, shift in zip(points, shifts, strict=True)]
     axes.plot(
         x,
         [point.mean for point in points],

@@ -30,7 +30,6 @@ class Point:
     low: float | None
     high: float | None
 
-
     @property
     def memory(self) -> str:
         """Bytes and, where they are another share, slots, in words."""
