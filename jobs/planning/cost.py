@@ -7,61 +7,37 @@ slots is an outcome of the prompt, all are assumed kept, so that a prediction is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from jobs.planning.sizes import ForeseenSize, bytes_per_token
 from jobs.planning.work import ModelFacts, PlannedItem
-from kvmerger.budget import LikeVariant, num_slots_for
-from kvmerger.variants import REFERENCE_LABELS, VariantSpec
+from kvmerger.variants import REFERENCE_LABELS
 
-_KEYS_AND_VALUES = 2
-_BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PREFILL_TOKENS_PER_STEP = 50
 """One decode step of the whole batch takes as long as prefilling about so many tokens (demo model, 2 CPU cores)."""
 
 
-def bytes_per_token(model: ModelFacts) -> int:
-    """Bytes of K and V of one token in all layers and heads.
-
-    Raises:
-        ValueError: a dtype whose size is not known.
-    """
-    dtype = model.dtype.rpartition(".")[2]
-    if dtype not in _BYTES_PER_ELEMENT:
-        raise ValueError(
-            f"the size of dtype {model.dtype!r} is not known; known: {sorted(_BYTES_PER_ELEMENT)}"
-        )
-    elements = _KEYS_AND_VALUES * model.num_layers * model.num_kv_heads * model.head_dim
-    return elements * _BYTES_PER_ELEMENT[dtype]
-
-
-def most_slots(
-    spec: VariantSpec, specs: Mapping[str, VariantSpec], outcomes: frozenset[str], tokens: int
-) -> int:
-    """The most slots per KV head that a variant can keep of `tokens`; no budget binds the labels in `outcomes`."""
-    if isinstance(spec.budget, LikeVariant) and spec.budget.label in specs:
-        return most_slots(specs[spec.budget.label], specs, outcomes, tokens)
-    if spec.budget is None or isinstance(spec.budget, LikeVariant) or spec.label in outcomes:
-        return tokens
-    return num_slots_for(spec.budget, tokens)
-
-
 def context_bytes(
-    items: Sequence[PlannedItem], slots: Sequence[int], model: ModelFacts, own_slots: Sequence[int] = ()
+    items: Sequence[PlannedItem],
+    sizes: Sequence[ForeseenSize],
+    model: ModelFacts,
+    own: Sequence[ForeseenSize] = (),
 ) -> int:
-    """Bytes of K/V that items on one context hold: one full prefix, each variant's prefix of `slots`, every row's tail.
+    """Bytes of K/V that items on one context hold: one full prefix, each variant's prefix (`sizes`), every row's tail.
 
-    The A/A row shares the full prefix and `no_context` has none; both have tails. `own_slots` are those of the variants
-    that act while they answer: each of their rows has a copy of the prefix and of its question's tail.
+    The A/A row shares the full prefix and `no_context` has none; both have tails. `own` are the sizes of the variants that
+    act while they answer: each of their rows has a copy of the prefix, plain, and of its question's tail.
     Where a device has less memory, the engine answers in groups.
     """
     # A row that acts drops slots as it answers, so it cannot share a prefix: a copy with the tail, and the tail once more.
     num_context = len(items[0].tokens.context_ids)
-    num_rows = len(items) * (len(slots) + len(REFERENCE_LABELS))
+    num_rows = len(items) * (len(sizes) + len(REFERENCE_LABELS))
     # The gold answer is forced on every row, and may be longer than what the model is allowed to say.
     answer = max(max(it.item.max_new_tokens, len(it.tokens.gold_ids)) for it in items)
     tail = max(max(len(it.tokens.tail_ids), 1) for it in items) + answer
-    copies = sum(count + 2 * max(len(it.tokens.tail_ids), 1) for count in own_slots for it in items)
-    return (num_context + sum(slots) + num_rows * tail + copies) * bytes_per_token(model)
+    copies = sum(size.num_slots + 2 * max(len(it.tokens.tail_ids), 1) for size in own for it in items)
+    prefixes = sum(size.num_bytes for size in sizes)
+    return prefixes + (num_context + num_rows * tail + copies) * bytes_per_token(model)
 
 
 def cost_tokens(items: Sequence[PlannedItem]) -> float:

@@ -7,13 +7,15 @@ exactly one unit. `full`, `no_context` and `full_aa` are variants of every plan.
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer
-from jobs.planning.rows import CheckVariant, PlannedRow, RowPlanner, VariantFacts
+from jobs.planning.rows import CheckVariant, PlannedRow, RowPlanner
+from jobs.planning.sizes import ForeseenSize, SizeForecast, VariantFacts
 from jobs.planning.units import UnitSize, cut_units, size_of
 from jobs.planning.variant_list import VariantList
 from jobs.planning.work import ModelFacts, WorkUnit
@@ -26,7 +28,10 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class VariantCounts:
-    """Counts of one variant's rows, and the first impossible row's reason as an example."""
+    """Counts of one variant's rows, the first impossible row's reason as an example, and its size at the typical prompt.
+
+    `size` is None where the budget cannot be met there.
+    """
 
     label: str
     num_rows: int
@@ -34,16 +39,23 @@ class VariantCounts:
     num_impossible: int
     num_degenerate: int
     impossible_reason: str | None
+    size: ForeseenSize | None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All rows in the order of tasks, items and variants, and the units for those that are owed."""
+    """All rows in the order of tasks, items and variants, and the units for those that are owed.
+
+    `typical_tokens` is the median of what is compressed of a prompt, and `typical_bytes` the full cache's keys and values
+    of so many.
+    """
 
     rows: tuple[PlannedRow, ...]
     units: tuple[WorkUnit, ...]
     unit_sizes: tuple[UnitSize, ...]
     variants: tuple[VariantCounts, ...]
+    typical_tokens: int
+    typical_bytes: int
 
     @property
     def num_rows(self) -> int:
@@ -109,15 +121,15 @@ def build_plan(
     """
     variants = VariantList.of(settings.variants)
     items = _checked_items(items_by_task)
-    planner = RowPlanner(settings, tokenizer, model, variants, facts, frozenset(done), check_variant)
+    sizes = SizeForecast(variants.specs, facts, model)
+    planner = RowPlanner(settings, tokenizer, model, variants, facts, frozenset(done), check_variant, sizes)
     rows = tuple(planned for item in items for planned in planner.rows_of(item))
-    summaries = tuple(_summary(label, rows) for label in variants.specs)
+    typical_tokens = _typical_tokens(rows)
+    summaries = tuple(_summary(label, rows, sizes.of(label, typical_tokens)) for label in variants.specs)
     _check_possible(summaries, variants)
     units = cut_units(settings, rows, variants, model.device)
-    outcomes = frozenset(label for label, fact in facts.items() if fact.budget_is_outcome)
-    acting = frozenset(label for label, fact in facts.items() if fact.acts_while_answering)
-    unit_sizes = tuple(size_of(it, variants, outcomes, acting, model) for it in units)
-    plan = Plan(rows, units, unit_sizes, summaries)
+    unit_sizes = tuple(size_of(it, sizes) for it in units)
+    plan = Plan(rows, units, unit_sizes, summaries, typical_tokens, sizes.full_bytes(typical_tokens))
     # Here, in seconds: a row in no unit would be missed only after hours, one in two units would be paid for twice.
     plan.check_integrity()
     return plan
@@ -139,7 +151,13 @@ def _checked_items(items_by_task: Mapping[str, Sequence[BenchmarkItem]]) -> list
     return items
 
 
-def _summary(label: str, rows: Sequence[PlannedRow]) -> VariantCounts:
+def _typical_tokens(rows: Sequence[PlannedRow]) -> int:
+    """The median of the context tokens of all items that have a prompt; 0 where none has."""
+    by_item = {it.item.item_id: len(it.planned.tokens.context_ids) for it in rows if it.planned is not None}
+    return statistics.median_low(by_item.values()) if by_item else 0
+
+
+def _summary(label: str, rows: Sequence[PlannedRow], size: ForeseenSize | None) -> VariantCounts:
     own = [planned for planned in rows if planned.key.label == label]
     reasons = [planned.impossible_reason for planned in own if planned.impossible_reason is not None]
     return VariantCounts(
@@ -149,6 +167,7 @@ def _summary(label: str, rows: Sequence[PlannedRow]) -> VariantCounts:
         num_impossible=len(reasons),
         num_degenerate=sum(planned.is_degenerate for planned in own),
         impossible_reason=reasons[0] if reasons else None,
+        size=size,
     )
 
 

@@ -17,9 +17,9 @@ from evaluators.tokenizer import Tokenizer
 from jobs.planning.model_reading import read_model
 from jobs.planning.plan import Plan, build_plan
 from jobs.planning.policy_contract import require_contracts
-from jobs.planning.rows import VariantFacts
+from jobs.planning.sizes import SizeForecast, VariantFacts, itemsize_of
 from jobs.settings.schema import Settings
-from kvmerger.budget import BudgetError
+from kvmerger.budget import BudgetError, KeptRatio
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def prepare(
     facts = {label: _facts_of(variant) for label, variant in variants.items()}
     items = _load_items(settings, read.tokenizer)
     said = read.warnings_for(item for several in items.values() for item in several)
-    check = _VariantCheck(variants, read.info)
+    sizes = SizeForecast({spec.label: spec for spec in settings.variants}, facts, read.info)
+    check = _VariantCheck(variants, sizes)
     plan = build_plan(settings, items, read.tokenizer, read.info, facts, done, check)
     if settings.check_policies:
         # Only now is it known whose rows are all there already: nothing of those policies will run.
@@ -92,17 +93,26 @@ class _VariantCheck:
     """Asks the variant's policy why it cannot work on so many tokens."""
 
     variants: Mapping[str, Variant]
-    model: ModelInfo
+    sizes: SizeForecast
 
     def __call__(self, spec: VariantSpec, num_tokens: int) -> str | None:
-        from kvmerger.policies.base import CacheShape
+        from kvmerger.building import in_slots
+        from kvmerger.policies.base import CacheShape, PolicyError
 
-        shape = CacheShape(num_tokens, self.model.num_layers, self.model.num_kv_heads)
-        if spec.budget is None:
-            return None
+        model, policy = self.sizes.model, self.variants[spec.label].policy
+        shape = CacheShape(
+            num_tokens, model.num_layers, model.num_kv_heads, model.head_dim, itemsize_of(model)
+        )
+
+        def bytes_of(label: str) -> int:
+            # Where the other one cannot run, that is the reason, and not what this one would make of its bytes.
+            size = self.sizes.of(label, num_tokens)
+            return size.num_bytes if size else self.sizes.full_bytes(num_tokens)
+
         try:
-            self.variants[spec.label].policy.check(shape, spec.budget)
-        except BudgetError as error:
+            # A form alone keeps everything.
+            policy.check(shape, in_slots(spec.budget or KeptRatio(1.0), policy, shape, bytes_of))
+        except (BudgetError, PolicyError) as error:
             return str(error)
         # Policies are plug-ins: one whose check fails costs its own rows, not the sweep.
         except Exception as error:  # noqa: BLE001
@@ -111,8 +121,17 @@ class _VariantCheck:
 
 
 def _facts_of(variant: Variant) -> VariantFacts:
-    version = "+".join(_version_of(part) for part in variant.policy.parts)
-    return VariantFacts(version, bool(variant.policy.budget_is_outcome), _acts(variant.policy))
+    from kvmerger.building import form_of
+
+    policy = variant.policy
+    version = "+".join(_version_of(part) for part in policy.parts)
+    return VariantFacts(
+        version,
+        bool(policy.budget_is_outcome),
+        _acts(policy),
+        form_of(policy),
+        bool(policy.adds_log_mass),
+    )
 
 
 def _acts(policy: Policy) -> bool:
@@ -124,9 +143,11 @@ def _acts(policy: Policy) -> bool:
 
 def _version_of(policy: Policy) -> str:
     version = str(policy.version)
-    if not type(policy).__module__.startswith("kvmerger."):
+    # Of a form the part is ours, and the form may be the user's.
+    made = type(policy if policy.form is None else policy.form)
+    if not made.__module__.startswith("kvmerger."):
         # Nobody else's tests watch over a user's version number, so the code itself counts too.
-        source = Path(inspect.getfile(type(policy))).read_bytes()
+        source = Path(inspect.getfile(made)).read_bytes()
         version += f"+{hashlib.sha256(source).hexdigest()[:_SOURCE_DIGITS]}"
     return version
 

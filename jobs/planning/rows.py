@@ -19,10 +19,11 @@ from evaluators.prompting import (
     tokenize_item,
 )
 from jobs.planning.identity import RunSettings, item_digest, row_identity
+from jobs.planning.sizes import SizeForecast, VariantFacts
 from jobs.planning.variant_list import VariantList
 from jobs.planning.work import ModelFacts, PlannedItem, RowKey
 from jobs.settings.schema import Settings
-from kvmerger.budget import LikeVariant, num_slots_for
+from kvmerger.budget import label_referred_to
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 
 CheckVariant = Callable[[VariantSpec, int], str | None]
@@ -36,21 +37,6 @@ _REFERENCE_VERSION = "1"
 
 class GeneratedPromptError(ValueError):
     """A prompt that was generated to a length does not fit: a mistake in the settings, not in an item."""
-
-
-@dataclass(frozen=True, slots=True)
-class VariantFacts:
-    """What a plan must know of a variant's policy.
-
-    Attributes:
-        version: of its class, and of those it is made of.
-        budget_is_outcome: whether the prompt decides what it keeps.
-        acts_while_answering: whether it drops slots as it answers, so that each of its rows has a copy of the prefix.
-    """
-
-    version: str
-    budget_is_outcome: bool
-    acts_while_answering: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +72,7 @@ class RowPlanner:
     facts: Mapping[str, VariantFacts]
     done: frozenset[str]
     check_variant: CheckVariant
+    sizes: SizeForecast
     _reasons: dict[tuple[str, int], str | None] = field(default_factory=dict)
 
     def rows_of(self, item: BenchmarkItem) -> list[PlannedRow]:
@@ -208,18 +195,18 @@ class RowPlanner:
         key = (spec.label, num_tokens)
         if key not in self._reasons:
             self._reasons[key] = self.check_variant(spec, num_tokens)
-        if self._reasons[key] is None and isinstance(spec.budget, LikeVariant):
-            reason = self._reason(self.variants.specs[spec.budget.label], num_tokens)
-            return reason and f"its budget is like {spec.budget.label!r}, which cannot run: {reason}"
+        like = label_referred_to(spec.budget)
+        if self._reasons[key] is None and like is not None:
+            reason = self._reason(self.variants.specs[like], num_tokens)
+            return reason and f"its budget is like {like!r}, which cannot run: {reason}"
         return self._reasons[key]
 
     def _keeps_everything(self, label: str, num_tokens: int) -> bool:
         """Whether the budget is foreseen to drop nothing of a context of so many tokens."""
-        end = self.variants.end_of_chain(label)
-        if label in REFERENCE_LABELS or end.budget is None or isinstance(end.budget, LikeVariant):
+        if label in REFERENCE_LABELS or self.variants.end_of_slots(label).budget is None:
             return False
-        is_outcome = end.label in self.facts and self.facts[end.label].budget_is_outcome
-        return not is_outcome and num_slots_for(end.budget, num_tokens) >= num_tokens
+        size = self.sizes.of(label, num_tokens)
+        return size is not None and not size.is_at_most and size.num_slots >= num_tokens
 
 
 def _num_prompt_tokens(tokens: TokenizedPrompt) -> int:

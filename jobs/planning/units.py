@@ -14,11 +14,12 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluators.prompting import QueryMode
-from jobs.planning.cost import context_bytes, cost_tokens, most_slots, num_pieces
+from jobs.planning.cost import context_bytes, cost_tokens, num_pieces
 from jobs.planning.identity import unit_id
 from jobs.planning.rows import PlannedRow
+from jobs.planning.sizes import ForeseenSize, SizeForecast
 from jobs.planning.variant_list import VariantList
-from jobs.planning.work import ModelFacts, PlannedItem, WorkUnit
+from jobs.planning.work import PlannedItem, WorkUnit
 from jobs.settings.schema import Settings
 from kvmerger.limits import Limits, bucket_for
 
@@ -68,21 +69,21 @@ def cut_units(
     return tuple(_unit(pieces, settings.execution, variants) for pieces in joined.values())
 
 
-def size_of(
-    unit: WorkUnit,
-    variants: VariantList,
-    outcomes: frozenset[str],
-    acting: frozenset[str],
-    model: ModelFacts,
-) -> UnitSize:
-    """Foresee one unit. No budget binds the slots of the labels in `outcomes`; those in `acting` act while they answer."""
+def size_of(unit: WorkUnit, sizes: SizeForecast) -> UnitSize:
+    """Foresee one unit."""
     num_bytes = most_tokens = 0
     for indices in unit.contexts:
         items = [unit.items[index] for index in indices]
         num_tokens = len(items[0].tokens.context_ids)
-        slots = {spec.label: most_slots(spec, variants.specs, outcomes, num_tokens) for spec in unit.variants}
-        own_slots = [count for label, count in slots.items() if label in acting]
-        num_bytes += context_bytes(items, list(slots.values()), model, own_slots)
+        # Of what cannot be foreseen everything may be kept.
+        everything = ForeseenSize(num_tokens, sizes.full_bytes(num_tokens))
+        held = {spec.label: sizes.of(spec.label, num_tokens) or everything for spec in unit.variants}
+        own = [
+            size
+            for label, size in held.items()
+            if label in sizes.facts and sizes.facts[label].acts_while_answering
+        ]
+        num_bytes += context_bytes(items, list(held.values()), sizes.model, own)
         most_tokens = max(most_tokens, num_tokens)
     return UnitSize(
         unit.unit_id, len(unit.contexts), most_tokens, len(unit.items), len(unit.row_keys), num_bytes

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvmerger.budget import LikeVariant
+from kvmerger.budget import LikeVariant, label_referred_to
 from kvmerger.names import VariantError
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 
@@ -39,13 +39,16 @@ class VariantList:
         """`label` and the labels that its budget, theirs and so on refer to, one after the other."""
         # This ends, since `parse_policies` has refused circles.
         labels = [label]
-        while isinstance(budget := self.specs[labels[-1]].budget, LikeVariant):
-            labels.append(budget.label)
+        while (like := label_referred_to(self.specs[labels[-1]].budget)) is not None:
+            labels.append(like)
         return tuple(labels)
 
-    def end_of_chain(self, label: str) -> VariantSpec:
-        """The variant whose own budget decides how many slots `label` gets."""
-        return self.specs[self.chain(label)[-1]]
+    def end_of_slots(self, label: str) -> VariantSpec:
+        """The variant whose own budget decides how many slots `label` gets, itself where that is one of bytes."""
+        spec = self.specs[label]
+        while isinstance(spec.budget, LikeVariant):
+            spec = self.specs[spec.budget.label]
+        return spec
 
     def canonical(self, label: str) -> dict[str, Any]:
         """What the variant is, without its label."""
@@ -60,10 +63,10 @@ class VariantList:
         needed = set(labels)
         waiting = list(needed)
         while waiting:
-            budget = self.specs[waiting.pop()].budget
-            if isinstance(budget, LikeVariant) and budget.label not in needed:
-                needed.add(budget.label)
-                waiting.append(budget.label)
+            like = label_referred_to(self.specs[waiting.pop()].budget)
+            if like is not None and like not in needed:
+                needed.add(like)
+                waiting.append(like)
         return tuple(
             it for label, it in self.specs.items() if label in needed and label not in REFERENCE_LABELS
         )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from evaluators.item import BenchmarkItem
 from jobs.planning.plan import Plan, build_plan
-from jobs.planning.rows import VariantFacts
+from jobs.planning.sizes import VariantFacts
 from jobs.settings.schema import Settings
 from kvmerger.variants import VariantSpec
 

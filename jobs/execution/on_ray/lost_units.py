@@ -14,7 +14,7 @@ from jobs.execution.scheduling.failure import ErrorKind
 from jobs.planning.work import WorkUnit
 from jobs.results.rows import Failure, RowMaker, RunContext, failed_rows
 from jobs.results.schema import Row
-from kvmerger.budget import LikeVariant
+from kvmerger.budget import label_referred_to
 from kvmerger.variants import VariantSpec
 
 NO_REPORT = TimeoutError("its actor did not report for far longer than it should take, and was killed")
@@ -37,7 +37,7 @@ def _is_own(label: str, by_label: Mapping[str, VariantSpec]) -> bool:
     spec = by_label.get(label)
     if spec is None:  # a reference row, which no unit lists
         return False
-    like = spec.budget.label if isinstance(spec.budget, LikeVariant) else None
+    like = label_referred_to(spec.budget)
     return ":" in spec.policy or (like is not None and _is_own(like, by_label))
 
 
