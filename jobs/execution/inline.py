@@ -32,6 +32,7 @@ def run_units(
 
     Raises:
         ModelError: the model cannot be loaded. Errors inside a unit become failed rows instead.
+        OtherModelError: it is not the one that was planned.
     """
     if not units:
         return

@@ -15,7 +15,7 @@ from jobs.results.schema import FAILED, Row
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """Something the user should know before the work begins; the run goes on."""
+    """Something the user should know; the run goes on."""
 
     text: str
 

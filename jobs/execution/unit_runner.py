@@ -1,5 +1,7 @@
 """Running a unit returns every row that it owes, once; no exception leaves a loaded runner but `DeviceLostError`.
 
+Units run on the model that was planned: a runner whose machine has another one does not get loaded.
+
 The same runner works in this process and inside an actor. It imports the engine only when it loads the model.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from evaluators.tokenizer import Tokenizer, decode
+from jobs.planning.identity import names_other_content
 from jobs.planning.work import ModelFacts, PlannedItem, WorkUnit
 from jobs.results.rows import Failure, Outcome, RowMaker, RunContext, build_rows, failed_rows
 from jobs.results.schema import FAILED, Row
@@ -24,6 +28,10 @@ from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 
 class DeviceLostError(RuntimeError):
     """The accelerator no longer works in this process: only another process can run the unit."""
+
+
+class OtherModelError(ValueError):
+    """Where this process runs, the planned model's name leads to another model."""
 
 
 class EngineLike(Protocol):
@@ -90,9 +98,15 @@ class UnitRunner:
         self._loaded: LoadedEngine | None = None
 
     def load(self) -> None:
-        """Load the model; raises what loading raises. A second call does nothing."""
+        """Load the model; raises what loading raises. A second call does nothing.
+
+        Raises:
+            OtherModelError: it is not the model that was planned; its rows would stand under that one's identities.
+        """
         if self._loaded is None:
-            self._loaded = self._load(self._settings)
+            loaded = self._load(self._settings)
+            self._refuse_other_model(loaded.info.revision)
+            self._loaded = loaded
 
     def run(self, unit: WorkUnit) -> list[Row]:
         """The unit's rows, one for each of its `row_keys`; an exception becomes failed rows. Needs `load` first.
@@ -106,6 +120,15 @@ class UnitRunner:
         if any(row["status"] == FAILED for row in rows):
             _release_memory()
         return rows
+
+    def _refuse_other_model(self, found: str | None) -> None:
+        planned = self._context.model_revision
+        if names_other_content(planned, found):
+            raise OtherModelError(
+                f"model {self._settings.name!r} is {found} on {socket.gethostname()}, and {planned} was planned: its files "
+                f"there (weights, or any *.json) are others than the plan was made with. Give every machine the same files "
+                f"at that path, leave them alone while a sweep runs, and run the same command again"
+            )
 
     def _run_or_fail(self, loaded: LoadedEngine, unit: WorkUnit) -> list[Row]:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from kvmerger import RESULTS_VERSION
 _PROMPT_DIGITS = 16  # 64 bits
 _UNIT_ID_DIGITS = 20
 """80 bits: no two units of a sweep share a file, and the name stays short."""
+# A folder's fingerprint, the packaged model's, and a hub's commit, as `kvmerger.models.source` gives them.
+_CONTENT = re.compile("(files|gguf)-[0-9a-f]+|[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,14 @@ class RunSettings:
     query_mode: str
     execution: str
     seed: int
+
+
+def names_other_content(planned: str | None, loaded: str | None) -> bool:
+    """Whether a model of the revision `loaded` is another one than was planned.
+
+    A branch, or nothing, names no content: what was planned by it can be any.
+    """
+    return planned is not None and _CONTENT.fullmatch(planned) is not None and loaded != planned
 
 
 def item_digest(item: BenchmarkItem, tokens: TokenizedPrompt | None, run: RunSettings) -> str:

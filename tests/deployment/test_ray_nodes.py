@@ -67,7 +67,7 @@ def autoscaler_report() -> dict[str, Any] | None:
 
 
 def places_of(recorder: Recorder) -> set[str]:
-    return {row["model_revision"] for row in recorder.rows}
+    return {row["device_name"] for row in recorder.rows}
 
 
 def test_units_spread_over_nodes_and_a_node_that_dies_costs_no_row(nodes: list[Any], tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_units_spread_over_nodes_and_a_node_that_dies_costs_no_row(nodes: list[A
     attempts = [event.attempt for event in recorder.events if isinstance(event, UnitStarted)]
     assert max(attempts) == 2 and any(isinstance(event, ActorLost) for event in recorder.events)
     assert killed and killed[0] not in {
-        row["model_revision"] for row in recorder.rows if row["unit_id"] == "hangs"
+        row["device_name"] for row in recorder.rows if row["unit_id"] == "hangs"
     }
     assert not any(isinstance(event, Advice) for event in recorder.events)  # this is no job
 

@@ -100,14 +100,16 @@ class FakeLoad:
 
     marker_dir: Path | None = None
     error: Exception | None = None
+    revision: str = FakeInfo.revision
 
     def __call__(self, settings: ModelSettings) -> LoadedEngine:
         if self.error is not None:
             raise self.error
         if self.marker_dir is not None:
             (self.marker_dir / f"loaded-{os.getpid()}").touch()
+        info = FakeInfo(revision=self.revision)
         return LoadedEngine(
-            FakeEngine(self.marker_dir), FakeTokenizer(), FakeInfo(), build_fake_variant, "fused", "a fake"
+            FakeEngine(self.marker_dir), FakeTokenizer(), info, build_fake_variant, "fused", "a fake"
         )
 
 
@@ -203,7 +205,8 @@ def make_context(**changes: Any) -> RunContext:
     values: dict[str, Any] = {
         "sweep": "fake",
         "model": "fake-model",
-        "model_revision": "asked-1",
+        # A branch, which names no content: the fake model may be any that it leads to.
+        "model_revision": "main",
         "query_mode": "query_aware",
         "seed": 0,
         "versions": {"torch": "0"},

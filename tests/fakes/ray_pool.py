@@ -42,7 +42,7 @@ class PlacedEngine(FakeEngine):
 
 @dataclass(frozen=True)
 class PlacedLoad:
-    """Loads a `PlacedEngine`; rows name it in `model_revision` as `node:process`."""
+    """Loads a `PlacedEngine`; rows name it in `device_name` as `node:process`."""
 
     folder: Path
     num_expected: int = 1
@@ -51,6 +51,4 @@ class PlacedLoad:
         place = f"{ray.get_runtime_context().get_node_id()}:{os.getpid()}"
         (self.folder / f"loaded-{os.getpid()}").touch()
         engine = PlacedEngine(folder=self.folder, num_expected=self.num_expected, place=place)
-        return LoadedEngine(
-            engine, FakeTokenizer(), FakeInfo(revision=place), build_fake_variant, "fused", place
-        )
+        return LoadedEngine(engine, FakeTokenizer(), FakeInfo(), build_fake_variant, "fused", place)

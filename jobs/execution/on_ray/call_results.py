@@ -14,7 +14,7 @@ from jobs.execution.scheduling.events import (
     UnitFinished,
 )
 from jobs.execution.scheduling.failure import ErrorKind
-from jobs.execution.unit_runner import DeviceLostError
+from jobs.execution.unit_runner import DeviceLostError, OtherModelError
 
 # The first type that fits decides, since some are subclasses of others. OutOfMemoryError is the machine's memory, not a
 # GPU's. ActorUnavailableError counts as death: its actor is killed before a retry.
@@ -28,6 +28,7 @@ _ERROR_KINDS: tuple[tuple[type[Exception], ErrorKind], ...] = (
     (ray_errors.ObjectLostError, ErrorKind.RESULT_LOST),
     # Ray raises what an actor raised as an instance of both RayTaskError and the type that the actor raised.
     (DeviceLostError, ErrorKind.DEVICE_LOST),
+    (OtherModelError, ErrorKind.OTHER_MODEL),
 )
 _RAISED_IN = {Call.LOAD: ErrorKind.LOAD_RAISED, Call.RUN: ErrorKind.UNIT_RAISED}
 _LEAVES_ACTOR_ALIVE = frozenset({ErrorKind.RESULT_LOST, ErrorKind.UNIT_RAISED})

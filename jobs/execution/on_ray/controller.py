@@ -42,7 +42,7 @@ from jobs.execution.scheduling.events import (
     UnitFailed,
     UnitFinished,
 )
-from jobs.execution.scheduling.failure import ErrorKind, FailurePolicy
+from jobs.execution.scheduling.failure import OF_THE_PLACE, ErrorKind, FailurePolicy
 from jobs.execution.scheduling.scheduler import Scheduler
 from jobs.execution.unit_runner import LoadEngine, load_engine
 from jobs.planning.work import WorkUnit
@@ -81,7 +81,7 @@ def run_units(
 
     Raises:
         RayStartError, ResourcesError, ShippedCodeError: with the remedy.
-        ModelError: what loading the model raised in an actor.
+        ModelError, OtherModelError: what loading the model raised in an actor.
     """
     if not units:
         return
@@ -166,6 +166,12 @@ class Controller:
             elif isinstance(event, ActorReady):
                 self._on_event(run_events.ActorLoaded(_name(event.actor_id)))
             decisions += self._scheduler.handle(event)
+            if isinstance(event, ActorDied) and event.kind in OF_THE_PLACE and not self._scheduler.is_closed:
+                # Told here or nowhere: others go on, so the error ends nothing.
+                assert answer.error is not None
+                self._on_event(
+                    run_events.Advice(f"{cause_of(answer.error)}. The other actors go on without it")
+                )
         self._carry_out(decisions)
 
     def _tell(self, event: Event) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from jobs.execution.scheduling.books import Actor, ActorState
-from jobs.execution.scheduling.failure import ErrorKind, FailureDecision, FailurePolicy
+from jobs.execution.scheduling.failure import OF_THE_PLACE, ErrorKind, FailureDecision, FailurePolicy
 
 NEVER_S = float("-inf")
 _S_PER_H = 3600.0
@@ -29,10 +29,12 @@ class Place:
     """Room for one actor at a time; `left_at_s` is when the last one was gone.
 
     `num_failures` counts the actors in a row that died here before they finished a unit, where no unit was to blame.
+    No actor is started any more in a place that `is_closed`.
     """
 
     num_failures: int = 0
     left_at_s: float = NEVER_S
+    is_closed: bool = False
 
 
 class Places:
@@ -55,7 +57,9 @@ class Places:
         free = [
             (place.num_failures, index)
             for index, place in enumerate(self._places)
-            if index not in taken and (not are_others_ready or self._is_promising(place, now_s))
+            if index not in taken
+            and not place.is_closed
+            and (not are_others_ready or self._is_promising(place, now_s))
         ]
         return min(free)[1] if free else None
 
@@ -68,6 +72,10 @@ class Places:
         place = self._places[index]
         place.left_at_s = now_s
         place.num_failures += is_failure
+
+    def close(self, index: int) -> None:
+        """Start no actor there any more."""
+        self._places[index].is_closed = True
 
     def record_success(self, index: int) -> None:
         """The place's actor has finished a unit: the place is sound."""
@@ -182,6 +190,8 @@ class Actors:
             if not self.ready:  # this one could load the model: others may be started again
                 self._start_failures, self.why_no_more = 0, None
             return FailureDecision.RETRY
+        if kind in OF_THE_PLACE:
+            self.places.close(dead.place)
         self._start_failures += 1
         decision = self._failure.decide(kind, self._start_failures, has_worked=self._was_ready)
         if decision is FailureDecision.RAISE and any(it.state is ActorState.LOADING for it in self.alive):

@@ -22,6 +22,7 @@ class ErrorKind(StrEnum):
     STUCK = "stuck"  # it had not reported for longer than its timeout, and we stopped it
     UNIT_RAISED = "unit_raised"
     LOAD_RAISED = "load_raised"
+    OTHER_MODEL = "other_model"  # the machine has another model under the planned one's name
     NO_RESOURCES = "no_resources"
     INTERNAL = "internal"  # nothing of the above, so a bug of ours
 
@@ -34,7 +35,7 @@ class FailureDecision(StrEnum):
     RAISE = "raise"
 
 
-# A kind that is in neither set (LOAD_RAISED, NO_RESOURCES, INTERNAL) ends the run: every other actor would meet it too.
+# A kind that is in no set (LOAD_RAISED, NO_RESOURCES, INTERNAL) ends the run: every other actor would meet it too.
 _TRANSIENT = frozenset(
     {
         ErrorKind.ACTOR_DIED,
@@ -51,6 +52,8 @@ MAY_BE_THE_UNITS_FAULT = frozenset(
 """Kinds of an actor's death that leave open whether its unit or its place is to blame."""
 # The same code on the same input raises again; another attempt only costs time.
 _DETERMINISTIC = frozenset({ErrorKind.UNIT_RAISED})
+OF_THE_PLACE = frozenset({ErrorKind.OTHER_MODEL})
+"""Kinds that any further attempt in the same place would meet again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class FailurePolicy:
 
         `has_worked`: what was tried has succeeded elsewhere, so the place is to blame, whatever the kind.
         """
+        if kind in OF_THE_PLACE:
+            return FailureDecision.GIVE_UP if has_worked else FailureDecision.RAISE
         if kind in _TRANSIENT or has_worked:
             return FailureDecision.RETRY if attempt < self.max_attempts else FailureDecision.GIVE_UP
         return FailureDecision.GIVE_UP if kind in _DETERMINISTIC else FailureDecision.RAISE

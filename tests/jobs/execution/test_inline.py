@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import SEEK_END
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ import pytest
 
 from jobs.execution import inline
 from jobs.execution.run_events import ActorLoaded, ActorStarting, UnitEnded, UnitStarted
-from jobs.execution.unit_runner import DeviceLostError, UnitRunner
+from jobs.execution.unit_runner import DeviceLostError, OtherModelError, UnitRunner
+from jobs.planning.preparation import prepare
 from jobs.planning.work import WorkUnit
+from jobs.results.store import ResultStore
+from jobs.runs.sweep_run import SweepRun
+from jobs.settings.schema import load_settings
 from tests.fakes.engine import (
     RAISE_ID,
     FakeLoad,
@@ -20,6 +25,7 @@ from tests.fakes.engine import (
     make_settings,
     make_unit,
 )
+from tests.fakes.sweeps import save_data, save_settings, save_tiny_model
 
 
 def run(units: list[WorkUnit], recorder: Recorder, load: FakeLoad | None = None) -> None:
@@ -57,6 +63,19 @@ def test_nothing_to_do_loads_no_model(tmp_path: Path) -> None:
 def test_model_that_cannot_be_loaded_ends_the_run_with_its_own_error() -> None:
     with pytest.raises(ValueError, match="no such model"):
         run([make_unit("u")], Recorder(), FakeLoad(error=ValueError("no such model")))
+
+
+def test_a_folder_that_changes_after_the_plan_is_an_error_and_gives_no_row(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    settings = load_settings(save_settings(tmp_path, model, save_data(tmp_path / "data", 1)))
+    prepared = prepare(settings, done=(), find_device=lambda: "cpu")
+    with (model / "model.safetensors").open("r+b") as file:
+        file.seek(-1, SEEK_END)
+        file.write(b"\x41")
+    store = ResultStore(settings.output_dir)
+    with pytest.raises(OtherModelError, match=f"and {prepared.model.revision} was planned"):
+        SweepRun(settings, prepared, store).run()
+    assert store.identities() == frozenset()
 
 
 def test_a_lost_device_costs_rows_and_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+import socket
 from pathlib import Path
 
 import pytest
 
-from jobs.execution.unit_runner import UnitRunner
+from jobs.execution.unit_runner import OtherModelError, UnitRunner
 from jobs.results.schema import check_rows
 from tests.fakes.engine import (
     KNORM,
@@ -83,6 +85,35 @@ def test_model_is_loaded_once(tmp_path: Path) -> None:
     loaded.unlink()
     runner.load()
     assert list(tmp_path.iterdir()) == []
+
+
+PLANNED, OTHER = "files-0123456789ab", "files-ba9876543210"
+
+
+def test_another_model_than_was_planned_runs_nothing(tmp_path: Path) -> None:
+    context = make_context(model_revision=PLANNED)
+    runner = UnitRunner(make_settings(model={"name": str(tmp_path)}).model, context, FakeLoad(revision=OTHER))
+    for _ in range(2):
+        with pytest.raises(OtherModelError) as raised:
+            runner.load()
+    assert str(raised.value) == (
+        f"model {str(tmp_path)!r} is {OTHER} on {socket.gethostname()}, and {PLANNED} was planned: its files there "
+        f"(weights, or any *.json) are others than the plan was made with. Give every machine the same files at that path, "
+        f"leave them alone while a sweep runs, and run the same command again"
+    )
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
+    with pytest.raises(AssertionError):
+        runner.run(make_unit("u"))
+
+
+@pytest.mark.parametrize("planned", [PLANNED, "main", "unknown", None])
+def test_the_model_that_was_planned_is_run_and_so_is_what_a_branch_leads_to(planned: str | None) -> None:
+    runner = UnitRunner(
+        make_settings().model, make_context(model_revision=planned), FakeLoad(revision=PLANNED)
+    )
+    runner.load()
+    rows = runner.run(make_unit("u"))
+    assert {(row["status"], row["model_revision"]) for row in rows} == {("ok", PLANNED)}
 
 
 def test_items_on_several_contexts_come_back_as_their_own_rows() -> None:

@@ -201,7 +201,7 @@ def test_failed_unit_owes_a_failed_row_per_key_even_without_a_model() -> None:
     rows = failed_rows(unit, Failure.of("actor", RuntimeError("gone")), maker)
     check_rows("u", rows)
     assert [row["identity"] for row in rows] == [key.identity for key in unit.row_keys]
-    assert {row["model_revision"] for row in rows} == {"asked-1"}
+    assert {row["model_revision"] for row in rows} == {"main"}
     assert all(row.keys() == set(RESULT_SCHEMA.names) for row in rows)
 
 

@@ -14,11 +14,11 @@ from ray import exceptions as ray_errors
 from jobs.execution.on_ray import controller
 from jobs.execution.on_ray.controller import Controller, short_lived_results
 from jobs.execution.on_ray.pool import Call, CallResult
-from jobs.execution.run_events import ActorLost, OnRows, UnitStarted
+from jobs.execution.run_events import ActorLost, ActorStarting, Advice, OnRows, UnitStarted
 from jobs.execution.scheduling.events import ActorReady, UnitFinished
 from jobs.execution.scheduling.failure import DEFAULT_MAX_ATTEMPTS, ErrorKind, FailurePolicy
 from jobs.execution.scheduling.scheduler import Scheduler
-from jobs.execution.unit_runner import UnitRunner
+from jobs.execution.unit_runner import OtherModelError, UnitRunner
 from jobs.planning.work import WorkUnit
 from jobs.results.schema import Row, check_rows
 from kvmerger.budget import LikeVariant
@@ -247,6 +247,30 @@ def test_what_ends_the_run_is_what_is_raised() -> None:
     controller = make_controller(units, pool, recorder, num_actors=2)
     with pytest.raises(ValueError, match="no such model"):
         controller.run()
+
+
+class OnTwoMachines(LoggingPool):
+    """The first actor's machine has another model."""
+
+    def start(self, actor_id: int) -> None:
+        super().start(actor_id)
+        if actor_id == 0:
+            cause = OtherModelError("it is b, and a was planned")
+            error = ray_errors.RayTaskError("load", "", cause).as_instanceof_cause()
+            self._answers[-1] = CallResult(actor_id, Call.LOAD, None, None, error)
+
+    def wait(self, timeout_s: float) -> list[CallResult]:
+        return sorted(super().wait(timeout_s), key=lambda answer: answer.call is not Call.PLACE)
+
+
+def test_a_machine_with_another_model_is_told_of_and_left_out() -> None:
+    units, pool, recorder = equal_units(), OnTwoMachines(), Recorder()
+    make_controller(units, pool, recorder, num_actors=2).run()
+    assert recorder.identities() == sorted(key.identity for unit in units for key in unit.row_keys)
+    assert {row["status"] for row in recorder.rows} == {"ok"}
+    told = [event.text for event in recorder.events if isinstance(event, Advice)]
+    assert told == ["it is b, and a was planned. The other actors go on without it"]
+    assert sum(isinstance(event, ActorStarting) for event in recorder.events) == 2
 
 
 def test_an_interrupt_while_rows_are_handed_over_keeps_the_others() -> None:

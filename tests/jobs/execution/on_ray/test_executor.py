@@ -18,8 +18,9 @@ from jobs.execution.on_ray.resources import ActorResources, ResourcesError
 from jobs.execution.run_events import ActorLost, UnitEnded, UnitStarted
 from jobs.execution.scheduling.events import ActorDied, UnitFailed
 from jobs.execution.scheduling.failure import ErrorKind, FailurePolicy
-from jobs.execution.unit_runner import DeviceLostError, LoadEngine
+from jobs.execution.unit_runner import DeviceLostError, LoadEngine, OtherModelError
 from jobs.planning.work import WorkUnit
+from jobs.results.rows import RunContext
 from jobs.results.schema import check_rows
 from jobs.settings.schema import Settings
 from tests.fakes.engine import (
@@ -56,12 +57,13 @@ def run(
     recorder: Recorder,
     load: LoadEngine,
     settings: Settings | None = None,
+    context: RunContext | None = None,
     **options: Any,
 ) -> None:
     controller.run_units(
         units,
         settings or make_settings(),
-        make_context(),
+        context or make_context(),
         on_rows=recorder.on_rows,
         on_event=recorder.on_event,
         load=load,
@@ -104,7 +106,7 @@ def test_two_actors_share_the_units_as_the_settings_say(local_ray: None, tmp_pat
     load = PlacedLoad(tmp_path, num_expected=2)
     run(units, recorder, load, settings=make_settings(actors={"count": 2, "num_cpus": 1}))
     assert recorder.identities() == identities_of(units) and len(recorder.units) == len(set(recorder.units))
-    assert len({row["model_revision"] for row in recorder.rows}) == 2
+    assert len({row["device_name"] for row in recorder.rows}) == 2
 
 
 @pytest.mark.ray
@@ -156,6 +158,16 @@ def test_unit_that_kills_every_actor_ends_as_failed_rows_and_the_others_run(
 def test_model_that_cannot_be_loaded_ends_the_run_with_its_own_error(local_ray: None) -> None:
     with pytest.raises(ValueError, match=r"^no such model$"):
         run([make_unit("u")], Recorder(), FakeLoad(error=ValueError("no such model")))
+
+
+@pytest.mark.ray
+def test_another_model_than_was_planned_ends_the_run_with_both_fingerprints(local_ray: None) -> None:
+    recorder, context = Recorder(), make_context(model_revision="files-aaaaaaaaaaaa")
+    with pytest.raises(
+        OtherModelError, match=r"is files-bbbbbbbbbbbb on .* and files-aaaaaaaaaaaa was planned"
+    ):
+        run([make_unit("u")], recorder, FakeLoad(revision="files-bbbbbbbbbbbb"), context=context)
+    assert recorder.rows == []
 
 
 @pytest.mark.ray
@@ -211,6 +223,7 @@ def raised(cause: Exception) -> Exception:
         (ray_errors.OutOfMemoryError("full"), Call.RUN, ErrorKind.OUT_OF_HOST_MEMORY),
         (ray_errors.ObjectLostError("aa" * 28, None, ""), Call.RUN, ErrorKind.RESULT_LOST),
         (raised(DeviceLostError("lost")), Call.RUN, ErrorKind.DEVICE_LOST),
+        (raised(OtherModelError("other")), Call.LOAD, ErrorKind.OTHER_MODEL),
         (raised(KeyError("x")), Call.RUN, ErrorKind.UNIT_RAISED),
         (raised(ValueError("no model")), Call.LOAD, ErrorKind.LOAD_RAISED),
         (raised(ImportError("no jobs")), Call.PLACE, ErrorKind.INTERNAL),
