@@ -36,10 +36,12 @@ _TOLD_COLUMNS = {
     "seed": "seed",
 }
 # Null in rows of older versions, and before a run where the machine decides: a null differs from nothing.
-_NOT_ALWAYS_KNOWN = {"attention", "layers", "prompt_digest", "scorer"}
+_NOT_ALWAYS_KNOWN = {"attention", "layers", "prompt_digest", "scorer", "form", "bits_k", "bits_v"}
 # Rows of older versions do not tell it, and a device that nobody knows is not known to be the same one.
 _UNKNOWN_IS_OTHER = {"device_name"}
 _POLICY_COLUMNS = {"policy_version": "version", "policy_params": "parameters", "budget_asked": "budget"}
+_FORM_COLUMNS = {"form": "stored as"}
+_BITS_COLUMNS = {"bits_k": "bits of keys", "bits_v": "bits of values"}
 HEAVY_COLUMNS = ("answers", "versions")
 """What is read here beyond the columns that summaries need."""
 RunKey = tuple[str, str]
@@ -106,7 +108,8 @@ def differences_to_tell(
     for label in labels:
         of_a, of_b = ([row for row in rows if row["variant"] == label] for rows in (done_a, done_b))
         if of_b:
-            told += [f"{label}, {it}" for it in _differing(of_a, of_b, _POLICY_COLUMNS, names)]
+            differing = _differing(of_a, of_b, _POLICY_COLUMNS, names)
+            told += [f"{label}, {it}" for it in (*differing, *stored_differently(of_a, of_b, names))]
     # An identity covers versions and settings too: where those are told already, it says nothing new.
     if not told and _has_other_identities(done_a, done_b):
         told.append("the full rows have other identities: answer length, prompt text or engine differ")
@@ -116,6 +119,15 @@ def differences_to_tell(
 def _refusal(differences: Iterable[str], names: Names) -> ComparisonError:
     lines = "".join(f"\n  {it}" for it in differences)
     return ComparisonError(f"{names[0]} and {names[1]} cannot be paired, they differ in{lines}")
+
+
+def stored_differently(rows_a: Sequence[Row], rows_b: Sequence[Row], names: Names) -> list[str]:
+    """A sentence where two variants' rows have another form, or of one form other bits; null differs from nothing."""
+    done_a, done_b = ([row for row in rows if row["status"] in DONE_STATUSES] for rows in (rows_a, rows_b))
+    # Another form says already that its bits are others.
+    return _differing(done_a, done_b, _FORM_COLUMNS, names) or _differing(
+        done_a, done_b, _BITS_COLUMNS, names
+    )
 
 
 def _finished(rows: Sequence[Row], key: RunKey) -> list[Row]:

@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 
 from evaluators.hints import nearest_name_hint
 from evaluators.statistics.noninferiority import MarginResult, judge_margin
-from jobs.analysis.comparability import ComparisonError, check_comparable, differences_to_tell, run_key
+from jobs.analysis.comparability import (
+    ComparisonError,
+    check_comparable,
+    differences_to_tell,
+    run_key,
+    stored_differently,
+)
 from jobs.analysis.differences import NO_SCALE, Difference, TaskComparison, judge, noise_pairs
 from jobs.analysis.pairing import METRICS, SCORE, ComparedMetric, Pairs, pair, summed
 from jobs.analysis.variant_summary import NllScale
@@ -105,7 +111,7 @@ def compare_variants(rows: Sequence[Row], policy: str, against: str, margin: flo
     names = (against, policy)
     # One folder may have gone on with other versions, or on another device, when the second variant was added.
     mine, other = ([row for row in rows if row["variant"] == label] for label in names)
-    told = differences_to_tell(mine, other, names)
+    told = (*differences_to_tell(mine, other, names), *stored_differently(mine, other, names))
     return _compared(names, (rows, rows), [(policy, against)], margin, (), told)
 
 

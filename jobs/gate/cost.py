@@ -2,7 +2,7 @@
 
 Speed is compared in isolated rows alone; speed and peak bytes only between rows of one device whose name is known. An
 item's seconds are its policy's own prefill, compression and decoding; ratios are compared, on their logarithms. Bytes are
-measured, not sampled, so nothing is inferred from them.
+measured, not sampled, so nothing is inferred from them; those that a step reads are compared where they are not those held.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from jobs.gate.paired import PairedTask, Scale, paired_check
 from jobs.reporting.notation import shown_device
 from jobs.results.grouping import ISOLATED
 from jobs.results.schema import DONE_STATUSES, Row
+from jobs.results.stored_bytes import reads_otherwise
 from jobs.settings.gate import MarginSettings
 from kvmerger.variants import FULL, FULL_AA
 
@@ -26,8 +27,8 @@ _PERCENT = 100
 _COLUMN = "log_seconds"
 _PHASES = ("prefill_s", "compress_s", "decode_shared_s")  # the batch of an isolated run is the policy's own
 _NOT_ISOLATED = "rows are fused: set `execution: isolated`"
-_PEAK = "peak_bytes"
-_METRICS = {"kv_bytes": "KV bytes", _PEAK: "peak bytes"}
+_PEAK, _READ = "peak_bytes", "read_bytes"
+_METRICS = {"kv_bytes": "KV bytes", _READ: "bytes read", _PEAK: "peak bytes"}
 
 
 def speed_checks(sides: Sequence[TaskSides], labels: Sequence[str], margins: MarginSettings) -> list[Check]:
@@ -125,7 +126,13 @@ def memory_checks(sides: Sequence[TaskSides], labels: Sequence[str], margins: Ma
         for column in _METRICS
         for label in labels
         for it in sides
+        if column != _READ or _reads_otherwise(it, label)
     ]
+
+
+def _reads_otherwise(sides: TaskSides, label: str) -> bool:
+    # Elsewhere the bytes held say it already: the same growth twice would count as two findings.
+    return any(reads_otherwise(row) for of in (sides.tonight, sides.baseline) for row in of.get(label, ()))
 
 
 def _memory_check(sides: TaskSides, label: str, column: str, margin: float) -> Check:

@@ -12,16 +12,19 @@ from evaluators.statistics.noninferiority import MarginResult
 from jobs.analysis.comparison import Comparison
 from jobs.analysis.differences import HOLDS_ZERO, NOT_SIGNIFICANT, Difference
 from jobs.analysis.pairing import METRICS
-from jobs.reporting.notation import human_bytes, shown_difference, shown_mode, shown_p, shown_value
-from jobs.reporting.table import add_folding_column, titled_table
+from jobs.reporting.cells import BYTES
+from jobs.reporting.notation import human_bytes, percent, shown_difference, shown_mode, shown_p, shown_value
+from jobs.reporting.table import add_folding_column, broken_name, titled_table
 from jobs.results.grouping import Setting
 
 _ROOMY_COLUMNS = 100
+_BYTES_HEAD = f"{BYTES} A, B"
+_LEAST_TOLD_SHARE = 0.01  # policies of one budget end up a few slots apart
 _VERDICT_STYLES = {"better": "green", "worse": "red", "pass": "green", "fail": "red"}
 _LEGEND = (
     "score: points of 100, more is better; NLL: nats per token of the gold answer, less is better; both over the pairs. "
     "B - A with its 95 % interval (no spread: all differences are equal, so there is none); p: Holm's, over the variants x "
-    "tasks of a metric; KV: measured bytes, A over B"
+    "tasks of a metric; bytes: share held of the full cache's keys and values, and how many, A over B"
 )
 
 
@@ -56,19 +59,22 @@ def _table(rows: Sequence[tuple[Difference, MarginResult | None]], setting: Sett
     title = first.task or f"mean over {len(first.tasks)} tasks with a scale"
     table = titled_table(title, f"{setting.model_name}, {shown_mode(setting)}")
     is_roomy = width >= _ROOMY_COLUMNS
-    heads = ("", "pairs", "A", "B", "B - A", "p", "verdict", "KV A, B")
-    shown_heads = [head for head in heads if is_roomy or head not in ("pairs", "KV A, B")]
+    heads = ("", "pairs", "A", "B", "B - A", "p", "verdict", _BYTES_HEAD)
+    shown_heads = [head for head in heads if is_roomy or head not in ("pairs", _BYTES_HEAD)]
     for head in shown_heads:
         add_folding_column(table, head, "left" if head in ("", "verdict") else "right")
     ordered = sorted(rows, key=lambda pair: _place(pair[0], [it for it, _ in rows]))
     labels = [it.label for it, _ in ordered]
     for index, (it, margin) in enumerate(ordered):
         is_first = it.label not in labels[:index]
-        cells = {**_cells(it, margin), "KV A, B": _bytes(it) if is_first else ""}
-        # One variant has a row per metric: its name and bytes stand once, and the rule is drawn under its last row.
+        # One variant has a row per metric: its name stands in the first, where its bytes are shares, and as bytes in the
+        # second; the rule is drawn under its last row.
+        cells = {**_cells(it, margin), _BYTES_HEAD: _shares(it) if is_first else _bytes(it)}
         is_last = it.label not in labels[index + 1 :]
         table.add_row(
-            it.label if is_first else "", *(cells[head] for head in shown_heads), end_section=is_last
+            broken_name(it.label, width) if is_first else "",
+            *(cells[head] for head in shown_heads),
+            end_section=is_last,
         )
     return table
 
@@ -85,8 +91,12 @@ def _cells(it: Difference, margin: MarginResult | None) -> dict[str, Text | str]
     }
 
 
+def _shares(it: Difference) -> str:
+    return f"{percent(it.reference_storage.held_share)}\n{percent(it.policy_storage.held_share)}"
+
+
 def _bytes(it: Difference) -> str:
-    return f"{human_bytes(it.reference_bytes)}\n{human_bytes(it.policy_bytes)}"
+    return f"{human_bytes(it.reference_storage.held_bytes)}\n{human_bytes(it.policy_storage.held_bytes)}"
 
 
 def _place(it: Difference, rows: Sequence[Difference]) -> tuple[int, int]:
@@ -122,6 +132,7 @@ def _notes(rows: Sequence[Difference]) -> Iterator[Text]:
     for reason, names in reasons.items():
         whom = "all" if len(names) == len(rows) else ", ".join(names)
         yield Text(f"inconclusive, {whom}: {reason}", style="yellow")
+    yield from _other_bytes(rows)
     for metric in METRICS:
         floors = [it.floor for it in rows if it.metric is metric and it.floor is not None]
         if floors:
@@ -134,6 +145,27 @@ def _notes(rows: Sequence[Difference]) -> Iterator[Text]:
     if flips_of:
         told = ", ".join(f"{label} {lost} lost {won} won" for label, (lost, won) in flips_of)
         yield Text(f"flips (right in one of them only): {told}", style="dim")
+
+
+def _other_bytes(rows: Sequence[Difference]) -> Iterator[Text]:
+    """Which variants are not compared at equal bytes: of those held, and of those read where they are others."""
+    # A variant has a row per metric, over almost the same pairs.
+    of_label = {it.label: it for it in reversed(rows)}
+    held, read = [], []
+    for label, it in reversed(of_label.items()):
+        a, b = it.reference_storage, it.policy_storage
+        if _is_far(a.held_share, b.held_share):
+            held.append(f"{label} {percent(a.held_share)} in A, {percent(b.held_share)} in B")
+        is_read_alone = _is_far(a.held_share, a.read_share) or _is_far(b.held_share, b.read_share)
+        if is_read_alone and _is_far(a.read_share, b.read_share):
+            read.append(f"{label} {percent(a.read_share)} in A, {percent(b.read_share)} in B")
+    for what, told in (("held", held), ("read at each step", read)):
+        if told:
+            yield Text(f"{BYTES} {what} differ: {'; '.join(told)}", style="yellow")
+
+
+def _is_far(share: float | None, other: float | None) -> bool:
+    return share is not None and other is not None and abs(share - other) >= _LEAST_TOLD_SHARE
 
 
 def _sums(comparison: Comparison) -> Iterator[Text]:

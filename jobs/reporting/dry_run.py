@@ -12,11 +12,11 @@ from rich.text import Text
 from evaluators.prompting import QueryMode
 from evaluators.tokenizer import decode
 from jobs.analysis.forecast import Forecast
-from jobs.planning.plan import Plan
+from jobs.planning.plan import Plan, VariantCounts
 from jobs.planning.preparation import Prepared
 from jobs.planning.prompt_check import PromptCheck
 from jobs.reporting.facts import without_passwords
-from jobs.reporting.notation import human_bytes, shown_device
+from jobs.reporting.notation import UNKNOWN, human_bytes, percent, shown_device
 from jobs.reporting.table import add_folding_column
 from jobs.settings.mlflow_variables import origin_of
 from jobs.settings.schema import Settings
@@ -106,12 +106,24 @@ def render_plan(plan: Plan, weight_bytes: int) -> RenderableType:
 
 
 def _variant_table(plan: Plan) -> Table:
-    table = _table("variant", "rows", "done", "impossible", "foreseen degenerate")
+    slots = f"slots of {plan.typical_tokens:,}"  # of the median prompt's, per KV head
+    table = _table(
+        "variant", "rows", "done", "impossible", "foreseen degenerate", slots, "bytes", "bytes of full"
+    )
     for it in plan.variants:
-        table.add_row(
-            Text(it.label), *map(str, (it.num_rows, it.num_done, it.num_impossible, it.num_degenerate))
-        )
+        counts = map(str, (it.num_rows, it.num_done, it.num_impossible, it.num_degenerate))
+        table.add_row(Text(it.label), *counts, *_size(it, plan.typical_bytes))
     return table
+
+
+def _size(variant: VariantCounts, full_bytes: int) -> tuple[str, str, str]:
+    """Slots per KV head, bytes of keys and values without positions, and the latter's share of the full cache's."""
+    size = variant.size
+    if size is None or not full_bytes:
+        return UNKNOWN, UNKNOWN, UNKNOWN
+    most = "≤ " if size.is_at_most else ""
+    shares = percent(size.num_bytes / full_bytes)
+    return f"{most}{size.num_slots:,}", f"{most}{human_bytes(size.num_bytes)}", f"{most}{shares}"
 
 
 def _unit_table(plan: Plan) -> Table:

@@ -53,7 +53,6 @@ def task_table(task: TaskSummary, width: int) -> Table:
     hidden = silent.union(_HIDDEN, narrow, stacked)
     heads = [head for head in (_COUNT, *_HEADS) if head not in hidden]
     table = _empty_table(task.task, task.setting, heads)
-    longest = _LONG_IF_NARROW if narrow else _LONG_NAME
     last_reference = [it.label for it in task.variants if it.label in REFERENCE_LABELS][-1:]
     for variant in task.variants:
         shown = _by_head(task_cells(variant))
@@ -63,7 +62,7 @@ def task_table(task: TaskSummary, width: int) -> Table:
         cells: dict[str, Text | str] = {_COUNT: shown_count(variant), **numbers}
         is_last_reference = [variant.label] == last_reference
         table.add_row(
-            _name_cell(variant, longest), *(cells[head] for head in heads), end_section=is_last_reference
+            _name_cell(variant, width), *(cells[head] for head in heads), end_section=is_last_reference
         )
     return table
 
@@ -119,6 +118,13 @@ def add_folding_column(table: Table, head: str, justify: JustifyMethod = "left")
     table.add_column(head, justify=justify, overflow="fold")
 
 
+def broken_name(name: str, width: int) -> str:
+    """The name on two lines where it is long for a terminal of `width` columns, the second beginning with its budget."""
+    # Folded anywhere, the budget's number would be cut in two.
+    longest = _LONG_NAME if width >= _ROOMY_COLUMNS else _LONG_IF_NARROW
+    return name.replace("@", "\n@", 1) if len(name) > longest else name
+
+
 def _empty_table(title: str, setting: Setting, heads: Sequence[str]) -> Table:
     table = titled_table(title, setting_in_words(setting))
     for head in heads:
@@ -126,10 +132,8 @@ def _empty_table(title: str, setting: Setting, heads: Sequence[str]) -> Table:
     return table
 
 
-def _name_cell(variant: VariantSummary, longest: int) -> Text:
-    shown = shown_name(variant)
-    # Before the budget, where a name falls apart by itself; folded anywhere, the budget's number would be cut in two.
-    name = Text(shown.replace("@", "\n@", 1) if len(shown) > longest else shown)
+def _name_cell(variant: VariantSummary, width: int) -> Text:
+    name = Text(broken_name(shown_name(variant), width))
     if variant.num_degenerate:
         share = "" if variant.num_degenerate == variant.num_finished else f" on {variant.num_degenerate}"
         name.append(f" (degenerate{share})", style="yellow")
