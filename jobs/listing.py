@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -30,14 +31,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
-def _policies() -> Table:
+def _policies() -> Group:
     from kvmerger.policies import registry
+    from kvmerger.policies.storage import forms
 
-    return _table(
+    policies = _table(
         ("policy", "what it keeps", "parameters"),
         ((f"+{it.name}" if it.is_wrapper else it.name, it.summary, _shown(it)) for it in registry.describe()),
         caption="join parts with +, as in snapkv+adakv; your own: module:Class. `full` is in every sweep.",
     )
+    stored = _table(
+        ("form", "what slots are stored in", "of bf16", "parameters"),
+        ((it.name, it.summary, f"{forms.share_of_bf16(it.name):.0%}", _shown(it)) for it in forms.describe()),
+        caption=f"alone, or behind what chooses slots: snapkv@0.5+fp8; your own: snapkv@0.5+module:Class. "
+        f"Bytes with heads of {forms.SHOWN_HEAD_DIM}.",
+    )
+    return Group(policies, Text(), stored)
 
 
 def _shown(description: Description) -> str:
@@ -103,4 +112,4 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str | N
     return table
 
 
-_TABLES: dict[str, Callable[[], Table]] = {"policies": _policies, "tasks": _tasks, "models": _models}
+_TABLES: dict[str, Callable[[], RenderableType]] = {"policies": _policies, "tasks": _tasks, "models": _models}

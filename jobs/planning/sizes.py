@@ -1,4 +1,4 @@
-"""How many slots and bytes each variant will hold of a prompt, foreseen without weights from budgets, forms and a model's shape.
+"""How many slots and bytes each variant will hold of a prompt, foreseen without weights from budget, form and model shape.
 
 Bytes are those a budget of bytes counts: keys, values, scales and log masses, positions apart.
 """
