@@ -53,9 +53,8 @@ class Difference:
     `paired` holds the mean difference with its 95 % interval and how many items are higher, lower and equal. It is None,
     as are the means and p-values, where there is no pair; `dropped` says why. `adjusted_p` is Holm's over `family_size`
     tests: all comparisons x tasks of one metric in one setting, the means over tasks being a family of their own.
-    `floor` is the A/A noise, None where it is not known. The bytes are measured KV bytes, means over the pairs (over
-    tasks: of the tasks' means); the storages are of the same rows. `reason` says why a verdict is inconclusive, and is empty
-    otherwise.
+    `floor` is the A/A noise, None where it is not known. The storages, measured bytes among them, are means over the pairs
+    (over tasks: of the tasks' means). `reason` says why a verdict is inconclusive, and is empty otherwise.
     """
 
     setting: Setting
@@ -68,8 +67,6 @@ class Difference:
     dropped: Mapping[str, int]
     policy_mean: float | None
     reference_mean: float | None
-    policy_bytes: float | None
-    reference_bytes: float | None
     policy_storage: Storage
     reference_storage: Storage
     paired: PairedDifference | None
@@ -178,8 +175,6 @@ def _measured(setting: Setting, metric: ComparedMetric, it: TaskComparison) -> D
         dropped=pairs.dropped,
         policy_mean=statistics.fmean(pairs.policy) if paired else None,
         reference_mean=statistics.fmean(pairs.reference) if paired else None,
-        policy_bytes=pairs.policy_bytes,
-        reference_bytes=pairs.reference_bytes,
         policy_storage=pairs.policy_storage,
         reference_storage=pairs.reference_storage,
         paired=paired,
@@ -216,8 +211,6 @@ def _measured_macro(
         dropped=summed(it.pairs.dropped for it in usable),
         policy_mean=_mean(statistics.fmean(it.pairs.policy) for it in usable),
         reference_mean=_mean(statistics.fmean(it.pairs.reference) for it in usable),
-        policy_bytes=_mean(it.pairs.policy_bytes for it in usable),
-        reference_bytes=_mean(it.pairs.reference_bytes for it in usable),
         policy_storage=mean_storage([it.pairs.policy_storage for it in usable]),
         reference_storage=mean_storage([it.pairs.reference_storage for it in usable]),
         paired=macro_difference(tasks),

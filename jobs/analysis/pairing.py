@@ -7,7 +7,6 @@ was dropped.
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,8 +40,7 @@ METRICS = (SCORE, ANSWER_NLL)
 class Pairs:
     """Values of a policy and of its reference on the items both have, in the same order, with each item's context.
 
-    `dropped` counts the items left out by reason. The bytes are means of `kv_bytes` over the pairs, None if not known, and
-    the storages are those of the pairs.
+    `dropped` counts the items left out by reason. The storages, bytes held among them, are means over the pairs.
     """
 
     item_ids: tuple[str, ...]
@@ -50,8 +48,6 @@ class Pairs:
     reference: tuple[float, ...]
     clusters: tuple[Hashable, ...]
     dropped: Mapping[str, int]
-    policy_bytes: float | None
-    reference_bytes: float | None
     policy_storage: Storage
     reference_storage: Storage
 
@@ -90,17 +86,9 @@ def pair(
         reference=tuple(float(reference[item][column]) for item in kept),
         clusters=tuple(reference[item]["cluster_id"] for item in kept),
         dropped=dict(dropped),
-        policy_bytes=mean_bytes(policy[item] for item in kept),
-        reference_bytes=mean_bytes(reference[item] for item in kept),
         policy_storage=storage_of([policy[item] for item in kept]),
         reference_storage=storage_of([reference[item] for item in kept]),
     )
-
-
-def mean_bytes(rows: Iterable[Row]) -> float | None:
-    """Mean of the measured `kv_bytes`; None without any."""
-    known = [row["kv_bytes"] for row in rows if row["kv_bytes"] is not None]
-    return statistics.fmean(known) if known else None
 
 
 def summed(dropped: Iterable[Mapping[str, int]]) -> dict[str, int]:

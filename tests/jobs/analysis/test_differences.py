@@ -44,7 +44,7 @@ def test_numbers_are_those_of_the_pairs(seed: int) -> None:
     assert got.paired is not None
     assert (got.paired.interval.low, got.paired.interval.high) == pytest.approx((expected.low, expected.high))
     assert got.policy_mean == pytest.approx(sum(values["snapkv@0.5"]) / 60)
-    assert (got.policy_bytes, got.reference_bytes) == (2**20, 2**21)
+    assert (got.policy_storage.held_bytes, got.reference_storage.held_bytes) == (2**20, 2**21)
 
 
 def test_better_is_said_as_well(seed: int) -> None:

@@ -45,7 +45,7 @@ def test_scores_of_zero_and_one_are_binary_and_nothing_is_not() -> None:
 def test_bytes_are_means_over_the_pairs_alone() -> None:
     policy = [row("1", 1.0, kv_bytes=10), row("2", 1.0, kv_bytes=20), row("3", 1.0, kv_bytes=900)]
     got = pair(policy, [row("1", 1.0), row("2", 1.0)], "score")
-    assert (got.policy_bytes, got.reference_bytes) == (pytest.approx(15), None)
+    assert (got.policy_storage.held_bytes, got.reference_storage.held_bytes) == (pytest.approx(15), None)
 
 
 def test_a_gain_is_what_is_better() -> None:
