@@ -10,6 +10,7 @@ import pytest
 from jobs.compare import main
 from jobs.results.store import ResultStore
 from tests.fakes.pairs import LOSSES, paired_rows
+from tests.fakes.rows import INT4, PLAIN, FakeForm, with_forms
 
 
 @pytest.fixture
@@ -77,6 +78,44 @@ def test_two_variants_of_one_folder(folders: tuple[str, str], capsys: pytest.Cap
     text = capsys.readouterr().out
     assert text.startswith("A  snapkv@0.5\nB  kvmerger@0.5\n")
     assert "better" in text and "margin: pass" in text and " to -" in text
+
+
+def stored(folder: Path, seed: int, forms: dict[str, FakeForm]) -> str:
+    rows = with_forms(paired_rows(seed), forms)
+    ResultStore(folder).write_unit("u1", rows)
+    return str(folder)
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_pairs_say_when_forms_and_bytes_differ(
+    tmp_path: Path, seed: int, width: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = stored(tmp_path / "A", seed, {})
+    b = stored(tmp_path / "B", seed, {"snapkv@0.5": INT4, "kvmerger@0.5": PLAIN._replace(read_ratio=0.5)})
+    assert main([a, b, "--width", str(width)]) == 0
+    text = capsys.readouterr().out
+    assert "not the same: snapkv@0.5, stored as: plain in A, int4 in B" in text and "bits of keys" not in text
+    assert "bytes held differ: snapkv@0.5 50.0% in A, 14.1% in B\n" in text
+    assert "bytes read at each step differ: kvmerger@0.5 50.0% in A, 25.0% in B\n" in text
+    assert ("576 KiB" in text) == (width >= 100) and max(map(len, text.splitlines())) <= width
+    assert main([b, "--policy", "snapkv@0.5", "--against", "kvmerger@0.5", "--width", str(width)]) == 0
+    text = capsys.readouterr().out
+    assert "not the same: stored as: plain in kvmerger@0.5, int4 in snapkv@0.5" in text
+    assert "bytes held differ: snapkv@0.5 50.0% in A, 14.1% in B" in text
+
+
+def test_a_folder_of_before_forms_is_compared_with_a_plain_one_without_a_word(
+    tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = [
+        row | {"kv_bytes": round(row["kept_ratio"] * 2**22), "full_kv_bytes": 2**22}
+        for row in paired_rows(seed)
+    ]
+    ResultStore(tmp_path / "A").write_unit("u1", old)
+    new = stored(tmp_path / "B", seed, {})
+    assert main([str(tmp_path / "A"), new, "--width", "100"]) == 0
+    text = capsys.readouterr().out
+    assert "not the same" not in text and "bytes held differ" not in text and "50.0%" in text
 
 
 def test_policy_and_margin_narrow_it_down(

@@ -89,3 +89,16 @@ def test_another_identity_of_the_full_row_is_told(seed: int) -> None:
     rows = paired_rows(seed, 3)
     other = [row | {"identity": f"x{row['identity']}"} for row in rows]
     assert any("other identities" in it for it in differences_to_tell(rows, other))
+
+
+def test_of_a_variant_another_form_is_told_and_other_bits_where_the_form_is_the_same(seed: int) -> None:
+    rows = [row | {"form": "int4", "bits_k": 4.0, "bits_v": 4.0} for row in paired_rows(seed, 3)]
+    of = "kvmerger@0.5"
+
+    def told(**values: Any) -> list[str]:
+        other = [row | values if row["variant"] == of else row for row in rows]
+        return [it for it in differences_to_tell(rows, other) if it.startswith(of)]
+
+    assert told(form="kivi2", bits_k=2.0, bits_v=2.0) == [f"{of}, stored as: int4 in A, kivi2 in B"]
+    assert told(bits_k=3.5) == [f"{of}, bits of keys: 4.0 in A, 3.5 in B"]
+    assert told(form=None, bits_k=None, bits_v=None) == []  # rows of before forms

@@ -28,6 +28,48 @@ def test_ten_per_cent_more_memory_fails_on_few_items_too(seed: int) -> None:
     assert not judged(rows, barely).having("fail") and not judged(rows, less).having("fail")
 
 
+def packed(row: Row, read_bytes: int | None = None) -> Row:
+    """The row as a packed one: positions told, and reads of all it holds unless told otherwise."""
+    held = row["kv_bytes"] - 2**10
+    told = {"position_bytes": 2**10, "form": "int4", "bits_k": 4.0, "bits_v": 4.0}
+    return row | told | {"read_bytes": held if read_bytes is None else read_bytes}
+
+
+def test_a_step_that_reads_more_is_a_regression_although_it_holds_as_much(seed: int) -> None:
+    rows = [packed(row, 2**18) for row in night(seed)]
+    more = changed(rows, lambda row, rng: {"read_bytes": round(1.1 * 2**18)})
+    failed = judged(rows, more).having("fail")
+    assert {(it.label, it.metric) for it in failed} == {(LABEL, "bytes read")}
+    assert failed[0].loss == pytest.approx(10, abs=0.01) and failed[0].num_worse == failed[0].num_items
+    assert judged(rows, rows).outcome == "pass"
+
+
+def test_reads_of_all_that_is_held_are_not_judged_twice(seed: int) -> None:
+    rows = [packed(row) for row in night(seed)]
+    more = [
+        packed(row | {"kv_bytes": 2 * row["kv_bytes"]}) if row["variant"] == LABEL else row for row in rows
+    ]
+    verdict = judged(rows, more)
+    assert {it.metric for it in verdict.having("fail")} == {"KV bytes"}
+    assert not any(it.metric == "bytes read" for it in verdict.checks)
+
+
+def test_a_baseline_of_before_reads_were_counted_is_no_hindrance(seed: int) -> None:
+    for tonight in ([packed(row) for row in night(seed)], [packed(row, 2**18) for row in night(seed)]):
+        verdict = judged(night(seed), tonight)
+        reads = [it for it in verdict.checks if it.metric == "bytes read"]
+        assert verdict.outcome == "pass" and {it.verdict for it in reads} <= {"not measured"}
+        assert {it.reason for it in reads} <= {"the baseline has no read_bytes"}
+
+
+def test_another_form_is_told_beside_what_it_costs(seed: int) -> None:
+    rows = [packed(row) for row in night(seed)]
+    other = changed(rows, lambda row, rng: {"form": "int8", "kv_bytes": 2 * row["kv_bytes"]})
+    verdict = judged(rows, other)
+    assert f"{LABEL}, stored as: int4 in the baseline, int8 in this night" in verdict.told
+    assert {it.metric for it in verdict.having("fail")} >= {"KV bytes"}
+
+
 def test_peak_memory_counts_where_rows_have_it(seed: int) -> None:
     rows = [row | {"peak_bytes": 2**30} | H200 for row in night(seed)]
     more = changed(rows, lambda row, rng: {"peak_bytes": round(1.05 * 2**30)})

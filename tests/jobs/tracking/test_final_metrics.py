@@ -17,7 +17,7 @@ from jobs.tracking.final_metrics import (
     sweep_readings,
     variant_readings,
 )
-from tests.fakes.rows import make_sweep_rows
+from tests.fakes.rows import FULL_POSITION_BYTES, INT4, make_sweep_rows, with_forms
 
 TASKS = ("longbench/qasper", "ruler/vt")
 POLICIES = {"snapkv@0.5": 0.5, "knorm@0.5": 0.5}
@@ -46,6 +46,15 @@ def test_means_and_ends_are_those_of_the_tables(rows: list[Row]) -> None:
         assert values[f"time/compress_s/{task.task}"] == 2.0
     means = {it.label: it for it in summary.macro_means(summary.settings()[0])}
     assert values["score/mean"] == means["snapkv@0.5"].score
+
+
+def test_means_over_tasks_know_bytes_and_bits(rows: list[Row]) -> None:
+    packed = with_forms(rows, {"snapkv@0.5": INT4})
+    values = variant_readings(*summed(packed), packed)["snapkv@0.5"].values
+    assert values["memory/bytes_held_share/mean"] == pytest.approx(INT4.bytes_ratio / 2, abs=1e-5)
+    assert values["memory/bytes_read_share/mean"] == values["memory/bytes_held_share/mean"]
+    assert (values["memory/bits_k/mean"], values["memory/bits_v/mean"]) == (4.0, 4.0)
+    assert values["memory/position_bytes/mean"] == FULL_POSITION_BYTES / 2
 
 
 def test_deltas_are_the_paired_differences_with_their_ends(rows: list[Row]) -> None:

@@ -54,6 +54,26 @@ def test_row_gives_its_numbers_under_what_they_are_and_their_task() -> None:
     }
 
 
+def test_a_packed_row_gives_its_shares_bits_and_positions() -> None:
+    stored = {
+        "full_kv_bytes": 8192 + 512,
+        "kv_bytes": 2048 + 512,
+        "position_bytes": 512,
+        "full_position_bytes": 512,
+    }
+    told = {"read_bytes": 1024, "full_read_bytes": 8192, "bits_k": 8.0, "bits_v": 4.0, "form": "k8v4"}
+    found = row_numbers(make_row("a", **NUMBERS | stored | told))
+    assert {key: value for key, value in found.items() if key.startswith("memory/")} == {
+        f"memory/kv_bytes/{TASK}": 2560.0,
+        f"memory/kept_ratio/{TASK}": 0.5,
+        f"memory/bytes_held_share/{TASK}": 0.25,
+        f"memory/bytes_read_share/{TASK}": 0.125,
+        f"memory/position_bytes/{TASK}": 512.0,
+        f"memory/bits_k/{TASK}": 8.0,
+        f"memory/bits_v/{TASK}": 4.0,
+    }
+
+
 @pytest.mark.parametrize("value", [None, math.inf, -math.inf, math.nan])
 def test_null_and_not_finite_numbers_are_left_out(value: float | None) -> None:
     row = make_row("a", **{**NUMBERS, "score": value, "answer_nll": value})

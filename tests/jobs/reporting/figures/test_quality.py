@@ -6,12 +6,12 @@ import re
 import pytest
 
 from jobs.analysis.summary import series_names, summarize
-from jobs.reporting.figures.quality import draw
-from jobs.reporting.figures.quality_panel import NLL, RECOVERED, SCORE, macro_panel, task_panel
+from jobs.reporting.figures.quality import dodged, draw
+from jobs.reporting.figures.quality_panel import NLL, RECOVERED, SCORE, QualityPanel, macro_panel, task_panel
 from jobs.reporting.figures.style import series_styles
 from jobs.reporting.notation import shown_label
 from jobs.results.schema import Row
-from tests.fakes.rows import make_sweep_rows
+from tests.fakes.rows import INT4, FakeForm, make_sweep_rows, with_forms
 
 POLICIES = {"a@0.75": 0.75, "a@0.25": 0.25, "b@0.5": 0.5}
 
@@ -79,3 +79,44 @@ def test_policies_of_one_budget_stand_by_name_with_the_best_on_top(seed: int) ->
     shown = re.findall(r">([abc]) \(50\.0 %\)</text>", svg)  # from the bottom to the top
     means = {name: line[0].mean for name, line in panel.lines.items()}
     assert shown == sorted(means, key=lambda name: -means[name])
+
+
+def panel_of(seed: int, policies: dict[str, float], forms: dict[str, FakeForm]) -> QualityPanel:
+    rows = with_forms(make_sweep_rows(random.Random(seed), policies, ["b/t"], 5), forms)
+    panel = task_panel(summarize(rows).tasks[0], NLL, shown_label)
+    assert panel is not None
+    return panel
+
+
+def svg_of(panel: QualityPanel) -> str:
+    return str(draw(panel, series_styles(panel.lines), "x"))
+
+
+def test_the_axis_is_bytes_and_slots_stand_in_the_words(seed: int) -> None:
+    panel = panel_of(seed, {"a@0.5": 0.5, "a@0.5+int4": 0.5, "int4": 1.0}, {"a@0.5+int4": INT4, "int4": INT4})
+    held = {name: round(line[0].held_percent, 1) for name, line in panel.lines.items()}
+    assert held == {"a": 50.0, "a+int4": 14.1, "int4": 28.1}
+    assert "at 14.1 % of the bytes, 50.0 % of the slots" in panel.description
+    assert "at 50.0 % of the bytes;" in panel.description
+    svg = svg_of(panel)
+    assert "bytes of K/V held, measured" in svg and not re.search(r">int4 \(", svg)
+
+
+def test_policies_of_about_the_same_bytes_stand_by_name_whatever_their_slots(seed: int) -> None:
+    policies = {"a@0.28": 0.28, "int4": 1.0}
+    assert ">int4 (28.1 %)</text>" in svg_of(panel_of(seed, policies, {"int4": INT4}))
+
+
+def test_only_points_that_would_hide_each_other_leave_their_place(seed: int) -> None:
+    policies = {"a@0.5": 0.5, "b@0.5": 0.5, "c@0.3": 0.3, "d@0.75": 0.75, "d@0.5": 0.5}
+    shifts = dodged(panel_of(seed, policies, {}))
+    assert shifts["c@0.3"] == shifts["d@0.75"] == 0
+    crowd = [shifts[label] for label in ("a@0.5", "b@0.5", "d@0.5")]
+    assert crowd == sorted(crowd) and sum(crowd) == pytest.approx(0) and crowd[0] < 0 < crowd[-1]
+
+
+def test_a_form_larger_than_what_it_stands_for_is_drawn_where_it_is(seed: int) -> None:
+    large = FakeForm("mine", 16.0, 16.0, 1.5)
+    panel = panel_of(seed, {"mine": 1.0, "a@0.5": 0.5}, {"mine": large})
+    assert panel.lines["mine"][0].held_percent == pytest.approx(150)
+    assert ">150</text>" in svg_of(panel) or ">140</text>" in svg_of(panel)
