@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvmerger.models.errors import ModelError, first_line
-from kvmerger.models.weight_files import check_weights
+from kvmerger.models.weight_files import check_scales, check_weights
 
 
 def check_files(name: str, config: Any, folder: Path, files: Sequence[Path]) -> None:
@@ -26,7 +26,11 @@ def check_files(name: str, config: Any, folder: Path, files: Sequence[Path]) -> 
             f"not on others; merge it into the weights, or take its files away"
         )
     _check_generation_config(folder / "generation_config.json")
-    if files and not is_quantised(config):
+    if not files:
+        return
+    if is_quantised(config):
+        check_scales(name, _method(config.quantization_config), files)
+    else:
         check_weights(name, config, files)
 
 

@@ -15,8 +15,8 @@ from huggingface_hub import try_to_load_from_cache
 from kvmerger.models import demo
 from kvmerger.models.devices import chosen_device
 from kvmerger.models.errors import SUPPORTED_MODEL_TYPES, ModelError, ModelWarning, readable_errors
-from kvmerger.models.folder import check_files, check_quantisation
-from kvmerger.models.weight_files import FILE_NAMES, weight_files
+from kvmerger.models.folder import check_files, check_quantisation, is_quantised
+from kvmerger.models.weight_files import FILE_NAMES, INDEX, check_index, weight_files
 
 # "dynamic" and "longrope" recompute frequencies from the largest position, so keys of one prompt would not fit another.
 SUPPORTED_ROPE_TYPES = ("default", "llama3", "linear", "yarn")
@@ -84,7 +84,7 @@ def load_info(
     dtype_name = ("bfloat16" if device_name.startswith("cuda") else "float32") if dtype == "auto" else dtype
     folder = Path(source)
     snapshot = None if folder.is_dir() else _snapshot(source, revision)
-    files = weight_files(folder) if folder.is_dir() else _downloaded_files(snapshot)
+    files = weight_files(folder) if folder.is_dir() else _downloaded_files(name, revision, config, snapshot)
     check_files(name, config, folder, files)
     # Not always hidden size ÷ heads: Qwen3 names its own, and older configurations name none.
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -188,12 +188,34 @@ def _snapshot(hub_id: str, revision: str | None) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def _downloaded_files(snapshot: Path | None) -> list[Path]:
-    """The weight files of a hub id that are here already; [] before they are downloaded, or while some are missing."""
-    if snapshot is not None:
-        with suppress(ModelError):
-            return weight_files(snapshot)
+def _downloaded_files(name: str, revision: str | None, config: Any, snapshot: Path | None) -> list[Path]:
+    """The weight files of a hub id that are here already; [] before they are downloaded, or while some are missing.
+
+    Raises:
+        ModelError: they are not here, and their index says that they are not those of ``config``.
+    """
+    with suppress(ModelError):
+        if snapshot is not None and (files := weight_files(snapshot)):
+            return files
+    # A small file beside the weights: with it, the wrong ones need not be downloaded to be known.
+    if not is_quantised(config) and (index := _index(name, revision)) is not None:
+        check_index(name, config, index)
     return []
+
+
+def _index(hub_id: str, revision: str | None) -> Path | None:
+    """The list of a hub id's safetensors, a small file that is downloaded for it; None where there is none, or no network."""
+    from transformers.utils import cached_file
+
+    path = cached_file(
+        hub_id,
+        INDEX,
+        revision=revision,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if path is None else Path(path)
 
 
 def _revision(name: str, revision: str | None, snapshot: Path | None, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from kvmerger.models.errors import ModelError
 from kvmerger.models.loading import load_model
-from kvmerger.models.source import load_info
-from kvmerger.models.weight_files import refuse_differences, weight_files
+from kvmerger.models.source import load_info, read_config
+from kvmerger.models.weight_files import INDEX, check_index, refuse_differences, weight_files
 from tests.fakes.model_folders import change_json, change_weights, save_model_folder
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -32,6 +33,47 @@ def test_whole_folders_of_every_family_pass(tmp_path: Path, model_type: str, opt
     folder = save_model_folder(tmp_path, model_type, **options)
     assert load_info(str(folder)).model_type == model_type
     assert load_model(str(folder), device="cpu").info.num_layers == 2
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_an_index_alone_names_what_every_family_has(tmp_path: Path, model_type: str, is_tied: bool) -> None:
+    folder = save_model_folder(tmp_path, model_type, max_shard_size="20KB", tie_word_embeddings=is_tied)
+    check_index("m", read_config(str(folder)), folder / INDEX)
+
+
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [32, 32]}
+
+
+def as_fp8(folder: Path, *, without_scale: str = "") -> None:
+    """Projections as codes with a scale each, but for one; that one has the scale of its inputs alone."""
+    changes: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if "_proj" in name:
+            scale = tensor.abs().max() / 448
+            changes[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            ending = "input_scale" if name == without_scale else "weight_scale_inv"
+            changes[name.replace("weight", ending)] = scale.reshape(1, 1)
+    change_weights(folder, **changes)
+    change_json(folder / "config.json", quantization_config=FP8)
+
+
+@pytest.mark.parametrize("is_bin", [False, True])
+def test_codes_of_eight_bits_without_their_scale_are_no_weights(tmp_path: Path, is_bin: bool) -> None:
+    folder = save_model_folder(tmp_path)
+    as_fp8(folder, without_scale=UP)
+    if is_bin:
+        as_bin(folder)
+    said = rf"quantised \(fp8\), and 1 of its 14 tensors of 8-bit floats have no scale beside them: {UP}; get"
+    for call in (load_info, load_model):
+        with pytest.raises(ModelError, match=said):
+            call(str(folder), device="cpu")
+
+
+def test_codes_of_eight_bits_with_their_scales_pass(tmp_path: Path) -> None:
+    folder = save_model_folder(tmp_path)
+    as_fp8(folder)
+    assert load_info(str(folder), device="cpu").num_layers == 2
 
 
 def test_names_that_transformers_translates_pass(tmp_path: Path) -> None:
@@ -177,13 +219,23 @@ def test_weights_of_a_hub_id_are_looked_at_once_they_are_here(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read once, at import
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    names = list(load_file(folder / "model.safetensors"))
     info = load_info("somebody/tiny")
     assert (info.revision, info.weight_bytes) == (commit, (folder / "model.safetensors").stat().st_size)
     change_weights(folder, **{UP.replace(".", "__"): None})
     with pytest.raises(ModelError, match="1 missing"):
         load_info("somebody/tiny")
-    # Half a download says nothing yet.
+    # Of half a download the index alone is looked at.
     (folder / "model.safetensors").unlink()
-    index = {"weight_map": {UP: "model-00001-of-00001.safetensors"}}
+    assert load_info("somebody/tiny").weight_bytes == 0
+    index = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert load_info("somebody/tiny").weight_bytes == 0
+    for wrong, said in (
+        ({UP: None}, f"are 1 missing: {UP}"),
+        ({"model.layers.2.mlp.up_proj.weight": "x"}, "are 1 surplus: model.layers.2"),
+    ):
+        changed = {key: file for key, file in (index["weight_map"] | wrong).items() if file}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": changed}))
+        with pytest.raises(ModelError, match=re.escape(said)):
+            load_info("somebody/tiny")
