@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
@@ -125,16 +126,13 @@ def parse_budget(value: object) -> AskedBudget:
             return SlotCount(value)
         case float() if 0 < value <= 1:
             return KeptRatio(value)
-        case str() if value.startswith(_PREFIXES):
+        case str() if value.startswith((_BYTES, _LIKE)):
             return budget_of_text(value)
         case {"like": str(label)} if isinstance(value, Mapping) and len(value) == 1:
             return LikeVariant(label)
         case {"bytes": of_bytes} if isinstance(value, Mapping) and len(value) == 1:
             return _in_bytes(of_bytes)
-    raise BudgetError(
-        f"budget {value!r} is none of: a kept fraction in (0, 1] such as 0.5, a whole number of slots per KV head "
-        f"such as 512, {{like: <label of another variant>}}, or {{bytes: 0.2}} for a fraction of the full cache's bytes"
-    )
+    raise _none_of(value)
 
 
 def budget_of_text(text: str) -> AskedBudget:
@@ -143,14 +141,23 @@ def budget_of_text(text: str) -> AskedBudget:
     Raises:
         BudgetError: for anything else.
     """
-    kind, _, rest = text.partition(":")
-    if kind == "bytes":
-        what, is_like, label = rest.partition(":")
-        return parse_budget({"bytes": {"like": label} if is_like and what == "like" else _number(rest)})
-    return parse_budget({"like": rest} if kind == "like" and rest else _number(text))
+    is_bytes, rest = text.startswith(_BYTES), text.removeprefix(_BYTES)
+    if label := rest.removeprefix(_LIKE) if rest.startswith(_LIKE) else "":
+        return BytesLike(label) if is_bytes else LikeVariant(label)
+    number = _number(rest)
+    if isinstance(number, str):
+        raise _none_of(text)
+    return parse_budget({"bytes": number} if is_bytes else number)
 
 
-_PREFIXES = ("bytes:", "like:")
+_BYTES, _LIKE = "bytes:", "like:"
+
+
+def _none_of(value: object) -> BudgetError:
+    return BudgetError(
+        f"budget {value!r} is none of: a kept fraction in (0, 1] such as 0.5, a whole number of slots per KV head "
+        f"such as 512, {{like: <label of another variant>}}, or {{bytes: 0.2}} for a fraction of the full cache's bytes"
+    )
 
 
 def _in_bytes(value: object) -> BytesShare | BytesLike:
@@ -165,13 +172,11 @@ def _in_bytes(value: object) -> BytesShare | BytesLike:
     )
 
 
-def _number(text: str) -> object:
+def _number(text: str) -> float | str:
     """The number that ``text`` is, whole without a point; the text itself where it is none."""
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return text
 
 

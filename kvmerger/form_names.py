@@ -53,7 +53,7 @@ _REFUSED = {
     "kivi": ("needs its bits in its name", "kivi4"),
     "turboquant": ("needs its bits in its name", "turboquant_4bit_nc"),
 }  # fmt: skip
-_WITH_BITS = re.compile(r"(?:int|fp|kivi|nvfp|nf)(\d+)|k(\d+)v(\d+)")
+_WITH_BITS = re.compile(r"(int|fp|kivi|nvfp)(\d+)|k(\d+)v(\d+)")
 
 
 class Split(NamedTuple):
@@ -81,7 +81,7 @@ def understood(part: str) -> str:
     if known in NAMES or known in UNDERSTOOD:
         raise VariantError(f"{part!r} is no form{nearest(part, NAMES)}; names are written in small letters")
     if bits := _WITH_BITS.fullmatch(known):
-        raise VariantError(f"{part!r} is no form{_why_not(bits)}; there is {', '.join(NAMES)}")
+        raise VariantError(f"{part!r} is no form: {_why_not(*bits.groups())}")
     return part
 
 
@@ -108,12 +108,14 @@ def split_parts(parts: Sequence[str]) -> Split:
     return Split(tuple(parts[:place]), parts[place], tuple(parts[place + 1 :]))
 
 
-def _why_not(bits: re.Match[str]) -> str:
-    """Which number of bits is the wrong one, and what may be meant."""
-    one, of_keys, of_values = bits.groups()
-    if one is not None:
-        return f": none of its kind has {one} bits{nearest(bits.string, NAMES)}"
-    if of_keys == of_values:
-        same = {"8": "int8", "4": "int4", "2": "kivi2"}.get(of_keys, "")
-        return f": its keys and values have the same bits{f', write {same!r}' if same else ''}"
-    return ": keys and values have 2, 4 or 8 bits"
+def _why_not(kind: str | None, bits: str | None, of_keys: str | None, of_values: str | None) -> str:
+    """Which number of bits is none, and what there is."""
+    if kind is not None:
+        there_is = [name for name in NAMES if name.startswith(kind)]
+        return f"none of its kind has {bits} bits; there is {', '.join(there_is)}"
+    if of_keys == of_values and of_keys in _OF_BOTH:
+        return f"its keys and values have the same bits; write {_OF_BOTH[of_keys]!r}"
+    return "keys and values each have 8, 4 or 2 bits, as in 'k8v4'"
+
+
+_OF_BOTH = {"8": "int8", "4": "int4", "2": "kivi2"}

@@ -107,7 +107,8 @@ def parse_policy_entry(entry: str | Mapping[str, Any]) -> list[VariantSpec]:
     if not budgets:
         _refuse_misspelt(written.policy, params)
         raise VariantError(
-            f"policy {written.policy!r} needs a budget, such as `budget: 0.5`; got {dict(entry)!r}"
+            f"policy {written.policy!r}{nearest(written.policy, FORM_NAMES, _LIKELY)} needs a budget, such as "
+            f"`budget: 0.5`; got {dict(entry)!r}"
         )
     return [
         VariantSpec(_label(entry, written, params, budget), written.policy, pairs, budget)
@@ -137,6 +138,7 @@ def parse_policies(entries: Sequence[str | Mapping[str, Any]]) -> list[VariantSp
     return specs
 
 
+_LIKELY = 0.8  # so close that a form is meant, which would need no budget
 _RESERVED_KEYS = ("budget", "compression_ratio", "label", "name")
 
 

@@ -102,14 +102,17 @@ def render_plan(plan: Plan, weight_bytes: int) -> RenderableType:
         f"predicted K/V: at most {human_bytes(plan.predicted_bytes)} at once (the largest unit){weights}; "
         f"{human_bytes(num_bytes)} over all units"
     )
-    return Group(_variant_table(plan), *_warnings(plan), Text(), _unit_table(plan), memory, sums)
+    legend = Text(
+        f"slots per KV head, and bytes of keys and values without positions, of the median context ({plan.typical_tokens:,} "
+        f"tokens); ≤: the prompt decides",
+        style="dim",
+    )
+    return Group(_variant_table(plan), legend, *_warnings(plan), Text(), _unit_table(plan), memory, sums)
 
 
 def _variant_table(plan: Plan) -> Table:
-    slots = f"slots of {plan.typical_tokens:,}"  # of the median prompt's, per KV head
-    table = _table(
-        "variant", "rows", "done", "impossible", "foreseen degenerate", slots, "bytes", "bytes of full"
-    )
+    slots = f"slots of {plan.typical_tokens:,}"
+    table = _table("variant", "rows", "done", "impossible", "degenerate", slots, "bytes", "bytes of full")
     for it in plan.variants:
         counts = map(str, (it.num_rows, it.num_done, it.num_impossible, it.num_degenerate))
         table.add_row(Text(it.label), *counts, *_size(it, plan.typical_bytes))

@@ -7,14 +7,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmerger.budget import (
+    AskedBudget,
     BudgetError,
+    BytesLike,
+    BytesShare,
     KeptRatio,
+    LayerBytes,
     LikeVariant,
     SlotCount,
+    budget_of_text,
     kept_ratio_from_compression_ratio,
+    label_referred_to,
     num_slots_for,
     parse_budget,
+    slots_like,
+    slots_of_share,
 )
+from kvmerger.cache.forms import registry
 
 
 @given(hundredths=st.integers(1, 100), num_tokens=st.integers(1, 200_000))
@@ -43,9 +52,15 @@ def test_a_count_is_a_count_and_never_more_than_there_is() -> None:
         (512, SlotCount(512)),
         (1, SlotCount(1)),
         ({"like": "a"}, LikeVariant("a")),
+        ({"bytes": 0.2}, BytesShare(0.2)),
+        ({"bytes": 1.0}, BytesShare(1.0)),
+        ({"bytes": {"like": "a"}}, BytesLike("a")),
+        ("bytes:0.2", BytesShare(0.2)),
+        ("bytes:like:a@0.5+b", BytesLike("a@0.5+b")),
+        ("like:a", LikeVariant("a")),
     ],
 )
-def test_the_three_spellings_are_read(value: object, expected: object) -> None:
+def test_every_spelling_is_read(value: object, expected: object) -> None:
     assert parse_budget(value) == expected
 
 
@@ -55,6 +70,90 @@ def test_the_three_spellings_are_read(value: object, expected: object) -> None:
 def test_anything_else_is_refused_with_what_would_be_right(value: object) -> None:
     with pytest.raises(BudgetError, match=r"kept fraction in \(0, 1\]"):
         parse_budget(value)
+
+
+@pytest.mark.parametrize("value", [0, 1, 0.0, 1.5, 2**20, True, "0.2", None, {"as": "a"}, {"like": 3}])
+def test_bytes_that_are_no_share_are_refused_with_what_would_be_right(value: object) -> None:
+    with pytest.raises(BudgetError, match=r"fraction of the full cache's bytes in \(0, 1\]"):
+        parse_budget({"bytes": value})
+
+
+ASKED = [KeptRatio(0.5), KeptRatio(1.0), SlotCount(1), LikeVariant("a@1"), BytesShare(0.2), BytesLike("b")]
+
+
+@pytest.mark.parametrize("budget", ASKED, ids=str)
+def test_what_labels_say_of_a_budget_is_read_back(budget: AskedBudget) -> None:
+    assert budget_of_text(str(budget)) == budget == parse_budget(budget)
+    assert label_referred_to(budget) == getattr(budget, "label", None)
+
+
+forms = st.sampled_from([None, *registry.names()])
+
+
+def layer_of(form: str | None, head_dim: int, num_heads: int, itemsize: int, has_mass: bool) -> LayerBytes:
+    made = None if form is None else registry.get(form)()
+    return LayerBytes(num_heads, head_dim, itemsize, made, has_mass)
+
+
+@given(
+    form=forms,
+    head_dim=st.sampled_from([64, 128]),
+    num_heads=st.integers(1, 5),
+    itemsize=st.sampled_from([2, 4]),
+    has_mass=st.booleans(),
+    thousandths=st.integers(1, 1000),
+    num_tokens=st.integers(1, 300),
+)
+def test_slots_of_a_share_of_bytes_are_the_most_that_fit(
+    form: str | None,
+    head_dim: int,
+    num_heads: int,
+    itemsize: int,
+    has_mass: bool,
+    thousandths: int,
+    num_tokens: int,
+) -> None:
+    layer = layer_of(form, head_dim, num_heads, itemsize, has_mass)
+    full = 2 * head_dim * itemsize * num_heads * num_tokens
+
+    def taken(num_slots: int) -> int:
+        of_form = 2 * head_dim * itemsize * num_heads * num_slots
+        if layer.form is not None:
+            of_form = layer.form.num_bytes((num_slots,) * num_heads, head_dim)
+        return of_form + (4 * num_heads * num_slots if has_mass else 0)
+
+    # Slowly: every number of slots is tried, by whole numbers.
+    fitting = [n for n in range(1, num_tokens + 1) if 1000 * taken(n) <= thousandths * full]
+    share = BytesShare(thousandths / 1000)
+    if not fitting:
+        with pytest.raises(BudgetError, match=f"one slot in each of {num_heads} heads takes {taken(1)}"):
+            slots_of_share(share, layer, num_tokens)
+        return
+    assert slots_of_share(share, layer, num_tokens) == max(fitting)
+    assert layer.full(num_tokens) == full and layer.of((max(fitting),) * num_heads) == taken(max(fitting))
+    like = BytesLike("other")
+    assert slots_like(like, 7 * taken(max(fitting)) + 6, 7, layer, num_tokens) == max(fitting)
+
+
+def test_the_share_that_an_error_names_is_the_least_that_does() -> None:
+    layer = layer_of("kivi4", 128, 8, 2, False)
+    with pytest.raises(BudgetError, match=r"bytes:0.001 is .* give \{bytes: (0\.\d+)\} or more") as caught:
+        slots_of_share(BytesShare(0.001), layer, 500)
+    named = float(str(caught.value).partition("give {bytes: ")[2].partition("}")[0])
+    assert slots_of_share(BytesShare(named), layer, 500) >= 1
+    with pytest.raises(BudgetError):
+        slots_of_share(BytesShare(named - 1e-6), layer, 500)
+    # A group is charged whole: on one token kivi's scales are more than the numbers they stand for.
+    with pytest.raises(BudgetError, match="leave out such short prompts"):
+        slots_of_share(BytesShare(1.0), layer_of("kivi4", 128, 8, 2, True), 1)
+
+
+def test_plain_slots_take_what_the_full_cache_takes_and_log_masses_come_on_top() -> None:
+    assert slots_of_share(BytesShare(0.7), layer_of(None, 64, 3, 2, False), 10) == 7
+    assert slots_of_share(BytesShare(0.7), layer_of(None, 64, 3, 2, True), 10) == 6
+    assert slots_of_share(BytesShare(1.0), layer_of("fp8", 64, 3, 2, False), 10) == 10, (
+        "no more than there are"
+    )
 
 
 @pytest.mark.parametrize("value", [1, 1.0, -0.1, True, "0.5"])
