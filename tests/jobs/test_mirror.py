@@ -24,7 +24,7 @@ from jobs.results.schema import RESULT_SCHEMA, Row
 from jobs.results.store import ResultStore
 from jobs.sweep import main as sweep
 from jobs.tracking.content import sweep_of_folder, sweep_report
-from tests.fakes.rows import make_sweep_rows
+from tests.fakes.rows import INT4, make_sweep_rows, with_forms
 
 TASKS = ("longbench/qasper", "rows/Büros + Rest @ 50 %")
 POLICIES = {"snapkv+adakv@0.5": 0.5, "mine (ü) %": 0.25}
@@ -35,7 +35,8 @@ META = {"sweep_id": "night-1", "git_commit": "abc", "versions": {"torch": "2"}, 
 @pytest.fixture(scope="module")
 def rows(seed: int) -> list[Row]:
     asked = {"metric": "qa_f1", "budget_asked": '{"kept_ratio": 0.5}', "created_at_s": 5.0}
-    return make_sweep_rows(random.Random(seed), POLICIES, TASKS, 4, **asked)
+    made = make_sweep_rows(random.Random(seed), POLICIES, TASKS, 4, **asked)
+    return with_forms(made, {"snapkv+adakv@0.5": INT4})
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,8 @@ def test_runs_carry_the_reports_numbers_and_the_tags_to_find_them_by(mirrored: R
         assert wanted <= run.data.tags.keys()
     child = found["snapkv+adakv@0.5"]
     assert (child.data.tags["budget"], child.data.tags["mode"]) == ("0.5", "query_agnostic")
+    assert (child.data.tags["form"], found["full"].data.tags["form"]) == ("int4", "plain")
+    assert child.data.metrics["memory/bytes_held_share/mean"] == pytest.approx(INT4.bytes_ratio / 2, abs=1e-5)
     assert found["night"].data.tags["baseline"] == "false" and "baseline" not in child.data.tags
     assert {
         "score/longbench/qasper",
