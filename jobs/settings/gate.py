@@ -23,7 +23,7 @@ class MarginSettings(_Section):
 
     score_points: Margin = 1.0  # of 100
     nll_nats: Margin = 0.05  # per token of the gold answer
-    memory_percent: Margin = 1.0  # measured bytes of keys and values, and peak bytes where rows have them
+    memory_percent: Margin = 1.0  # measured bytes held, read at a step, and at the peak where rows have one
     speed_percent: Margin = 10.0  # seconds of a prompt, in isolated rows
 
 
