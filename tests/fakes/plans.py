@@ -8,6 +8,9 @@ from evaluators.item import BenchmarkItem
 from jobs.planning.plan import Plan, build_plan
 from jobs.planning.sizes import VariantFacts
 from jobs.settings.schema import Settings
+from kvmerger.cache.forms import registry
+from kvmerger.cache.forms.base import Form
+from kvmerger.form_names import split_parts
 from kvmerger.variants import VariantSpec
 
 CONTEXT = "one two three four five six seven eight nine ten"
@@ -89,6 +92,11 @@ def never_impossible(spec: VariantSpec, num_tokens: int) -> str | None:
     return None
 
 
+def form_of(spec: VariantSpec) -> Form | None:
+    form = split_parts(spec.policy.split("+")).form
+    return None if form is None else registry.get(form)(**dict(spec.params))
+
+
 def plan_of(
     settings: Settings,
     items: Sequence[BenchmarkItem],
@@ -99,8 +107,10 @@ def plan_of(
     facts = {
         spec.label: VariantFacts(
             values.get("versions", {}).get(spec.label, values.get("version", "1")),
-            spec.policy == "kvmerger_paper",
+            spec.policy.startswith("kvmerger_paper"),
             "_decode" in spec.policy,
+            form_of(spec),
+            "keepkv" in spec.policy,
         )
         for spec in settings.variants
     }
