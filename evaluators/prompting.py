@@ -51,7 +51,8 @@ class TokenizedPrompt:
 
     `gold_ids` is the first gold answer as it continues the prompt, without EOS; () when there is none, and
     `no_gold_reason` says why where the item has one all the same. `spelled_controls` are the control tokens that the
-    item's own text spells out, and that are plain text in the prompt.
+    item's own text spells out, and that are plain text in the prompt; `meant_controls` are those that it spells out and
+    the prompt holds, as the tokenizer does not mark them special.
     `num_original_tokens` is the length of the whole input had it not been truncated. `stop_ids` end the answer
     besides the model's own end tokens, from its second token on.
     """
@@ -64,6 +65,7 @@ class TokenizedPrompt:
     stop_ids: tuple[int, ...] = ()
     no_gold_reason: str = ""
     spelled_controls: tuple[str, ...] = ()
+    meant_controls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ def tokenize_item(
         stop_ids=_newline_ids(tokenizer) if item.stop_at_newline else (),
         no_gold_reason="the first gold answer is empty" if item.answers and not gold_ids else "",
         spelled_controls=encoding.spelled,
+        meant_controls=encoding.meant,
     )
     self_check(prompt, item, tokenizer)
     return prompt

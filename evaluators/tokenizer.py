@@ -6,6 +6,7 @@ A control token that an item's own text spells out, as HTML spells "<s>", is rea
 from __future__ import annotations
 
 import itertools
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ _Span = tuple[int, int]
 
 
 _GUARD = "\0"
+# <think>, </tool_call>, <|fim_prefix|>, [TOOL_CALLS]
+_MARK = re.compile(r"<\S+>|\[\S+\]")
 
 
 class PromptError(ValueError):
@@ -47,12 +50,14 @@ class Encoding:
     """Token ids and the characters each covers: token i starts at `starts[i]` and ends before `ends[i]`.
 
     `spelled` are the control tokens that the data in the text spells out, each once; none of them is among `ids`.
+    `meant` are those of its spelled-out tokens that the tokenizer does not mark special: they are among `ids`.
     """
 
     ids: tuple[int, ...]
     starts: tuple[int, ...]
     ends: tuple[int, ...]
     spelled: tuple[str, ...] = ()
+    meant: tuple[str, ...] = ()
 
 
 def adds_bos(tokenizer: Tokenizer) -> bool:
@@ -71,21 +76,31 @@ def encode(text: str, tokenizer: Tokenizer, data: Sequence[range] = ()) -> Encod
     ids, spans = _ids_and_spans(text, tokenizer)
     controls = control_tokens(tokenizer)
     marks = [index for index, token in enumerate(ids) if token in controls]
-    # A token that stands for other text than its own name is none that was spelled out.
-    spelled = [
-        index
-        for index in marks
-        if text[slice(*spans[index])].strip() == controls[ids[index]].strip()
-        and any(spans[index][0] < it.stop and spans[index][1] > it.start for it in data)
-    ]
+    spelled = [index for index in marks if _is_spelled(controls[ids[index]], spans[index], text, data)]
     names = tuple(dict.fromkeys(controls[ids[index]] for index in spelled))
+    unmarked = _unmarked_tokens(tokenizer)
+    meant = (
+        unmarked[token]
+        for token, span in zip(ids, spans, strict=True)
+        if token in unmarked and _is_spelled(unmarked[token], span, text, data)
+    )
+    meant_names = tuple(dict.fromkeys(meant))
     if spelled:
         kept = [index for index in marks if index not in spelled]
         ids, spans = _plain_between(kept, spelled, ids, spans, text, tokenizer)
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:1] != [bos] and adds_bos(tokenizer):
         ids, spans = [bos, *ids], [(0, 0), *spans]
-    return Encoding(tuple(ids), tuple(start for start, _ in spans), tuple(end for _, end in spans), names)
+    starts, ends = tuple(start for start, _ in spans), tuple(end for _, end in spans)
+    return Encoding(tuple(ids), starts, ends, names, meant_names)
+
+
+def _is_spelled(name: str, span: _Span, text: str, data: Sequence[range]) -> bool:
+    """Whether the token at `span` is in the data, and there by its own name."""
+    # A token that stands for other text than its own name is none that was spelled out.
+    return text[slice(*span)].strip() == name.strip() and any(
+        span[0] < it.stop and span[1] > it.start for it in data
+    )
 
 
 def plain_ids(text: str, tokenizer: Tokenizer, *, is_continuation: bool = False) -> tuple[int, ...]:
@@ -103,6 +118,15 @@ def control_tokens(tokenizer: Tokenizer) -> Mapping[int, str]:
     added = getattr(tokenizer, "added_tokens_decoder", {})
     unknown = getattr(tokenizer, "unk_token_id", None)
     return {token: str(it) for token, it in added.items() if it.special and token != unknown}
+
+
+def _unmarked_tokens(tokenizer: Tokenizer) -> Mapping[int, str]:
+    """The text of every added token, by its id, that looks like a control token and is not marked as special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    # Others are words and runs of blanks, which are text like any other.
+    return {
+        token: str(it) for token, it in added.items() if not it.special and _MARK.fullmatch(str(it).strip())
+    }
 
 
 def as_seen(text: str, tokenizer: Tokenizer) -> str:

@@ -6,7 +6,7 @@ These are the mistakes that change scores most and show nowhere else. Pure over 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from evaluators.item import BenchmarkItem
@@ -80,18 +80,27 @@ def _check(task: str, num_items: int, prompts: Sequence[PlannedItem], tokenizer:
         tail_tokens=len(first.tokens.tail_ids),
         max_new_tokens=first.item.max_new_tokens,
         first_gold=_shortened(first.item.answers[0]) if first.item.answers else "",
-        warnings=(*_of_spelled_controls(prompts, num_items), *_of_gold(prompts, num_items)),
+        warnings=(*_of_controls(prompts, num_items), *_of_gold(prompts, num_items)),
     )
 
 
-def _of_spelled_controls(prompts: Sequence[PlannedItem], num_items: int) -> Iterator[str]:
+def _of_controls(prompts: Sequence[PlannedItem], num_items: int) -> Iterator[str]:
     spelled = [it.tokens.spelled_controls for it in prompts if it.tokens.spelled_controls]
     if spelled:
-        texts = ", ".join(sorted({text for its_texts in spelled for text in its_texts}))
         yield (
-            f"{len(spelled)} of {num_items} items spell out control tokens ({texts}) in their own text; "
+            f"{len(spelled)} of {num_items} items spell out control tokens ({_each_once(spelled)}) in their own text; "
             "the model reads them as plain text"
         )
+    meant = [it.tokens.meant_controls for it in prompts if it.tokens.meant_controls]
+    if meant:
+        yield (
+            f"{len(meant)} of {num_items} items spell out control tokens ({_each_once(meant)}) in their own text that the "
+            "model's tokenizer does not mark as special; the model reads them as these tokens, not as plain text"
+        )
+
+
+def _each_once(texts_of_items: Iterable[Iterable[str]]) -> str:
+    return ", ".join(sorted({text for texts in texts_of_items for text in texts}))
 
 
 def _of_gold(prompts: Sequence[PlannedItem], num_items: int) -> Iterator[str]:

@@ -38,6 +38,23 @@ def test_a_control_token_that_the_text_spells_out_is_plain_text_and_told(
         assert (prompt.spelled_controls, plain.spelled_controls) == (("<s>", "</s>", "<|assistant|>"), ())
 
 
+@pytest.mark.parametrize("place", ["context", "answer_prefix"])
+def test_a_control_token_that_is_not_marked_special_is_read_as_itself_and_told(
+    make_tokenizer: MakeTokenizer, place: str
+) -> None:
+    from tokenizers import AddedToken
+
+    tokenizer = make_tokenizer(adds_bos=True, chat_template=CHAT_TEMPLATE + "<|file_sep|>")
+    marks = ("<think>", "</think>", "[TOOL_CALLS]", "<|file_sep|>")
+    tokenizer.add_tokens([AddedToken(it, special=False) for it in (*marks, "magic", "    ")])
+    item = replace(ITEM, **{place: "<think>x</think>\n<think>    [TOOL_CALLS] magic </s>"})
+    for mode in QueryMode:
+        prompt, plain = (tokenize_item(it, tokenizer, mode, NO_LIMIT) for it in (item, ITEM))
+        assert prompt.meant_controls == marks[:3] and plain.meant_controls == ()
+        assert prompt.spelled_controls == ("</s>",)
+        assert ids_of(prompt).count(tokenizer.convert_tokens_to_ids("<think>")) == 2
+
+
 def test_around_a_spelled_control_token_every_other_id_stays(make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer(adds_bos=True, chat_template=CHAT_TEMPLATE)
     with_mark, without = (

@@ -67,7 +67,8 @@ def test_who_put_bos_there_is_said() -> None:
 def test_control_tokens_in_the_text_and_gold_answers_without_nll_are_told() -> None:
     class WithMark(WordTokenizer):
         added_tokens_decoder: ClassVar[dict[int, AddedToken]] = {
-            zlib.crc32(b"<end>"): AddedToken("<end>", special=True)
+            zlib.crc32(b"<end>"): AddedToken("<end>", special=True),
+            zlib.crc32(b"<think>"): AddedToken("<think>", special=False),
         }
 
         def __call__(self, text, **options):
@@ -76,10 +77,14 @@ def test_control_tokens_in_the_text_and_gold_answers_without_nll_are_told() -> N
             return super().__call__(text, **options)
 
     gold = " ".join(["long"] * 30)
-    items = [item(1, context="one <end> two"), item(2), item(3, answers=(gold,))]
+    items = [item(1, context="one <end> two <think> three"), item(2), item(3, answers=(gold,))]
     checks = checks_of(*items, tokenizer=WithMark())
     text = " ".join(shown(checks).split())
     assert "1 of 3 items spell out control tokens (<end>) in their own text" in text
+    assert (
+        "1 of 3 items spell out control tokens (<think>) in their own text that the model's tokenizer does not mark"
+        in text
+    )
     assert "1 of 3 items have no answer NLL: the first gold answer has 60 tokens" in text
     assert checks_of(item(2), tokenizer=WithMark())[0].warnings == ()
 
