@@ -12,6 +12,8 @@ if TYPE_CHECKING:
         Budget,
         BudgetError,
         BudgetSpec,
+        BytesLike,
+        BytesShare,
         KeptRatio,
         LikeVariant,
         SlotCount,
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
         share_of,
     )
     from kvmerger.building import Variant, build_variant
+    from kvmerger.cache.forms.base import CodedForm, Form
+    from kvmerger.cache.forms.layouts import CodeLayout, FormError, Grid, Per
     from kvmerger.cache.head_counters import PerHead
     from kvmerger.cache.layer_cache import LayerCache
     from kvmerger.contract.checks import CheckResult, check_policy
@@ -84,24 +88,31 @@ RESULTS_VERSION = 1
 
 __all__ = [
     "ATTENTION_MASS", "EVICTED", "KEY_NORMS", "NEIGHBOUR_COSINES", "AttentionReducer", "Budget",
-    "BudgetError", "BudgetSpec", "CacheShape", "CheckResult", "DecodeRule", "DecodeRuleError", "DecodeStep",
-    "DecodingPolicy", "Engine", "Evidence", "EvidenceError", "Generation", "Groups", "Heirs",
-    "InvalidPromptError", "KeptRatio", "LayerCache", "LayerStates", "LikeVariant", "Limits", "LoadedModel",
-    "MemoryPoint", "ModelError", "ModelInfo", "Need", "PerHead", "Policy", "PolicyError", "Prompt",
-    "Question", "Reducer", "Runs", "ScoredDecodingPolicy", "ScoringPolicy", "SelectingPolicy", "SlotCount",
-    "Targets", "Variant", "VariantError", "VariantFailure", "VariantSpec", "attention_mass", "build_variant",
-    "check_policy", "first_argmax", "first_kept_after", "groups_of", "heaviest_kept_of_run",
-    "is_among_highest", "keep_highest", "last_kept_before", "load_model", "load_tokenizer", "member_weights",
-    "merge_groups", "more_similar_neighbour", "most_similar_kept", "normalised_weights", "num_slots_for",
-    "parse_policies", "protect", "register", "register_evidence", "register_wrapper", "require_choice",
-    "require_choices", "require_cosine", "require_count", "require_flag", "require_positive", "require_ratio",
-    "require_share", "require_switches", "run_maxima", "run_sums", "runs_of", "share_of", "slot_log_mass",
-    "take_selected", "whole_runs", "window_attention",
+    "BudgetError", "BudgetSpec", "BytesLike", "BytesShare", "CacheShape", "CheckResult", "CodeLayout",
+    "CodedForm", "DecodeRule", "DecodeRuleError", "DecodeStep", "DecodingPolicy", "Engine", "Evidence",
+    "EvidenceError", "Form", "FormError", "Generation", "Grid", "Groups", "Heirs", "InvalidPromptError",
+    "KeptRatio", "LayerCache", "LayerStates", "LikeVariant", "Limits", "LoadedModel", "MemoryPoint",
+    "ModelError", "ModelInfo", "Need", "Per", "PerHead", "Policy", "PolicyError", "Prompt", "Question",
+    "Reducer", "Runs", "ScoredDecodingPolicy", "ScoringPolicy", "SelectingPolicy", "SlotCount",
+    "Targets", "Variant", "VariantError", "VariantFailure", "VariantSpec", "attention_mass",
+    "build_variant", "check_policy", "first_argmax", "first_kept_after", "groups_of",
+    "heaviest_kept_of_run", "is_among_highest", "keep_highest", "last_kept_before", "load_model",
+    "load_tokenizer", "member_weights", "merge_groups", "more_similar_neighbour", "most_similar_kept",
+    "normalised_weights", "num_slots_for", "parse_policies", "protect", "register", "register_evidence",
+    "register_wrapper", "require_choice", "require_choices", "require_cosine", "require_count",
+    "require_flag", "require_positive", "require_ratio", "require_share", "require_switches",
+    "run_maxima", "run_sums", "runs_of", "share_of", "slot_log_mass", "take_selected", "whole_runs",
+    "window_attention",
 ]  # fmt: skip
 
 _NAMES_OF_MODULE = {
-    "budget": "Budget BudgetError BudgetSpec KeptRatio LikeVariant SlotCount num_slots_for share_of",
+    "budget": (
+        "Budget BudgetError BudgetSpec BytesLike BytesShare KeptRatio LikeVariant SlotCount num_slots_for "
+        "share_of"
+    ),
     "building": "Variant build_variant",
+    "cache.forms.base": "CodedForm Form",
+    "cache.forms.layouts": "CodeLayout FormError Grid Per",
     "cache.head_counters": "PerHead",
     "cache.layer_cache": "LayerCache",
     "contract.checks": "CheckResult check_policy",

@@ -19,17 +19,17 @@ import kvmerger
 # A name that leaves this list breaks somebody's policy, benchmark or metric: say so in the changelog.
 LISTED = {
     "kvmerger": """
-        ATTENTION_MASS AttentionReducer Budget BudgetError BudgetSpec CacheShape CheckResult DecodeRule DecodeRuleError
-        DecodeStep DecodingPolicy EVICTED Engine Evidence EvidenceError Generation Groups Heirs InvalidPromptError
-        KEY_NORMS KeptRatio LayerCache LayerStates LikeVariant Limits LoadedModel MemoryPoint ModelError ModelInfo
-        NEIGHBOUR_COSINES Need PerHead Policy PolicyError Prompt Question Reducer Runs ScoredDecodingPolicy
-        ScoringPolicy SelectingPolicy SlotCount Targets Variant VariantError VariantFailure VariantSpec attention_mass
-        build_variant check_policy first_argmax first_kept_after groups_of heaviest_kept_of_run is_among_highest
-        keep_highest last_kept_before load_model load_tokenizer member_weights merge_groups more_similar_neighbour
-        most_similar_kept normalised_weights num_slots_for parse_policies protect register register_evidence
-        register_wrapper require_choice require_choices require_cosine require_count require_flag require_positive
-        require_ratio require_share require_switches run_maxima run_sums runs_of share_of slot_log_mass take_selected
-        whole_runs window_attention
+        ATTENTION_MASS AttentionReducer Budget BudgetError BudgetSpec BytesLike BytesShare CacheShape CheckResult
+        CodeLayout CodedForm DecodeRule DecodeRuleError DecodeStep DecodingPolicy EVICTED Engine Evidence
+        EvidenceError Form FormError Generation Grid Groups Heirs InvalidPromptError KEY_NORMS KeptRatio LayerCache
+        LayerStates LikeVariant Limits LoadedModel MemoryPoint ModelError ModelInfo NEIGHBOUR_COSINES Need Per PerHead
+        Policy PolicyError Prompt Question Reducer Runs ScoredDecodingPolicy ScoringPolicy SelectingPolicy SlotCount
+        Targets Variant VariantError VariantFailure VariantSpec attention_mass build_variant check_policy first_argmax
+        first_kept_after groups_of heaviest_kept_of_run is_among_highest keep_highest last_kept_before load_model
+        load_tokenizer member_weights merge_groups more_similar_neighbour most_similar_kept normalised_weights
+        num_slots_for parse_policies protect register register_evidence register_wrapper require_choice
+        require_choices require_cosine require_count require_flag require_positive require_ratio require_share
+        require_switches run_maxima run_sums runs_of share_of slot_log_mass take_selected whole_runs window_attention
     """,
     "evaluators": """
         Benchmark BenchmarkError BenchmarkItem Combine ItemScore Metric MetricError PartsMetric PromptError QueryMode
