@@ -18,7 +18,7 @@ from jobs.planning.prompt_check import PromptCheck
 from jobs.reporting.facts import without_passwords
 from jobs.reporting.notation import UNKNOWN, human_bytes, percent, shown_device
 from jobs.reporting.table import add_folding_column
-from jobs.settings.mlflow_variables import origin_of
+from jobs.settings.mlflow_variables import origin_of, origin_of_id
 from jobs.settings.schema import Settings
 
 _S_PER_MIN, _S_PER_HOUR = 60, 3600
@@ -63,9 +63,10 @@ def shown_tracking(settings: Settings) -> str:
     tracking, uri = settings.tracking, settings.tracking_uri
     if not tracking.enabled:
         return "MLflow: off"
-    return (
-        f"MLflow: {without_passwords(uri)}{origin_of(uri)}, experiment {tracking.experiment or settings.name}"
-    )
+    experiment = tracking.experiment or settings.name
+    if its_id := tracking.experiment_id:
+        experiment = f"with the id {its_id}{origin_of_id(its_id)}"
+    return f"MLflow: {without_passwords(uri)}{origin_of(uri)}, experiment {experiment}"
 
 
 def _duration(seconds: float) -> str:
@@ -103,16 +104,15 @@ def render_plan(plan: Plan, weight_bytes: int) -> RenderableType:
         f"{human_bytes(num_bytes)} over all units"
     )
     legend = Text(
-        f"slots per KV head, and bytes of keys and values without positions, of the median context ({plan.typical_tokens:,} "
-        f"tokens); ≤: the prompt decides",
+        f"of the median context ({plan.typical_tokens:,} tokens): slots per KV head, bytes of keys and values without "
+        f"positions; ≤: the prompt decides",
         style="dim",
     )
     return Group(_variant_table(plan), legend, *_warnings(plan), Text(), _unit_table(plan), memory, sums)
 
 
 def _variant_table(plan: Plan) -> Table:
-    slots = f"slots of {plan.typical_tokens:,}"
-    table = _table("variant", "rows", "done", "impossible", "degenerate", slots, "bytes", "bytes of full")
+    table = _table("variant", "rows", "done", "impossible", "degenerate", "slots", "bytes", "of full")
     for it in plan.variants:
         counts = map(str, (it.num_rows, it.num_done, it.num_impossible, it.num_degenerate))
         table.add_row(Text(it.label), *counts, *_size(it, plan.typical_bytes))
