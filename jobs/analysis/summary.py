@@ -21,6 +21,7 @@ from jobs.analysis.variant_summary import (
     is_named_by_outcome,
     mean_of,
     summarize_variant,
+    without_setup,
 )
 from jobs.results.grouping import Setting, grouped, setting_of, task_of
 from jobs.results.schema import DONE_STATUSES, FAILED, OK, TRUNCATED, Row
@@ -205,7 +206,7 @@ def _task_pairs(rows: Sequence[Row], column: str) -> TaskPairs:
 
 def series_name(variant: VariantSummary) -> str:
     """The variant's name without its budget, or without the set-up that led to what it kept; a form stays in it."""
-    label = variant.label.partition("[")[0] if is_named_by_outcome(variant) else variant.label
+    label = without_setup(variant.label) if is_named_by_outcome(variant) else variant.label
     budget = _budget_in_label(variant.budget_asked)
     # A budget may be "like:snapkv@0.5+fp8", signs and all, so its own text is looked for before any sign is.
     if budget and f"@{budget}" in label:

@@ -75,7 +75,15 @@ class Kept(Protocol):
 
 def is_named_by_outcome(it: Kept) -> bool:
     """Whether readers know the variant by what it kept, because its policy does not control that."""
-    return it.policy == _NAMED_BY_OUTCOME and it.kept_ratio is not None
+    first, _, others = it.policy.partition("+")
+    # With other parts behind it, the set-up in its label tells whether the threshold still decides.
+    return first == _NAMED_BY_OUTCOME and it.kept_ratio is not None and (not others or "[" in it.label)
+
+
+def without_setup(label: str) -> str:
+    """The label without the protected fractions in its brackets; a form behind them stays."""
+    name, _, rest = label.partition("[")
+    return f"{name}{rest.partition(']')[2]}"
 
 
 @dataclass(frozen=True, slots=True)

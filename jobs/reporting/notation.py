@@ -16,7 +16,7 @@ from jobs.analysis.pairing import ComparedMetric
 from jobs.analysis.published_beside import FigureBeside
 from jobs.analysis.storage import Storage
 from jobs.analysis.summary import ResultSummary, TaskSummary
-from jobs.analysis.variant_summary import Kept, VariantSummary, is_named_by_outcome
+from jobs.analysis.variant_summary import Kept, VariantSummary, is_named_by_outcome, without_setup
 from jobs.results.grouping import Setting
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
@@ -198,7 +198,7 @@ def shown_label(it: Kept) -> str:
     """The label, with measured slots instead of the set-up where the policy does not control them."""
     if not is_named_by_outcome(it):
         return it.label
-    return f"{it.label.partition('[')[0]} ({percent(it.kept_ratio)} kept)"
+    return f"{without_setup(it.label)} ({percent(it.kept_ratio)} kept)"
 
 
 def shown_name(it: Kept) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from evaluators.statistics.intervals import mean_interval
 from jobs.analysis.findings import Findings
-from jobs.analysis.summary import ResultSummary, macro_intervals
+from jobs.analysis.summary import ResultSummary, macro_intervals, series_name
 from jobs.analysis.variant_summary import VariantSummary
 from jobs.planning.work import RowKey
 from jobs.reporting.notation import shown_label
@@ -165,6 +165,14 @@ def test_the_papers_row_is_named_by_what_it_kept() -> None:
         for row in rows_of(["knorm@0.5"])
     ]
     assert shown_label(variant(summary_of(rows), label)) == "kvmerger_paper (61.3% kept)"
+    packed = [
+        row | {"policy": "kvmerger_paper+int4", "variant": f"{label}+int4"}
+        for row in rows
+        if row["variant"] == label
+    ]
+    found = variant(summary_of(packed), f"{label}+int4")
+    assert shown_label(found) == "kvmerger_paper+int4 (61.3% kept)"
+    assert series_name(found) == "kvmerger_paper+int4"
 
 
 def test_tasks_weigh_the_same_overall_and_a_missing_task_leaves_no_mean() -> None:
