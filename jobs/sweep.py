@@ -36,7 +36,7 @@ _EPILOG = """\
 exit codes: 0 all rows are there, 2 bad input, 3 some rows failed, 70 an error nobody foresaw, 130 interrupted
 other commands (each has --help):
   validate [CONFIG]       prompts, plan, bytes and hours, and what cannot work; loads no weights, writes nothing
-  ls policies|tasks|models
+  ls policies|tasks|models  policies, and the forms they store slots in: snapkv@0.5+fp8
   report RESULTS_DIR      the table again, and the page with figures
   compare A [B]           two results folders, or two policies of one, item by item
   mirror RESULTS_DIR      show finished results in MLflow (after an outage, or scored again)

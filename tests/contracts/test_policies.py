@@ -61,6 +61,22 @@ class WritesInPlace(Policy):
 
 
 @dataclass(frozen=True)
+class WeighsInSecret(Policy):
+    """Adds log masses that no budget of bytes knows of."""
+
+    def compress(self, layer, evidence, budget):
+        kept = keep_highest(layer, torch.zeros(layer.num_heads, evidence.num_tokens), budget)
+        return replace(kept, log_mass_S=torch.zeros(kept.num_slots))
+
+
+@dataclass(frozen=True)
+class WeighsOpenly(WeighsInSecret):
+    """The same, told."""
+
+    adds_log_mass = True
+
+
+@dataclass(frozen=True)
 class DoesNotDeclare(Policy):
     """Reads evidence it never asked for."""
 
@@ -217,6 +233,7 @@ class RemembersThings:
             {"changes none of its inputs", "gives the same bits again", "kept slots are prefills own"},
         ),
         ("DoesNotDeclare", {"keeps no more than its budget"}),
+        ("WeighsInSecret", {"has log masses only if it says so"}),
         ("ActsByDice", {"its decode rule gives the same bits again"}),
         ("ActsUndecided", {"its decode rule holds as many slots"}),
         ("ActsByItself", {"its decode rule holds as many slots"}),
@@ -232,8 +249,10 @@ def test_a_broken_policy_is_found_out(policy: str, findings: set[str], seed: int
         assert any(name.startswith(finding) for name in broken), (finding, broken)
 
 
-@pytest.mark.parametrize("policy", ["ReadsHiddenStates", "MixesHeadsOfALayer"])
-def test_a_users_policy_may_read_hidden_states_and_take_layers_together(policy: str, seed: int) -> None:
+@pytest.mark.parametrize("policy", ["ReadsHiddenStates", "MixesHeadsOfALayer", "WeighsOpenly"])
+def test_a_users_policy_may_read_hidden_states_take_layers_together_and_add_log_masses(
+    policy: str, seed: int
+) -> None:
     results = check_policy(f"{__name__}:{policy}", seed=seed)
     assert [result.message for result in results if not result.is_ok] == []
 

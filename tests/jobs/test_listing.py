@@ -4,6 +4,7 @@ import pytest
 
 from evaluators import registry as benchmarks
 from jobs.sweep import main
+from kvmerger.cache.forms import registry as forms
 from kvmerger.models.source import SUPPORTED_MODEL_TYPES
 from kvmerger.policies import registry as policies
 
@@ -16,6 +17,17 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_every_policy_and_part_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(capsys, "policies")
     assert all(name in out for name in [*policies.names(), *policies.wrapper_names()])
+
+
+def test_every_form_is_listed_with_what_is_stored_and_its_share_of_bf16(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, _, table = printed(capsys, "policies").partition("what slots are stored in")
+    lines = {line.split()[0]: line for line in table.splitlines() if line.strip()}
+    assert set(forms.names()) <= set(lines)
+    assert "e4m3 floats at scale 1" in lines["fp8"] and "50%" in lines["fp8"]
+    assert "scale and minimum per token" in lines["int4"] and "27%" in lines["int4"]
+    assert "group_size=32" in lines["kivi4"]
 
 
 def test_every_task_is_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvmerger.building import build
+from kvmerger.cache.forms import registry as form_registry
 from kvmerger.policies import registry
 
 DESCRIBED = {(described.name, described.is_wrapper): described for described in registry.describe()}
@@ -45,8 +46,22 @@ def rows(page: str) -> dict[str, list[str]]:
 
 def test_the_documentation_has_a_row_for_each(repo_root: Path) -> None:
     page = (repo_root / "docs" / "policies.md").read_text(encoding="utf-8")
-    policies, _, wrappers = page.partition("## Wrappers")
+    policies, _, others = page.partition("## Wrappers")
+    wrappers, _, stored = others.partition("## Forms")
     assert sorted(rows(policies)) == registry.names()
     assert sorted(rows(wrappers)) == registry.wrapper_names()
+    assert sorted(rows(stored)) == form_registry.names()
     for name, (_, _, reads, *_) in rows(policies).items():
         assert set(re.findall(r"`(\w+)`", reads)) == {need.name for need in build(name, {}).needs()}, name
+
+
+@pytest.mark.parametrize("name", form_registry.names())
+def test_the_documentation_has_each_forms_bytes_and_options(name: str, repo_root: Path) -> None:
+    page = (repo_root / "docs" / "policies.md").read_text(encoding="utf-8")
+    _, _, at_128, at_64, options, _ = [None, *rows(page.partition("## Forms")[2])[name]]
+    form = form_registry.get(name)()
+    num_slots = 1024  # whole groups; what a head has once is told beside the table
+    for told, head_dim in ((at_128, 128), (at_64, 64)):
+        of_heads = form.num_bytes((num_slots, num_slots), head_dim) - form.num_bytes((num_slots,), head_dim)
+        assert told == str(of_heads // num_slots), head_dim
+    assert set(re.findall(r"`(\w+)`", options or "")) == set(form_registry.parameters_of(name))
