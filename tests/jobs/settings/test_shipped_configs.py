@@ -14,7 +14,8 @@ from evaluators.item import BenchmarkItem
 from jobs.analysis.published_figures import shipped_publications
 from jobs.planning.plan import Plan
 from jobs.settings.schema import DEMO_CONFIG, Settings, load_settings
-from kvmerger.building import build_variant
+from kvmerger.budget import KeptRatio
+from kvmerger.building import build_variant, in_slots
 from kvmerger.policies.base import CacheShape
 from kvmerger.variants import FULL, VariantSpec
 from tests.fakes.plans import Model, WordTokenizer, plan_of
@@ -40,7 +41,8 @@ def check(settings: Settings) -> Callable[[VariantSpec, int], str | None]:
     policies = {it.label: build_variant(it).policy for it in settings.variants if it.label != FULL}
 
     def reason(spec: VariantSpec, num_tokens: int) -> str | None:
-        policies[spec.label].check(CacheShape(num_tokens, 32, 32), spec.budget)
+        policy, shape = policies[spec.label], CacheShape(num_tokens, 32, 32, 128, 2)
+        policy.check(shape, in_slots(spec.budget or KeptRatio(1.0), policy, shape, lambda _: 2**30))
         return None
 
     return reason
