@@ -14,6 +14,7 @@ from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.contract.layers import random_prefill
 from kvmerger.engine.compress import CompressFailure, compress_all
 from kvmerger.policies.base import Policy, PolicyError
+from kvmerger.policies.storage.stored import unstored
 from kvmerger.prefill.prefill import Prefilled
 
 KEPT_RATIO = 0.5
@@ -34,8 +35,9 @@ class Case:
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def variant(self, policy: Policy | None = None) -> Variant:
-        """The policy, or the given one, at the budget of all checks; a new instance each time."""
-        return Variant(_LABEL, policy or build(self.name, self.params), KeptRatio(KEPT_RATIO))
+        """The policy, or the given one, at the budget of all checks; a new instance each time. A form has its own checks."""
+        made = unstored(build(self.name, self.params)) if policy is None else policy
+        return Variant(_LABEL, made, KeptRatio(KEPT_RATIO))
 
     def prefilled(self, **options: int) -> Prefilled:
         """The layers and the policy's evidence; ``options`` as of `random_prefill`."""

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from math import isclose, nan
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from kvmerger.budget import Budget, BudgetError, KeptRatio
-from kvmerger.building import build, build_variant
+from kvmerger.building import build, build_variant, form_of
+from kvmerger.cache.forms.base import Form
 from kvmerger.contract.case import KEPT_RATIO, Case, ContractError, bits, expect
+from kvmerger.contract.forms import FORM_CHECKS, form_cases
 from kvmerger.contract.layers import NUM_KV_HEADS, NUM_LAYERS, NUM_TOKENS
 from kvmerger.contract.rule_checks import (
     its_decode_rule_changes_its_own_row_only,
@@ -26,9 +29,12 @@ from kvmerger.contract.rule_checks import (
 )
 from kvmerger.policies.base import PolicyError, declared_needs
 from kvmerger.policies.scoring import ScoringPolicy
+from kvmerger.policies.storage.stored import Everything
 from kvmerger.variants import VariantSpec
 
 _DTYPES = (torch.float32, torch.bfloat16)
+Check = Callable[[Case], None]
+Tried = TypeVar("Tried")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,8 @@ class CheckResult:
 def check_policy(name: str, *, seed: int = 0) -> list[CheckResult]:
     """Run every check on the policy called ``name``: registered, ``module:Class``, or parts joined by ``+``; defaults all.
 
+    A form among its parts is checked by itself, as the policy is without it.
+
     Raises:
         VariantError: there is no such policy.
     """
@@ -52,11 +60,11 @@ def check_policy(name: str, *, seed: int = 0) -> list[CheckResult]:
 def check_results(name: str, *, seed: int = 0) -> Iterator[CheckResult]:
     """As `check_policy`, one check after the other."""
     # Before the checks: a name that gives no policy is the caller's mistake, not a finding.
-    build(name, {})
-    cases = [Case(name, seed, dtype) for dtype in _DTYPES]
+    policy = build(name, {})
     with _one_thread():
-        for check in _CHECKS:
-            yield from (_run(check, case) for case in cases)
+        yield from _policy_results(Case(name, seed, dtype) for dtype in _DTYPES)
+        if (form := form_of(policy)) is not None:
+            yield from _form_results(form, seed)
 
 
 def first_failure(name: str, params: Mapping[str, Any], *, seed: int = 0) -> CheckResult | None:
@@ -66,13 +74,35 @@ def first_failure(name: str, params: Mapping[str, Any], *, seed: int = 0) -> Che
     with a long window does, is not tried at all.
     """
     cases = [Case(name, seed, dtype, params) for dtype in _DTYPES]
+    form = form_of(build(name, params))
     with _one_thread():
+        results = chain(
+            _policy_results(cases, without=_copes_with_a_single_token_or_refuses_it),
+            () if form is None else _form_results(form, seed),
+        )
         failure = cases[0].failure(cases[0].prefilled())
         if failure is not None and issubclass(failure.error_type, BudgetError):
-            return None
-        checks = (check for check in _CHECKS if check is not _copes_with_a_single_token_or_refuses_it)
-        results = (_run(check, case) for check in checks for case in cases)
+            results = chain(() if form is None else _form_results(form, seed))
         return next((result for result in results if not result.is_ok), None)
+
+
+def _policy_results(cases: Iterable[Case], without: Check | None = None) -> Iterator[CheckResult]:
+    """All checks of policies, lazily; a policy that keeps everything, which no budget has, is not tried."""
+    tried = [case for case in cases if not isinstance(case.variant().policy, Everything)]
+    for check in _CHECKS:
+        if check is not without:
+            yield from (_run(check, case, _dtype_name(case.dtype)) for case in tried)
+
+
+def _form_results(form: Form, seed: int) -> Iterator[CheckResult]:
+    try:
+        cases = form_cases(form, seed, _DTYPES)
+    except ContractError as error:
+        yield CheckResult("it takes heads of some size", False, str(error))
+        return
+    for check in FORM_CHECKS:
+        for case in cases:
+            yield _run(check, case, f"{_dtype_name(case.dtype)}, heads of {case.head_dim}")
 
 
 @contextmanager
@@ -86,8 +116,12 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
-def _run(check: Callable[[Case], None], case: Case) -> CheckResult:
-    name = f"{check.__name__.removeprefix('_').replace('_', ' ')} ({str(case.dtype).removeprefix('torch.')})"
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _run(check: Callable[[Tried], None], case: Tried, where: str) -> CheckResult:
+    name = f"{check.__name__.removeprefix('_').replace('_', ' ')} ({where})"
     try:
         check(case)
     # Both are a sentence that names the fault.
@@ -113,7 +147,9 @@ def _is_a_frozen_dataclass_that_survives_pickle(case: Case) -> None:
 
 def _can_be_built_from_its_spec(case: Case) -> None:
     spec = VariantSpec("checked", case.name, tuple(case.params.items()), KeptRatio(KEPT_RATIO))
-    expect(build_variant(spec).policy == case.variant().policy, "built from its spec, the policy differs")
+    expect(
+        build_variant(spec).policy == build(case.name, case.params), "built from its spec, the policy differs"
+    )
 
 
 def _scores_every_token_with_a_number(case: Case) -> None:
@@ -143,6 +179,16 @@ def _keeps_finite_numbers_in_the_models_dtype(case: Case) -> None:
         expect(is_right, f"layer {index} is {layer.k_SD.dtype}, not {case.dtype}")
         is_finite = all(bool(tensor.isfinite().all()) for tensor in layer.tensors())
         expect(is_finite, f"layer {index} has numbers that are not finite")
+
+
+def _has_log_masses_only_if_it_says_so(case: Case) -> None:
+    if case.variant().policy.adds_log_mass:
+        return
+    for index, layer in enumerate(case.compressed()):
+        expect(
+            layer.log_mass_S is None,
+            f"layer {index} has log masses, which a budget of bytes does not know of; say so with adds_log_mass = True",
+        )
 
 
 def _positions_are_the_prompts_and_ascend(case: Case) -> None:
@@ -240,6 +286,7 @@ _CHECKS: tuple[Callable[[Case], None], ...] = (
     _scores_every_token_with_a_number,
     _keeps_no_more_than_its_budget,
     _keeps_finite_numbers_in_the_models_dtype,
+    _has_log_masses_only_if_it_says_so,
     _positions_are_the_prompts_and_ascend,
     _changes_none_of_its_inputs,
     _gives_the_same_bits_again,

@@ -16,7 +16,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from kvmerger.cache.forms.layouts import CodeLayout, Grid, Per
-from kvmerger.cache.forms.quantise import decode, encode, num_saturated
+from kvmerger.cache.forms.quantise import decode, encode, largest_error, num_saturated
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,15 @@ class Form(abc.ABC):
         """Bits of a stored key and of a stored value, scales apart; by default what `num_bytes` comes to, with them."""
         both = self.num_bytes((1024,), head_dim) * 8 / (2 * 1024 * head_dim)
         return both, both
+
+    def largest_errors(
+        self, k_SD: Tensor, v_SD: Tensor, parts: Mapping[str, Tensor], num_slots_H: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """How far each slot's decoded key and value may be from the stored ones, Euclidean: fp32 (S,) each.
+
+        The contract holds a form to it. By default as far as the vector is long: as good as nothing stored.
+        """
+        return k_SD.float().norm(dim=1), v_SD.float().norm(dim=1)
 
     def counters(self, k_SD: Tensor, v_SD: Tensor) -> Mapping[str, Tensor]:
         """What is to be known about storing a layer, as `LayerCache.counters` are; by default nothing."""
@@ -74,6 +83,16 @@ class CodedForm(Form):
         """Of the codes alone."""
         k_layout, v_layout = self.layouts()
         return float(k_layout.bits), float(v_layout.bits)
+
+    def largest_errors(
+        self, k_SD: Tensor, v_SD: Tensor, parts: Mapping[str, Tensor], num_slots_H: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """From each number's own bound; a rotation changes no distance."""
+        k_S, v_S = (
+            largest_error(side_of(parts, side), layout, num_slots_H, x_SD).norm(dim=1)
+            for side, layout, x_SD in zip(("k_", "v_"), self.layouts(), (k_SD, v_SD), strict=True)
+        )
+        return k_S, v_S
 
     def counters(self, k_SD: Tensor, v_SD: Tensor) -> Mapping[str, Tensor]:
         """Numbers beyond what a grid without scale can hold, where there is such a grid."""

@@ -57,16 +57,20 @@ def decode(parts: Parts, layout: CodeLayout, num_slots_H: Sequence[int], head_di
 
 
 def largest_error(parts: Parts, layout: CodeLayout, num_slots_H: Sequence[int], x_SD: Tensor) -> Tensor:
-    """The most that numbers (S, D), of a rotated layout the rotated ones, may differ from the decoded: fp32 (S, D).
+    """The most that numbers (S, D) may differ from the decoded, if rotated before that is undone: fp32 (S, D).
 
     Half a step of the grid around the number, and what rounding scale and offset to their dtypes costs at its ends. Numbers
     beyond what a grid without scale can hold are not bounded: infinity.
     """
     groups = _Groups(layout, num_slots_H, x_SD.shape[1], x_SD.device)
-    scale = groups.spread(parts["scale"].float()) if "scale" in parts else torch.ones_like(x_SD)
+    x_SD = x_SD.float()
+    scale = groups.spread(parts["scale"].float()) if "scale" in parts else x_SD.new_ones(())
     if "global" in parts:
         scale = scale * parts["global"][groups.head_S][:, None]
-    x_SD = x_SD.float().abs()
+    scale = scale.expand_as(x_SD)
+    if layout.is_rotated:
+        x_SD = rotated(x_SD)
+    x_SD = x_SD.abs()
     match layout.grid:
         case Grid.SIGNED:
             return scale * 0.501

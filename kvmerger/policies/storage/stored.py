@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kvmerger.budget import Budget, BudgetSpec
 from kvmerger.cache.forms.base import Form
@@ -11,7 +11,7 @@ from kvmerger.cache.forms.layouts import FormError
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.decoding.decode_rule import DecodeRule
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
-from kvmerger.policies.registry import name_of, register_unlisted
+from kvmerger.policies.registry import INNER, name_of, register_unlisted
 from kvmerger.prefill.evidence import Evidence, Need
 
 
@@ -99,6 +99,14 @@ class Stored(Policy):
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """What the wrapped policy keeps, plain."""
         return self.inner.compress(layer, evidence, budget)
+
+
+def unstored(policy: Policy) -> Policy:
+    """``policy`` without its form: the same slots, plain."""
+    if isinstance(policy, Stored):
+        return policy.inner
+    inner = getattr(policy, INNER, None)
+    return replace(policy, **{INNER: unstored(inner)}) if isinstance(inner, Policy) else policy
 
 
 @register_unlisted("full")
