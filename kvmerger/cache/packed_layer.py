@@ -55,6 +55,11 @@ class PackedLayer(SlotTable):
             layer.score_S,
         )
 
+    @property
+    def has_kernel(self) -> bool:
+        """Whether kernels read the codes where they lie; if not, they are decoded to be read."""
+        return self.form.layouts() is not None
+
     def stored(self) -> Mapping[str, Tensor]:
         """The form's parts."""
         return self.parts

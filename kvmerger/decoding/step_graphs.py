@@ -140,7 +140,7 @@ class StepGraphs:
         when the step could not be recorded: nothing has happened then that a rewind of the cache does not undo.
         """
         assert cache.is_in(self._room), "another batch has this one's tails"
-        if acting.rule_names in self._refusals:
+        if not cache.has_kernels or acting.rule_names in self._refusals:
             return None
         recorded = self._recorded_if_possible(cache, acting, progress)
         if recorded is None:

@@ -14,7 +14,7 @@ from itertools import accumulate
 
 import torch
 
-from kvmerger.budget import LayerBytes, LikeVariant, label_referred_to, num_slots_for
+from kvmerger.budget import BytesLike, LayerBytes, LikeVariant, label_referred_to, num_slots_for
 from kvmerger.building import Variant, layer_bytes
 from kvmerger.device import available_bytes
 from kvmerger.engine.budgets import in_slots
@@ -116,10 +116,14 @@ def expected_bytes(
     """
     by_label = {variant.label: variant for variant in variants}
     tail_tokens = [len(question.tail_ids) for question in prompt.questions]
-    expected = {}
+    expected: dict[str, int] = {}
     for variant in variants:
         slots = _most_slots(variant, by_label, shape)
         num_bytes = _bytes_of(variant.policy, slots, shape)
+        if isinstance(variant.budget, BytesLike) and variant.budget.label in expected:
+            # The other's slots are more or fewer, and have that many positions.
+            positions = POSITION_BYTES * shape.num_layers * shape.num_kv_heads * shape.num_tokens
+            num_bytes = min(num_bytes, expected[variant.budget.label] + positions)
         if _acts(variant, prompt_seed):
             # Slots of its own hold prefix and tail, plain; the tail as it was read is kept to start again.
             num_bytes += sum(_bytes_of(None, slots + 2 * tail, shape) for tail in tail_tokens)

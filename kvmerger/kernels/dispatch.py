@@ -9,15 +9,19 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.cache.packed_layer import HeldLayer, PackedLayer
+from kvmerger.cache.ragged_layer import RaggedLayer
 from kvmerger.kernels.reference import merging, nearest, prompt, ragged, ranking
 from kvmerger.kernels.reference.layer import LayerKernels
+from kvmerger.kernels.reference.ragged import RaggedAttention
 
 MOST_HEAD_DIM = 256
 SLOT_ALIGNMENT_BYTES = 16  # one vector load
@@ -85,7 +89,6 @@ def _by_device(
     return choose
 
 
-ragged_attention = _by_device(ragged.ragged_attention, is_for_triton)
 is_among_highest = _by_device(ranking.is_among_highest, _is_ranked_by_triton)
 highest_places = _by_device(ranking.highest_places, _is_ranked_by_triton)
 segment_sums = _by_device(merging.segment_sums, _is_summed_by_triton)
@@ -97,6 +100,25 @@ mean_units = _by_device(merging.mean_units, is_for_triton)
 merged_slots = _by_device(merging.merged_slots, _is_cache_for_triton)
 
 # Those that follow differ from their references in what they are given.
+
+
+def ragged_attention(
+    q_RQTD: Tensor, layer: RaggedLayer, scaling: float, mass_rows: Collection[int] = ()
+) -> RaggedAttention:
+    """`reference.ragged.ragged_attention`; for the launcher, what is stored in a form without a kernel is decoded first."""
+    if not is_for_triton(q_RQTD):
+        return ragged.ragged_attention(q_RQTD, layer, scaling, mass_rows)
+    from kvmerger.kernels.triton import ragged as triton_ragged
+
+    prefix_R = tuple(_with_kernel(prefix) for prefix in layer.prefix_R)
+    if any(ours is not given for ours, given in zip(prefix_R, layer.prefix_R, strict=True)):
+        # The table's addresses are those of the codes.
+        layer = replace(layer, prefix_R=prefix_R, device_rows=None)
+    return triton_ragged.ragged_attention(q_RQTD, layer, scaling, mass_rows)
+
+
+def _with_kernel(prefix: HeldLayer | None) -> HeldLayer | None:
+    return prefix.plain() if isinstance(prefix, PackedLayer) and not prefix.has_kernel else prefix
 
 
 def first_argmax(values_F: Tensor, length_R: Tensor, run_F: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmerger.building import build_variant
+from kvmerger.engine.budgets import shape_of
 from kvmerger.engine.compress import compress_all
 from kvmerger.engine.groups import BatchLayout, by_bytes, by_rows, expected_bytes, prompts_together
 from kvmerger.limits import bucket_for
 from kvmerger.prefill.prefill import prefill
-from kvmerger.variants import FULL, parse_policies
+from kvmerger.variants import parse_policies
 from tests.fakes.tiny_models import tiny_model
 from tests.kvmerger.decoding.test_acting_rows import NUM_LAYERS, OTHERS, POLICIES, make_prompt
 
@@ -26,7 +27,7 @@ def test_expected_bytes_are_those_held_or_more(seed: int) -> None:
     needs = frozenset(need for variant in chosen for need in variant.policy.needs())
     prefilled = prefill(model.ours, prompt.context_ids, needs, SEED)
     done = compress_all(prefilled, chosen).done
-    expected = expected_bytes(chosen, prompt, done[FULL].nbytes, 1)
+    expected = expected_bytes(chosen, prompt, shape_of(prefilled), 1)
     assert set(expected) == {variant.label for variant in chosen}
     for label, num_bytes in expected.items():
         held = done[label].nbytes
