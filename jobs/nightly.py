@@ -119,12 +119,14 @@ def _night(options: argparse.Namespace) -> int:
 
 def _of_night(settings: Settings, gate: GateSettings, name: str) -> Settings:
     """The settings with a folder and a run for this night, in one experiment with all others."""
-    # Taken before the name is changed, since it defaults to the name.
-    experiment = settings.tracking.experiment or settings.name
+    tracking = settings.tracking
+    if not tracking.experiment_id:
+        # Taken before the name is changed, since it defaults to the name.
+        tracking = tracking.model_copy(update={"experiment": tracking.experiment or settings.name})
     changes = {
         "name": f"{settings.name} {name}",
         "output_dir": settings.output_dir / name,
-        "tracking": settings.tracking.model_copy(update={"experiment": experiment}),
+        "tracking": tracking,
         "gate": gate,
     }
     return settings.model_copy(update=changes)

@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Draw the session's seed; the environment hands it to subprocesses and xdist workers, so all agree."""
     os.environ.setdefault(SEED_VARIABLE, str(secrets.randbelow(MAX_SEED)))
     # Sweeps obey them, and those of the tests are nothing for anybody's server.
-    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
         os.environ.pop(variable, None)
     session_seed()
     # Examples are not timed: a first torch call, or a busy machine, takes longer than hypothesis allows by itself.

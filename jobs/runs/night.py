@@ -70,8 +70,13 @@ class Night:
         self._store = ResultStore(self.settings.output_dir)
         self._mirror: MlflowBaseline | None = None
         if self.settings.tracking.enabled:
-            experiment = self.settings.tracking.experiment or self.settings.name
-            self._mirror = MlflowBaseline(self.settings.tracking_uri, experiment, self.root)
+            tracking = self.settings.tracking
+            self._mirror = MlflowBaseline(
+                self.settings.tracking_uri,
+                tracking.experiment or self.settings.name,
+                self.root,
+                tracking.experiment_id,
+            )
         self._baselines: Baselines = self._mirror or PromotedNight(self.root)
         if self.gate.baseline is not None:
             self._baselines = FolderBaseline(self.gate.baseline)

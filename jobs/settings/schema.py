@@ -139,6 +139,7 @@ class TrackingSettings(_Section):
     enabled: bool = True
     uri: str | None = None
     experiment: str | None = None
+    experiment_id: str | None = None  # of one that is there, in place of a name
 
 
 class Settings(_Section):
@@ -263,9 +264,8 @@ def load_settings(
             explain(error, _SECTIONS, str(path), [path_of(it) for it in overrides])
         ) from error
     # Here, not where it is asked for: what is stored with the results must say where this run went.
-    tracking = settings.tracking.model_copy(
-        update=stand_ins(settings.tracking.uri, settings.tracking.experiment)
-    )
+    asked = settings.tracking
+    tracking = asked.model_copy(update=stand_ins(asked.uri, asked.experiment, asked.experiment_id))
     return settings.model_copy(update={"tracking": tracking})
 
 

@@ -134,6 +134,7 @@ def tracked_sweep(
         sweep_id=meta["sweep_id"],
         name=settings["name"],
         experiment=tracking.get("experiment") or settings["name"],
+        experiment_id=tracking.get("experiment_id"),
         variants={label: TrackedVariant({**shared, **it.tags}, it.params) for label, it in variants.items()},
         tags=tags,
         params=flat_params(settings),

@@ -36,7 +36,7 @@ def mirror_folder(store: ResultStore, uri: str | None, experiment: str | None) -
         status: RunStatus = "KILLED" if findings.summary.num_missing else "FINISHED"
         # Made before the runs are opened: a folder that cannot be reported must not leave empty runs on the server.
         report = sweep_report(findings, status, render_page(findings), Path(folder))
-        tracker.start(replace(sweep, experiment=experiment) if experiment else sweep)
+        tracker.start(replace(sweep, experiment=experiment, experiment_id=None) if experiment else sweep)
         return tracker.finish(report), tracker.how_to_open
 
 

@@ -21,7 +21,7 @@ from jobs.gate.baseline import Baseline, BaselineError, rows_of
 from jobs.results.store import ResultStore
 from jobs.settings.mlflow_variables import origin_of
 from jobs.tracking.files import ROWS
-from jobs.tracking.mlflow_runs import ROLE_TAG, SWEEP_TAG
+from jobs.tracking.mlflow_runs import ROLE_TAG, SWEEP_TAG, find_experiment
 from jobs.tracking.tracker import TrackingError
 from jobs.tracking.uri import check_usable, is_absent_file
 
@@ -37,11 +37,15 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class MlflowBaseline:
-    """Reads and sets the tag in `experiment` at `uri`; rows are cached under `root`, where the nights are."""
+    """Reads and sets the tag in `experiment` at `uri`; rows are cached under `root`, where the nights are.
+
+    `experiment_id` stands for the experiment, whatever its name.
+    """
 
     uri: str
     experiment: str
     root: Path
+    experiment_id: str | None = None
 
     def find(self) -> Baseline | None:
         """The tagged run's rows, from the cache when they were downloaded before. Makes no database where there is none."""
@@ -86,8 +90,7 @@ class MlflowBaseline:
         """Put the run's rows into the cache's `folder`."""
         if ROWS not in {it.path for it in client.list_artifacts(run_id, "rows")}:
             raise BaselineError(
-                f"the baseline, run {run_id} of experiment {self.experiment!r}, has no artifact {ROWS}; "
-                f"promote another run"
+                f"the baseline, run {run_id} of {self._where}, has no artifact {ROWS}; promote another run"
             )
         # Into a folder of its own first, then renamed: a file that is there is taken for whole from then on.
         arriving = folder.with_name(f"{run_id}.arriving")
@@ -118,17 +121,22 @@ class MlflowBaseline:
         if outcome is not None:
             client.set_tag(run.info.run_id, GATE_TAG, outcome)
 
+    @property
+    def _where(self) -> str:
+        by_id = f"the experiment with the id {self.experiment_id!r}"
+        return f"the experiment {self.experiment!r}" if self.experiment_id is None else by_id
+
     def _run_of(self, client: Any, store: ResultStore) -> Any:
         sweep_id = store.read_run_meta().get("sweep_id", "")
         for run in self._runs(client, f"tags.`{SWEEP_TAG}` = '{sweep_id}'"):
             return run
         raise BaselineError(
-            f"{store.root.name} is not in the experiment {self.experiment!r}; run the same command again, which sends it"
+            f"{store.root.name} is not in {self._where}; run the same command again, which sends it"
         )
 
     def _runs(self, client: Any, condition: str) -> Iterator[Any]:
         """Sweeps' own runs, newest first; their variants' are children."""
-        experiment = client.get_experiment_by_name(self.experiment)
+        experiment = find_experiment(client, self.uri, self.experiment, self.experiment_id)
         if experiment is None:
             return
         token: str | None = None

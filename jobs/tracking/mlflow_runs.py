@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.settings.mlflow_variables import origin_of_id
 from jobs.tracking.backlog import PARENT, PointBatch, RunState
 from jobs.tracking.tracker import (
     EXPERIMENT_ID,
@@ -30,6 +31,7 @@ _MAX_TAG_CHARS = 5000  # likewise, servers older than 3.0
 ROLE_TAG, SWEEP_TAG = "kvmerger.role", "kvmerger.sweep_id"
 _VARIANT, _STEP = "kvmerger.variant", "kvmerger.step"
 _PARENT_RUN, _NOTE = "mlflow.parentRunId", "mlflow.note.content"
+_NO_SUCH_ID = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter where it cannot be an id
 # Opens the experiment on its list of runs; an unknown kind is taken for an application that calls models.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 # Where MLflow's page keeps a view that somebody shares; a page that does not know it shows its own columns.
@@ -185,26 +187,48 @@ def open_runs(uri: str, artifact_dir: Path, sweep: TrackedSweep) -> MlflowRuns:
     """Reach the server, find or make the experiment and the sweep's runs.
 
     Raises:
-        TrackingError: the experiment is in MLflow's bin.
+        TrackingError: the experiment is in MLflow's bin, or there is none of the id.
     """
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):  # they tell every step of making a database
         logging.getLogger(name).setLevel(logging.WARNING)
     client = MlflowClient(tracking_uri=uri)
-    runs = MlflowRuns(client, _experiment_id(client, uri, artifact_dir, sweep.experiment))
+    runs = MlflowRuns(client, _experiment_id(client, uri, artifact_dir, sweep))
     runs.find_or_create(sweep)
     return runs
 
 
-def _experiment_id(client: Any, uri: str, artifact_dir: Path, name: str) -> str:
-    experiment = client.get_experiment_by_name(name)
+def find_experiment(client: Any, uri: str, name: str, experiment_id: str | None) -> Any | None:
+    """The experiment of the id, or without one that of the name; None if there is none of the name.
+
+    Raises:
+        TrackingError: there is none of the id.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if experiment_id is None:
+        return client.get_experiment_by_name(name)
+    try:
+        return client.get_experiment(experiment_id)
+    except MlflowException as error:
+        if error.error_code not in _NO_SUCH_ID:
+            raise
+        raise TrackingError(
+            f"there is no experiment with the id {experiment_id!r}{origin_of_id(experiment_id)} at {uri!r}; give the id of "
+            f"one that is there, or a name in `tracking.experiment`, which is made if need be"
+        ) from error
+
+
+def _experiment_id(client: Any, uri: str, artifact_dir: Path, sweep: TrackedSweep) -> str:
+    name = sweep.experiment
+    experiment = find_experiment(client, uri, name, sweep.experiment_id)
     if experiment is None:
         location = None if is_http(uri) else artifact_dir.absolute().as_uri()
         return str(client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
     if experiment.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"the experiment {name!r} is in MLflow's bin; set another `tracking.experiment`, or run "
+            f"the experiment {experiment.name!r} is in MLflow's bin; set another `tracking.experiment`, or run "
             f"`mlflow experiments restore -x {experiment.experiment_id}`"
         )
     return str(experiment.experiment_id)

@@ -39,7 +39,8 @@ class TrackedSweep:
     """What the tracker is told at the start.
 
     `sweep_id` (letters, digits, `.`, `_`, `-`) names the sweep: starting it again continues its runs. `params` are the
-    flattened settings, `tags` belong to the sweep's own run, and `variants` are by label.
+    flattened settings, `tags` belong to the sweep's own run, and `variants` are by label. `experiment_id` stands for an
+    experiment that is there; without one, that called `experiment` is found or made.
 
     Raises:
         ValueError: another character in `sweep_id`.
@@ -53,6 +54,7 @@ class TrackedSweep:
     params: Mapping[str, str] = field(default_factory=dict)
     git_commit: str | None = None
     started_at_ms: int | None = None
+    experiment_id: str | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.sweep_id):

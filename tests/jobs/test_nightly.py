@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from jobs.nightly import main
+from jobs.nightly import _of_night, main
 from jobs.results.store import ResultStore
+from jobs.settings.gate import GateSettings
+from tests.fakes.engine import make_settings
 from tests.fakes.nights import LABEL, NUM_ITEMS, plant, save_night, save_sure_model
 
 NUM_FEW = 3
@@ -257,3 +259,20 @@ def test_a_policys_module_that_exits_is_no_verdict(
 def test_a_name_that_is_no_folder_is_refused(few: Path) -> None:
     with pytest.raises(SystemExit, match="2"):
         night(few, "a/b")
+
+
+@pytest.mark.parametrize(
+    ("tracking", "found"),
+    [
+        ({}, ("nightly", None)),
+        ({"experiment": "mine"}, ("mine", None)),
+        ({"experiment_id": "4"}, (None, "4")),
+    ],
+)
+def test_all_nights_are_in_one_experiment(
+    tracking: dict[str, str], found: tuple[str | None, str | None]
+) -> None:
+    settings = make_settings(name="nightly", tracking=tracking)
+    night = _of_night(settings, GateSettings(), "2026-11-30")
+    assert night.name == "nightly 2026-11-30"
+    assert (night.tracking.experiment, night.tracking.experiment_id) == found

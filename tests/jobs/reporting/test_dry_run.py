@@ -35,3 +35,6 @@ def test_where_mlflow_will_have_it_is_told_with_the_variable_that_says_so(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert shown_tracking(settings) == "MLflow: http://…@mlflow:5000 (of MLFLOW_TRACKING_URI), experiment a"
     assert shown_tracking(settings_of(tracking=False)) == "MLflow: off"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "17")
+    by_id = settings_of(tracking={"uri": uri, "experiment_id": "17"})
+    assert shown_tracking(by_id).endswith(", experiment with the id 17 (of MLFLOW_EXPERIMENT_ID)")

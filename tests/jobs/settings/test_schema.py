@@ -7,10 +7,11 @@ import yaml
 from pydantic import ValidationError
 
 from evaluators.prompting import QueryMode
+from jobs.settings.errors import SettingsError
 from jobs.settings.file import SHIPPED_CONFIGS
 from jobs.settings.schema import DEMO_CONFIG, Settings, load_settings
 from kvmerger.budget import KeptRatio, LikeVariant
-from kvmerger.building import build_variant
+from kvmerger.building import build_variant, in_slots
 from kvmerger.policies.base import CacheShape
 from kvmerger.variants import FULL
 from tests.fakes.settings import MINIMAL, refused, write
@@ -39,10 +40,11 @@ def test_every_shipped_config_loads(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_policy_can_be_built_and_met_on_the_demo_model(path: Path) -> None:
-    shape = CacheShape(num_tokens=900, num_layers=30, num_kv_heads=3)
+    shape = CacheShape(num_tokens=900, num_layers=30, num_kv_heads=3, head_dim=64, itemsize=4)
     for spec in load_settings(path).variants:
-        if spec.policy != FULL and spec.budget is not None:
-            build_variant(spec).policy.check(shape, spec.budget)
+        if spec.policy != FULL:
+            policy = build_variant(spec).policy
+            policy.check(shape, in_slots(spec.budget or KeptRatio(1.0), policy, shape, lambda _: 2**24))
 
 
 def test_shipped_configs_need_nothing_outside_the_repository() -> None:
@@ -174,6 +176,28 @@ def test_mlflows_own_variables_stand_in_for_nulls_and_for_nothing_else(
     assert (own.uri, own.experiment) == ("sqlite:////tmp/x.db", "mine")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     assert load_settings(path).tracking_uri.startswith("sqlite:///")
+
+
+def test_an_experiments_id_stands_in_where_no_name_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "17")
+    path = write(tmp_path)
+
+    def found(*overrides: str) -> tuple[str | None, str | None]:
+        tracking = load_settings(path, overrides).tracking
+        return tracking.experiment, tracking.experiment_id
+
+    assert found() == (None, "17")
+    assert found("tracking={experiment_id: '4'}") == (None, "4")
+    assert found("tracking={experiment: mine}") == ("mine", None)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "team")
+    assert found() == ("team", None)
+    assert found("tracking={experiment_id: '4'}") == (None, "4")
+    with pytest.raises(
+        SettingsError, match=r"experiment is 'mine' and tracking.experiment_id '4'; leave one"
+    ):
+        found("tracking={experiment: mine, experiment_id: '4'}")
 
 
 def test_the_default_query_mode_is_that_of_the_demo_and_of_the_nightly(tmp_path: Path) -> None:

@@ -89,6 +89,8 @@ def test_the_promoted_nights_rows_come_back_under_the_plans_labels(
     store, run_id = tracked_night(client, tmp_path, "first")
     assert "first" in baselines.promote(store)
     found = MlflowBaseline(baselines.uri, EXPERIMENT, tmp_path / "elsewhere").find()
+    its_id = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    assert MlflowBaseline(baselines.uri, "whatever", tmp_path / "by id", its_id).find() == found
     assert found is not None and (found.name, found.origin) == ("first", f"MLflow run {run_id}")
     expected = planned_rows(store.read_table(), store.read_plan(), HEAVY_COLUMNS)
     assert sorted(found.rows, key=lambda row: row["item_id"]) == sorted(

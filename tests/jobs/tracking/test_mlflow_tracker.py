@@ -207,6 +207,21 @@ def test_deleted_experiment_is_refused_with_the_way_to_restore_it(folder: Path) 
         sqlite_tracker(folder).start(make_sweep())
 
 
+def test_runs_go_to_the_experiment_of_the_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = MlflowClient(tracking_uri=sqlite_tracker(folder).uri)
+    there = client.create_experiment("theirs", artifact_location=(folder / "new" / "artifacts").as_uri())
+    run_once(folder, [], make_report({}), experiment_id=there)
+    assert len(client.search_runs([there])) == 1 + len(LABELS)
+    assert client.get_experiment_by_name("kv") is None
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "77")
+    for wrong, said in (
+        ("77", r"no experiment with the id '77' \(of MLFLOW_EXPERIMENT_ID\)"),
+        ("x", "id 'x' at"),
+    ):
+        with pytest.raises(TrackingError, match=said):
+            sqlite_tracker(folder).start(make_sweep(experiment_id=wrong))
+
+
 def test_limits_on_http_do_not_outlive_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
