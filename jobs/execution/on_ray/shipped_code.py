@@ -25,13 +25,14 @@ class ShippedCodeError(ValueError):
 def source_paths(policies: Iterable[str], modules: Mapping[str, ModuleType]) -> tuple[Path, ...]:
     """Files and folders of the code, each importable from its parent.
 
-    `policies` are names as settings spell them; those like `module:Class` count. `modules` is `sys.modules` after
+    `policies` are names as settings spell them; their parts like `module:Class` count. `modules` is `sys.modules` after
     they were imported: what lies beside a policy's module and was imported too is taken to be needed.
 
     Raises:
         ShippedCodeError: more than 100 MiB in one of them.
     """
-    named = {name.partition(":")[0].partition(".")[0] for name in policies if ":" in name}
+    parts = {part for name in policies for part in name.split("+") if ":" in part}
+    named = {part.partition(":")[0].partition(".")[0] for part in parts}
     own = {path for name in named - set(OUR_PACKAGES) if (path := _path_of(modules.get(name))) is not None}
     folders = {path.parent for path in own if not _is_installed(path)}
     # A copy, since another thread may import something meanwhile.

@@ -52,6 +52,9 @@ def test_a_policys_module_travels_with_what_was_imported_from_its_folder(
 ) -> None:
     own = {path for path in source_paths(["knorm", "mine:Policy"], loaded) if path.is_relative_to(tmp_path)}
     assert own == {tmp_path / "mine.py", tmp_path / "beside"}
+    assert own == {
+        path for path in source_paths(["knorm+mine:Form+h2o_decode"], loaded) if path.is_relative_to(tmp_path)
+    }
     inside = {path for path in source_paths(["beside.deep:Policy"], loaded) if path.is_relative_to(tmp_path)}
     assert tmp_path / "beside" in inside
 
