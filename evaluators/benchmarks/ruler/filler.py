@@ -11,6 +11,7 @@ import gzip
 import itertools
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,8 @@ def _read(file: Path) -> str:
         text = content.decode("utf-8")
         if ".json" in file.suffixes:
             text = json.loads(text)["text"]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    # Of a broken .gz: OSError of its header and checksum, EOFError of its end, zlib's own of what is packed.
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(
             f'The haystack file {file} is neither UTF-8 text nor JSON of the form {{"text": …}} ({error!r}).'
         ) from error

@@ -5,13 +5,12 @@ Shapes: L layers, H KV heads, N tokens.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
+from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for, share_of
 from kvmerger.merging.protected import ProtectedRatios, protected_ratios
 from kvmerger.merging.runs import protect
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
@@ -108,8 +107,7 @@ class ProtectingPolicy(Policy):
     def _num_protected(self, kept_ratio: float, num_tokens: int) -> tuple[int, int]:
         """Recent and heavy tokens that a budget of ``kept_ratio`` protects."""
         protected = self._protected(kept_ratio)
-        # Products of floats, unlike `share_of`: 0.29 of 100 tokens are 28. To change that is a new `version`.
-        return math.floor(protected.recent_ratio * num_tokens), math.floor(protected.heavy_ratio * num_tokens)
+        return share_of(num_tokens, protected.recent_ratio), share_of(num_tokens, protected.heavy_ratio)
 
     def _skipped(self, num_layers: int) -> set[int]:
         # Modulo: −1 and the last layer's own index are one layer, which pays once.

@@ -5,13 +5,12 @@ Shapes: H KV heads, N tokens.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
+from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for, share_of
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.device import upload
 from kvmerger.kernels.dispatch import is_among_highest
@@ -104,8 +103,7 @@ class ZeroMerge(Policy):
         return torch.where(is_kept_HN, index_HN, first_HR.gather(1, stretch_HN))
 
     def _num_tail(self, num_slots: int) -> int:
-        # A product of floats, unlike `share_of`: it may be one token less than the decimal says.
-        return math.floor(self.tail_ratio * num_slots)
+        return share_of(num_slots, self.tail_ratio)
 
     def _require_room(self, num_slots: int, num_tokens: int) -> None:
         num_tail = self._num_tail(num_slots)

@@ -13,6 +13,9 @@ from evaluators.benchmark import BenchmarkError
 from evaluators.benchmarks.ruler.filler import PYDOC_LABEL, load_haystack
 
 TEXT = 'One day it rained.  It rained\n\nfor long! "Really?" he asked. "Yes." Pi is 3.14 here.'
+WHOLE_GZ = gzip.compress(TEXT.encode(), mtime=0)
+# Cut off, with another checksum, and with what is packed spoilt: the third is what zlib itself complains of.
+BROKEN_GZ = (WHOLE_GZ[:-9], WHOLE_GZ[:-8] + bytes(8), WHOLE_GZ[:12] + b"\xff" * 20 + WHOLE_GZ[32:])
 SENTENCES = ("One day it rained.", "It rained for long!", '"Really?" he asked.', '"Yes."', "Pi is 3.14 here.")
 
 
@@ -48,6 +51,11 @@ def test_taking_more_than_there_is_starts_over(tmp_path: Path) -> None:
         ("h.json", b"[1]", "neither UTF-8 text nor JSON"),
         ("h.json", b'{"text": 3}', "no string but 3"),
         ("h.txt.gz", b"plain", "neither UTF-8 text nor JSON"),
+        *(
+            (f"h.{kind}.gz", it, "neither UTF-8 text nor JSON")
+            for kind in ("txt", "json")
+            for it in BROKEN_GZ
+        ),
         ("h.txt", b"\xff", "neither UTF-8 text nor JSON"),
         ("h.txt", b" \n", "has no text"),
     ],
