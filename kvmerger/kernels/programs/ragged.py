@@ -4,9 +4,12 @@ A program's numbers come from its own row alone: how many slots a part has follo
 counted from its first slot, and they are put together in ascending order. Nothing is added atomically. All that a program
 is responsible for is written, zeros included: outputs may start as any memory.
 
+Of a row that is packed these programs compute the tail alone; `programs.packed` reads its prefix. Its tail has its first parts,
+so that they are few programs where all rows are packed.
+
 Shapes: R rows, H KV heads, G query heads of a KV head, T tokens, X = T·G queries of a KV head (x = t·G + g), D head size,
 S slots or tail tokens of a block, P parts: the splits of a prefix, then those of its tail; M rows that asked for their mass,
-W flat slots of a row.
+W flat slots of a row, J columns of the row table.
 """
 
 from __future__ import annotations
@@ -14,19 +17,28 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kvmerger.cache import columns
+
+NUM_COLUMNS = tl.constexpr(columns.NUM_COLUMNS)
+KEYS, VALUES = tl.constexpr(columns.KEYS), tl.constexpr(columns.VALUES)
+LOG_MASS, IS_PACKED = tl.constexpr(columns.LOG_MASS), tl.constexpr(columns.IS_PACKED)
+FIRST_SLOT, NUM_SLOTS = tl.constexpr(columns.FIRST_SLOT), tl.constexpr(columns.NUM_SLOTS)
+
 
 # One argument a line, signatures would be longer than what they introduce.
 # fmt: off
 @triton.jit(do_not_specialize=["num_parts"])
 def attend_kernel(
-    q_RQTD, prefix_RH5, tail_k_RHCD, tail_v_RHCD, tail_start_R, num_new_R, out, log_sum_exp,
+    q_RQTD, columns_RHJ, tail_k_RHCD, tail_v_RHCD, tail_start_R, num_new_R, out, log_sum_exp,
     scaling, num_heads, num_groups, num_tokens, num_parts,
     q_stride_R, q_stride_Q, q_stride_T, tail_stride_R, tail_stride_H,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_S: tl.constexpr,
-    SPLIT_SLOTS: tl.constexpr, MOST_PARTS: tl.constexpr, IS_SPLIT: tl.constexpr,
+    SPLIT_SLOTS: tl.constexpr, MOST_PARTS: tl.constexpr, IS_SPLIT: tl.constexpr, ONLY_PACKED: tl.constexpr,
 ):
     # fmt: on
     """One row, KV head and block of queries, over one part of the slots (IS_SPLIT) or over all of them.
+
+    Of packed rows only parts of tails are computed; with ONLY_PACKED nothing of the others is.
 
     ``out`` is (R, H, P, X, D) fp32 when split, else (R, T, Q, D) in the queries' dtype; ``log_sum_exp`` is (R, H, P, X), or
     (R, H, X). A program whose part the row does not have writes nothing.
@@ -37,17 +49,23 @@ def attend_kernel(
     d_D = tl.arange(0, BLOCK_D)
     token_X, query_head_X = x_X // num_groups, head * num_groups + x_X % num_groups
     num_new, tail_start = tl.load(num_new_R + row), tl.load(tail_start_R + row)
-    columns = prefix_RH5 + row_head * 5
+    head_columns = columns_RHJ + row_head * NUM_COLUMNS
+    is_packed = tl.load(head_columns + IS_PACKED) != 0
+    num_slots = tl.where(is_packed, 0, tl.load(head_columns + NUM_SLOTS).to(tl.int32))
     prefix_begin, prefix_end, tail_begin, tail_end, is_mine = _bounds(
-        part, tl.load(columns + 4).to(tl.int32), tail_start, num_new, tl.program_id(2) * BLOCK_X,
+        part, num_slots, tail_start, num_new, tl.program_id(2) * BLOCK_X,
         num_groups, BLOCK_X, SPLIT_SLOTS, MOST_PARTS, IS_SPLIT,
     )
+    if ONLY_PACKED:
+        is_mine = is_mine & is_packed
+    elif not IS_SPLIT:
+        is_mine = is_mine & (is_packed == 0)
     if is_mine:
         q_start_X = row * q_stride_R + query_head_X * q_stride_Q + token_X.to(tl.int64) * q_stride_T
         is_query_XD = (token_X < num_new)[:, None] & (d_D < HEAD_DIM)[None, :]
         q_XD = tl.load(q_RQTD + q_start_X[:, None] + d_D[None, :], mask=is_query_XD, other=0.0)
         acc_XD, max_X, sum_X = _over_prefix(
-            q_XD, columns, prefix_begin, prefix_end, d_D, scaling, HEAD_DIM, BLOCK_D, BLOCK_X, BLOCK_S
+            q_XD, head_columns, prefix_begin, prefix_end, d_D, scaling, HEAD_DIM, BLOCK_D, BLOCK_X, BLOCK_S
         )
         tail_offset = row * tail_stride_R + head * tail_stride_H
         acc_XD, max_X, sum_X = _over_tail(
@@ -81,33 +99,33 @@ def _bounds(
     tail_begin, tail_end = 0, tl.where(has_query, tail_start + last_token + 1, 0)
     is_mine = part == 0
     if IS_SPLIT:
-        split_slots = _split_slots(num_slots, SPLIT_SLOTS, MOST_PARTS)
-        num_prefix_parts = tl.cdiv(num_slots, split_slots)
+        part_slots = split_slots(num_slots, SPLIT_SLOTS, MOST_PARTS)
+        num_prefix_parts = tl.cdiv(num_slots, part_slots)
         num_own_parts = num_prefix_parts + tl.cdiv(tail_start + num_new, SPLIT_SLOTS)
         is_mine = has_query & (part < num_own_parts)
-        prefix_begin = part * split_slots
-        prefix_end = tl.minimum(prefix_end, prefix_begin + split_slots)
+        prefix_begin = part * part_slots
+        prefix_end = tl.minimum(prefix_end, prefix_begin + part_slots)
         tail_begin = tl.where(part < num_prefix_parts, tail_end, (part - num_prefix_parts) * SPLIT_SLOTS)
         tail_end = tl.minimum(tail_end, tail_begin + SPLIT_SLOTS)
     return prefix_begin, prefix_end, tail_begin, tail_end, is_mine
 
 
 @triton.jit
-def _split_slots(num_slots, SPLIT_SLOTS: tl.constexpr, MOST_PARTS: tl.constexpr):
+def split_slots(num_slots, SPLIT_SLOTS: tl.constexpr, MOST_PARTS: tl.constexpr):
     """Slots of each part of a prefix: whole multiples of SPLIT_SLOTS, as many as make at most MOST_PARTS parts."""
     return SPLIT_SLOTS * tl.maximum(tl.cdiv(num_slots, SPLIT_SLOTS * MOST_PARTS), 1)
 
 
 @triton.jit
 def _over_prefix(
-    q_XD, columns, begin, end, d_D, scaling,
+    q_XD, head_columns, begin, end, d_D, scaling,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Attention over the slots from ``begin`` to ``end``: output not yet divided, largest score, sum."""
     # Slots are multiples of 16 bytes and storages aligned to more; without being told, loads would go value by value.
-    k_SD = tl.multiple_of(tl.load(columns).to(tl.pointer_type(q_XD.dtype)), 16)
-    v_SD = tl.multiple_of(tl.load(columns + 1).to(tl.pointer_type(q_XD.dtype)), 16)
-    log_mass_address = tl.load(columns + 2)
+    k_SD = tl.multiple_of(tl.load(head_columns + KEYS).to(tl.pointer_type(q_XD.dtype)), 16)
+    v_SD = tl.multiple_of(tl.load(head_columns + VALUES).to(tl.pointer_type(q_XD.dtype)), 16)
+    log_mass_address = tl.load(head_columns + LOG_MASS)
     log_mass_S = log_mass_address.to(tl.pointer_type(tl.float32))
     acc_XD = tl.zeros([BLOCK_X, BLOCK_D], dtype=tl.float32)
     max_X = tl.full([BLOCK_X], float("-inf"), dtype=tl.float32)
@@ -169,13 +187,17 @@ def _take_in(
 # fmt: off
 @triton.jit(do_not_specialize=["num_parts"])
 def combine_kernel(
-    part_out_RHPXD, part_lse_RHPX, prefix_RH5, tail_start_R, num_new_R, out_RTQD, lse_RHX,
+    part_out_RHPXD, part_lse_RHPX, columns_RHJ, tail_start_R, num_new_R, out_RTQD, lse_RHX,
     num_heads, num_groups, num_tokens, num_parts,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
-    SPLIT_SLOTS: tl.constexpr, MOST_PARTS: tl.constexpr,
+    SPLIT_SLOTS: tl.constexpr, MOST_PARTS: tl.constexpr, TAIL_SLOTS: tl.constexpr,
+    PACKED_SLOTS: tl.constexpr, MOST_PACKED_PARTS: tl.constexpr, ONLY_PACKED: tl.constexpr,
 ):
     # fmt: on
-    """Put the parts of one query together, in their order; zeros for a query that the row does not have."""
+    """Put the parts of one query together, in their order; zeros for a query that the row does not have.
+
+    PACKED_SLOTS and MOST_PACKED_PARTS cut the prefixes of packed rows. With ONLY_PACKED other rows' outputs stay as they are.
+    """
     x = tl.program_id(0)
     row_head = tl.program_id(1).to(tl.int64)
     row = row_head // num_heads
@@ -183,10 +205,13 @@ def combine_kernel(
     num_queries = num_tokens * num_groups
     token = x // num_groups
     num_new = tl.load(num_new_R + row)
-    num_slots = tl.load(prefix_RH5 + row_head * 5 + 4).to(tl.int32)
+    num_slots = tl.load(columns_RHJ + row_head * NUM_COLUMNS + NUM_SLOTS).to(tl.int32)
+    is_packed = tl.load(columns_RHJ + row_head * NUM_COLUMNS + IS_PACKED) != 0
     # As `_bounds` counts them: parts beyond these were never written.
-    own_parts = tl.cdiv(num_slots, _split_slots(num_slots, SPLIT_SLOTS, MOST_PARTS))
-    own_parts += tl.cdiv(tl.load(tail_start_R + row) + num_new, SPLIT_SLOTS)
+    own_parts = tl.cdiv(num_slots, split_slots(num_slots, SPLIT_SLOTS, MOST_PARTS))
+    packed_parts = tl.cdiv(num_slots, split_slots(num_slots, PACKED_SLOTS, MOST_PACKED_PARTS))
+    own_parts = tl.where(is_packed, packed_parts, own_parts)
+    own_parts += tl.cdiv(tl.load(tail_start_R + row) + num_new, TAIL_SLOTS)
     own_parts = tl.where(token < num_new, own_parts, 0)
     d_D = tl.arange(0, BLOCK_D)
     acc_D = tl.zeros([BLOCK_D], dtype=tl.float32)
@@ -213,35 +238,38 @@ def combine_kernel(
     safe_sum_1 = tl.where(has_sum_1, sum_1, 1.0)
     out_D = tl.where(has_sum_1, acc_D / safe_sum_1, 0.0)
     out_start = ((row * num_tokens + token) * num_heads * num_groups + head * num_groups + x % num_groups) * HEAD_DIM
-    tl.store(out_RTQD + out_start + d_D, out_D.to(out_RTQD.dtype.element_ty), mask=d_D < HEAD_DIM)
+    is_mine = is_packed | (not ONLY_PACKED)
+    tl.store(out_RTQD + out_start + d_D, out_D.to(out_RTQD.dtype.element_ty), mask=(d_D < HEAD_DIM) & is_mine)
     lse_1 = tl.where(has_sum_1, max_1 + tl.log(safe_sum_1), float("-inf"))
-    tl.store(lse_RHX + row_head * num_queries + x + tl.arange(0, 1), lse_1)
+    tl.store(lse_RHX + row_head * num_queries + x + tl.arange(0, 1), lse_1, mask=is_mine)
 
 
 # fmt: off
 @triton.jit(do_not_specialize=["prefix_width", "tail_width", "num_prefix_blocks"])
 def mass_kernel(
-    q_RQTD, prefix_RH5, tail_k_RHCD, tail_start_R, num_new_R, lse_RHX, row_M, prefix_mass_MW, tail_mass_MHY,
+    q_RQTD, columns_RHJ, tail_k_RHCD, tail_start_R, num_new_R, lse_RHX, row_M, prefix_mass_MW, tail_mass_MHY,
     scaling, num_heads, num_groups, num_tokens, prefix_width, tail_width, num_prefix_blocks,
     q_stride_R, q_stride_Q, q_stride_T, tail_stride_R, tail_stride_H,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_S: tl.constexpr,
 ):
     # fmt: on
-    """One block of slots of one asking row's head, or one block of its tail."""
+    """One block of slots of one asking row's head, unless it is packed, or one block of its tail."""
     block, asking = tl.program_id(0), (tl.program_id(1) // num_heads).to(tl.int64)
     head, row = tl.program_id(1) % num_heads, tl.load(row_M + asking).to(tl.int64)
     d_D, num_new = tl.arange(0, BLOCK_D), tl.load(num_new_R + row)
     tail_start = tl.load(tail_start_R + row)
-    columns = prefix_RH5 + (row * num_heads + head) * 5
+    head_columns = columns_RHJ + (row * num_heads + head) * NUM_COLUMNS
     is_tail = block >= num_prefix_blocks
+    is_packed = tl.load(head_columns + IS_PACKED) != 0
+    num_slots = tl.where(is_packed, 0, tl.load(head_columns + NUM_SLOTS).to(tl.int32))
     s_S = tl.where(is_tail, block - num_prefix_blocks, block) * BLOCK_S + tl.arange(0, BLOCK_S)
-    end = tl.where(is_tail, tail_start + num_new, tl.load(columns + 4).to(tl.int32))
+    end = tl.where(is_tail, tail_start + num_new, num_slots)
     tail_address = (tail_k_RHCD + row * tail_stride_R + head * tail_stride_H).to(tl.int64, bitcast=True)
-    address = tl.where(is_tail, tail_address, tl.load(columns))
+    address = tl.where(is_tail, tail_address, tl.load(head_columns + KEYS))
     k_SD = tl.multiple_of(address.to(tl.pointer_type(q_RQTD.dtype.element_ty)), 16)
     is_held_SD = (s_S < end)[:, None] & (d_D < HEAD_DIM)[None, :]
     key_SD = tl.load(k_SD + s_S[:, None].to(tl.int64) * HEAD_DIM + d_D[None, :], mask=is_held_SD, other=0.0)
-    log_mass_address = tl.where(is_tail, 0, tl.load(columns + 2))
+    log_mass_address = tl.where(is_tail, 0, tl.load(head_columns + LOG_MASS))
     log_mass_S = log_mass_address.to(tl.pointer_type(tl.float32))
     logit_S = tl.load(log_mass_S + s_S, mask=(s_S < end) & (log_mass_address != 0), other=0.0)
     mass_S = tl.zeros([BLOCK_S], dtype=tl.float32)
@@ -258,7 +286,7 @@ def mass_kernel(
         is_seen_XS = is_seen_XS & (token_X < num_new)[:, None]
         mass_S += tl.sum(tl.where(is_seen_XS, tl.exp(score_XS - lse_X[:, None]), 0.0), axis=0)
     mass_S /= num_groups
-    first_slot = tl.load(columns + 3)
+    first_slot = tl.load(head_columns + FIRST_SLOT)
     tl.store(prefix_mass_MW + asking * prefix_width + first_slot + s_S, mass_S, mask=(s_S < end) & (is_tail == 0))
     tail_place_S = (asking * num_heads + head) * tail_width + s_S
     # Up to the width: where the host knows bounds alone it reads behind a row's end, and there no query saw anything.

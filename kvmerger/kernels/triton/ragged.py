@@ -1,7 +1,8 @@
 """Ragged attention on a GPU: `reference.ragged` with the same arguments and the same results, up to rounding.
 
-A whole layer of a batch is one launch, or two where few queries face many slots and the slots are split. As in the
-reference, a row's bits depend on its own numbers and on the batch's shape, never on its neighbours.
+A whole layer of a batch is one launch, or two where few queries face many slots and the slots are split. Packed prefixes take
+one more for each way of coding (`triton.packed`), and are always put together with their tails. As in the reference, a row's
+bits depend on its own numbers and on the batch's shape, never on its neighbours.
 
 Shapes: as in `reference.ragged` and `programs.ragged`.
 """
@@ -18,9 +19,10 @@ import triton
 from torch import Tensor
 
 from kvmerger.cache.ragged_layer import RaggedLayer
-from kvmerger.cache.row_table import DeviceRows, PrefixTable, lengths_on_device
+from kvmerger.cache.row_table import DeviceRows, PrefixTable, lengths_on_device, rows_on_device
 from kvmerger.kernels.programs.ragged import attend_kernel, combine_kernel, mass_kernel
 from kvmerger.kernels.reference.ragged import RaggedAttention, SlotMass
+from kvmerger.kernels.triton.packed import WHOLE, Packed, PackedTiling, packed_tiling_for
 
 PARTS_AT_ONCE = 16
 FEWEST_DOT_ROWS = 16
@@ -73,12 +75,13 @@ def ragged_attention(
     scaling: float,
     mass_rows: Collection[int] = (),
     tiling: Tiling | None = None,
+    packed_tiling: PackedTiling | None = None,
 ) -> RaggedAttention:
     """Attention of each row's new tokens over its whole prefix and, causally, its tail; see `reference.ragged`.
 
     Args:
         q_RQTD: of the prefixes' dtype, on their device; a head's size times the dtype's must be a multiple of 16 bytes.
-        tiling: for measuring; by dtype when None.
+        tiling, packed_tiling: for measuring; by dtype and number of queries when None.
     """
     # Views are taken as they are, but for a head whose numbers do not lie side by side.
     q_RQTD = q_RQTD if q_RQTD.stride(3) == 1 else q_RQTD.contiguous()
@@ -86,136 +89,175 @@ def ragged_attention(
     shape = _shape_of(q_RQTD, layer, tiling or tiling_for(q_RQTD))
     num_queries = shape.sizes["num_tokens"] * shape.sizes["num_groups"]
     is_split = q_RQTD.shape[2] == 1 or num_queries <= shape.tiling.most_split_queries
-    attend = _attend_in_parts if is_split else _attend_at_once
-    out_RTQD, lse_RHX = attend(q_RQTD, layer, rows, scaling, shape)
+    packed_tiling = packed_tiling or packed_tiling_for(q_RQTD, num_queries)
+    if not is_split:
+        packed_tiling = replace(packed_tiling, split_slots=WHOLE, most_parts=1)
+    call = _Call(
+        q_RQTD,
+        layer,
+        rows,
+        scaling,
+        shape,
+        Packed(q_RQTD, rows, scaling, shape.sizes, shape.strides, packed_tiling),
+    )
+    out_RTQD, lse_RHX = call.in_parts() if is_split else call.at_once()
     asking = [row for row in sorted(mass_rows) if layer.prefix_R[row] is not None and layer.num_new_R[row]]
-    mass_by_row = _slot_mass(q_RQTD, layer, rows, scaling, shape, lse_RHX, asking) if asking else {}
-    return RaggedAttention(out_RTQD, mass_by_row)
+    return RaggedAttention(out_RTQD, call.slot_mass(lse_RHX, asking) if asking else {})
 
 
-def _attend_at_once(
-    q_RQTD: Tensor, layer: RaggedLayer, rows: DeviceRows, scaling: float, shape: _Shape
-) -> tuple[Tensor, Tensor]:
-    out_RTQD, lse_RHX = _empty_outputs(q_RQTD, layer)
-    _launch_attend(q_RQTD, layer, rows, (out_RTQD, lse_RHX), scaling, shape, num_parts=1, is_split=False)
-    return out_RTQD, lse_RHX
+class _Call(NamedTuple):
+    """One call's arguments, and its launches."""
 
+    q_RQTD: Tensor
+    layer: RaggedLayer
+    rows: DeviceRows
+    scaling: float
+    shape: _Shape
+    packed: Packed
 
-def _attend_in_parts(
-    q_RQTD: Tensor, layer: RaggedLayer, rows: DeviceRows, scaling: float, shape: _Shape
-) -> tuple[Tensor, Tensor]:
-    out_RTQD, lse_RHX = _empty_outputs(q_RQTD, layer)
-    num_rows, num_heads, num_queries = lse_RHX.shape
-    # Lengths on the host, maybe bounds: as many parts as any row may have. A program beyond its own row's ends at once.
-    longest_tail = max(map(sum, zip(layer.tail_start_R, layer.num_new_R, strict=True)))
-    split_slots, most_parts = shape.tiling.split_slots, shape.tiling.most_parts
-    most_prefix_parts = min(triton.cdiv(rows.most_slots, split_slots), most_parts)
-    num_parts = max(1, most_prefix_parts + triton.cdiv(longest_tail, split_slots))
-    part_lse_RHPX = lse_RHX.new_empty(num_rows, num_heads, num_parts, num_queries)
-    part_out_RHPXD = lse_RHX.new_empty(*part_lse_RHPX.shape, q_RQTD.shape[3])
-    parts = (part_out_RHPXD, part_lse_RHPX)
-    _launch_attend(q_RQTD, layer, rows, parts, scaling, shape, num_parts=num_parts, is_split=True)
-    combine_kernel[(num_queries, num_rows * num_heads)](
-        *parts,
-        rows.prefix_RH5,
-        rows.tail_start_R,
-        rows.num_new_R,
-        out_RTQD,
-        lse_RHX,
-        **shape.sizes,
-        num_parts=num_parts,
-        HEAD_DIM=shape.blocks["HEAD_DIM"],
-        BLOCK_D=shape.blocks["BLOCK_D"],
-        BLOCK_P=PARTS_AT_ONCE,
-        SPLIT_SLOTS=split_slots,
-        MOST_PARTS=most_parts,
-        num_warps=2,
-    )
-    return out_RTQD, lse_RHX
+    @property
+    def plain_rows(self) -> set[int]:
+        """Rows whose prefixes are not packed."""
+        packed = {row for group in self.rows.groups for row in group.rows}
+        return {row for row, prefix in enumerate(self.layer.prefix_R) if prefix is not None} - packed
 
+    def at_once(self) -> tuple[Tensor, Tensor]:
+        """Output (R, T, Q, D) and log-sum-exp (R, H, X), each row's by programs that see all of its slots."""
+        outputs = _empty_outputs(self.q_RQTD, self.layer)
+        self._attend(outputs, num_parts=1, is_split=False)
+        if self.rows.groups:
+            # Partial outputs grow with the queries: here a packed row has two, its prefix's and its tail's.
+            whole = replace(self.shape.tiling, split_slots=WHOLE, most_parts=1)
+            call = self._replace(shape=self.shape._replace(tiling=whole))
+            call._put_together(outputs, num_tail_parts=1, num_prefix_parts=1, only_packed=True)
+        return outputs
 
-def _launch_attend(
-    q_RQTD: Tensor,
-    layer: RaggedLayer,
-    rows: DeviceRows,
-    outputs: tuple[Tensor, Tensor],
-    scaling: float,
-    shape: _Shape,
-    *,
-    num_parts: int,
-    is_split: bool,
-) -> None:
-    num_rows, num_heads, num_queries = len(layer.prefix_R), layer.tail_k_RHCD.shape[1], outputs[1].shape[-1]
-    grid = (num_parts, num_rows * num_heads, triton.cdiv(num_queries, shape.blocks["BLOCK_X"]))
-    attend_kernel[grid](
-        q_RQTD,
-        rows.prefix_RH5,
-        layer.tail_k_RHCD,
-        layer.tail_v_RHCD,
-        rows.tail_start_R,
-        rows.num_new_R,
-        *outputs,
-        scaling,
-        **shape.sizes,
-        num_parts=num_parts,
-        **shape.strides,
-        **shape.blocks,
-        SPLIT_SLOTS=shape.tiling.split_slots,
-        MOST_PARTS=shape.tiling.most_parts,
-        IS_SPLIT=is_split,
-        num_warps=shape.tiling.num_warps,
-        num_stages=shape.tiling.num_stages,
-    )
+    def in_parts(self) -> tuple[Tensor, Tensor]:
+        """The same from parts of each row's prefix and tail."""
+        outputs = _empty_outputs(self.q_RQTD, self.layer)
+        # Lengths on the host, maybe bounds: as many parts as any row may have. A program beyond its own row's ends at once.
+        longest_tail = max(map(sum, zip(self.layer.tail_start_R, self.layer.num_new_R, strict=True)))
+        split_slots, most_parts = self.shape.tiling.split_slots, self.shape.tiling.most_parts
+        num_prefix_parts = min(triton.cdiv(self.rows.most_slots, split_slots), most_parts)
+        num_tail_parts = triton.cdiv(longest_tail, split_slots)
+        self._put_together(outputs, num_tail_parts, num_prefix_parts, only_packed=False)
+        return outputs
 
+    def _put_together(
+        self, outputs: tuple[Tensor, Tensor], num_tail_parts: int, num_prefix_parts: int, *, only_packed: bool
+    ) -> None:
+        out_RTQD, lse_RHX = outputs
+        num_rows, num_heads, num_queries = lse_RHX.shape
+        tiling, packed = self.shape.tiling, self.packed
+        # Packed rows' tails come first, so that where all are packed there are no programs for anybody's prefix.
+        num_plain_parts = num_tail_parts + (num_prefix_parts if self.plain_rows and not only_packed else 0)
+        num_parts = max(1, num_plain_parts, num_tail_parts + packed.num_parts if self.rows.groups else 0)
+        part_lse_RHPX = lse_RHX.new_empty(num_rows, num_heads, num_parts, num_queries)
+        part_out_RHPXD = lse_RHX.new_empty(*part_lse_RHPX.shape, self.q_RQTD.shape[3])
+        parts = (part_out_RHPXD, part_lse_RHPX)
+        self._attend(
+            parts,
+            num_parts=num_parts,
+            is_split=True,
+            num_programs=max(1, num_plain_parts),
+            only_packed=only_packed,
+        )
+        packed.attend(parts, tiling.split_slots)
+        combine_kernel[(num_queries, num_rows * num_heads)](
+            *parts,
+            self.rows.columns_RHJ,
+            self.rows.tail_start_R,
+            self.rows.num_new_R,
+            out_RTQD,
+            lse_RHX,
+            **self.shape.sizes,
+            num_parts=num_parts,
+            HEAD_DIM=self.shape.blocks["HEAD_DIM"],
+            BLOCK_D=self.shape.blocks["BLOCK_D"],
+            BLOCK_P=PARTS_AT_ONCE,
+            SPLIT_SLOTS=tiling.split_slots,
+            MOST_PARTS=tiling.most_parts,
+            TAIL_SLOTS=tiling.split_slots,
+            PACKED_SLOTS=packed.tiling.split_slots,
+            MOST_PACKED_PARTS=packed.tiling.most_parts,
+            ONLY_PACKED=only_packed,
+            num_warps=2,
+        )
 
-def _slot_mass(
-    q_RQTD: Tensor,
-    layer: RaggedLayer,
-    rows: DeviceRows,
-    scaling: float,
-    shape: _Shape,
-    lse_RHX: Tensor,
-    asking: list[int],
-) -> dict[int, SlotMass]:
-    num_heads, block_slots = layer.tail_k_RHCD.shape[1], shape.blocks["BLOCK_S"]
-    num_slots = {row: prefix.num_slots for row in asking if (prefix := layer.prefix_R[row]) is not None}
-    num_tail = {row: layer.tail_start_R[row] + layer.num_new_R[row] for row in asking}
-    prefix_mass_MW = lse_RHX.new_empty(len(asking), max(num_slots.values()))
-    tail_mass_MHY = lse_RHX.new_empty(len(asking), num_heads, max(num_tail.values()))
-    num_prefix_blocks = triton.cdiv(rows.most_slots, block_slots)
-    grid = (num_prefix_blocks + triton.cdiv(tail_mass_MHY.shape[2], block_slots), len(asking) * num_heads)
-    mass_kernel[grid](
-        q_RQTD,
-        rows.prefix_RH5,
-        layer.tail_k_RHCD,
-        rows.tail_start_R,
-        rows.num_new_R,
-        lse_RHX,
-        _on_device(tuple(asking), q_RQTD.device),
-        prefix_mass_MW,
-        tail_mass_MHY,
-        scaling,
-        **shape.sizes,
-        prefix_width=prefix_mass_MW.shape[1],
-        tail_width=tail_mass_MHY.shape[2],
-        num_prefix_blocks=num_prefix_blocks,
-        **shape.strides,
-        **shape.blocks,
-        num_warps=shape.tiling.num_warps,
-        num_stages=shape.tiling.num_stages,
-    )
-    return {
-        row: SlotMass(prefix_mass_MW[index, : num_slots[row]], tail_mass_MHY[index, :, : num_tail[row]])
-        for index, row in enumerate(asking)
-    }
+    def _attend(
+        self,
+        outputs: tuple[Tensor, Tensor],
+        *,
+        num_parts: int,
+        is_split: bool,
+        num_programs: int = 1,
+        only_packed: bool = False,
+    ) -> None:
+        layer, tiling = self.layer, self.shape.tiling
+        num_rows, num_heads, num_queries = (
+            len(layer.prefix_R),
+            layer.tail_k_RHCD.shape[1],
+            outputs[1].shape[-1],
+        )
+        num_blocks = triton.cdiv(num_queries, self.shape.blocks["BLOCK_X"])
+        attend_kernel[(num_programs, num_rows * num_heads, num_blocks)](
+            self.q_RQTD,
+            self.rows.columns_RHJ,
+            layer.tail_k_RHCD,
+            layer.tail_v_RHCD,
+            self.rows.tail_start_R,
+            self.rows.num_new_R,
+            *outputs,
+            self.scaling,
+            **self.shape.sizes,
+            num_parts=num_parts,
+            **self.shape.strides,
+            **self.shape.blocks,
+            SPLIT_SLOTS=tiling.split_slots,
+            MOST_PARTS=tiling.most_parts,
+            IS_SPLIT=is_split,
+            ONLY_PACKED=only_packed,
+            num_warps=tiling.num_warps,
+            num_stages=tiling.num_stages,
+        )
 
-
-@functools.lru_cache(maxsize=64)
-def _on_device(rows: tuple[int, ...], device: torch.device) -> Tensor:
-    """Row numbers, int32."""
-    # Cached, and so uploaded before: a CUDA graph that is being captured may upload nothing.
-    with torch.inference_mode(False):  # whoever asks first, the tensor is one that everybody may use
-        return torch.tensor(rows, dtype=torch.int32, device=device)
+    def slot_mass(self, lse_RHX: Tensor, asking: list[int]) -> dict[int, SlotMass]:
+        """Masses of the rows ``asking``, ascending."""
+        layer, blocks, prefixes = self.layer, self.shape.blocks, self.layer.prefix_R
+        num_heads, block_slots = layer.tail_k_RHCD.shape[1], blocks["BLOCK_S"]
+        num_slots = {row: prefix.num_slots for row in asking if (prefix := prefixes[row]) is not None}
+        num_tail = {row: layer.tail_start_R[row] + layer.num_new_R[row] for row in asking}
+        prefix_mass_AW = lse_RHX.new_empty(len(asking), max(num_slots.values()))
+        tail_mass_AHY = lse_RHX.new_empty(len(asking), num_heads, max(num_tail.values()))
+        num_prefix_blocks = 0
+        if self.plain_rows.intersection(asking):
+            num_prefix_blocks = triton.cdiv(self.rows.most_slots, block_slots)
+        grid = (num_prefix_blocks + triton.cdiv(tail_mass_AHY.shape[2], block_slots), len(asking) * num_heads)
+        mass_kernel[grid](
+            self.q_RQTD,
+            self.rows.columns_RHJ,
+            layer.tail_k_RHCD,
+            self.rows.tail_start_R,
+            self.rows.num_new_R,
+            lse_RHX,
+            rows_on_device(tuple(asking), self.q_RQTD.device),
+            prefix_mass_AW,
+            tail_mass_AHY,
+            self.scaling,
+            **self.shape.sizes,
+            prefix_width=prefix_mass_AW.shape[1],
+            tail_width=tail_mass_AHY.shape[2],
+            num_prefix_blocks=num_prefix_blocks,
+            **self.shape.strides,
+            **blocks,
+            num_warps=self.shape.tiling.num_warps,
+            num_stages=self.shape.tiling.num_stages,
+        )
+        self.packed.mass(lse_RHX, asking, prefix_mass_AW)
+        return {
+            row: SlotMass(prefix_mass_AW[index, : num_slots[row]], tail_mass_AHY[index, :, : num_tail[row]])
+            for index, row in enumerate(asking)
+        }
 
 
 def _rows_of(layer: RaggedLayer, device: torch.device) -> DeviceRows:

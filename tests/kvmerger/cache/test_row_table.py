@@ -2,6 +2,7 @@
 
 import torch
 
+from kvmerger.cache import columns
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.cache.row_table import PrefixTable, lengths_on_device
 
@@ -25,10 +26,11 @@ def test_every_head_is_where_the_table_says(seed: int) -> None:
     for layer_index, layer in enumerate(prefix):
         rows = table.layer(layer_index, lengths_on_device((0, 2, 3), (0, 1, 1), CPU))
         assert rows.most_slots == max(layer.num_slots_H)
-        assert not rows.prefix_RH5[0].any()
-        assert torch.equal(rows.prefix_RH5[1], rows.prefix_RH5[2])
+        assert not rows.columns_RHJ[0].any()
+        assert torch.equal(rows.columns_RHJ[1], rows.columns_RHJ[2])
         assert (rows.tail_start_R.tolist(), rows.num_new_R.tolist()) == ([0, 2, 3], [0, 1, 1])
-        for head, (k, v, log_mass, first, num_slots) in enumerate(rows.prefix_RH5[1].tolist()):
+        assert not rows.columns_RHJ[1, :, columns.IS_PACKED :].any()
+        for head, (k, v, log_mass, first, num_slots, *_) in enumerate(rows.columns_RHJ[1].tolist()):
             assert (first, num_slots) == (layer.head_starts[head], layer.num_slots_H[head])
             assert (k, v) == (layer.k_SD[first:].data_ptr(), layer.v_SD[first:].data_ptr()) or not num_slots
             assert log_mass == (0 if layer.log_mass_S is None else layer.log_mass_S[first:].data_ptr())
@@ -43,6 +45,6 @@ def test_following_is_as_good_as_describing_anew(seed: int) -> None:
     followed, anew = (
         each.layer(0, lengths_on_device((0,) * 3, (1,) * 3, CPU)) for each in (table, PrefixTable(now, CPU))
     )
-    assert torch.equal(followed.prefix_RH5, anew.prefix_RH5) and followed.most_slots == 40
+    assert torch.equal(followed.columns_RHJ, anew.columns_RHJ) and followed.most_slots == 40
     table.follow([before, before, None])
     assert table.layer(0, lengths_on_device((0,) * 3, (1,) * 3, CPU)).most_slots == 3

@@ -1,0 +1,150 @@
+"""How packed codes become numbers inside a program, two bytes at a time. Knows nothing of torch.
+
+A slot's codes are read as units of 16 bits: two neighbouring bytes, each with a code of every *plane*. Plane p of byte i is
+channel p·D/planes + i, so parity e of unit u is channel p·D/planes + 2u + e: all codes of one plane and parity make a tile
+whose channels are two apart, and nothing is ever moved between lanes. Tensor cores take tiles of 16-bit numbers straight
+from where such units lie in shared memory, transposed or not; bytes they would take only after a detour.
+
+Shapes: S slots, U units of a tile.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+# What makes up for fp32's larger bias of exponents, for numbers whose exponent and fraction lie where fp32 has its own.
+E4M3_TO_FLOAT = tl.constexpr(2.0**120)
+E2M1_TO_FLOAT = tl.constexpr(2.0**126)
+
+
+class Side(NamedTuple):
+    """Keys or values of a form as programs are compiled for them, every field a ``tl.constexpr``.
+
+    Attributes:
+        grid, per, bits, group, has_offset, is_rotated: as in `kvmerger.cache.forms.layouts.CodeLayout`.
+        head_dim: numbers of a slot.
+        planes: codes of one byte; of the low two bits where codes have 3.
+        slot_bytes: of a slot's codes.
+        alignment: bytes that every head's first code is a multiple of.
+        num_units: of a slot.
+        block_units, num_blocks: units of a tile, a power of two, and tiles that hold a slot's.
+        num_scales: of a slot: of every BLOCK of its channels, otherwise 1.
+        first_scales, past_scales: the scales of each tile and plane, plane by plane within a tile.
+        bias: what numbers are larger than those that the grid says.
+        terms: tiles whose sum is the numbers; more than one where the queries' dtype cannot hold them.
+        scale_type: of scales and offsets; e2m1's scales are bytes of e4m3.
+        assembly: what unpacks each term, plane and parity; empty where it is spelled out.
+    """
+
+    grid: str
+    per: str
+    bits: int
+    group: int
+    has_offset: bool
+    is_rotated: bool
+    head_dim: int
+    planes: int
+    slot_bytes: int
+    alignment: int
+    num_units: int
+    block_units: int
+    num_blocks: int
+    num_scales: int
+    first_scales: tuple[int, ...]
+    past_scales: tuple[int, ...]
+    bias: float
+    terms: int
+    scale_type: tl.dtype
+    assembly: tuple[str, ...]
+
+
+@triton.jit
+def channels(block: tl.constexpr, plane: tl.constexpr, parity: tl.constexpr, L: tl.constexpr):
+    """The channels of a tile's units, and which of them there are: padding has none."""
+    unit_U = block * L.block_units + tl.arange(0, L.block_units)
+    return plane * (L.head_dim // L.planes) + 2 * unit_U + parity, unit_U < L.num_units
+
+
+@triton.jit
+def load_units(codes, s, u, L: tl.constexpr):
+    """Units ``u`` of slots ``s``, int16 of their common shape, 0 for padding; ``codes`` is an address."""
+    # Offsets in a head fit 32 bits, and wider ones would take twice the registers.
+    if L.bits == 3:
+        # Bytes: a slot of 3-bit codes may have an odd number of them.
+        byte = codes.to(tl.pointer_type(tl.uint8)) + (s * L.slot_bytes + 2 * u)
+        low = tl.load(byte, mask=u < L.num_units, other=0).to(tl.int16)
+        return low | (tl.load(byte + 1, mask=u < L.num_units, other=0).to(tl.int16) << 8)
+    else:
+        units = tl.multiple_of(codes.to(tl.pointer_type(tl.int16)), L.alignment)
+        if L.num_blocks * L.block_units > L.num_units:
+            return tl.load(units + (s * (L.slot_bytes // 2) + u), mask=u < L.num_units, other=0)
+        else:
+            return tl.load(units + (s * (L.slot_bytes // 2) + u))
+
+
+@triton.jit
+def load_high(codes, s, u, parity: tl.constexpr, L: tl.constexpr):
+    """The bytes that the high bits of 3-bit codes are in, shifted so that bit 2·plane is the plane's; otherwise 0."""
+    if L.bits == 3:
+        EIGHTH: tl.constexpr = L.head_dim // 8
+        byte = 2 * u + parity
+        place = s * L.slot_bytes + 2 * EIGHTH + byte % EIGHTH
+        high = tl.load(codes.to(tl.pointer_type(tl.uint8)) + place, mask=u < L.num_units, other=0)
+        return high.to(tl.int32) >> (byte // EIGHTH)
+    else:
+        return 0
+
+
+@triton.jit
+def load_scales(scale, offset, place, L: tl.constexpr):
+    """Scales, and what a sum of unscaled numbers is short of besides (offsets, without the bias), fp32; both addresses."""
+    if L.grid == "e2m1":
+        bits = tl.load(scale.to(tl.pointer_type(tl.uint8)) + place).to(tl.int32)
+        numbers_ = (bits << 20).to(tl.float32, bitcast=True) * E4M3_TO_FLOAT
+    else:
+        numbers_ = tl.load(scale.to(tl.pointer_type(L.scale_type)) + place).to(tl.float32)
+    shift = -L.bias * numbers_
+    if L.has_offset:
+        shift += tl.load(offset.to(tl.pointer_type(L.scale_type)) + place)
+    return numbers_, shift
+
+
+@triton.jit
+def numbers(
+    unit, high, points, term: tl.constexpr, plane: tl.constexpr, parity: tl.constexpr,
+    dtype: tl.constexpr, L: tl.constexpr,
+):  # fmt: skip
+    """One plane and parity of units as numbers of the grid (plus ``L.bias``), in ``dtype``."""
+    if len(L.assembly) > 0:
+        return tl.inline_asm_elementwise(
+            L.assembly[(term * L.planes + plane) * 2 + parity], "=r,r", [unit], dtype=dtype.value, is_pure=True, pack=2
+        )  # fmt: skip
+    else:
+        return _spelled_out(unit, high, points, term, plane, parity, L).to(dtype)
+
+
+@triton.jit
+def _spelled_out(
+    unit, high, points, term: tl.constexpr, plane: tl.constexpr, parity: tl.constexpr, L: tl.constexpr
+):
+    """The same in fp32, in operations that any device and the interpreter have."""
+    LOW_BITS: tl.constexpr = 8 // L.planes
+    code = (unit.to(tl.int32) >> (8 * parity + LOW_BITS * plane)) & (2**LOW_BITS - 1)
+    if L.bits == 3:
+        code = code | (((high >> (2 * plane)) & 1) << 2)
+    if L.grid == "signed":
+        return ((code ^ 128) - 128).to(tl.float32)
+    elif L.grid == "e4m3":
+        # Exponent and fraction go where fp32 has its own; the factor makes up for the other bias, denormals included.
+        bits = ((code & 0x80) << 24) | ((code & 0x7F) << 20)
+        return bits.to(tl.float32, bitcast=True) * E4M3_TO_FLOAT
+    elif L.grid == "e2m1":
+        bits = ((code & 8) << 28) | ((code & 7) << 22)
+        return bits.to(tl.float32, bitcast=True) * E2M1_TO_FLOAT
+    elif L.grid == "gaussian":
+        return tl.load(points + term * 2**L.bits + code)
+    else:
+        return code.to(tl.float32)
