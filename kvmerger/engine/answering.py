@@ -189,12 +189,7 @@ class Answering:
             tail_bytes=max(point.live_bytes for point in trace[1:]) - sizes.held,
             peak_bytes=peak_bytes,
             degenerate_reason=_degenerate_reason(batch, index, compressed),
-            counters={
-                **merged_counters(row.prefix),
-                **_budget_counter(compressed),
-                **batch.counters_by_row.get(index, {}),
-                **({"num_prompts_together": float(batch.num_prompts)} if batch.num_prompts > 1 else {}),
-            },
+            counters=_counters(batch, index, compressed),
             seconds={"compress_s": compressed.compress_s},
             trace=trace,
             form=PLAIN_FORM if form is None else name_of(form),
@@ -245,6 +240,15 @@ def _degenerate_reason(batch: Batch, index: int, compressed: Compressed) -> str 
     """Why the row says nothing about its policy; one that keeps the whole prompt may still act on the answer."""
     reason = compressed.degenerate_reason
     return None if reason == DID_NOTHING and batch.has_acted(index) else reason
+
+
+def _counters(batch: Batch, index: int, compressed: Compressed) -> dict[str, float]:
+    return {
+        **merged_counters(batch.rows[index].prefix),
+        **_budget_counter(compressed),
+        **batch.counters_by_row.get(index, {}),
+        **({"num_prompts_together": float(batch.num_prompts)} if batch.num_prompts > 1 else {}),
+    }
 
 
 def _budget_counter(compressed: Compressed) -> dict[str, float]:

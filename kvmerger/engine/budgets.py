@@ -11,17 +11,12 @@ from typing import NamedTuple
 from kvmerger.budget import (
     Budget,
     BudgetError,
-    BudgetSpec,
-    BytesLike,
-    BytesShare,
     LikeVariant,
-    SlotCount,
     effective_ratio,
     label_referred_to,
     num_slots_for,
-    slots_of_share,
 )
-from kvmerger.building import Variant, layer_bytes
+from kvmerger.building import Variant, in_slots
 from kvmerger.names import VariantError
 from kvmerger.policies.base import CacheShape
 from kvmerger.policies.registry import path_of
@@ -60,36 +55,13 @@ def asked(shape: CacheShape, variant: Variant, kept: Mapping[str, Kept]) -> Sequ
     if variant.budget is None:
         even = Budget.uniform(shape.num_tokens, shape.num_kv_heads, 1.0)
         return [even] * shape.num_layers
-    budget = in_slots(shape, variant, kept)
+    budget = in_slots(variant.budget, variant.policy, shape, lambda label: _kept_by(label, kept).num_bytes)
     variant.policy.check(shape, budget)
     if isinstance(budget, LikeVariant):
         return _like(budget.label, shape, kept)
     num_slots = num_slots_for(budget, shape.num_tokens)
     even = Budget.uniform(num_slots, shape.num_kv_heads, effective_ratio(budget, shape.num_tokens))
     return [even] * shape.num_layers
-
-
-def in_slots(shape: CacheShape, variant: Variant, kept: Mapping[str, Kept]) -> BudgetSpec:
-    """The variant's budget, of which there is one, with bytes as the slots per head that they hold.
-
-    Raises:
-        BudgetError: not one slot per head fits.
-    """
-    match variant.budget:
-        case BytesShare() as share:
-            return SlotCount(slots_of_share(share, layer_bytes(variant.policy, shape), shape.num_tokens))
-        case BytesLike(label=label):
-            num_bytes = _kept_by(label, kept).num_bytes // shape.num_layers
-            layer = layer_bytes(variant.policy, shape)
-            if num_slots := layer.most_slots(num_bytes, shape.num_tokens):
-                return SlotCount(num_slots)
-            one = layer.of((1,) * shape.num_kv_heads)
-            raise BudgetError(
-                f"the budget is the bytes of {label!r}, {num_bytes} a layer, and one slot per head takes {one}; name a "
-                f"variant that holds more"
-            )
-    assert variant.budget is not None, "there is a budget"
-    return variant.budget
 
 
 def allocated(prefilled: Prefilled, variant: Variant, asked_L: Sequence[Budget]) -> Sequence[Budget]:

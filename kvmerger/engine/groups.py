@@ -14,10 +14,9 @@ from itertools import accumulate
 
 import torch
 
-from kvmerger.budget import BytesLike, LayerBytes, LikeVariant, label_referred_to, num_slots_for
-from kvmerger.building import Variant, layer_bytes
+from kvmerger.budget import LayerBytes, LikeVariant, label_referred_to, num_slots_for
+from kvmerger.building import Variant, in_slots, layer_bytes
 from kvmerger.device import available_bytes
-from kvmerger.engine.budgets import in_slots
 from kvmerger.generation import Prompt
 from kvmerger.limits import another_bucket, bucket_for
 from kvmerger.policies.base import CacheShape, Policy
@@ -118,12 +117,8 @@ def expected_bytes(
     tail_tokens = [len(question.tail_ids) for question in prompt.questions]
     expected: dict[str, int] = {}
     for variant in variants:
-        slots = _most_slots(variant, by_label, shape)
+        slots = _most_slots(variant, by_label, shape, expected)
         num_bytes = _bytes_of(variant.policy, slots, shape)
-        if isinstance(variant.budget, BytesLike) and variant.budget.label in expected:
-            # The other's slots are more or fewer, and have that many positions.
-            positions = POSITION_BYTES * shape.num_layers * shape.num_kv_heads * shape.num_tokens
-            num_bytes = min(num_bytes, expected[variant.budget.label] + positions)
         if _acts(variant, prompt_seed):
             # Slots of its own hold prefix and tail, plain; the tail as it was read is kept to start again.
             num_bytes += sum(_bytes_of(None, slots + 2 * tail, shape) for tail in tail_tokens)
@@ -156,13 +151,16 @@ def _bytes_of(policy: Policy | None, slots: int, shape: CacheShape) -> int:
     return shape.num_layers * (plain.of(slots_H) + positions)
 
 
-def _most_slots(variant: Variant, by_label: Mapping[str, Variant], shape: CacheShape) -> int:
+def _most_slots(
+    variant: Variant, by_label: Mapping[str, Variant], shape: CacheShape, expected: Mapping[str, int]
+) -> int:
+    """Slots per head that ``variant`` may come to; ``expected`` are the bytes of those before it."""
     while isinstance(variant.budget, LikeVariant) and variant.budget.label in by_label:
         variant = by_label[variant.budget.label]
     # A policy may be a user's, and a budget impossible: compressing will tell.
     with suppress(Exception):
         if variant.budget is not None and not variant.policy.budget_is_outcome:
-            budget = in_slots(shape, variant, {})
+            budget = in_slots(variant.budget, variant.policy, shape, expected.__getitem__)
             if not isinstance(budget, LikeVariant):
                 return min(num_slots_for(budget, shape.num_tokens), shape.num_tokens)
     return shape.num_tokens

@@ -62,20 +62,20 @@ def parameters_of(name: str) -> dict[str, Any]:
     }
 
 
-def summary_of(name: str) -> str:
-    """One line about the form ``name``."""
-    return (_entry(name)[0].__doc__ or "").strip().partition("\n")[0]
-
-
 def name_of(form: Form) -> str:
-    """What a shipped form is called, with the parameters that are not its defaults; ``module:Class`` for a user's."""
-    alike = [name for name in names() if _entry(name)[0] is type(form)]
-    for name in alike:
-        if get(name)() == form:
-            return name
-    values = ",".join(f"{field.name}={getattr(form, field.name)}" for field in fields(form))
-    own = type(form).__name__ if alike else f"{type(form).__module__}:{type(form).__name__}"
-    return f"{own}({values})" if values else own
+    """What a form is called: its name, with the parameters that are not the name's own; ``module:Class`` for a user's."""
+    values = {field.name: getattr(form, field.name) for field in fields(form)}
+    # Of several names of one class, the one that leaves the least to be said.
+    alike = {name: _not_alike(values, vars(get(name)())) for name in names() if _entry(name)[0] is type(form)}
+    own = min(
+        alike, key=lambda name: len(alike[name]), default=f"{type(form).__module__}:{type(form).__name__}"
+    )
+    told = ",".join(f"{name}={value}" for name, value in alike.get(own, values).items())
+    return f"{own}({told})" if told else own
+
+
+def _not_alike(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value != others[name]}
 
 
 def _entry(name: str) -> tuple[type[Form], dict[str, Any]]:

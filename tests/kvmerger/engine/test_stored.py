@@ -140,7 +140,9 @@ def test_packed_layers_own_all_they_hold_and_the_full_row_stays_as_it_was(seed: 
         for layer in done.prefix:
             layer.check_integrity()
         if label != "acts":
-            assert done.nbytes <= expected[label] <= 1.4 * done.nbytes, label  # positions weigh much beside such small heads
+            assert done.nbytes <= expected[label] <= 1.4 * done.nbytes, (
+                label
+            )  # positions weigh much beside such small heads
     assert all(torch.equal(layer.k_SD, other) for layer, other in zip(prefilled.layers, before, strict=True))
 
 
