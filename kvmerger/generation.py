@@ -110,10 +110,11 @@ class Generation:
         tail_bytes: K/V of the tail at its longest; under a decode rule, all that is held beyond the prefix.
         peak_bytes: the device's peak while this variant ran alone; None unless isolated on CUDA.
         seconds: by phase; names ending in ``_shared_s`` are the whole batch's, the same in every row of it. One after the
-            other: ``prefill``, ``plan`` (which variants answer together), each variant's own ``compress_s``, ``batch`` (its
-            tables and memory), ``tails``, ``decode``, ``fidelity``, ``results`` (these rows). Within ``decode``:
-            ``record_graph`` and ``decode_rules``. Where several prompts decoded together, ``decode`` is each one's equal part
-            of those steps (``num_prompts_together`` in `counters`).
+            other: ``prefill``, ``repeat`` (the context once more, where a policy reads that), ``plan`` (which variants answer
+            together), each variant's own ``compress_s``, ``batch`` (its tables and memory), ``tails``, ``decode``,
+            ``fidelity``, ``results`` (these rows). Within ``decode``: ``record_graph`` and ``decode_rules``. Where several
+            prompts decoded together, ``decode`` is each one's equal part of those steps (``num_prompts_together`` in
+            `counters`).
         trace: this variant's own memory from prefill to its last token.
         form: what the prefix is stored as, with the parameters that are not the form's own defaults.
         bits_k, bits_v: mean bits of a stored number of keys and values, scales not counted.

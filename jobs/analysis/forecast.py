@@ -19,7 +19,7 @@ _FLOPS_PER_PARAMETER_AND_TOKEN = 2
 # What one device was seen to do: the demo model prefills 730 tokens/s on 2 CPU cores, 8B-shaped weights about
 # 30,000 tokens/s (16k prompts) on an H200. Decoding is counted in tokens of prefill, see `cost_tokens_of`.
 _FLOPS_PER_S = {"cpu": 2e11, "cuda": 4e14}
-_PROMPT_PHASES = ("prefill_shared_s", "plan_shared_s")
+_PROMPT_PHASES = ("prefill_shared_s", "repeat_shared_s", "plan_shared_s")
 _BATCH_PHASES = (
     "batch_shared_s", "tails_shared_s", "decode_shared_s", "fidelity_shared_s", "results_shared_s",
 )  # fmt: skip

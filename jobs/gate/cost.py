@@ -25,7 +25,8 @@ from kvmerger.variants import FULL, FULL_AA
 
 _PERCENT = 100
 _COLUMN = "log_seconds"
-_PHASES = ("prefill_s", "compress_s", "decode_shared_s")  # the batch of an isolated run is the policy's own
+# The batch of an isolated run is the policy's own.
+_PHASES = ("prefill_s", "repeat_s", "compress_s", "decode_shared_s")
 _NOT_ISOLATED = "rows are fused: set `execution: isolated`"
 _PEAK, _READ = "peak_bytes", "read_bytes"
 _METRICS = {"kv_bytes": "KV bytes", _READ: "bytes read", _PEAK: "peak bytes"}

@@ -5,18 +5,22 @@ Shapes: N tokens, H KV heads, Q query heads, D head size, E hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from kvmerger.cache.layer_cache import LayerCache, room_for
 from kvmerger.policies.base import Policy, declared_needs
-from kvmerger.prefill.evidence import Evidence, LayerStates, needs_hidden_states
+from kvmerger.prefill.evidence import Evidence, LayerStates, Need, reads_hidden_states, repeat_needs
 from kvmerger.prefill.prefill import Prefilled
+from kvmerger.prefill.repeat_states import Gathered, RepeatStates
 
 # 311 is prime: no window, partition or block of a kernel divides it, so every last one is a short one.
 NUM_LAYERS, NUM_KV_HEADS, NUM_QUERY_HEADS, HEAD_DIM, NUM_TOKENS = 8, 2, 4, 16, 311
 # A neighbour's share in each key, so that some neighbours are alike and some are not, as in real prompts.
 _NEIGHBOUR_SHARE = 0.8
+_INSTRUCTION_TOKENS = 3
 
 
 def random_prefill(seed: int, dtype: torch.dtype, policy: Policy, num_tokens: int = NUM_TOKENS) -> Prefilled:
@@ -30,7 +34,7 @@ def random_prefill(seed: int, dtype: torch.dtype, policy: Policy, num_tokens: in
         return torch.randn(num_heads, num_tokens, HEAD_DIM, generator=generator)
 
     needs = declared_needs(policy)
-    reads_hidden_states = needs_hidden_states(needs)
+    has_hidden_states = any(map(reads_hidden_states, needs))
     layers: list[LayerCache] = []
     evidence: list[Evidence] = []
     for layer_index in range(NUM_LAYERS):
@@ -38,12 +42,14 @@ def random_prefill(seed: int, dtype: torch.dtype, policy: Policy, num_tokens: in
         share_HN1 = _NEIGHBOUR_SHARE * torch.rand(NUM_KV_HEADS, num_tokens - 1, 1, generator=generator)
         k_HND[:, 1:] = share_HN1 * k_HND[:, :-1] + (1 - share_HN1) * k_HND[:, 1:]
         q_QND, v_HND = draw(NUM_QUERY_HEADS), draw(NUM_KV_HEADS)
-        attention_input = _attention_input(generator, dtype, num_tokens) if reads_hidden_states else ()
+        attention_input = _attention_input(generator, dtype, num_tokens) if has_hidden_states else ()
         states = LayerStates(
             q_QND.to(dtype), k_HND.to(dtype), v_HND.to(dtype), HEAD_DIM**-0.5, *attention_input
         )
         gathered = Evidence(states, layer_index, NUM_LAYERS, prompt_seed=seed)
         gathered.capture(needs)
+        if repeated := repeat_needs(needs):
+            _repeat(gathered, states, repeated, generator)
         # As prefill writes them: neighbours in one storage, so that stacking them copies nothing.
         if not layers:
             layers = list(room_for(NUM_LAYERS, states.k_HND))
@@ -51,6 +57,28 @@ def random_prefill(seed: int, dtype: torch.dtype, policy: Policy, num_tokens: in
         layers[layer_index].v_HND.copy_(states.v_HND)
         evidence.append(gathered)
     return Prefilled(tuple(layers), tuple(evidence))
+
+
+def _repeat(
+    evidence: Evidence, states: LayerStates, needs: Sequence[Need], generator: torch.Generator
+) -> None:
+    """What a repetition in two parts would tell: an instruction of a few tokens, then keys and queries like the prompt's."""
+    num_tokens = states.k_HND.shape[1]
+    gathered, middle = Gathered(needs), (num_tokens + 1) // 2
+    for part in filter(len, (range(middle), range(middle, num_tokens))):
+        place_T = torch.tensor([*[0] * _INSTRUCTION_TOKENS, *part], dtype=torch.int64)
+        q_QTD, k_HTD, v_HTD = (
+            x[:, place_T] + torch.randn(x[:, place_T].shape, generator=generator).to(x.dtype)
+            for x in (states.q_QND, states.k_HND, states.v_HND)
+        )
+        hidden_TE = None if states.hidden_NE is None else states.hidden_NE[place_T]
+        gathered.add(
+            RepeatStates(
+                q_QTD, k_HTD, v_HTD, states.k_HND, states.v_HND, part, states.scaling, hidden_TE, states.attention,
+            )
+        )  # fmt: skip
+    for need, found in gathered.found().items():
+        evidence.put(need, found)
 
 
 def _attention_input(

@@ -33,6 +33,7 @@ from kvmerger.models.loading import LoadedModel
 from kvmerger.policies.base import declared_needs
 from kvmerger.prefill.evidence import Need
 from kvmerger.prefill.prefill import Prefilled, prefill
+from kvmerger.prefill.repeat import repeat
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
 
@@ -58,7 +59,7 @@ def run_fused(
 class FusedRun:
     """One prompt's results so far: every label of every group answered is in them once per question.
 
-    variants: each after the one its budget is like. seconds: what prefill and planning took.
+    variants: each after the one its budget is like. seconds: what prefill, a repetition and planning took.
     """
 
     model: LoadedModel
@@ -86,9 +87,11 @@ class FusedRun:
         is_last_try: bool,
     ) -> FusedRun:
         """Prefill ``prompt``; see `prefill`."""
-        start_s = now_s(model.device)
-        prefilled = prefill(model, prompt.context_ids, needs_of(variants), seed, is_last_try=is_last_try)
+        start_s, needs = now_s(model.device), needs_of(variants)
+        prefilled = prefill(model, prompt.context_ids, needs, seed, is_last_try=is_last_try)
         seconds = {"prefill_shared_s": now_s(model.device) - start_s, "plan_shared_s": 0.0}
+        if repeat(model, prompt.context_ids, prefilled, needs, is_last_try=is_last_try):
+            seconds["repeat_shared_s"] = now_s(model.device) - start_s - seconds["prefill_shared_s"]
         return cls(model, limits, prompt, references_first(variants), prefilled, graphs, seconds)
 
     @property

@@ -24,6 +24,7 @@ from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits, another_bucket, bucket_for
 from kvmerger.models.loading import LoadedModel
 from kvmerger.prefill.prefill import prefill
+from kvmerger.prefill.repeat import repeat
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
 
@@ -85,9 +86,11 @@ class _Runner:
         graphs = graphs_for(model, self.refusals)
         # Before the prefill, which belongs to the peak as compressing does.
         before_bytes = _start_peak(model.device)
-        start_s = now_s(model.device)
-        prefilled = prefill(model, prompt.context_ids, needs_of(variants), self.seed, is_last_try=False)
+        start_s, needs = now_s(model.device), needs_of(variants)
+        prefilled = prefill(model, prompt.context_ids, needs, self.seed, is_last_try=False)
         seconds = {"prefill_s": now_s(model.device) - start_s}
+        if repeat(model, prompt.context_ids, prefilled, needs, is_last_try=False):
+            seconds["repeat_s"] = now_s(model.device) - start_s - seconds["prefill_s"]
         compression = compress_all(prefilled, variants, self.kept)
         self.kept.update(compression.kept)
         if compression.failed:

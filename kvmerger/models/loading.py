@@ -8,8 +8,9 @@ Shapes: B rows, T tokens, E hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +32,7 @@ from kvmerger.models.errors import ModelError, first_line, readable_errors
 from kvmerger.models.fast_decoder import FastDecoder
 from kvmerger.models.joined_weights import is_fusable, join
 from kvmerger.models.probe import largest_difference, probe
+from kvmerger.models.repeat_words import RepeatWords, repeat_words
 from kvmerger.models.source import (
     DTYPES,
     ModelInfo,
@@ -54,12 +56,15 @@ class LoadedModel:
 
     ``fast_decoder`` computes the decoder of ``module`` in its place, with the same weights; `probed` sets it. Such a model is
     not to be copied or pickled, and does not see what is done to ``module`` afterwards: hooks, ``.to()``, other parameters.
+    ``repeat_words`` gives the words that make it repeat a context, read from its tokenizer when first asked for; None where
+    there is no tokenizer to ask.
     """
 
     module: nn.Module
     info: ModelInfo
     eos_ids: frozenset[int]
     fast_decoder: FastDecoder | None = None
+    repeat_words: Callable[[], RepeatWords] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -146,7 +151,9 @@ def load_model(
         )
     refuse_differences(name, found)
     module = _moved(module, info).eval().requires_grad_(False)
-    return probed(LoadedModel(module, info, _eos_ids((module.generation_config, module.config))))
+    words = functools.cache(lambda: repeat_words(load_tokenizer(name, revision=revision)))
+    end_ids = _eos_ids((module.generation_config, module.config))
+    return probed(LoadedModel(module, info, end_ids, repeat_words=words))
 
 
 def _moved(module: nn.Module, info: ModelInfo) -> nn.Module:

@@ -1,8 +1,9 @@
 """What a policy can learn about one layer (evidence): how it is registered, computed and kept.
 
 Each piece is computed at most once and shared by every policy. What reads queries or hidden states must be declared before
-prefill: it is computed inside the layer's attention call, after which those are gone. Everything else is computed when first
-asked for.
+prefill: it is computed inside the layer's attention call, after which those are gone. What reads a repetition of the context
+(`repeat`) must be declared too: the repetition is run only where somebody does. Everything else is computed when first asked
+for.
 
 Shapes: N tokens of the compressed part, Q query heads, H KV heads, D head size.
 """
@@ -21,6 +22,8 @@ from kvmerger.kernels import dispatch
 
 AttentionSource = Literal["prefill", "window"]
 ATTENTION_SOURCES = ("prefill", "window")
+Pieces = Literal["joined", "summed"]
+"""How what is computed of each part of a repetition becomes one: along the second dimension, or added up."""
 # Softmax underflows to 0 where nobody looks. A set of such tokens still needs weights, and ratios that fp32 can hold.
 _LEAST_MASS = 1e-20
 
@@ -61,24 +64,28 @@ class _Registered:
     compute: Callable[..., Tensor]
     reads_queries: bool
     reads_hidden_states: bool
+    pieces: Pieces | None = None
 
     @property
     def is_prefill_only(self) -> bool:
         """Whether it reads what is gone after the layer's attention call."""
-        return self.reads_queries or self.reads_hidden_states
+        return self.pieces is None and (self.reads_queries or self.reads_hidden_states)
 
 
 _REGISTRY: dict[str, _Registered] = {}
 
 
 def register_evidence(
-    name: str, *, reads_queries: bool, reads_hidden_states: bool = False
+    name: str, *, reads_queries: bool, reads_hidden_states: bool = False, pieces: Pieces | None = None
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register ``compute(states, *params) -> Tensor`` under ``name``; returns it unchanged.
 
     ``states`` is a `LayerStates`; its ``q_QND`` and ``lse_QN`` may be read only with ``reads_queries=True``, ``hidden_NE``,
     ``attention`` and ``rotary`` only with ``reads_hidden_states=True``. The result is kept until the last policy has run,
     so it must be small: a few numbers per token, never one per pair of tokens.
+
+    With ``pieces`` it is of a repetition: ``states`` is then a `RepeatStates`, ``compute`` is called for each part of the
+    context that is repeated, and what it gives is ``joined`` along the second dimension, or ``summed``.
     """
 
     def register(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -87,7 +94,7 @@ def register_evidence(
             raise EvidenceError(
                 f"evidence {name!r} is already registered by {_REGISTRY[name].compute.__module__}"
             )
-        _REGISTRY[name] = _Registered(compute, reads_queries, reads_hidden_states)
+        _REGISTRY[name] = _Registered(compute, reads_queries, reads_hidden_states, pieces)
         return compute
 
     return register
@@ -125,7 +132,7 @@ class Evidence:
             raise self._errors[need]
         if need not in self._cache:
             registered = _registered(need)
-            if registered.is_prefill_only and not self._is_in_prefill:
+            if registered.pieces or (registered.is_prefill_only and not self._is_in_prefill):
                 raise EvidenceError(
                     f"{need} reads what only prefill has, so the policy must declare it in needs()"
                 )
@@ -167,6 +174,14 @@ class Evidence:
         self._states = LayerStates(states.q_QND.new_empty(0), states.k_HND, states.v_HND, states.scaling)
         self._is_in_prefill = False
 
+    def put(self, need: Need, found: Tensor | Exception) -> None:
+        """Give ``found`` to whoever asks for ``need``; an error is raised there, and keeps no frames."""
+        if isinstance(found, Exception):
+            forget_frames(found)
+            self._errors[need] = found
+        else:
+            self._cache[need] = found
+
     def point_at(self, k_HND: Tensor, v_HND: Tensor) -> None:
         """Read keys and values from these equal tensors from now on, so that no second copy stays alive."""
         self._states = LayerStates(self._states.q_QND, k_HND, v_HND, self._states.scaling)
@@ -180,8 +195,29 @@ def forget_frames(error: BaseException | None) -> None:
 
 
 def needs_hidden_states(needs: Iterable[Need]) -> bool:
-    """Whether any of ``needs`` reads hidden states, which the attention seam does not carry."""
-    return any(need.name in _REGISTRY and _REGISTRY[need.name].reads_hidden_states for need in needs)
+    """Whether any of ``needs`` reads hidden states of the prompt, which the attention seam does not carry."""
+    return any(reads_hidden_states(need) and pieces_of(need) is None for need in needs)
+
+
+def repeat_needs(needs: Iterable[Need]) -> list[Need]:
+    """Those of ``needs`` that read a repetition of the context, in an order of their own."""
+    # Parameters of different types have no order.
+    return sorted((need for need in needs if pieces_of(need)), key=repr)
+
+
+def pieces_of(need: Need) -> Pieces | None:
+    """How pieces of ``need`` become one; None where it is not of a repetition, or unknown."""
+    return _REGISTRY[need.name].pieces if need.name in _REGISTRY else None
+
+
+def reads_hidden_states(need: Need) -> bool:
+    """Whether ``need`` reads hidden states, the prompt's or a repetition's."""
+    return need.name in _REGISTRY and _REGISTRY[need.name].reads_hidden_states
+
+
+def compute_of(need: Need) -> Callable[..., Tensor]:
+    """What computes ``need``, to be called with states and its parameters."""
+    return _registered(need).compute
 
 
 def _registered(need: Need) -> _Registered:

@@ -22,9 +22,11 @@ from transformers import (
 
 from kvmerger.models.attention import ATTENTION_NAME, register_attention
 from kvmerger.models.loading import LoadedModel
+from kvmerger.models.repeat_words import RepeatWords
 from kvmerger.models.source import ModelInfo
 
 VOCAB_SIZE = 211
+REPEAT_WORDS = RepeatWords(first_ids=(3, 5), next_ids=(7, 11, 13), suffix_ids=(17,))
 TIE_LOGITS = 1e-3
 """Closer than this, the better of two tokens is a matter of rounding: kernels differ by up to 1e-4."""
 _CLASSES = {
@@ -64,7 +66,8 @@ def tiny_model(
         model_class._from_config(copy.deepcopy(made), attn_implementation=ATTENTION_NAME).to(dtype).eval()
     )
     behind_seam.load_state_dict(plain.state_dict())
-    return TinyModel(LoadedModel(behind_seam, _info(made, dtype), frozenset()), plain)
+    ours = LoadedModel(behind_seam, _info(made, dtype), frozenset(), repeat_words=lambda: REPEAT_WORDS)
+    return TinyModel(ours, plain)
 
 
 def _info(config: Any, dtype: torch.dtype) -> ModelInfo:
