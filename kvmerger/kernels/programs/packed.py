@@ -14,7 +14,15 @@ import triton
 import triton.language as tl
 
 from kvmerger.cache import columns
-from kvmerger.kernels.programs.packed_codes import channels, load_high, load_scales, load_units, numbers
+from kvmerger.kernels.programs.packed_codes import (
+    channels,
+    fetch_block,
+    fetch_group,
+    load_high,
+    load_units,
+    numbers,
+    opened,
+)
 from kvmerger.kernels.programs.packed_keys import (
     fold_queries,
     load_queries,
@@ -44,7 +52,7 @@ def packed_attend_kernel(
     q_RQTD, columns_RHJ, row_M, tail_start_R, num_new_R, k_points, v_points, part_out_RHPXD, part_lse_RHPX,
     scaling, num_heads, num_groups, num_tokens, num_parts, q_stride_R, q_stride_Q, q_stride_T,
     BLOCK_X: tl.constexpr, BLOCK_S: tl.constexpr, SPLIT_SLOTS: tl.constexpr, MOST_PARTS: tl.constexpr,
-    TAIL_SLOTS: tl.constexpr, IS_TWIN: tl.constexpr, IS_ALIGNED: tl.constexpr,
+    TAIL_SLOTS: tl.constexpr, IS_TWIN: tl.constexpr, WHOLE_GROUPS: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr,
 ):
     # fmt: on
@@ -62,7 +70,7 @@ def packed_attend_kernel(
         q_X = q_RQTD + row * q_stride_R + query_head_X * q_stride_Q + token_X.to(tl.int64) * q_stride_T
         acc, max_X, sum_X, shifts = _over_part(
             q_X, token_X < num_new, head_columns, begin, tl.minimum(begin + part_slots, num_slots),
-            k_points, v_points, scaling, BLOCK_X, BLOCK_S, IS_TWIN, IS_ALIGNED, K, V,
+            k_points, v_points, scaling, BLOCK_X, BLOCK_S, IS_TWIN, WHOLE_GROUPS, K, V,
         )  # fmt: skip
         acc = _finished(acc, shifts, head_columns, q_RQTD.dtype.element_ty, V)
         tail_parts = tl.cdiv(tl.load(tail_start_R + row) + num_new, TAIL_SLOTS)
@@ -82,7 +90,7 @@ def packed_attend_kernel(
 @triton.jit
 def _over_part(
     q_X, is_query_X, head_columns, begin, end, k_points, v_points, scaling,
-    BLOCK_X: tl.constexpr, BLOCK_S: tl.constexpr, IS_TWIN: tl.constexpr, IS_ALIGNED: tl.constexpr,
+    BLOCK_X: tl.constexpr, BLOCK_S: tl.constexpr, IS_TWIN: tl.constexpr, WHOLE_GROUPS: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
     """Attention over slots from ``begin`` to ``end``, at least one: tiles of sums, largest score, sum, sums for offsets."""
@@ -101,10 +109,17 @@ def _over_part(
             shifts = shifts + (tl.zeros([BLOCK_S, BLOCK_X], dtype=tl.float32),)
     max_X = tl.full([BLOCK_X], float("-inf"), dtype=tl.float32)
     sum_SX = tl.zeros([BLOCK_S, BLOCK_X], dtype=tl.float32)
+    k_next = fetch_block(keys[1], keys[2], begin, end, BLOCK_S, WHOLE_GROUPS, K)
+    v_next = fetch_block(values[1], values[2], begin, end, BLOCK_S, False, V)
     for start in range(begin, end, BLOCK_S):
+        # The next block's are asked for before this one's are used. Of codes the compiler sees to that, but copies of two
+        # bytes it does not make ahead.
+        k_scales, v_scales = k_next, v_next
+        k_next = fetch_block(keys[1], keys[2], start + BLOCK_S, end, BLOCK_S, WHOLE_GROUPS, K)
+        v_next = fetch_block(values[1], values[2], start + BLOCK_S, end, BLOCK_S, False, V)
         s_S = tl.minimum(start + tl.arange(0, BLOCK_S), end - 1)
         score_SX = scores(
-            operands, sums, keys, start, end, s_S, BLOCK_X, dtype, IS_TWIN, IS_ALIGNED, K
+            operands, sums, keys, k_scales, start, end, s_S, BLOCK_X, dtype, IS_TWIN, WHOLE_GROUPS, K
         ) * scaling + logits(head_columns, start, end, s_S)[:, None]  # fmt: skip
         new_max_X = tl.maximum(max_X, tl.max(score_SX, axis=0))
         # A log mass may be -inf, and -inf - -inf is no number.
@@ -115,7 +130,7 @@ def _over_part(
         # Sums over slots are made once, at the end: here they would take a shuffle per block.
         sum_SX = sum_SX * decay_X[None, :] + prob_SX
         acc, shifts = _take_in(
-            acc, shifts, prob_SX, decay_X, values, start, end, s_S, BLOCK_X, dtype, IS_HALF, V
+            acc, shifts, prob_SX, decay_X, values, v_scales, start, end, s_S, BLOCK_X, dtype, IS_HALF, V
         )
     return acc, max_X, tl.sum(sum_SX, axis=0), shifts
 
@@ -152,7 +167,7 @@ def logits(head_columns, start, end, s_S):
 
 @triton.jit
 def _take_in(
-    acc, shifts, prob_SX, decay_X, values, start, end, s_S,
+    acc, shifts, prob_SX, decay_X, values, fetched, start, end, s_S,
     X: tl.constexpr, dtype: tl.constexpr, IS_HALF: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
     """Take a block's values into the running sums, which decay first."""
@@ -174,8 +189,7 @@ def _take_in(
         for scale in tl.static_range(V.num_scales):
             scaled_SX = prob_SX
             if V.per != "nothing":
-                place_S = s_S * V.num_scales + scale
-                scale_S, shift_S = load_scales(values[1], values[2], place_S, V)
+                scale_S, shift_S = opened(fetched, scale, V)
                 scaled_SX = prob_SX * scale_S[:, None]
                 if len(shifts) > 0:
                     moved = moved + (shifts[scale] * decay_X[None, :] + prob_SX * shift_S[:, None],)
@@ -198,15 +212,26 @@ def _sums(acc, operands, values, s_S, dtype: tl.constexpr, V: tl.constexpr):
                 acc_UX = acc[(block * V.planes + plane) * 2 + parity]
                 for term in tl.static_range(V.terms):
                     value_US = numbers(unit_US, high_US, values[3], term, plane, parity, dtype, V)
-                    if V.first_scales[block * V.planes + plane] + 1 == V.past_scales[block * V.planes + plane]:
-                        acc_UX = tl.dot(value_US, operands[V.first_scales[block * V.planes + plane]], acc_UX, input_precision="ieee")
-                    else:
-                        channel_U, _ = channels(block, plane, parity, V)
-                        for scale in tl.static_range(V.first_scales[block * V.planes + plane], V.past_scales[block * V.planes + plane]):
-                            sum_UX = tl.dot(value_US, operands[scale], input_precision="ieee")
-                            acc_UX += tl.where((channel_U // V.group == scale)[:, None], sum_UX, 0.0)
+                    acc_UX = _dot_by_scale(acc_UX, value_US, operands, block, plane, parity, V)
                 added = added + (acc_UX,)
     return added
+
+
+@triton.jit
+def _dot_by_scale(
+    acc_UX, value_US, operands, block: tl.constexpr, plane: tl.constexpr, parity: tl.constexpr, V: tl.constexpr
+):
+    """``acc_UX`` and a tile of values times the probabilities of its scale, or of each channel's."""
+    FIRST: tl.constexpr = V.first_scales[block * V.planes + plane]
+    PAST: tl.constexpr = V.past_scales[block * V.planes + plane]
+    if FIRST + 1 == PAST:
+        return tl.dot(value_US, operands[FIRST], acc_UX, input_precision="ieee")
+    else:
+        channel_U, _ = channels(block, plane, parity, V)
+        for scale in tl.static_range(FIRST, PAST):
+            sum_UX = tl.dot(value_US, operands[scale], input_precision="ieee")
+            acc_UX += tl.where((channel_U // V.group == scale)[:, None], sum_UX, 0.0)
+        return acc_UX
 
 
 @triton.jit
@@ -219,11 +244,10 @@ def _of_group(
         zeros = zeros + (tl.zeros_like(acc[index]),)
     sums = _sums(zeros, (twins(prob_SX, dtype, IS_HALF),), values, s_S, dtype, V)
     sum_X = tl.sum(prob_SX, axis=0)
+    fetched = fetch_group(values[1], values[2], group, V)
     added = ()
     for index in tl.static_range(len(acc)):
-        channel_U, _ = channels(index // 2 // V.planes, index // 2 % V.planes, index % 2, V)
-        place_U = group * V.head_dim + tl.minimum(channel_U, V.head_dim - 1)
-        scale_U, shift_U = load_scales(values[1], values[2], place_U, V)
+        scale_U, shift_U = opened(fetched, index, V)
         acc_UX = acc[index] + sums[index] * scale_U[:, None]
         if V.has_offset or V.bias != 0:
             shift_UX = shift_U[:, None] * sum_X[None, :]

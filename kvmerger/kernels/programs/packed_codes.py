@@ -10,7 +10,7 @@ Shapes: S slots, U units of a tile.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import triton
 import triton.language as tl
@@ -20,7 +20,9 @@ E4M3_TO_FLOAT = tl.constexpr(2.0**120)
 E2M1_TO_FLOAT = tl.constexpr(2.0**126)
 
 
-class Side(NamedTuple):
+# Compared as one object: hashing all fields at every launch would take longer than the launch.
+@dataclass(frozen=True, eq=False)
+class Side:
     """Keys or values of a form as programs are compiled for them, every field a ``tl.constexpr``.
 
     Attributes:
@@ -35,7 +37,7 @@ class Side(NamedTuple):
         first_scales, past_scales: the scales of each tile and plane, plane by plane within a tile.
         bias: what numbers are larger than those that the grid says.
         terms: tiles whose sum is the numbers; more than one where the queries' dtype cannot hold them.
-        scale_type: of scales and offsets; e2m1's scales are bytes of e4m3.
+        scale_type: of scales and offsets; of e2m1's scales, bytes of e4m3.
         assembly: what unpacks each term, plane and parity; empty where it is spelled out.
     """
 
@@ -99,17 +101,69 @@ def load_high(codes, s, u, parity: tl.constexpr, L: tl.constexpr):
 
 
 @triton.jit
-def load_scales(scale, offset, place, L: tl.constexpr):
-    """Scales, and what a sum of unscaled numbers is short of besides (offsets, without the bias), fp32; both addresses."""
-    if L.grid == "e2m1":
-        bits = tl.load(scale.to(tl.pointer_type(tl.uint8)) + place).to(tl.int32)
-        numbers_ = (bits << 20).to(tl.float32, bitcast=True) * E4M3_TO_FLOAT
-    else:
-        numbers_ = tl.load(scale.to(tl.pointer_type(L.scale_type)) + place).to(tl.float32)
-    shift = -L.bias * numbers_
+def fetch_scales(scale, offset, place, L: tl.constexpr):
+    """Scales, and offsets if there are any, as they are stored; ``scale`` and ``offset`` are addresses."""
+    scale_type: tl.constexpr = L.scale_type
     if L.has_offset:
-        shift += tl.load(offset.to(tl.pointer_type(L.scale_type)) + place)
-    return numbers_, shift
+        return (
+            tl.load(scale.to(tl.pointer_type(scale_type)) + place),
+            tl.load(offset.to(tl.pointer_type(scale_type)) + place),
+        )
+    else:
+        return (tl.load(scale.to(tl.pointer_type(scale_type)) + place),)
+
+
+@triton.jit
+def opened(fetched, index: tl.constexpr, L: tl.constexpr):
+    """The index-th of several `fetch_scales`: scales, and what a sum of unscaled numbers lacks besides, both fp32.
+
+    What it lacks are offsets, less the bias that numbers were given.
+    """
+    EACH: tl.constexpr = 2 if L.has_offset else 1
+    if L.grid == "e2m1":
+        bits = fetched[index * EACH].to(tl.int32) << 20
+        numbers_ = bits.to(tl.float32, bitcast=True) * E4M3_TO_FLOAT
+    else:
+        numbers_ = fetched[index * EACH].to(tl.float32)
+    if L.has_offset:
+        return numbers_, fetched[index * EACH + 1].to(tl.float32) - L.bias * numbers_
+    else:
+        return numbers_, -L.bias * numbers_
+
+
+@triton.jit
+def fetch_block(
+    scale, offset, start, end, BLOCK_S: tl.constexpr, WHOLE_GROUPS: tl.constexpr, L: tl.constexpr
+):
+    """All `fetch_scales` of a block of slots, one behind the other: one by slot, or those of every block of channels.
+
+    By channel, those of every tile of every group, or nothing where blocks do not hold WHOLE_GROUPS.
+    """
+    fetched = ()
+    s_S = tl.minimum(start + tl.arange(0, BLOCK_S), end - 1)
+    if L.per == "slot":
+        fetched = fetch_scales(scale, offset, s_S, L)
+    elif L.per == "block":
+        for index in tl.static_range(L.num_scales):
+            fetched = fetched + fetch_scales(scale, offset, s_S * L.num_scales + index, L)
+    elif L.per == "channel" and WHOLE_GROUPS:
+        NUM_GROUPS: tl.constexpr = max(1, BLOCK_S // L.group)
+        for index in tl.static_range(NUM_GROUPS):
+            group = tl.minimum(start + index * (BLOCK_S // NUM_GROUPS), end - 1) // L.group
+            fetched = fetched + fetch_group(scale, offset, group, L)
+    return fetched
+
+
+@triton.jit
+def fetch_group(scale, offset, group, L: tl.constexpr):
+    """All tiles' `fetch_scales` of one group of slots that have a scale by channel."""
+    fetched = ()
+    for index in tl.static_range(2 * L.planes * L.num_blocks):
+        channel_U, _ = channels(index // 2 // L.planes, index // 2 % L.planes, index % 2, L)
+        # Padding takes the last channel's: what it is multiplied by is 0, or never looked at.
+        place_U = group * L.head_dim + tl.minimum(channel_U, L.head_dim - 1)
+        fetched = fetched + fetch_scales(scale, offset, place_U, L)
+    return fetched
 
 
 @triton.jit

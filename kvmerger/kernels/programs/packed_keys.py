@@ -11,7 +11,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvmerger.kernels.programs.packed_codes import channels, load_high, load_scales, load_units, numbers
+from kvmerger.kernels.programs.packed_codes import (
+    channels,
+    fetch_group,
+    load_high,
+    load_units,
+    numbers,
+    opened,
+)
 
 
 @triton.jit
@@ -111,30 +118,29 @@ def _of_scale(tile_UX, index: tl.constexpr, scale: tl.constexpr, K: tl.constexpr
 
 @triton.jit
 def scores(
-    operands, sums, keys, start, end, s_S,
-    X: tl.constexpr, dtype: tl.constexpr, IS_TWIN: tl.constexpr, IS_ALIGNED: tl.constexpr, K: tl.constexpr,
+    operands, sums, keys, fetched, start, end, s_S,
+    X: tl.constexpr, dtype: tl.constexpr, IS_TWIN: tl.constexpr, WHOLE_GROUPS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """Products (S, X) of queries and the block of slots ``s_S`` from ``start`` on, without the head's own scale.
 
-    ``keys`` are the addresses of codes, scales and offsets, and a pointer to points. Behind ``end`` the last slot stands
-    again: nothing has to be masked but what its rows are used for.
+    ``keys`` are the addresses of codes, scales and offsets, and a pointer to points; ``fetched`` the block's scales. Behind
+    ``end`` the last slot stands again: nothing has to be masked but what its rows are used for.
     """
     if K.per == "channel":
-        if IS_ALIGNED:
-            return _by_whole_groups(operands, keys, start, end, s_S, X, dtype, IS_TWIN, K)
+        if WHOLE_GROUPS:
+            return _by_whole_groups(operands, keys, fetched, start, end, s_S, X, dtype, IS_TWIN, K)
         else:
             return _by_any_groups(operands, keys, start, end, s_S, X, dtype, IS_TWIN, K)
     elif K.per == "block":
-        score_SX = _by_blocks(operands, keys, s_S, X, dtype, IS_TWIN, K)
+        score_SX = _by_blocks(operands, keys, fetched, s_S, X, dtype, IS_TWIN, K)
         for scale in tl.static_range(len(sums)):
-            place_S = s_S * K.num_scales + scale
-            _, shift_S = load_scales(keys[1], keys[2], place_S, K)
+            _, shift_S = opened(fetched, scale, K)
             score_SX += shift_S[:, None] * sums[scale][None, :]
         return score_SX
     else:
         score_SX = _products(operands, keys, s_S, X, dtype, IS_TWIN, K)
         if K.per == "slot":
-            scale_S, shift_S = load_scales(keys[1], keys[2], s_S, K)
+            scale_S, shift_S = opened(fetched, 0, K)
             score_SX *= scale_S[:, None]
             if len(sums) > 0:
                 score_SX += shift_S[:, None] * sums[0][None, :]
@@ -165,7 +171,7 @@ def _products(
 
 @triton.jit
 def _by_blocks(
-    operands, keys, s_S,
+    operands, keys, fetched, s_S,
     X: tl.constexpr, dtype: tl.constexpr, IS_TWIN: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """Queries times keys (S, X) whose channels have a scale in groups: each group's product is scaled by itself."""
@@ -189,34 +195,33 @@ def _by_blocks(
                     for term in tl.static_range(K.terms):
                         key_SU = numbers(unit_SU, high_SU, keys[3], term, plane, parity, dtype, K)
                         product_SX = tl.dot(key_SU, query_UX, product_SX, input_precision="ieee")
-                place_S = s_S * K.num_scales + scale
-                scale_S, _ = load_scales(keys[1], keys[2], place_S, K)
+                scale_S, _ = opened(fetched, scale, K)
                 score_SX += summed(product_SX, IS_TWIN) * scale_S[:, None]
     return score_SX
 
 
 @triton.jit
 def _of_group(
-    q, keys, group, s_S,
+    q, keys, fetched, first: tl.constexpr, s_S,
     X: tl.constexpr, dtype: tl.constexpr, IS_TWIN: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Queries times keys (S, X) that all have the channel scales of one group of slots."""
+    """Queries times keys (S, X) of one group of slots, whose channel scales are ``fetched`` from the ``first`` on."""
     operands = ()
-    shift_X = tl.zeros([X], dtype=tl.float32)
+    shift_UX = tl.zeros_like(q[0])
     for index in tl.static_range(len(q)):
-        channel_U, _ = channels(index // 2 // K.planes, index // 2 % K.planes, index % 2, K)
-        # Padding takes the last channel's scale, its queries are 0.
-        place_U = group * K.head_dim + tl.minimum(channel_U, K.head_dim - 1)
-        scale_U, offset_U = load_scales(keys[1], keys[2], place_U, K)
+        scale_U, offset_U = opened(fetched, first + index, K)
         operands = operands + (twins(q[index] * scale_U[:, None], dtype, IS_TWIN),)
-        if K.has_offset or K.bias != 0:
-            shift_X += tl.sum(q[index] * offset_U[:, None], axis=0)
-    return _products(operands, keys, s_S, X, dtype, IS_TWIN, K) + shift_X[None, :]
+        shift_UX += q[index] * offset_U[:, None]
+    score_SX = _products(operands, keys, s_S, X, dtype, IS_TWIN, K)
+    if K.has_offset or K.bias != 0:
+        # Over all tiles first: one sum over lanes in place of one a tile.
+        score_SX += tl.sum(shift_UX, axis=0)[None, :]
+    return score_SX
 
 
 @triton.jit
 def _by_whole_groups(
-    q, keys, start, end, s_S,
+    q, keys, fetched, start, end, s_S,
     X: tl.constexpr, dtype: tl.constexpr, IS_TWIN: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """The same (S, X) for a block of one group's slots, or of two or four whole groups."""
@@ -225,9 +230,8 @@ def _by_whole_groups(
     OF_GROUP: tl.constexpr = BLOCK_S // NUM_GROUPS
     parts = ()
     for index in tl.static_range(NUM_GROUPS):
-        first = tl.minimum(start + index * OF_GROUP, end - 1)
-        part_S = tl.minimum(first + tl.arange(0, OF_GROUP), end - 1)
-        part_SX = _of_group(q, keys, first // K.group, part_S, X, dtype, IS_TWIN, K)
+        part_S = tl.minimum(start + index * OF_GROUP + tl.arange(0, OF_GROUP), end - 1)
+        part_SX = _of_group(q, keys, fetched, index * len(q), part_S, X, dtype, IS_TWIN, K)
         parts = parts + (part_SX,)
     if NUM_GROUPS == 1:
         return parts[0]
@@ -247,6 +251,7 @@ def _by_any_groups(
     score_SX = tl.zeros([s_S.shape[0], X], dtype=tl.float32)
     last = tl.minimum(start + s_S.shape[0], end) - 1
     for group in range(start // K.group, last // K.group + 1):
-        of_group_SX = _of_group(q, keys, group, s_S, X, dtype, IS_TWIN, K)
+        fetched = fetch_group(keys[1], keys[2], group, K)
+        of_group_SX = _of_group(q, keys, fetched, 0, s_S, X, dtype, IS_TWIN, K)
         score_SX = tl.where((s_S // K.group == group)[:, None], of_group_SX, score_SX)
     return score_SX

@@ -16,6 +16,7 @@ from kvmerger.kernels.programs.packed import (
     key_addresses,
     logits,
 )
+from kvmerger.kernels.programs.packed_codes import fetch_block
 from kvmerger.kernels.programs.packed_keys import scores
 
 
@@ -24,7 +25,7 @@ from kvmerger.kernels.programs.packed_keys import scores
 def packed_mass_kernel(
     q_RQTD, columns_RHJ, row_M, place_M, num_new_R, lse_RHX, k_points, prefix_mass_AW,
     scaling, num_heads, num_groups, num_tokens, prefix_width, q_stride_R, q_stride_Q, q_stride_T,
-    BLOCK_X: tl.constexpr, BLOCK_S: tl.constexpr, IS_TWIN: tl.constexpr, IS_ALIGNED: tl.constexpr,
+    BLOCK_X: tl.constexpr, BLOCK_S: tl.constexpr, IS_TWIN: tl.constexpr, WHOLE_GROUPS: tl.constexpr,
     K: tl.constexpr,
 ):
     # fmt: on
@@ -37,6 +38,7 @@ def packed_mass_kernel(
         s_S, num_new = tl.minimum(start + tl.arange(0, BLOCK_S), end - 1), tl.load(num_new_R + row)
         logit_S = logits(head_columns, start, end, s_S)
         keys, scaling = key_addresses(head_columns, k_points, scaling, K)
+        fetched = fetch_block(keys[1], keys[2], start, end, BLOCK_S, WHOLE_GROUPS, K)
         mass_S = tl.zeros([BLOCK_S], dtype=tl.float32)
         for first_x in range(0, num_new * num_groups, BLOCK_X):
             x_X = first_x + tl.arange(0, BLOCK_X)
@@ -45,8 +47,8 @@ def packed_mass_kernel(
             is_query_X = token_X < num_new
             operands, sums = folded_queries(q_X, is_query_X, q_RQTD.dtype.element_ty, IS_TWIN, K)
             score_SX = scores(
-                operands, sums, keys, start, end, s_S,
-                BLOCK_X, q_RQTD.dtype.element_ty, IS_TWIN, IS_ALIGNED, K,
+                operands, sums, keys, fetched, start, end, s_S,
+                BLOCK_X, q_RQTD.dtype.element_ty, IS_TWIN, WHOLE_GROUPS, K,
             ) * scaling + logit_S[:, None]  # fmt: skip
             place_X = (row * num_heads + head) * num_tokens * num_groups + x_X
             lse_X = tl.load(lse_RHX + place_X, mask=is_query_X, other=0.0)

@@ -4,8 +4,8 @@ A program's numbers come from its own row alone: how many slots a part has follo
 counted from its first slot, and they are put together in ascending order. Nothing is added atomically. All that a program
 is responsible for is written, zeros included: outputs may start as any memory.
 
-Of a row that is packed these programs compute the tail alone; `programs.packed` reads its prefix. Its tail has its first parts,
-so that they are few programs where all rows are packed.
+Of a row that is packed these programs compute the tail alone; `programs.packed` reads its prefix. Its tail's parts come
+first, so that they are few programs where all rows are packed.
 
 Shapes: R rows, H KV heads, G query heads of a KV head, T tokens, X = T·G queries of a KV head (x = t·G + g), D head size,
 S slots or tail tokens of a block, P parts: the splits of a prefix, then those of its tail; M rows that asked for their mass,

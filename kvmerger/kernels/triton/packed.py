@@ -5,6 +5,7 @@ Shapes: as in `programs.packed`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ class PackedTiling:
         slots: slots of a block.
         split_slots, most_parts: least slots of a part of a head's prefix, and most parts.
         num_warps, num_stages: Triton's two knobs.
+        max_registers: of a thread; fewer let more programs run beside each other.
     """
 
     queries: int
@@ -46,13 +48,16 @@ class PackedTiling:
     most_parts: int = 16
     num_warps: int = 1
     num_stages: int = 3
+    max_registers: int | None = None
 
 
 # Few queries: one warp is a whole program, whose dots and softmax no barrier holds up.
 FEW_QUERIES = 4
 HALF = PackedTiling(queries=4, slots=64)
-HALF_MANY = PackedTiling(queries=32, slots=64, num_warps=4, num_stages=2)
+# Two warps and not four: with four the dots become Hopper's own, which triton 3.6 does not always compile.
+HALF_MANY = PackedTiling(queries=16, slots=64, num_warps=2, num_stages=2)
 FULL = PackedTiling(queries=16, slots=16, num_warps=4, num_stages=2)
+_SCALE_TYPES = {torch.float16: tl.float16, torch.float32: tl.float32, torch.float8_e4m3fn: tl.uint8}
 # Where plain rows are not split, a packed prefix is one part beside its tail's.
 WHOLE = 2**30
 
@@ -150,9 +155,10 @@ class Packed:
             "BLOCK_X": block_queries,
             "BLOCK_S": tiling.slots,
             "IS_TWIN": is_half and (is_inexact or block_queries < FEWEST_DOT_COLUMNS),
-            "IS_ALIGNED": is_aligned and starts_aligned,
+            "WHOLE_GROUPS": is_aligned and starts_aligned,
             "num_warps": tiling.num_warps,
             "num_stages": tiling.num_stages,
+            "maxnreg": tiling.max_registers,
         }
 
 
@@ -191,7 +197,7 @@ def _side_of(layout: CodeLayout, head_dim: int, dtype: torch.dtype, device: torc
         for block in range(num_blocks)
         for plane in range(planes)
     ]
-    fields = Side(
+    side = Side(
         grid=str(layout.grid),
         per=str(layout.per),
         bits=layout.bits,
@@ -210,15 +216,17 @@ def _side_of(layout: CodeLayout, head_dim: int, dtype: torch.dtype, device: torc
         past_scales=tuple(last + 1 for _, last in spans),
         bias=bias,
         terms=terms,
-        scale_type=tl.float16 if layout.scale_dtype == torch.float16 else tl.float32,
+        scale_type=_SCALE_TYPES[layout.scale_dtype],
         assembly=instructions,
     )
     if is_interpreted():
-        return fields
-    # Inside a compiled program only a constant can be a bound or an index, and a constant's fields are not constants by themselves.
-    return Side(
-        *(tl.constexpr(tuple(map(tl.constexpr, it)) if isinstance(it, tuple) else it) for it in fields)
-    )
+        return side
+    # Inside a compiled program only a constant can be a bound or an index, and a constant's fields are none by themselves.
+    return Side(*(_constant(getattr(side, field.name)) for field in dataclasses.fields(side)))
+
+
+def _constant(value: Any) -> tl.constexpr:
+    return tl.constexpr(tuple(map(tl.constexpr, value)) if isinstance(value, tuple) else value)
 
 
 def _span(

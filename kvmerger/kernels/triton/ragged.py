@@ -68,6 +68,11 @@ class _Shape(NamedTuple):
     blocks: dict[str, Any]
     tiling: Tiling
 
+    @property
+    def query_strides(self) -> dict[str, int]:
+        """Those of ``strides`` that are the queries'."""
+        return {name: stride for name, stride in self.strides.items() if name.startswith("q_")}
+
 
 def ragged_attention(
     q_RQTD: Tensor,
@@ -98,7 +103,7 @@ def ragged_attention(
         rows,
         scaling,
         shape,
-        Packed(q_RQTD, rows, scaling, shape.sizes, shape.strides, packed_tiling),
+        Packed(q_RQTD, rows, scaling, shape.sizes, shape.query_strides, packed_tiling),
     )
     out_RTQD, lse_RHX = call.in_parts() if is_split else call.at_once()
     asking = [row for row in sorted(mass_rows) if layer.prefix_R[row] is not None and layer.num_new_R[row]]

@@ -121,14 +121,15 @@ def dense_float64(case: Case) -> Tensor:
     ):
         if prefix is None or num_new == 0:
             continue
+        plain = prefix.plain(torch.float32)
         for query_head in range(num_query_heads):
             head = query_head * prefix.num_heads // num_query_heads
             own = slice(sum(prefix.num_slots_H[:head]), sum(prefix.num_slots_H[: head + 1]))
             k_ND, v_ND = (
-                torch.cat([held_SD[own], tail_RHCD[row, head, : start + num_new]]).double().cpu()
+                torch.cat([held_SD[own], tail_RHCD[row, head, : start + num_new].float()]).double().cpu()
                 for held_SD, tail_RHCD in (
-                    (prefix.k_SD, layer.tail_k_RHCD),
-                    (prefix.v_SD, layer.tail_v_RHCD),
+                    (plain.k_SD, layer.tail_k_RHCD),
+                    (plain.v_SD, layer.tail_v_RHCD),
                 )
             )
             bias_TN = torch.zeros(num_new, len(k_ND), dtype=torch.float64)
@@ -242,12 +243,12 @@ def check_any_tiling(case: Case) -> None:
                 torch.testing.assert_close(our_part, their_part, atol=MASS_TOLERANCE, rtol=MASS_TOLERANCE)
 
 
-def attend_into_poison(case: Case, tiling: Any = None) -> RaggedAttention:
+def attend_into_poison(case: Case, tiling: Any = None, packed_tiling: Any = None) -> RaggedAttention:
     """Triton's result when all memory it gets unwritten holds NaN."""
     from kvmerger.kernels.triton import ragged as triton_ragged
 
     with poisoned_memory():
-        return triton_ragged.ragged_attention(*arguments(case), tiling)
+        return triton_ragged.ragged_attention(*arguments(case), tiling, packed_tiling)
 
 
 def arguments(case: Case) -> tuple[Tensor, RaggedLayer, float, tuple[int, ...]]:
