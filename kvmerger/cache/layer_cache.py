@@ -34,6 +34,8 @@ class LayerCache(SlotTable):
             maximum, ``is_…`` the minimum, anything else the mean.
         score_S: fp32, attention each slot has received so far, for decode rules that go on adding to it; None where no
             rule asks for it.
+        next_position: where the first token behind these slots stands, for keys that have been given new positions; None:
+            at the length of the prompt. The layers of a variant may differ: the last of them counts.
     """
 
     k_SD: Tensor
@@ -43,6 +45,7 @@ class LayerCache(SlotTable):
     log_mass_S: Tensor | None = None
     counters: Mapping[str, float] = field(default_factory=dict)
     score_S: Tensor | None = None
+    next_position: int | None = None
 
     @classmethod
     def from_dense(cls, k_HND: Tensor, v_HND: Tensor) -> LayerCache:
@@ -110,6 +113,7 @@ class LayerCache(SlotTable):
             num_slots_H,
             None if self.log_mass_S is None else self.log_mass_S[slot_K],
             score_S=None if self.score_S is None else self.score_S[slot_K],
+            next_position=self.next_position,
         )
 
     def with_counters(self, counters: Mapping[str, float]) -> LayerCache:

@@ -7,7 +7,7 @@ Shapes: S slots of all heads together, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -27,7 +27,7 @@ class PackedLayer(SlotTable):
         parts: the form's tensors by name; of a shipped form as `kvmerger.cache.forms.quantise` says.
         form: what they are decoded by.
         head_dim, dtype: of the keys and values that were stored.
-        position_S, num_slots_H, log_mass_S, counters, score_S: as in `LayerCache`.
+        position_S, num_slots_H, log_mass_S, counters, score_S, next_position: as in `LayerCache`.
     """
 
     parts: Mapping[str, Tensor]
@@ -39,6 +39,7 @@ class PackedLayer(SlotTable):
     log_mass_S: Tensor | None = None
     counters: Mapping[str, float] = field(default_factory=dict)
     score_S: Tensor | None = None
+    next_position: int | None = None
 
     @classmethod
     def of(cls, layer: LayerCache, form: Form) -> PackedLayer:
@@ -53,6 +54,7 @@ class PackedLayer(SlotTable):
             layer.log_mass_S,
             layer.counters,
             layer.score_S,
+            layer.next_position,
         )
 
     @property
@@ -75,6 +77,7 @@ class PackedLayer(SlotTable):
             self.log_mass_S,
             self.counters,
             self.score_S,
+            self.next_position,
         )
 
     def owning(self, forbidden: set[int]) -> PackedLayer:
@@ -115,3 +118,10 @@ class PackedLayer(SlotTable):
 
 HeldLayer = LayerCache | PackedLayer
 """One layer of one variant's cache, as it is held."""
+
+
+def tail_position(prefix: Sequence[HeldLayer] | None, num_tokens: int) -> int:
+    """Where the first token behind ``prefix`` stands, of a compressed part of ``num_tokens`` tokens."""
+    # One place for all layers, since a token has one position: behind the slots of each of them.
+    says = [num_tokens if it.next_position is None else it.next_position for it in prefix or ()]
+    return max(says, default=num_tokens)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kvmerger.cache.packed_layer import HeldLayer, PackedLayer
+from kvmerger.cache.packed_layer import HeldLayer, PackedLayer, tail_position
 from kvmerger.cache.ragged_layer import Arrival, OneEach, RaggedLayer, Room, new_tails
 from kvmerger.cache.row_table import PrefixTable
 from kvmerger.cache.slot_table import storage_bytes
@@ -41,12 +41,14 @@ class RaggedCache:
     ) -> None:
         """Reserve tails of ``tail_capacity`` tokens for each of ``prefixes`` (at least one not None).
 
-        ``context_tokens_R`` are the true lengths of the compressed parts, where each row's positions continue. With
-        ``room`` nothing is reserved: tails live there, with as much capacity as it has, and whatever it holds is overwritten.
-        ``table`` describes the same prefixes already, in that room.
+        ``context_tokens_R`` are the true lengths of the compressed parts, where each row's positions continue unless its
+        prefix says otherwise (`LayerCache.next_position`). With ``room`` nothing is reserved: tails live there, with as much
+        capacity as it has, and whatever it holds is overwritten. ``table`` describes the same prefixes already, in that room.
         """
         self._prefixes = list(prefixes)
-        self._context_tokens_R = tuple(context_tokens_R)
+        self._tail_position_R = tuple(
+            tail_position(*row) for row in zip(self._prefixes, context_tokens_R, strict=True)
+        )
         self._room = room
         template = next(prefix for prefix in self._prefixes if prefix is not None)
         tails = room or new_tails(len(self._prefixes), tail_capacity, template)
@@ -76,7 +78,7 @@ class RaggedCache:
         context_R, tail_R = [0] * num_rows, [0] * num_rows
         for start, cache in cache_by_start.items():
             rows = slice(start, start + cache.num_rows)
-            prefixes[rows], context_R[rows] = cache._prefixes, cache._context_tokens_R
+            prefixes[rows], context_R[rows] = cache._prefixes, cache._tail_position_R
             tail_R[rows] = cache._tail_length_R
         tables = {start: cache._table for start, cache in cache_by_start.items() if cache._table is not None}
         table = PrefixTable.joined(tables, prefixes, room.columns_LRH5) if len(tables) == len(cache_by_start) else None
@@ -96,10 +98,8 @@ class RaggedCache:
 
     @property
     def next_position_R(self) -> tuple[int, ...]:
-        """Where each row's next token stands: the true length of all it has read, however few slots are left of it."""
-        return tuple(
-            context + read for context, read in zip(self._context_tokens_R, self._num_read_R, strict=True)
-        )
+        """Where each row's next token stands: by default the true length of all it has read, however few slots are left."""
+        return _sums(self._tail_position_R, self._num_read_R)
 
     def append(
         self, layer_index: int, k_RHTD: Tensor, v_RHTD: Tensor, num_new_R: tuple[int, ...]

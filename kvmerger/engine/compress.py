@@ -181,11 +181,12 @@ def _kept_layers(
             kept_by[stretch] = kept if is_to_be_stored else kept.owning(stacks.storages)
             kept_by[stretch].check_shapes()
             kept_by[stretch].check_same_kind(layer)
+            _require_end(policy, kept, stacks.num_tokens)
     num_tokens = stacks.num_tokens
     is_sound = torch.stack(
         [
             *(kept.is_ascending() for kept in kept_by.values()),
-            *(_is_within(kept.position_S, num_tokens) for kept in kept_by.values()),
+            *(_is_within(kept.position_S, _end(kept, num_tokens)) for kept in kept_by.values()),
             *(count == 0 for count in nan_counts),
         ]
     ).all()
@@ -198,9 +199,22 @@ def _kept_layers(
     return [layer.with_counters(counters) for layer, counters in zip(kept_L, counters_L, strict=True)]
 
 
-def _is_within(position_S: Tensor, num_tokens: int) -> Tensor:
-    """Whether all positions are the prompt's: a bool on the device."""
-    return ((position_S >= 0) & (position_S < num_tokens)).all()
+def _is_within(position_S: Tensor, end: int) -> Tensor:
+    """Whether all positions are from 0 on and before ``end``: a bool on the device."""
+    return ((position_S >= 0) & (position_S < end)).all()
+
+
+def _end(kept: LayerCache, num_tokens: int) -> int:
+    """The position behind the last one that a slot may have."""
+    return num_tokens if kept.next_position is None else kept.next_position
+
+
+def _require_end(policy: Policy, kept: LayerCache, num_tokens: int) -> None:
+    # Room for the tail and the answer was counted from the prompt's length on.
+    if not 0 <= _end(kept, num_tokens) <= num_tokens:
+        raise PolicyError(
+            f"{path_of(policy)}: next_position must be from 0 to the prompt's length, {num_tokens}, got {kept.next_position}"
+        )
 
 
 def _raise_why(
@@ -215,10 +229,11 @@ def _raise_why(
         )
     for layer in kept:
         layer.check_integrity()
-        if not bool(_is_within(layer.position_S, num_tokens)):
+        if not bool(_is_within(layer.position_S, end := _end(layer, num_tokens))):
             low, high = int(layer.position_S.min()), int(layer.position_S.max())
+            whose = "the prompt's" if layer.next_position is None else "those before next_position"
             raise PolicyError(
-                f"{path_of(policy)}: kept positions reach from {low} to {high}, the prompt's from 0 to {num_tokens - 1}"
+                f"{path_of(policy)}: kept positions reach from {low} to {high}, {whose} from 0 to {end - 1}"
             )
 
 

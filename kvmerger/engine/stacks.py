@@ -144,6 +144,7 @@ def unstacked(kept: LayerCache, num_layers: int) -> list[LayerCache]:
             parts(kept.log_mass_S),
             counters.by_layer(num_layers),
             parts(kept.score_S),
+            [kept.next_position] * num_layers,
             strict=True,
         )
     ]

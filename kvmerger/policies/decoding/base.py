@@ -19,6 +19,7 @@ from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.decoding.decode_rule import DecodeRule
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.parameters import require_count
+from kvmerger.policies.registry import name_of
 from kvmerger.prefill.evidence import ATTENTION_MASS, Evidence, Need
 
 
@@ -130,6 +131,11 @@ class ScoredDecodingPolicy(DecodingPolicy):
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """What the wrapped policy keeps, each slot with the attention its token received in prefill (fp32)."""
         kept = super().compress(layer, evidence, budget)
+        if kept.next_position is not None:
+            raise PolicyError(
+                f"{name_of(self)} starts from the attention that each slot's token received, and finds the token by the "
+                f"slot's position, which {name_of(self.inner)} changes; put a rule such as streaming_llm_decode behind it"
+            )
         mass_HN = evidence.get(ATTENTION_MASS)
         # Positions are indices here, as the compressed part starts at position 0. A merged slot gets its pivot's mass alone.
         # Clamped, since a user's policy kept them: out of range, an index takes the process with it on CUDA. What is wrong

@@ -1,0 +1,1 @@
+"""What changes where kept slots stand. Never which tokens stay."""

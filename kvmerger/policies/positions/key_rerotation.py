@@ -1,0 +1,117 @@
+"""Re-rotation: kept keys close ranks, so that positions count slots instead of the prompt's tokens.
+
+Shapes: S slots of all heads together, H KV heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kvmerger.budget import Budget, BudgetSpec
+from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.device import upload
+from kvmerger.policies.base import CacheShape, Policy, PolicyError
+from kvmerger.policies.registry import name_of, register_wrapper
+from kvmerger.prefill.evidence import Evidence, LayerStates, Need, register_evidence
+
+_FREQUENCIES = Need("rope_frequencies")
+
+
+@register_evidence("rope_frequencies", reads_queries=False, reads_hidden_states=True)
+def _rope_frequencies(states: LayerStates) -> Tensor:
+    """Radians that each pair of channels turns by from one position to the next: fp32 (H, D / 2), alike in all heads."""
+    assert states.rotary is not None, "registered as reading hidden states"
+    # YaRN's factor on cos and sin is in the keys already and stays there: turning further changes no length.
+    inverse_D = states.rotary.inv_freq
+    assert isinstance(inverse_D, Tensor), "the rotary embedding's own buffer"
+    return inverse_D.float().expand(states.k_HND.shape[0], -1)
+
+
+@register_wrapper("key_rerotation")
+@dataclass(frozen=True)
+class KeyRerotation(Policy):
+    """Turn the kept keys of every head to positions 0, 1, 2 and so on, and let the question follow behind the last of them.
+
+    As StreamingLLM (arXiv 2309.17453) and FINCH (TACL 2024, doi 10.1162/tacl_a_00716) assign positions, once, at the end of
+    the compressed part. Where heads or layers have unequal lengths the question stands behind the longest.
+
+    Attributes:
+        inner: what keeps slots. What it merges is turned as the slot's position says.
+    """
+
+    inner: Policy
+
+    keeps_slots_unchanged = False
+
+    def __post_init__(self) -> None:
+        """Refuse a policy that re-rotates already, or that acts while answering."""
+        if any(isinstance(part, KeyRerotation) for part in self.inner.parts):
+            raise PolicyError(f"{name_of(self)} stands twice in the name; keep one of them")
+        # Any seed will do: only whether there is a rule is asked.
+        if self.inner.decode_rule(0) is not None:
+            raise PolicyError(
+                f"{name_of(self)} comes before what acts while answering, as in knorm+{name_of(self)}+cam"
+            )
+
+    @property
+    def budget_is_outcome(self) -> bool:
+        """As the wrapped policy says."""
+        return self.inner.budget_is_outcome
+
+    @property
+    def adds_log_mass(self) -> bool:
+        """As the wrapped policy says."""
+        return self.inner.adds_log_mass
+
+    @property
+    def parts(self) -> tuple[Policy, ...]:
+        """The wrapped policy's parts, then this wrapper."""
+        return (*self.inner.parts, self)
+
+    def needs(self) -> frozenset[Need]:
+        """What the wrapped policy reads, and the model's rotation."""
+        return self.inner.needs() | {_FREQUENCIES}
+
+    def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
+        """Raise `BudgetError` where the wrapped policy does."""
+        self.inner.check(shape, budget)
+
+    def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
+        """As the wrapped policy allocates."""
+        return self.inner.allocate(budget_L, evidence_L)
+
+    @property
+    def compresses_stacks(self) -> bool:  # type: ignore[override]
+        """As the wrapped policy says: keys are turned one by one."""
+        return self.inner.compresses_stacks
+
+    def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
+        """The wrapped policy's."""
+        return self.inner.stack_key(evidence, budget)
+
+    def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
+        """What the wrapped policy keeps, its keys turned; their positions are the new ones."""
+        kept = self.inner.compress(layer, evidence, budget)
+        start_H = upload(torch.tensor(kept.head_starts, dtype=torch.int32), kept.device)
+        position_S = (
+            torch.arange(kept.num_slots, dtype=torch.int32, device=kept.device) - start_H[kept.head_S]
+        )
+        turn_SD = (position_S - kept.position_S)[:, None] * evidence.get(_FREQUENCIES)[kept.head_S]
+        return replace(
+            kept,
+            k_SD=_turned(kept.k_SD, turn_SD),
+            position_S=position_S,
+            next_position=max(kept.num_slots_H),
+        )
+
+
+def _turned(k_SD: Tensor, turn_SD: Tensor) -> Tensor:
+    """Keys turned by these radians (S, D / 2), in fp32; a turn by 0 changes no bit."""
+    # The convention of Llama and its kin: halves of a head are paired, not neighbouring channels.
+    first, second = k_SD.float().chunk(2, dim=-1)
+    cos, sin = turn_SD.cos(), turn_SD.sin()
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(k_SD.dtype)
