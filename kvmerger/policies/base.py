@@ -47,6 +47,11 @@ class Policy(abc.ABC):
     keeps_slots_unchanged: ClassVar[bool] = True
     """Whether every kept slot is bit-equal to prefill's K/V at its position (eviction), or may be new (merging)."""
 
+    heads_differ: ClassVar[bool] = False
+    """Whether it gives the heads of a layer unlike numbers of slots. Of its own doing: what it wraps says so itself."""
+    layers_differ: ClassVar[bool] = False
+    """Whether it gives layers unlike numbers of slots, of its own doing."""
+
     form: ClassVar[Form | None] = None
     """What the engine stores slots in once `compress` has chosen them; None, as of every policy but a form's own part."""
 

@@ -21,7 +21,7 @@ def attention_mass(q_QND: Tensor, k_HND: Tensor, scaling: float) -> Tensor:
     block_tokens = max(1, _MAX_BLOCK_SCORES // max(1, q_QND.shape[0] * num_tokens))
     for start in range(0, num_tokens, block_tokens):
         end = min(start + block_tokens, num_tokens)
-        probs_QBN = _causal_probs(q_QND, k_HND, scaling, start, end)
+        probs_QBN = causal_probs(q_QND, k_HND, scaling, start, end)
         mass_HN[:, :end] += probs_QBN.view(num_heads, -1, end - start, end).sum(dim=2).mean(dim=1)
     return mass_HN
 
@@ -29,10 +29,10 @@ def attention_mass(q_QND: Tensor, k_HND: Tensor, scaling: float) -> Tensor:
 def window_attention(q_QND: Tensor, k_HND: Tensor, scaling: float, window_tokens: int) -> Tensor:
     """Mean attention paid by the last ``window_tokens`` tokens, each causal within the window: fp32 (Q, N)."""
     num_tokens = k_HND.shape[1]
-    return _causal_probs(q_QND, k_HND, scaling, max(0, num_tokens - window_tokens), num_tokens).mean(dim=1)
+    return causal_probs(q_QND, k_HND, scaling, max(0, num_tokens - window_tokens), num_tokens).mean(dim=1)
 
 
-def _causal_probs(q_QND: Tensor, k_HND: Tensor, scaling: float, start: int, end: int) -> Tensor:
+def causal_probs(q_QND: Tensor, k_HND: Tensor, scaling: float, start: int, end: int) -> Tensor:
     """Attention probabilities of queries [start, end) over keys [0, end): fp32 (Q, B, end)."""
     num_heads, _, head_dim = k_HND.shape
     # The query heads of a group are stacked as rows, so that keys are never repeated.

@@ -14,7 +14,7 @@ from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, share_
 from kvmerger.kernels.dispatch import is_among_highest
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.parameters import require_share
-from kvmerger.policies.registry import register_wrapper
+from kvmerger.policies.registry import name_of, register_wrapper
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.prefill.evidence import Evidence, Need
 
@@ -38,11 +38,17 @@ class AdaKV(ScoringPolicy):
     alpha: float = 0.2
 
     version = 2
+    heads_differ = True
 
     def __post_init__(self) -> None:
-        """Refuse what has no scores, and shares outside 0–1."""
+        """Refuse what has no scores, or shares slots out among heads itself, and shares outside 0–1."""
         if not isinstance(self.inner, ScoringPolicy):
             raise PolicyError(f"adakv needs a policy that ranks tokens by scores, and {self.inner} does not")
+        for part in self.inner.parts:
+            if part.heads_differ:
+                raise PolicyError(
+                    f"adakv shares slots out among heads, and the heads of {name_of(part)} compete already; leave adakv out"
+                )
         require_share("adakv", "alpha", self.alpha)
 
     @property

@@ -31,6 +31,8 @@ class PyramidKV(SnapKV):
 
     beta: float = 20
 
+    layers_differ = True
+
     def __post_init__(self) -> None:
         """Refuse what SnapKV refuses, and a pyramid without slope."""
         super().__post_init__()
