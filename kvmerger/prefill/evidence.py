@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ Pieces = Literal["joined", "summed"]
 """How what is computed of each part of a repetition becomes one: along the second dimension, or added up."""
 # Softmax underflows to 0 where nobody looks. A set of such tokens still needs weights, and ratios that fp32 can hold.
 _LEAST_MASS = 1e-20
+_LAYER_SEED_STRIDE = 1_000_003
 
 
 class EvidenceError(RuntimeError):
@@ -46,7 +47,8 @@ class LayerStates:
     hidden_NE is what went into the attention module, ``attention`` the module itself (its ``q_proj`` gives queries before
     RoPE), ``rotary`` the model's rotary embedding (cos and sin of any positions); all three are None unless a policy
     needs evidence that reads hidden states. lse_QN is the log-sum-exp of each query's scaled scores, fp32, where the
-    attention kernel left it; without it evidence is the same and costs more.
+    attention kernel left it; without it evidence is the same and costs more. ``seed`` is of prompt and layer: all that
+    random evidence may depend on.
     """
 
     q_QND: Tensor
@@ -57,6 +59,7 @@ class LayerStates:
     attention: nn.Module | None = None
     rotary: nn.Module | None = None
     lse_QN: Tensor | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +113,15 @@ class Evidence:
         self.device = states.k_HND.device
         self.prompt_seed = prompt_seed
         """From the prompt's tokens and the sweep's seed: randomness that is the same wherever the item runs."""
-        self._states: LayerStates = states
+        self._states: LayerStates = replace(states, seed=self.draw_seed)
         self._is_in_prefill = True
         self._cache: dict[Need, Tensor] = {}
         self._errors: dict[Need, Exception] = {}
+
+    @property
+    def draw_seed(self) -> int:
+        """Of prompt and layer. Layers are so far apart that small numbers added to it never meet on another layer."""
+        return (self.prompt_seed << 16) + (self.layer_index + 1) * _LAYER_SEED_STRIDE
 
     @property
     def layers(self) -> tuple[Evidence, ...]:
@@ -170,8 +178,7 @@ class Evidence:
                 forget_frames(error)
                 self._errors[need] = error
         # Let go of layer by layer: all layers' queries would take more memory than the cache itself.
-        states = self._states
-        self._states = LayerStates(states.q_QND.new_empty(0), states.k_HND, states.v_HND, states.scaling)
+        self.point_at(self._states.k_HND, self._states.v_HND)
         self._is_in_prefill = False
 
     def put(self, need: Need, found: Tensor | Exception) -> None:
@@ -184,7 +191,8 @@ class Evidence:
 
     def point_at(self, k_HND: Tensor, v_HND: Tensor) -> None:
         """Read keys and values from these equal tensors from now on, so that no second copy stays alive."""
-        self._states = LayerStates(self._states.q_QND, k_HND, v_HND, self._states.scaling)
+        of_none = self._states.q_QND.new_empty(0)
+        self._states = LayerStates(of_none, k_HND, v_HND, self._states.scaling, seed=self._states.seed)
 
 
 def forget_frames(error: BaseException | None) -> None:

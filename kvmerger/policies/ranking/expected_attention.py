@@ -17,6 +17,7 @@ from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.parameters import require_count, require_flag
 from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy
+from kvmerger.prefill.before_rope import queries_before_rope
 from kvmerger.prefill.evidence import Evidence, LayerStates, Need, register_evidence
 
 
@@ -40,7 +41,7 @@ def _expected_attention(
     """Expected attention to every token behind the sinks, averaged over the group: fp32 (H, M)."""
     k_HMD = states.k_HND[:, n_sink:].float()
     num_heads, num_tokens = k_HMD.shape[0], states.k_HND.shape[1]
-    q_QMD = _queries_before_rope(states, n_sink)
+    q_QMD = queries_before_rope(states, n_sink).float()
     rotation = _mean_rotation(states, num_tokens, num_future)
     mean_Q1D = q_QMD.mean(dim=1, keepdim=True)
     mean_HGD = rotation(mean_Q1D).view(num_heads, -1, k_HMD.shape[2])
@@ -57,19 +58,6 @@ def _expected_attention(
     return (
         (expected_HM + epsilon) * states.v_HND[:, n_sink:].float().norm(dim=-1) if use_vnorm else expected_HM
     )
-
-
-def _queries_before_rope(states: LayerStates, n_sink: int) -> Tensor:
-    """Queries of the tokens behind the sinks, normalised where the model does that (Qwen3): fp32 (Q, M, D)."""
-    assert states.hidden_NE is not None and states.attention is not None, (
-        "registered as reading hidden states"
-    )
-    # From hidden states: the queries that attention saw are rotated already, each by its own position.
-    projected_MX = states.attention.q_proj(states.hidden_NE[n_sink:])  # type: ignore[operator]
-    q_MQD = projected_MX.unflatten(1, (-1, states.k_HND.shape[2]))
-    if hasattr(states.attention, "q_norm"):
-        q_MQD = states.attention.q_norm(q_MQD)  # type: ignore[operator]
-    return q_MQD.transpose(0, 1).float()
 
 
 def _mean_rotation(states: LayerStates, start: int, num_future: int) -> _MeanRotation:

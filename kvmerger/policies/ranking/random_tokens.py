@@ -11,9 +11,6 @@ from kvmerger.policies.registry import register
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.prefill.evidence import Evidence
 
-# Layers get seeds this far apart, so that neighbouring sweep seeds never meet on another layer.
-_LAYER_SEED_STRIDE = 1_000_003
-
 
 @register("random")
 @dataclass(frozen=True)
@@ -44,7 +41,6 @@ def random_numbers(evidence: Evidence, seed: int) -> Tensor:
 
 
 def _drawn(evidence: Evidence, seed: int) -> Tensor:
-    layer_seed = (evidence.layer_index + 1) * _LAYER_SEED_STRIDE
     # On the CPU in any case: CUDA's generator gives other numbers for the same seed.
-    generator = torch.Generator().manual_seed((evidence.prompt_seed << 16) + layer_seed + seed)
+    generator = torch.Generator().manual_seed(evidence.draw_seed + seed)
     return torch.rand(evidence.num_heads, evidence.num_tokens, generator=generator)
