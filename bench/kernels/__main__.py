@@ -1,12 +1,12 @@
 """Each kernel of one layer's attention, and of compressing, against its reference, torch's own, and the time none beats.
 
-    python -m bench.kernels [--only compress] [--cache-tokens 4096,16384] [--prompt-tokens 4096,16384,65536] [--rows 16]
+    python -m bench.kernels [--only packed] [--cache-tokens 4096,16384] [--prompt-tokens 4096,16384,65536] [--rows 16]
     python -m bench.kernels --tune [--seconds 500]
 
-Needs CUDA; measures at the shape of an 8B model's layer, in bf16 and once in fp32. `ragged`, `mass` and `compress` in this
-folder say what is measured and what was predicted. "device" is between two CUDA events with a cold L2 cache; "a
-call" is wall clock per call of many in a row; "floor" uses the ceilings of the second line, which are measured first. With
-OUT set, all numbers also go to $OUT/kernels.json. Nothing new is begun after --seconds.
+Needs CUDA; measures at the shape of an 8B model's layer, in bf16 and once in fp32. `ragged`, `packed`, `mass` and `compress`
+in this folder say what is measured and what was predicted. "device" is between two CUDA events with a cold L2 cache; "a call"
+is wall clock per call of many in a row; "floor" uses the ceilings of the second line, which are measured first. With OUT set,
+all numbers also go to $OUT/kernels.json. Nothing new is begun after --seconds.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rich.table import Table
 
 from bench.kernels.compress import measure_compress
 from bench.kernels.mass import measure_backends, measure_fp32_mass, measure_mass
+from bench.kernels.packed import measure_packed
 from bench.kernels.ragged import Heads, measure_ragged
 from bench.kernels.timing import Ceilings, Measured, measure_ceilings
 from bench.kernels.tuning import tune_all
@@ -84,10 +85,21 @@ def _measure_all(
     def report(measured: Measured) -> None:
         keep(asdict(measured))
 
-    if options.only != "attention":
+    if options.only in (None, "compress"):
         measure_compress(Heads(), COMPRESSED_TOKENS, ceilings, deadline_s, report)
-    if options.only == "compress":
-        return
+    if options.only in (None, "packed"):
+        num_slots = max(options.cache_tokens)
+        measure_packed(Heads(), options.rows, num_slots, ceilings, deadline_s, report)
+    if options.only in (None, "attention"):
+        _measure_attention(options, ceilings, deadline_s, report)
+
+
+def _measure_attention(
+    options: argparse.Namespace,
+    ceilings: Ceilings,
+    deadline_s: float,
+    report: Callable[[Measured], None],
+) -> None:
     for num_tokens in options.prompt_tokens:
         measure_mass(Heads(), num_tokens, ceilings, deadline_s, report)
     for num_slots in sorted(options.cache_tokens, reverse=True):
@@ -141,7 +153,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cache-tokens", type=_whole_numbers, default=(4096, 16384), help="of a full row")
     parser.add_argument("--prompt-tokens", type=_whole_numbers, default=(4096, 16384, 65536))
     parser.add_argument("--rows", type=int, default=16, help="of the decode batch; two hold the whole cache")
-    parser.add_argument("--only", choices=("attention", "compress"), help="measure these kernels alone")
+    parser.add_argument(
+        "--only", choices=("attention", "compress", "packed"), help="measure these kernels alone"
+    )
     parser.add_argument("--seconds", type=float, help="begin nothing new after this time")
     parser.add_argument("--tune", action="store_true", help="try other ways to cut the work instead")
     options = parser.parse_args()
