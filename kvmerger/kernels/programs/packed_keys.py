@@ -22,14 +22,25 @@ from kvmerger.kernels.programs.packed_codes import (
 
 
 @triton.jit
-def twins(x_NX, dtype: tl.constexpr, IS_TWIN: tl.constexpr):
-    """``x_NX`` as a dot takes it; IS_TWIN: each column rounded, and beside it what rounding left."""
-    rounded_NX = x_NX.to(dtype)
-    if IS_TWIN:
-        rest_NX = (x_NX - rounded_NX.to(tl.float32)).to(dtype)
-        return tl.reshape(tl.join(rounded_NX, rest_NX), (x_NX.shape[0], 2 * x_NX.shape[1]))
+def halved(x, dtype: tl.constexpr):
+    """``x`` in ``dtype``, and what that leaves of it, in ``dtype`` too."""
+    if dtype == tl.bfloat16:
+        # Cut off, not rounded: converting is slow, and the rest holds what is cut off as well.
+        bits = x.to(tl.int32, bitcast=True)
+        rest = x - (bits & -65536).to(tl.float32, bitcast=True)
+        return (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True), rest.to(dtype)
     else:
-        return rounded_NX
+        return x.to(dtype), (x - x.to(dtype).to(tl.float32)).to(dtype)
+
+
+@triton.jit
+def twins(x_NX, dtype: tl.constexpr, IS_TWIN: tl.constexpr):
+    """``x_NX`` as a dot takes it; IS_TWIN: each column in two, of which the second has what the first leaves."""
+    if IS_TWIN:
+        first_NX, rest_NX = halved(x_NX, dtype)
+        return tl.reshape(tl.join(first_NX, rest_NX), (x_NX.shape[0], 2 * x_NX.shape[1]))
+    else:
+        return x_NX.to(dtype)
 
 
 @triton.jit

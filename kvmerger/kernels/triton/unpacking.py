@@ -15,10 +15,8 @@ import torch
 
 from kvmerger.cache.forms.layouts import CodeLayout, Grid, Per
 
-EVEN_BYTES, ODD_BYTES = "0x4240", "0x4341"
-"""Selects bytes 0 and 2 (1 and 3) into the low halves' low bytes, and the second operand's into the high bytes."""
-RAISED = ("0x2404", "0x3414")
-"""Selects the same bytes into the high bytes, with the second operand's below."""
+# Which of the inputs' bits a three-input instruction writes: a and b, or c; not a, but b, or c.
+AND_OR, NOT_AND_OR = "0xEA", "0xAE"
 
 
 def assembly_of(
@@ -36,9 +34,9 @@ def assembly_of(
         case Grid.E2M1, 4, _ if dtype != torch.float32:
             return tuple(_e2m1(plane, parity, dtype) for plane, parity in each), 0.0
         case Grid.SIGNED, 8, torch.bfloat16:
-            return tuple(_eight_bits("", parity) for _, parity in each), 0.0
+            return tuple(_eight_bits(AND_OR, parity) for _, parity in each), 0.0
         case Grid.UNSIGNED, 8, torch.bfloat16 if layout.per is not Per.NOTHING:
-            return tuple(_eight_bits("xor.b32 t, t, 0x00800080;", parity) for _, parity in each), -128.0
+            return tuple(_eight_bits(NOT_AND_OR, parity) for _, parity in each), -128.0
         case Grid.UNSIGNED, 2 | 4, torch.bfloat16 if layout.per is not Per.NOTHING:
             instructions = tuple(_few_bits(layout.bits, plane, parity) for plane, parity in each)
             return instructions, 2.0**layout.bits
@@ -60,60 +58,58 @@ def _times(dtype: torch.dtype, factor: float) -> str:
     return f"mov.b32 c, {both}; mul.f16x2 $0, t, c;"
 
 
-def _e4m3(parity: int, dtype: torch.dtype) -> str:
-    shift, mask, factor = (
-        (4, "0x07f007f0", 2.0**120) if dtype == torch.bfloat16 else (1, "0x3f803f80", 2.0**8)
-    )
+def _shifted(register: str, by: int) -> str:
+    """``register``: $1 with all bits ``by`` places higher, or lower where that is negative."""
+    if not by:
+        return f"mov.b32 {register}, $1;"
+    return f"shl.b32 {register}, $1, {by};" if by > 0 else f"shr.u32 {register}, $1, {-by};"
+
+
+def _floats(sign: int, magnitude: int, fraction: int, to: int, dtype: torch.dtype, factor: float) -> str:
+    """Floats whose sign is at bit ``sign`` and whose magnitude, of ``fraction`` set bits, goes from its bit to bit ``to``."""
     return _block(
-        f"mov.b32 z, 0; prmt.b32 t, $1, z, {RAISED[parity]};"
-        f"shr.u32 m, t, {shift}; and.b32 m, m, {mask}; and.b32 t, t, 0x80008000; or.b32 t, t, m;"
-        + _times(dtype, factor)
+        f"{_shifted('m', to - magnitude)} and.b32 m, m, {_halves(fraction << to)};"
+        f"{_shifted('t', 15 - sign)} lop3.b32 t, t, 0x80008000, m, {AND_OR};" + _times(dtype, factor)
     )
+
+
+def _e4m3(parity: int, dtype: torch.dtype) -> str:
+    to, factor = (4, 2.0**120) if dtype == torch.bfloat16 else (7, 2.0**8)
+    return _floats(8 * parity + 7, 8 * parity, 0x7F, to, dtype, factor)
 
 
 def _e2m1(plane: int, parity: int, dtype: torch.dtype) -> str:
-    # The code goes to the top of its byte: there its sign is where that of 16 bits is.
-    shift, mask, factor = (
-        (6, "0x01c001c0", 2.0**126) if dtype == torch.bfloat16 else (3, "0x0e000e00", 2.0**14)
-    )
-    raised = "shl.b32 t, $1, 4;" if plane == 0 else "mov.b32 t, $1;"
-    return _block(
-        f"{raised} mov.b32 z, 0; prmt.b32 t, t, z, {RAISED[parity]};"
-        f"shr.u32 m, t, {shift}; and.b32 m, m, {mask}; and.b32 t, t, 0x80008000; or.b32 t, t, m;"
-        + _times(dtype, factor)
-    )
+    to, factor = (6, 2.0**126) if dtype == torch.bfloat16 else (9, 2.0**14)
+    first = 8 * parity + 4 * plane
+    return _floats(first + 3, first, 7, to, dtype, factor)
 
 
-def _eight_bits(before: str, parity: int) -> str:
+def _eight_bits(sign_as: str, parity: int) -> str:
     """Two's complement: 128 plus the low seven bits, minus 128 or, for a negative one, 256."""
     return _block(
-        f"mov.b32 c, 0x43434343; prmt.b32 t, $1, c, {(EVEN_BYTES, ODD_BYTES)[parity]}; {before}"
-        "and.b32 m, t, 0xff7fff7f; and.b32 t, t, 0xff80ff80;"
-        "mov.b32 c, 0xbf80bf80; fma.rn.bf16x2 $0, t, c, m;"
+        f"{_shifted('t', -8 * parity)} mov.b32 c, 0x43004300;"
+        f"lop3.b32 m, t, 0x007f007f, c, {AND_OR}; lop3.b32 t, t, 0x00800080, c, {sign_as};"
+        f"mov.b32 d, {_twice(torch.bfloat16, -1.0)}; fma.rn.bf16x2 $0, t, d, m;"
     )
 
 
 def _few_bits(bits: int, plane: int, parity: int) -> str:
     """2^bits plus the code, which goes to the top of the fraction's seven bits."""
-    shift = 7 - bits - bits * plane
-    moved = f"shl.b32 t, $1, {shift};" if shift >= 0 else f"shr.u32 t, $1, {-shift};"
-    fraction = (2**bits - 1) << 7 - bits
-    exponent = 127 + bits << 7
-    # The exponent's lowest bit is the top of the low byte, and 1 for 2 and 4 bits.
-    low, high = exponent & 0xFF, exponent >> 8
+    # No permutation of bytes: its two constants do not fit one instruction, and loading them takes another each time.
+    to = 7 - bits
     return _block(
-        f"{moved} lop3.b32 t, t, {_bytes(fraction)}, {_bytes(low)}, 0xEA;"
-        f"mov.b32 c, {_bytes(high)}; prmt.b32 $0, t, c, {(EVEN_BYTES, ODD_BYTES)[parity]};"
+        f"{_shifted('t', to - 8 * parity - bits * plane)} mov.b32 c, {_halves(127 + bits << 7)};"
+        f"lop3.b32 $0, t, {_halves(2**bits - 1 << to)}, c, {AND_OR};"
     )
 
 
 def _fp16(bits: int, plane: int, parity: int, is_signed: bool) -> str:
-    """The code in the lowest bits of 1024, minus that; of a signed one, 128 more on both sides."""
-    flipped = f"xor.b32 t, t, {_bytes(0x80)};" if is_signed else ""
+    """The code in the lowest bits of 1024, minus that; of a signed one with its sign flipped, 128 more on both sides."""
     base = _twice(torch.float16, 1024.0 + (128.0 if is_signed else 0.0))
+    flipped = "xor.b32 t, t, 0x00800080;" if is_signed else ""
     return _block(
-        f"shr.u32 t, $1, {bits * plane}; and.b32 t, t, {_bytes(2**bits - 1)}; {flipped}"
-        f"mov.b32 c, 0x64646464; prmt.b32 t, t, c, {(EVEN_BYTES, ODD_BYTES)[parity]};"
+        f"{_shifted('t', -8 * parity - bits * plane)} mov.b32 c, 0x64006400;"
+        f"lop3.b32 t, t, {_halves(2**bits - 1)}, c, {AND_OR}; {flipped}"
         f"mov.b32 c, {base}; sub.f16x2 $0, t, c;"
     )
 
@@ -142,14 +138,14 @@ def _block(body: str) -> str:
     return "{ .reg .b32 t, m, c, d, z; " + body + " }"
 
 
-def _bytes(byte: int) -> str:
-    """A word of four such bytes."""
-    return f"0x{byte * 0x01010101:08x}"
+def _halves(half: int) -> str:
+    """A word of two such halves."""
+    return f"0x{half * 0x10001:08x}"
 
 
 def _twice(dtype: torch.dtype, number: float) -> str:
     """A word of two such numbers."""
-    return f"0x{_bits(dtype, number) * 0x10001:08x}"
+    return _halves(_bits(dtype, number))
 
 
 def _bits(dtype: torch.dtype, number: float) -> int:
