@@ -64,8 +64,8 @@ ADAPTED = [
     ("keydiff", {}, "KeyDiffPress"),
     ("expected_attention", {"epsilon": 0.01}, "ExpectedAttentionPress"),
 ]
-DIFFERENT = {"random", "pyramidkv", "tova", "lagkv"}
-"""What docs/policies.md tells a difference of; of the last two, tests below hold that there is no other."""
+DIFFERENT = {"random", "pyramidkv", "tova", "lagkv", "compactor"}
+"""What docs/policies.md tells a difference of; of the last three, tests here and beside hold that there is no other."""
 
 
 @pytest.fixture(scope="module")
