@@ -45,10 +45,14 @@ def build_variant(spec: VariantSpec) -> Variant:
     """Make the policy a spec names.
 
     Raises:
-        VariantError: unknown policy or parameter, with the nearest name there is, or values the policy cannot take.
+        VariantError: unknown policy or parameter, with the nearest name there is, or values or a kind of budget that it
+            cannot take.
         PolicyError: values the policy itself refuses.
     """
-    return Variant(spec.label, build(spec.policy, dict(spec.params)), spec.budget)
+    policy = build(spec.policy, dict(spec.params))
+    if refusal := policy.parts[0].budget_refusal(spec.budget):
+        raise VariantError(f"policy {spec.policy!r} {refusal}")
+    return Variant(spec.label, policy, spec.budget)
 
 
 def build(name: str, params: Mapping[str, Any]) -> Policy:

@@ -24,6 +24,7 @@ from kvmerger.budget import (
 from kvmerger.form_names import NAMES as FORM_NAMES
 from kvmerger.form_names import is_form
 from kvmerger.names import VariantError, nearest
+from kvmerger.nested import frozen, names_in
 from kvmerger.variant_names import WrittenName, read_name, spelling
 
 FULL = variant_names.FULL
@@ -40,7 +41,7 @@ _RATIO_HELP = (
 
 @dataclass(frozen=True, slots=True)
 class VariantSpec:
-    """One policy at one budget. ``params`` are (name, value) pairs sorted by name; values are hashable.
+    """One policy at one budget. ``params`` are (name, value) pairs sorted by name; values are hashable, lists are tuples.
 
     ``policy`` has all parts joined by ``+``, the form too: ``keydiff+keepkv+kivi4``. No budget: every slot is kept.
     """
@@ -49,6 +50,12 @@ class VariantSpec:
     policy: str
     params: tuple[tuple[str, Any], ...] = ()
     budget: AskedBudget | None = None
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """Every ``module:Class`` of the policy's parts, and every name in its parameters: nested presses'."""
+        parts = {part for part in self.policy.split("+") if ":" in part}
+        return frozenset(parts | set(names_in(tuple(value for _, value in self.params))))
 
     def canonical(self, others: Mapping[str, VariantSpec] | None = None) -> dict[str, Any]:
         """What the variant *is*, as JSON-able data without its label.
@@ -87,7 +94,7 @@ def parse_policy_entry(entry: str | Mapping[str, Any]) -> list[VariantSpec]:
         raise VariantError(f"a policy entry is a name or a mapping with `name`, got {entry!r}")
     if not all(isinstance(key, str) for key in entry):
         raise VariantError(f"policy {entry['name']!r}: keys are words, got {dict(entry)!r}")
-    params = {key: _frozen(value) for key, value in entry.items() if key not in _RESERVED_KEYS}
+    params = {key: frozen(value) for key, value in entry.items() if key not in _RESERVED_KEYS}
     if "ratio" in params:
         raise VariantError(f"policy {entry['name']!r}: {_RATIO_HELP}")
     written = read_name(entry["name"])
@@ -106,6 +113,9 @@ def parse_policy_entry(entry: str | Mapping[str, Any]) -> list[VariantSpec]:
         return [VariantSpec(str(entry.get("label", written.label(params, None))), written.policy, pairs)]
     if not budgets:
         _refuse_misspelt(written.policy, params)
+        # Whether a user's policy takes none is known once it is imported (`building.build_variant`).
+        if ":" in written.split.before[0]:
+            return [VariantSpec(str(entry.get("label", written.label(params, None))), written.policy, pairs)]
         raise VariantError(
             f"policy {written.policy!r}{nearest(written.policy, FORM_NAMES, _LIKELY)} needs a budget, such as "
             f"`budget: 0.5`; got {dict(entry)!r}"
@@ -182,11 +192,6 @@ def _budgets(entry: Mapping[str, Any], written: WrittenName) -> list[AskedBudget
 def _as_list(value: Any) -> list[Any]:
     # A list alone means several: `{like: label}` is one budget, and so is a number.
     return value if isinstance(value, list) else [value]
-
-
-def _frozen(value: Any) -> Any:
-    # YAML gives lists, and a spec is hashed: policies therefore take their lists as tuples.
-    return tuple(_frozen(element) for element in value) if isinstance(value, list) else value
 
 
 def _label(

@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs.console.child_process import ChildDiedError, yielded
 from jobs.console.paths import python
+from kvmerger.nested import top_module
 from kvmerger.variants import VariantSpec
 
 
@@ -21,12 +22,18 @@ class PolicyContractError(ValueError):
 def require_contracts(specs: Iterable[VariantSpec], say: Callable[[str], None]) -> None:
     """Try every policy that has a part ``module:Class``, once each however many budgets and parameters it has.
 
+    kvpress's own presses are left out, unless one of the user's is nested in them.
+
     ``say`` is told which one is tried. Without such a policy no process is started.
 
     Raises:
         PolicyContractError: a check fails, with the check, what it found, and the remedy; or a policy kills the process.
     """
-    own = {spec.policy: dict(spec.params) for spec in specs if ":" in spec.policy}
+    own = {
+        spec.policy: dict(spec.params)
+        for spec in specs
+        if any(":" in path and top_module(path) != "kvpress" for path in spec.paths)
+    }
     if not own:
         return
     with closing(first_failures(own)) as failures:

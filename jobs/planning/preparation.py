@@ -149,7 +149,7 @@ def _version_of(policy: Policy) -> str:
         # Nobody else's tests watch over a user's version number, so the code itself counts too.
         source = Path(inspect.getfile(made)).read_bytes()
         version += f"+{hashlib.sha256(source).hexdigest()[:_SOURCE_DIGITS]}"
-    return version
+    return f"{version}+{policy.code_version}" if policy.code_version else version
 
 
 def _load_items(settings: Settings, tokenizer: Tokenizer) -> dict[str, list[BenchmarkItem]]:

@@ -99,7 +99,8 @@ class SizeForecast:
             return None
         budget = self.specs[label].budget
         if budget is None or (label in self.facts and self.facts[label].budget_is_outcome):
-            return num_tokens, budget is not None
+            # Without a budget a form holds everything; a policy without one decides by the prompt.
+            return num_tokens, label in self.facts and self.facts[label].budget_is_outcome
         if isinstance(budget, LikeVariant | BytesLike):
             like = self.of(budget.label, num_tokens)
             if like is None:

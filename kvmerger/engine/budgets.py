@@ -17,10 +17,13 @@ from kvmerger.budget import (
     num_slots_for,
 )
 from kvmerger.building import Variant, in_slots
+from kvmerger.generation import Prompt
+from kvmerger.models.source import DTYPES, ModelInfo
 from kvmerger.names import VariantError
 from kvmerger.policies.base import CacheShape
 from kvmerger.policies.registry import path_of
 from kvmerger.policies.returned import checked_budgets
+from kvmerger.prefill.evidence import Need
 from kvmerger.prefill.prefill import Prefilled
 
 SlotsLH = tuple[tuple[int, ...], ...]
@@ -41,6 +44,27 @@ def shape_of(prefilled: Prefilled) -> CacheShape:
     return CacheShape(
         num_tokens, len(prefilled.layers), first.num_heads, first.head_dim, first.dtype.itemsize
     )
+
+
+def shape_for(info: ModelInfo, prompt: Prompt) -> CacheShape:
+    """The uncompressed cache's that a model will have of a prompt."""
+    itemsize = DTYPES[info.dtype].itemsize
+    return CacheShape(len(prompt.context_ids), info.num_layers, info.num_kv_heads, info.head_dim, itemsize)
+
+
+def needs_at_budget(variant: Variant, shape: CacheShape) -> frozenset[Need]:
+    """The evidence that the parts of a variant's policy read at its budget, beside their `needs`.
+
+    Raises:
+        BudgetError: not even one slot per head fits.
+        KeyError: the budget is like another variant's bytes, which are not known before that has run.
+        Exception: whatever the policy raises, which may be a user's.
+    """
+    budget = variant.budget
+    of_slots = (
+        None if budget is None else in_slots(budget, variant.policy, shape, dict[str, int]().__getitem__)
+    )
+    return frozenset(need for part in variant.policy.parts for need in part.needs_at(shape, of_slots))
 
 
 def asked(shape: CacheShape, variant: Variant, kept: Mapping[str, Kept]) -> Sequence[Budget]:

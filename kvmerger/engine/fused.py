@@ -19,7 +19,7 @@ from kvmerger.decoding.batch import Answer, Batch, Row
 from kvmerger.decoding.step_graphs import StepGraphs
 from kvmerger.device import free_memory, now_s
 from kvmerger.engine.answering import Answered, Answering, References
-from kvmerger.engine.budgets import Kept, references_first, shape_of
+from kvmerger.engine.budgets import Kept, needs_at_budget, references_first, shape_for, shape_of
 from kvmerger.engine.compress import (
     Compressed,
     Compression,
@@ -30,7 +30,7 @@ from kvmerger.engine.groups import Group, by_bytes, by_rows, expected_bytes, pla
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits, another_bucket
 from kvmerger.models.loading import LoadedModel
-from kvmerger.policies.base import declared_needs
+from kvmerger.policies.base import CacheShape, declared_needs
 from kvmerger.prefill.evidence import Need
 from kvmerger.prefill.prefill import Prefilled, prefill
 from kvmerger.prefill.repeat import repeat
@@ -87,7 +87,7 @@ class FusedRun:
         is_last_try: bool,
     ) -> FusedRun:
         """Prefill ``prompt``; see `prefill`."""
-        start_s, needs = now_s(model.device), needs_of(variants)
+        start_s, needs = now_s(model.device), needs_of(variants, shape_for(model.info, prompt))
         prefilled = prefill(model, prompt.context_ids, needs, seed, is_last_try=is_last_try)
         seconds = {"prefill_shared_s": now_s(model.device) - start_s, "plan_shared_s": 0.0}
         if repeat(model, prompt.context_ids, prefilled, needs, is_last_try=is_last_try):
@@ -220,13 +220,19 @@ def make_room(model: LoadedModel, graphs: StepGraphs | None) -> None:
     free_memory(model.device)
 
 
-def needs_of(variants: Sequence[Variant]) -> frozenset[Need]:
-    """The evidence that any of ``variants`` declared; one that cannot say so declares nothing."""
+def needs_of(variants: Sequence[Variant], shape: CacheShape | None = None) -> frozenset[Need]:
+    """The evidence that any of ``variants`` declared; one that cannot say so declares nothing.
+
+    Without a ``shape``, what a policy reads at its budget, beside its `needs`, is not among it.
+    """
     needs: set[Need] = set()
     for variant in variants:
         # A policy may be a user's: compressing asks it again, and there the error costs its own rows only.
         with suppress(Exception):
             needs |= declared_needs(variant.policy)
+        if shape is not None:
+            with suppress(Exception):
+                needs |= needs_at_budget(variant, shape)
     return frozenset(needs)
 
 

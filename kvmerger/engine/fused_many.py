@@ -17,7 +17,7 @@ from functools import partial
 
 from kvmerger.building import Variant
 from kvmerger.decoding.step_graphs import StepGraphs
-from kvmerger.engine.budgets import references_first
+from kvmerger.engine.budgets import references_first, shape_for
 from kvmerger.engine.fused import FusedRun, make_room, run_fused
 from kvmerger.engine.fused_members import Member, Trouble, answer_members
 from kvmerger.engine.groups import (
@@ -34,8 +34,6 @@ from kvmerger.engine.groups import (
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits, another_bucket
 from kvmerger.models.loading import LoadedModel
-from kvmerger.models.source import DTYPES
-from kvmerger.policies.base import CacheShape
 from kvmerger.prefill.prefill import prompt_seed
 from kvmerger.variants import FULL_AA, NO_CONTEXT, REFERENCE_LABELS
 
@@ -232,14 +230,8 @@ class _Many:
         prompt, info = self.prompts[number], self.model.info
         token_bytes = info.kv_bytes_per_token + info.num_layers * info.num_kv_heads * POSITION_BYTES
         full_bytes = len(prompt.context_ids) * token_bytes
-        shape = CacheShape(
-            len(prompt.context_ids),
-            info.num_layers,
-            info.num_kv_heads,
-            info.head_dim,
-            DTYPES[info.dtype].itemsize,
-        )
-        expected = expected_bytes(self.variants, prompt, shape, prompt_seed(prompt.context_ids, self.seed))
+        seed = prompt_seed(prompt.context_ids, self.seed)
+        expected = expected_bytes(self.variants, prompt, shape_for(info, prompt), seed)
         groups = self.joining[number]
         held = max(sum(expected.get(label, 0) for label in group.place_by_label) for group in groups)
         return full_bytes + held + tail_bytes(groups[0].bucket, prompt, full_bytes)

@@ -17,7 +17,7 @@ from kvmerger.decoding.batch import Batch
 from kvmerger.decoding.step_graphs import Refusals, graphs_for
 from kvmerger.device import now_s
 from kvmerger.engine.answering import Answered, Answering, References
-from kvmerger.engine.budgets import Kept, references_first
+from kvmerger.engine.budgets import Kept, references_first, shape_for
 from kvmerger.engine.compress import compress_all
 from kvmerger.engine.fused import failures_of, needs_of, out_of_memory, rows_of, with_references
 from kvmerger.generation import Generation, Prompt, VariantFailure
@@ -86,7 +86,7 @@ class _Runner:
         graphs = graphs_for(model, self.refusals)
         # Before the prefill, which belongs to the peak as compressing does.
         before_bytes = _start_peak(model.device)
-        start_s, needs = now_s(model.device), needs_of(variants)
+        start_s, needs = now_s(model.device), needs_of(variants, shape_for(model.info, prompt))
         prefilled = prefill(model, prompt.context_ids, needs, self.seed, is_last_try=False)
         seconds = {"prefill_s": now_s(model.device) - start_s}
         if repeat(model, prompt.context_ids, prefilled, needs, is_last_try=False):

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvmerger.budget import Budget, BudgetSpec
+from kvmerger.budget import AskedBudget, Budget, BudgetSpec
 from kvmerger.cache.forms.base import Form
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.decoding.decode_rule import DecodeRule
@@ -75,9 +75,32 @@ class Policy(abc.ABC):
         """This policy, after what it wraps: all whose versions and code its results depend on."""
         return (self,)
 
+    @property
+    def given_name(self) -> str | None:
+        """What users call this instance, where it is not its class's name; None, as of every policy but an adapted one."""
+        return None
+
+    @property
+    def code_version(self) -> str:
+        """What its results depend on beside `version` and its class's own file, for identities; "" where nothing."""
+        return ""
+
     def needs(self) -> frozenset[Need]:
         """Evidence that `compress` and `allocate` read. Pure; may depend on the parameters."""
         return frozenset()
+
+    def needs_at(self, shape: CacheShape, budget: BudgetSpec | None) -> frozenset[Need]:
+        """Evidence beside `needs`, on a cache of ``shape`` at ``budget``. Pure; asked of every part by itself."""
+        return frozenset()
+
+    def budget_refusal(self, budget: AskedBudget | None) -> str | None:
+        """Why it takes no budget of this kind, or not none, whatever the prompt: the end of a sentence; None if it does.
+
+        Asked once, of the part that chooses slots, when a variant is made.
+        """
+        if budget is None and not self.budget_is_outcome:
+            return "needs a budget, such as `budget: 0.5`"
+        return None
 
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:  # noqa: B027 - most policies need no check
         """Raise `BudgetError` when this policy cannot work at ``budget`` on a cache of ``shape``; changes nothing."""

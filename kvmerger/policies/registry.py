@@ -114,6 +114,8 @@ def name_of(policy: Policy) -> str:
     """What users call ``policy``: the name its class is registered under, its class's own, or that of its form."""
     if policy.form is not None:
         return forms.name_of(policy.form)
+    if policy.given_name is not None:
+        return policy.given_name
     # By the class itself: a subclass of `SnapKV` that has no name must not be called snapkv.
     registered = {
         found: name for classes in (_POLICIES, _WRAPPERS, _UNLISTED) for name, found in classes.items()

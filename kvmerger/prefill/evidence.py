@@ -11,9 +11,9 @@ Shapes: N tokens of the compressed part, Q query heads, H KV heads, D head size.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,14 +41,26 @@ class Need(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class PromptStates:
+    """What is the same in all layers of one prompt's prefill.
+
+    ``model`` is the module whose layers they are, None where there is none. ``notes`` is what evidence about earlier layers
+    leaves for that about later ones, by keys of its own; it goes when prefill ends.
+    """
+
+    model: nn.Module | None = None
+    notes: dict[Hashable, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class LayerStates:
     """What one layer's attention saw: q_QND and k_HND after RoPE, v_HND, all of one prompt.
 
     hidden_NE is what went into the attention module, ``attention`` the module itself (its ``q_proj`` gives queries before
-    RoPE), ``rotary`` the model's rotary embedding (cos and sin of any positions); all three are None unless a policy
-    needs evidence that reads hidden states. lse_QN is the log-sum-exp of each query's scaled scores, fp32, where the
-    attention kernel left it; without it evidence is the same and costs more. ``seed`` is of prompt and layer: all that
-    random evidence may depend on.
+    RoPE), ``rotary`` the model's rotary embedding (cos and sin of any positions), ``prompt`` what the layers share; all four
+    are None unless a policy needs evidence that reads hidden states. lse_QN is the log-sum-exp of each query's scaled scores,
+    fp32, where the attention kernel left it; without it evidence is the same and costs more. ``seed`` is of prompt and layer:
+    all that random evidence may depend on.
     """
 
     q_QND: Tensor
@@ -60,6 +72,7 @@ class LayerStates:
     rotary: nn.Module | None = None
     lse_QN: Tensor | None = None
     seed: int = 0
+    prompt: PromptStates | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +97,8 @@ def register_evidence(
     """Register ``compute(states, *params) -> Tensor`` under ``name``; returns it unchanged.
 
     ``states`` is a `LayerStates`; its ``q_QND`` and ``lse_QN`` may be read only with ``reads_queries=True``, ``hidden_NE``,
-    ``attention`` and ``rotary`` only with ``reads_hidden_states=True``. The result is kept until the last policy has run,
-    so it must be small: a few numbers per token, never one per pair of tokens.
+    ``attention``, ``rotary`` and ``prompt`` only with ``reads_hidden_states=True``. The result is kept until the last policy
+    has run, so it must be small: a few numbers per token, never one per pair of tokens.
 
     With ``pieces`` it is of a repetition: ``states`` is then a `RepeatStates`, ``compute`` is called for each part of the
     context that is repeated, and what it gives is ``joined`` along the second dimension, or ``summed``.

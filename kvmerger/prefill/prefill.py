@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kvmerger.cache.layer_cache import LayerCache, room_for
 from kvmerger.kernels.prompt_attention import causal_attention
 from kvmerger.models.loading import LoadedModel
-from kvmerger.prefill.evidence import Evidence, LayerStates, Need, needs_hidden_states
+from kvmerger.prefill.evidence import Evidence, LayerStates, Need, PromptStates, needs_hidden_states
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,19 @@ class PrefillAttention:
     """Causal attention of one prompt on itself; keeps each layer's K/V and captures evidence."""
 
     def __init__(
-        self, num_layers: int, needs: frozenset[Need], prompt_seed: int, *, is_last_try: bool = True
+        self,
+        num_layers: int,
+        needs: frozenset[Need],
+        prompt_seed: int,
+        *,
+        is_last_try: bool = True,
+        module: nn.Module | None = None,
     ) -> None:
         self._num_layers = num_layers
         self._needs = needs
         self._prompt_seed = prompt_seed
         self._is_last_try = is_last_try
+        self._prompt = PromptStates(module)
         self._attention_input: tuple[Tensor, nn.Module, nn.Module] | tuple[()] = ()
         self._room: tuple[LayerCache, ...] = ()
         self.layers: list[LayerCache] = []
@@ -49,7 +56,8 @@ class PrefillAttention:
         """Causal attention (B, T, Q, D); stores the layer's K/V as the full row's cache."""
         out_BTQD, lse_QN = causal_attention(q_BQTD, k_BHTD, v_BHTD, scaling)
         states = LayerStates(q_BQTD[0], k_BHTD[0], v_BHTD[0], scaling, *self._attention_input)
-        evidence = Evidence(replace(states, lse_QN=lse_QN), layer_index, self._num_layers, self._prompt_seed)
+        states = replace(states, lse_QN=lse_QN, prompt=self._prompt)
+        evidence = Evidence(states, layer_index, self._num_layers, self._prompt_seed)
         evidence.capture(self._needs, is_last_try=self._is_last_try)
         if not self._room:
             self._room = room_for(self._num_layers, k_BHTD[0])
@@ -87,7 +95,11 @@ def prefill(
     ids_1T = torch.tensor([context_ids], device=model.device)
     position_1T = torch.arange(ids_1T.shape[1], device=model.device)[None]
     handler = PrefillAttention(
-        model.info.num_layers, needs, prompt_seed(context_ids, seed), is_last_try=is_last_try
+        model.info.num_layers,
+        needs,
+        prompt_seed(context_ids, seed),
+        is_last_try=is_last_try,
+        module=model.module,
     )
 
     def watch(hidden_1NE: Tensor, attention: nn.Module) -> None:

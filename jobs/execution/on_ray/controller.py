@@ -85,7 +85,9 @@ def run_units(
     """
     if not units:
         return
-    with connected(source_paths((spec.policy for spec in settings.variants), sys.modules)) as cluster:
+    with connected(
+        source_paths((path for spec in settings.variants for path in spec.paths), sys.modules)
+    ) as cluster:
         resources = resources or resources_for(
             cluster.nodes, device=settings.model.device, asked=settings.actors, can_grow=cluster.can_grow
         )

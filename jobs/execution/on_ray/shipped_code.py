@@ -25,8 +25,8 @@ class ShippedCodeError(ValueError):
 def source_paths(policies: Iterable[str], modules: Mapping[str, ModuleType]) -> tuple[Path, ...]:
     """Files and folders of the code, each importable from its parent.
 
-    `policies` are names as settings spell them; their parts like `module:Class` count. `modules` is `sys.modules` after
-    they were imported: what lies beside a policy's module and was imported too is taken to be needed.
+    `policies` are names as settings spell them, nested presses' too; their parts like `module:Class` count. `modules` is
+    `sys.modules` after they were imported: what lies beside a policy's module and was imported too is taken to be needed.
 
     Raises:
         ShippedCodeError: more than 100 MiB in one of them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
-from kvmerger.budget import Budget, BudgetSpec
+from kvmerger.budget import AskedBudget, Budget, BudgetSpec
 from kvmerger.cache.forms.base import Form
 from kvmerger.cache.forms.layouts import FormError
 from kvmerger.cache.layer_cache import LayerCache
@@ -113,6 +113,10 @@ def unstored(policy: Policy) -> Policy:
 @dataclass(frozen=True)
 class Everything(Policy):
     """Keep every slot: what a form alone stores."""
+
+    def budget_refusal(self, budget: AskedBudget | None) -> str | None:
+        """Nothing: whatever the budget, everything is kept."""
+        return None
 
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """The layer itself."""
