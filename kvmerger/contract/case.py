@@ -11,7 +11,7 @@ import torch
 from kvmerger.budget import BudgetError, KeptRatio
 from kvmerger.building import Variant, build
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.contract.layers import random_prefill
+from kvmerger.contract.layers import NUM_TOKENS, random_prefill
 from kvmerger.engine.compress import CompressFailure, compress_all
 from kvmerger.policies.base import Policy, PolicyError
 from kvmerger.policies.storage.stored import unstored
@@ -37,11 +37,18 @@ class Case:
     def variant(self, policy: Policy | None = None) -> Variant:
         """The policy, or the given one, at the budget of all checks; a new instance each time. A form has its own checks."""
         made = unstored(build(self.name, self.params)) if policy is None else policy
-        return Variant(_LABEL, made, KeptRatio(KEPT_RATIO))
+        return Variant(_LABEL, made, self.budget(made))
 
-    def prefilled(self, **options: int) -> Prefilled:
-        """The layers and the policy's evidence; ``options`` as of `random_prefill`."""
-        return random_prefill(self.seed, self.dtype, self.variant().policy, **options)
+    @staticmethod
+    def budget(policy: Policy) -> KeptRatio | None:
+        """That of all checks; None for a policy that takes none."""
+        asked = KeptRatio(KEPT_RATIO)
+        return None if policy.parts[0].budget_refusal(asked) else asked
+
+    def prefilled(self, num_tokens: int = NUM_TOKENS) -> Prefilled:
+        """The layers and the policy's evidence."""
+        policy = self.variant().policy
+        return random_prefill(self.seed, self.dtype, policy, num_tokens, self.budget(policy))
 
     def failure(self, prefilled: Prefilled) -> CompressFailure | None:
         """Why the policy cannot compress ``prefilled``; None where it can."""

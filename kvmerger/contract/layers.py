@@ -10,9 +10,17 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from kvmerger.budget import BudgetSpec
 from kvmerger.cache.layer_cache import LayerCache, room_for
-from kvmerger.policies.base import Policy, declared_needs
-from kvmerger.prefill.evidence import Evidence, LayerStates, Need, reads_hidden_states, repeat_needs
+from kvmerger.policies.base import CacheShape, Policy, declared_needs
+from kvmerger.prefill.evidence import (
+    Evidence,
+    LayerStates,
+    Need,
+    PromptStates,
+    reads_hidden_states,
+    repeat_needs,
+)
 from kvmerger.prefill.prefill import Prefilled
 from kvmerger.prefill.repeat_states import Gathered, RepeatStates
 
@@ -23,7 +31,13 @@ _NEIGHBOUR_SHARE = 0.8
 _INSTRUCTION_TOKENS = 3
 
 
-def random_prefill(seed: int, dtype: torch.dtype, policy: Policy, num_tokens: int = NUM_TOKENS) -> Prefilled:
+def random_prefill(
+    seed: int,
+    dtype: torch.dtype,
+    policy: Policy,
+    num_tokens: int = NUM_TOKENS,
+    budget: BudgetSpec | None = None,
+) -> Prefilled:
     """What a prefill would leave behind: correlated random keys, random queries and values, the policy's evidence.
 
     For policies that read hidden states there is a real attention module; its inputs are drawn apart from q, k and v.
@@ -33,7 +47,9 @@ def random_prefill(seed: int, dtype: torch.dtype, policy: Policy, num_tokens: in
     def draw(num_heads: int) -> torch.Tensor:
         return torch.randn(num_heads, num_tokens, HEAD_DIM, generator=generator)
 
-    needs = declared_needs(policy)
+    shape = CacheShape(num_tokens, NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM, dtype.itemsize)
+    needs = declared_needs(policy).union(*(part.needs_at(shape, budget) for part in policy.parts))
+    prompt = PromptStates()
     has_hidden_states = any(map(reads_hidden_states, needs))
     layers: list[LayerCache] = []
     evidence: list[Evidence] = []
@@ -42,9 +58,11 @@ def random_prefill(seed: int, dtype: torch.dtype, policy: Policy, num_tokens: in
         share_HN1 = _NEIGHBOUR_SHARE * torch.rand(NUM_KV_HEADS, num_tokens - 1, 1, generator=generator)
         k_HND[:, 1:] = share_HN1 * k_HND[:, :-1] + (1 - share_HN1) * k_HND[:, 1:]
         q_QND, v_HND = draw(NUM_QUERY_HEADS), draw(NUM_KV_HEADS)
-        attention_input = _attention_input(generator, dtype, num_tokens) if has_hidden_states else ()
+        attention_input = (
+            _attention_input(generator, dtype, num_tokens, layer_index) if has_hidden_states else ()
+        )
         states = LayerStates(
-            q_QND.to(dtype), k_HND.to(dtype), v_HND.to(dtype), HEAD_DIM**-0.5, *attention_input
+            q_QND.to(dtype), k_HND.to(dtype), v_HND.to(dtype), HEAD_DIM**-0.5, *attention_input, prompt=prompt
         )
         gathered = Evidence(states, layer_index, NUM_LAYERS, prompt_seed=seed)
         gathered.capture(needs)
@@ -82,7 +100,7 @@ def _repeat(
 
 
 def _attention_input(
-    generator: torch.Generator, dtype: torch.dtype, num_tokens: int
+    generator: torch.Generator, dtype: torch.dtype, num_tokens: int, layer_index: int
 ) -> tuple[torch.Tensor, nn.Module, nn.Module]:
     """Hidden states, a Llama attention module with random weights, and its rotary embedding."""
     from transformers import LlamaConfig
@@ -91,9 +109,9 @@ def _attention_input(
     hidden_size = NUM_QUERY_HEADS * HEAD_DIM
     config = LlamaConfig(
         hidden_size=hidden_size, head_dim=HEAD_DIM,
-        num_attention_heads=NUM_QUERY_HEADS, num_key_value_heads=NUM_KV_HEADS,
+        num_attention_heads=NUM_QUERY_HEADS, num_key_value_heads=NUM_KV_HEADS, num_hidden_layers=NUM_LAYERS,
     )  # fmt: skip
-    attention = LlamaAttention(config, layer_idx=0).requires_grad_(False)
+    attention = LlamaAttention(config, layer_idx=layer_index).requires_grad_(False)
     for weight in attention.parameters():
         weight.normal_(std=hidden_size**-0.5, generator=generator)
     hidden_NE = torch.randn(num_tokens, hidden_size, generator=generator)
