@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from kvmerger.budget import Budget, BudgetError, KeptRatio
+from kvmerger.budget import Budget, BudgetError
 from kvmerger.building import build, build_variant, form_of
 from kvmerger.cache.forms.base import Form
 from kvmerger.contract.case import KEPT_RATIO, Case, ContractError, bits, expect
