@@ -93,8 +93,13 @@ class AdaKV(ScoringPolicy):
         return self.inner.scores(evidence)
 
     def scores_at(self, evidence: Evidence, budget: Budget) -> Tensor:
-        """The ranking's scores at ``budget``: (H, N)."""
-        return self.inner.scores_at(evidence, budget)
+        """The ranking's scores at an even ``budget``, ``inf`` for what every head keeps whatever the others' are: (H, N)."""
+        scores_HN = self.inner.checked_scores(evidence, budget)
+        # Protected tokens have inf and come first, so one floor covers both them and the share. A share that rounds to no
+        # slot counts as one, as in kvpress: a head without a slot would answer from the tail alone.
+        floor = max(share_of(budget.num_slots_H[0], self.alpha), self.num_protected, int(self.alpha > 0))
+        is_safe_HN = is_among_highest(scores_HN, (floor,) * evidence.num_heads)
+        return scores_HN.masked_fill(is_safe_HN, float("inf"))
 
     def select(self, evidence: Evidence, budget: Budget) -> Tensor:
         """Which tokens stay: bool (H, N), the layer's highest scores after each head's share and protected tokens."""
@@ -102,11 +107,6 @@ class AdaKV(ScoringPolicy):
             raise BudgetError(f"adakv shares out an even budget among heads, got {budget.num_slots_H}")
         self._require_room(budget.num_slots_H[0], evidence.num_tokens)
         scores_HN = self.checked_scores(evidence, budget)
-        # Protected tokens have inf and come first, so one floor covers both them and the share. A share that rounds to no
-        # slot counts as one, as in kvpress: a head without a slot would answer from the tail alone.
-        floor = max(share_of(budget.num_slots_H[0], self.alpha), self.num_protected, int(self.alpha > 0))
-        is_safe_HN = is_among_highest(scores_HN, (floor,) * evidence.num_heads)
-        scores_HN = scores_HN.masked_fill(is_safe_HN, float("inf"))
         # Heads compete within their layer alone, also where several layers came as one.
         scores_LF = evidence.by_layer(scores_HN).flatten(1)
         num_layers = len(evidence.layers)

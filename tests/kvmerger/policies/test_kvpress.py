@@ -64,8 +64,8 @@ ADAPTED = [
     ("keydiff", {}, "KeyDiffPress"),
     ("expected_attention", {"epsilon": 0.01}, "ExpectedAttentionPress"),
 ]
-DIFFERENT = {"random", "pyramidkv", "tova", "lagkv", "compactor"}
-"""What docs/policies.md tells a difference of; of the last three, tests here and beside hold that there is no other."""
+DIFFERENT = {"random", "pyramidkv", "tova", "lagkv", "compactor", "duo_attention"}
+"""What docs/policies.md tells a difference of; of the last four, tests here and beside hold that there is no other."""
 
 
 @pytest.fixture(scope="module")
@@ -280,6 +280,14 @@ def test_every_policy_that_names_a_kvpress_key_is_compared(repo_root: Path) -> N
     text = (repo_root / "docs" / "policies.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*) \|", text, flags=re.MULTILINE)
     named = {name for name, key in rows if "`" in key and not key.startswith("none")}
-    compared = {case[0] for case in SAME} | {"adakv", "nearest"}
+    # These in test_kvpress_repeat.py and test_kvpress_wrappers.py.
+    compared = {case[0] for case in SAME} | {
+        "adakv",
+        "nearest",
+        "kvzip",
+        "kvzip_plus",
+        "criticalkv",
+        "chunkkv",
+    }
     # `cam` stands beside a press that decodes.
     assert named - {"cam"} == compared | DIFFERENT

@@ -6,9 +6,11 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from kvmerger.engine import Engine
+from kvmerger.generation import Generation, VariantFailure
 from kvmerger.kernels import prompt_attention
 from kvmerger.models.loading import load_tokenizer
-from kvmerger.models.repeat_words import repeat_words
+from kvmerger.models.repeat_words import RepeatWords, repeat_words
 from kvmerger.prefill import repeat_evidence
 from kvmerger.prefill.evidence import EvidenceError, Need, register_evidence
 from kvmerger.prefill.prefill import Prefilled, prefill
@@ -16,6 +18,8 @@ from kvmerger.prefill.repeat import parts_of, repeat
 from kvmerger.prefill.repeat_evidence import repeat_attention, repeat_mean_square, repeat_queries
 from kvmerger.prefill.repeat_states import RepeatStates
 from tests.fakes.tiny_models import REPEAT_WORDS, VOCAB_SIZE, TinyModel, tiny_model
+from tests.kvmerger.engine.test_engine import make_prompt
+from tests.kvmerger.engine.test_engine_runs import built
 
 SEEN = Need("test_repeat_seen")
 BREAKS = Need("test_repeat_breaks")
@@ -208,3 +212,53 @@ def test_words_are_the_tokenizers_with_the_templates_own_end() -> None:
     assert tokenizer.decode(words.suffix_ids) == "<|im_end|>\n<|im_start|>assistant\n"
     tokenizer.chat_template = None
     assert tokenizer.decode(repeat_words(tokenizer).suffix_ids) == "\n"
+
+
+KVZIP = (
+    {"name": "kvzip", "budget": [0.5, 0.3]},
+    {"name": "kvzip_plus", "budget": 0.5},
+    {"name": "snapkv", "budget": 0.5, "window_size": 8},
+)
+
+
+def test_one_repetition_serves_all_policies_and_budgets_and_its_seconds_stand_apart(seed: int) -> None:
+    asked: list[int] = []
+
+    def words() -> RepeatWords:
+        asked.append(1)
+        return REPEAT_WORDS
+
+    engine = Engine(replace(tiny_model(seed).ours, repeat_words=words))
+    prompt = make_prompt(seed, 120, "query_agnostic", num_questions=1)
+    rows = engine.run(prompt, built(*KVZIP))
+    assert len(asked) == 1
+    assert {row.label: row for row in rows}["kvzip@0.3"].seconds["repeat_shared_s"] > 0
+    assert all(isinstance(row, Generation) and "repeat_shared_s" in row.seconds for row in rows)
+    isolated = engine.run(prompt, built(*KVZIP), execution="isolated")
+    assert len(asked) == 4
+    assert {row.label for row in isolated if "repeat_s" in row.seconds} == {
+        "kvzip@0.5",
+        "kvzip@0.3",
+        "kvzip_plus@0.5",
+    }
+    rows = engine.run(prompt, built(KVZIP[2]))
+    assert len(asked) == 4 and not any("repeat_shared_s" in row.seconds for row in rows)
+
+
+def test_it_never_sees_the_question(seed: int) -> None:
+    engine = Engine(tiny_model(seed).ours)
+    prompt = make_prompt(seed, 120, "query_agnostic", num_questions=1)
+    other = replace(prompt, questions=(replace(prompt.questions[0], tail_ids=(9, 8, 7)),))
+    slots = [
+        [row.slots_LH for row in engine.run(asked, built(*KVZIP[:2])) if row.label.startswith("kvzip")]
+        for asked in (prompt, other)
+    ]
+    assert len(slots[0]) == 3 and slots[0] == slots[1]
+
+
+def test_without_a_tokenizer_the_others_answer_all_the_same(seed: int) -> None:
+    engine = Engine(replace(tiny_model(seed).ours, repeat_words=None))
+    rows = engine.run(make_prompt(seed, 120, "query_agnostic", num_questions=1), built(*KVZIP))
+    failed = {row.label: row for row in rows if isinstance(row, VariantFailure)}
+    assert failed.keys() == {"kvzip@0.5", "kvzip@0.3", "kvzip_plus@0.5"}
+    assert all("has no tokenizer" in row.message for row in failed.values())
