@@ -7,7 +7,7 @@ Shapes: S slots of all heads together, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -125,3 +125,8 @@ def tail_position(prefix: Sequence[HeldLayer] | None, num_tokens: int) -> int:
     # One place for all layers, since a token has one position: behind the slots of each of them.
     says = [num_tokens if it.next_position is None else it.next_position for it in prefix or ()]
     return max(says, default=num_tokens)
+
+
+def are_read_where_they_lie(layers: Iterable[HeldLayer]) -> bool:
+    """Whether there are kernels that read all of ``layers`` as they are held."""
+    return all(layer.has_kernel for layer in layers if isinstance(layer, PackedLayer))

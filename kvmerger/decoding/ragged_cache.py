@@ -9,12 +9,12 @@ Shapes: R rows, L layers, H KV heads, T new tokens, C tail capacity, D head size
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from kvmerger.cache.packed_layer import HeldLayer, PackedLayer, tail_position
+from kvmerger.cache.packed_layer import HeldLayer, are_read_where_they_lie, tail_position
 from kvmerger.cache.ragged_layer import Arrival, OneEach, RaggedLayer, Room, new_tails
 from kvmerger.cache.row_table import PrefixTable
 from kvmerger.cache.slot_table import storage_bytes
@@ -62,6 +62,8 @@ class RaggedCache:
         self._arrival: Arrival | None = None
         self._table = table
         device = template[0].device
+        self.has_kernels = all(are_read_where_they_lie(prefix) for prefix in self._prefixes if prefix)
+        """Whether kernels read every row's prefix where it lies: steps over others cannot be recorded."""
         # Without a table every call describes its rows: what is decoded to be read lies elsewhere each time.
         if table is None and device.type == "cuda" and self.has_kernels:
             self._table = PrefixTable(self._prefixes, device, None if room is None else room.columns_LRH5)
@@ -81,7 +83,11 @@ class RaggedCache:
             prefixes[rows], context_R[rows] = cache._prefixes, cache._tail_position_R
             tail_R[rows] = cache._tail_length_R
         tables = {start: cache._table for start, cache in cache_by_start.items() if cache._table is not None}
-        table = PrefixTable.joined(tables, prefixes, room.columns_LRH5) if len(tables) == len(cache_by_start) else None
+        table = (
+            PrefixTable.joined(tables, prefixes, room.columns_LRH5)
+            if len(tables) == len(cache_by_start)
+            else None
+        )
         joined = cls(prefixes, context_R, room.tail_k_L[0].shape[2], room, table)
         joined.count_read(tail_R)
         return joined
@@ -155,10 +161,9 @@ class RaggedCache:
         self._num_read_R = _sums(self._num_read_R, num_read_R)
 
     @property
-    def has_kernels(self) -> bool:
-        """Whether kernels read every row's prefix where it lies: steps over others cannot be recorded."""
-        held = [prefix for prefix in self._prefixes if prefix is not None]
-        return all(layer.has_kernel for prefix in held for layer in prefix if isinstance(layer, PackedLayer))
+    def group_key(self) -> Hashable:
+        """What the launches of a recorded step depend on besides sizes: which rows are stored in which form."""
+        return () if self._table is None else self._table.group_key
 
     def is_in(self, room: Room | None) -> bool:
         """Whether the tails live in this very ``room``."""

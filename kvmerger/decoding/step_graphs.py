@@ -1,16 +1,16 @@
 """Decode steps recorded once and repeated without Python, for one batch after another.
 
-A recorded step fits every batch of as many rows whose tails and prefixes stay within the same rounded sizes: addresses and
-lengths come from tables on the device, and the tails of all batches live in the same memory, so that one batch may be in use
-at a time. A step with rows whose policies act while they answer is recorded anew for each answer, which costs about two eager
-steps. What cannot be recorded runs eagerly: no row depends on a graph.
+A recorded step fits every batch of as many rows, in the same forms row by row, whose tails and prefixes stay within the same
+rounded sizes: addresses and lengths come from tables on the device, and the tails of all batches live in the same memory, so
+that one batch may be in use at a time. A step with rows whose policies act while they answer is recorded anew for each answer,
+which costs about two eager steps. What cannot be recorded runs eagerly: no row depends on a graph.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -57,6 +57,7 @@ class _Key(NamedTuple):
     tail_capacity: int
     most_slots: int
     most_ends: int
+    groups: Hashable
 
 
 class _Recorded(NamedTuple):
@@ -194,6 +195,7 @@ class StepGraphs:
             cache.tail_capacity,
             rounded_up(cache.most_slots, LEAST_SLOTS, finer=1),
             rounded_up(max(map(len, progress.ends.values())), LEAST_ENDS),
+            cache.group_key,
         )
         # Never with rules: their slots are at addresses of this answer's own.
         if not acting and key in self._by_key:
