@@ -44,6 +44,8 @@ V_SCALE, V_OFFSET, V_GLOBAL = (
     tl.constexpr(it) for it in (columns.V_SCALE, columns.V_OFFSET, columns.V_GLOBAL)
 )
 
+LANES = tl.constexpr(8)  # that a dot's rows are spread over
+
 
 # One argument a line, signatures would be longer than what they introduce.
 # fmt: off
@@ -106,17 +108,21 @@ def _over_part(
         acc = acc + (tl.zeros([V.block_units, BLOCK_X * (2 if IS_HALF else 1)], dtype=tl.float32),)
     if (V.has_offset or V.bias != 0) and V.per != "channel":
         for _ in tl.static_range(V.num_scales):
-            shifts = shifts + (tl.zeros([BLOCK_S, BLOCK_X], dtype=tl.float32),)
+            shifts = shifts + (tl.zeros([LANES, BLOCK_X], dtype=tl.float32),)
     max_X = tl.full([BLOCK_X], float("-inf"), dtype=tl.float32)
-    sum_SX = tl.zeros([BLOCK_S, BLOCK_X], dtype=tl.float32)
+    sum_LX = tl.zeros([LANES, BLOCK_X], dtype=tl.float32)
     k_next = fetch_block(keys[1], keys[2], begin, end, BLOCK_S, WHOLE_GROUPS, K)
     v_next = fetch_block(values[1], values[2], begin, end, BLOCK_S, False, V)
     for start in range(begin, end, BLOCK_S):
-        # The next block's are asked for before this one's are used. Of codes the compiler sees to that, but copies of two
-        # bytes it does not make ahead.
         k_scales, v_scales = k_next, v_next
-        k_next = fetch_block(keys[1], keys[2], start + BLOCK_S, end, BLOCK_S, WHOLE_GROUPS, K)
-        v_next = fetch_block(values[1], values[2], start + BLOCK_S, end, BLOCK_S, False, V)
+        # Two bytes a slot are no copy that the compiler would make ahead, so the next block's are asked for here.
+        ahead = start + BLOCK_S
+        k_next = fetch_block(keys[1], keys[2], ahead, end, BLOCK_S, WHOLE_GROUPS, K)
+        v_next = fetch_block(values[1], values[2], ahead, end, BLOCK_S, False, V)
+        if K.per != "slot":
+            k_scales = fetch_block(keys[1], keys[2], start, end, BLOCK_S, WHOLE_GROUPS, K)
+        if V.per != "slot":
+            v_scales = fetch_block(values[1], values[2], start, end, BLOCK_S, False, V)
         s_S = tl.minimum(start + tl.arange(0, BLOCK_S), end - 1)
         score_SX = scores(
             operands, sums, keys, k_scales, start, end, s_S, BLOCK_X, dtype, IS_TWIN, WHOLE_GROUPS, K
@@ -127,12 +133,17 @@ def _over_part(
         prob_SX = tl.exp(score_SX - base_X[None, :])
         decay_X = tl.exp(max_X - base_X)
         max_X = new_max_X
-        # Sums over slots are made once, at the end: here they would take a shuffle per block.
-        sum_SX = sum_SX * decay_X[None, :] + prob_SX
+        sum_LX = sum_LX * decay_X[None, :] + lane_sums(prob_SX)
         acc, shifts = _take_in(
             acc, shifts, prob_SX, decay_X, values, v_scales, start, end, s_S, BLOCK_X, dtype, IS_HALF, V
         )
-    return acc, max_X, tl.sum(sum_SX, axis=0), shifts
+    return acc, max_X, tl.sum(sum_LX, axis=0), shifts
+
+
+@triton.jit
+def lane_sums(x_SX):
+    """Sums of every LANES-th slot (L, X): one lane has all of their numbers, and nothing goes from lane to lane."""
+    return tl.sum(tl.reshape(x_SX, (x_SX.shape[0] // LANES, LANES, x_SX.shape[1])), axis=0)
 
 
 @triton.jit
@@ -192,9 +203,10 @@ def _take_in(
                 scale_S, shift_S = opened(fetched, scale, V)
                 scaled_SX = prob_SX * scale_S[:, None]
                 if len(shifts) > 0:
-                    moved = moved + (shifts[scale] * decay_X[None, :] + prob_SX * shift_S[:, None],)
+                    shift_LX = lane_sums(prob_SX * shift_S[:, None])
+                    moved = moved + (shifts[scale] * decay_X[None, :] + shift_LX,)
             elif len(shifts) > 0:
-                moved = moved + (shifts[scale] * decay_X[None, :] - prob_SX * V.bias,)
+                moved = moved + (shifts[scale] * decay_X[None, :] - V.bias * lane_sums(prob_SX),)
             operands = operands + (twins(scaled_SX, dtype, IS_HALF),)
         return _sums(decayed, operands, values, s_S, dtype, V), moved
 
@@ -206,9 +218,9 @@ def _sums(acc, operands, values, s_S, dtype: tl.constexpr, V: tl.constexpr):
     for block in tl.static_range(V.num_blocks):
         u_U1 = block * V.block_units + tl.arange(0, V.block_units)[:, None]
         unit_US = load_units(values[0], s_S[None, :], u_U1, V)
+        high_US = load_high(values[0], s_S[None, :], u_U1, V)
         for plane in tl.static_range(V.planes):
             for parity in tl.static_range(2):
-                high_US = load_high(values[0], s_S[None, :], u_U1, parity, V)
                 acc_UX = acc[(block * V.planes + plane) * 2 + parity]
                 for term in tl.static_range(V.terms):
                     value_US = numbers(unit_US, high_US, values[3], term, plane, parity, dtype, V)

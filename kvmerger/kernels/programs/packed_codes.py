@@ -74,8 +74,7 @@ def channels(block: tl.constexpr, plane: tl.constexpr, parity: tl.constexpr, L: 
 def load_units(codes, s, u, L: tl.constexpr):
     """Units ``u`` of slots ``s``, int16 of their common shape, 0 for padding; ``codes`` is an address."""
     # Offsets in a head fit 32 bits, and wider ones would take twice the registers.
-    if L.bits == 3:
-        # Bytes: a slot of 3-bit codes may have an odd number of them.
+    if L.slot_bytes % 2 == 1:
         byte = codes.to(tl.pointer_type(tl.uint8)) + (s * L.slot_bytes + 2 * u)
         low = tl.load(byte, mask=u < L.num_units, other=0).to(tl.int16)
         return low | (tl.load(byte + 1, mask=u < L.num_units, other=0).to(tl.int16) << 8)
@@ -88,14 +87,25 @@ def load_units(codes, s, u, L: tl.constexpr):
 
 
 @triton.jit
-def load_high(codes, s, u, parity: tl.constexpr, L: tl.constexpr):
-    """The bytes that the high bits of 3-bit codes are in, shifted so that bit 2·plane is the plane's; otherwise 0."""
+def load_high(codes, s, u, L: tl.constexpr):
+    """The units of 3-bit codes' high bits, shifted so that bit 2·plane of a byte is its plane's; 0 of other codes."""
     if L.bits == 3:
+        # Two bits a channel come first. Of the D/8 bytes that follow, each has a bit of every eighth of the channels.
         EIGHTH: tl.constexpr = L.head_dim // 8
-        byte = 2 * u + parity
-        place = s * L.slot_bytes + 2 * EIGHTH + byte % EIGHTH
-        high = tl.load(codes.to(tl.pointer_type(tl.uint8)) + place, mask=u < L.num_units, other=0)
-        return high.to(tl.int32) >> (byte // EIGHTH)
+        if EIGHTH % 2 == 0:
+            units = tl.multiple_of(codes.to(tl.pointer_type(tl.int16)), L.alignment)
+            place = s * (L.slot_bytes // 2) + EIGHTH + u % (EIGHTH // 2)
+            if L.num_blocks * L.block_units > L.num_units:
+                high = tl.load(units + place, mask=u < L.num_units, other=0)
+            else:
+                high = tl.load(units + place)
+            # Bits of the other byte come in at the top, where no plane is.
+            return (high.to(tl.int32) & 0xFFFF) >> (u // (EIGHTH // 2))
+        else:
+            bytes_ = codes.to(tl.pointer_type(tl.uint8)) + (s * L.slot_bytes + 2 * EIGHTH)
+            even = tl.load(bytes_ + 2 * u % EIGHTH, mask=u < L.num_units, other=0).to(tl.int32)
+            odd = tl.load(bytes_ + (2 * u + 1) % EIGHTH, mask=u < L.num_units, other=0).to(tl.int32)
+            return (even >> (2 * u // EIGHTH)) | ((odd >> ((2 * u + 1) // EIGHTH)) << 8)
     else:
         return 0
 
@@ -132,6 +142,29 @@ def opened(fetched, index: tl.constexpr, L: tl.constexpr):
 
 
 @triton.jit
+def fetch_pairs(scale, offset, place, L: tl.constexpr):
+    """The `fetch_scales` of two numbers that lie side by side, the first of them at twice ``place``: as words, if they fit.
+
+    Four bytes are the least that a compiler copies ahead of time.
+    """
+    if L.scale_type == tl.float16:
+        scales = tl.load(scale.to(tl.pointer_type(tl.int32)) + place)
+        first, second = _low_half(scales), _low_half(scales >> 16)
+        if L.has_offset:
+            offsets = tl.load(offset.to(tl.pointer_type(tl.int32)) + place)
+            return first, _low_half(offsets), second, _low_half(offsets >> 16)
+        else:
+            return first, second
+    else:
+        return fetch_scales(scale, offset, 2 * place, L) + fetch_scales(scale, offset, 2 * place + 1, L)
+
+
+@triton.jit
+def _low_half(word):
+    return word.to(tl.int16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
 def fetch_block(
     scale, offset, start, end, BLOCK_S: tl.constexpr, WHOLE_GROUPS: tl.constexpr, L: tl.constexpr
 ):
@@ -144,8 +177,12 @@ def fetch_block(
     if L.per == "slot":
         fetched = fetch_scales(scale, offset, s_S, L)
     elif L.per == "block":
-        for index in tl.static_range(L.num_scales):
-            fetched = fetched + fetch_scales(scale, offset, s_S * L.num_scales + index, L)
+        if L.num_scales % 2 == 0:
+            for index in tl.static_range(L.num_scales // 2):
+                fetched = fetched + fetch_pairs(scale, offset, s_S * (L.num_scales // 2) + index, L)
+        else:
+            for index in tl.static_range(L.num_scales):
+                fetched = fetched + fetch_scales(scale, offset, s_S * L.num_scales + index, L)
     elif L.per == "channel" and WHOLE_GROUPS:
         NUM_GROUPS: tl.constexpr = max(1, BLOCK_S // L.group)
         for index in tl.static_range(NUM_GROUPS):
@@ -158,11 +195,11 @@ def fetch_block(
 def fetch_group(scale, offset, group, L: tl.constexpr):
     """All tiles' `fetch_scales` of one group of slots that have a scale by channel."""
     fetched = ()
-    for index in tl.static_range(2 * L.planes * L.num_blocks):
-        channel_U, _ = channels(index // 2 // L.planes, index // 2 % L.planes, index % 2, L)
-        # Padding takes the last channel's: what it is multiplied by is 0, or never looked at.
-        place_U = group * L.head_dim + tl.minimum(channel_U, L.head_dim - 1)
-        fetched = fetched + fetch_scales(scale, offset, place_U, L)
+    for index in tl.static_range(L.planes * L.num_blocks):
+        # A unit is a pair of channels. Padding takes the last one's: what it is multiplied by is 0, or never looked at.
+        unit_U = (index // L.planes) * L.block_units + tl.arange(0, L.block_units)
+        pair_U = (index % L.planes) * (L.head_dim // L.planes // 2) + tl.minimum(unit_U, L.num_units - 1)
+        fetched = fetched + fetch_pairs(scale, offset, group * (L.head_dim // 2) + pair_U, L)
     return fetched
 
 
@@ -172,7 +209,12 @@ def numbers(
     dtype: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
     """One plane and parity of units as numbers of the grid (plus ``L.bias``), in ``dtype``."""
-    if len(L.assembly) > 0:
+    if len(L.assembly) > 0 and L.bits == 3:
+        return tl.inline_asm_elementwise(
+            L.assembly[(term * L.planes + plane) * 2 + parity], "=r,r,r", [unit, high.to(tl.int16)],
+            dtype=dtype.value, is_pure=True, pack=2,
+        )  # fmt: skip
+    elif len(L.assembly) > 0:
         return tl.inline_asm_elementwise(
             L.assembly[(term * L.planes + plane) * 2 + parity], "=r,r", [unit], dtype=dtype.value, is_pure=True, pack=2
         )  # fmt: skip
@@ -188,7 +230,7 @@ def _spelled_out(
     LOW_BITS: tl.constexpr = 8 // L.planes
     code = (unit.to(tl.int32) >> (8 * parity + LOW_BITS * plane)) & (2**LOW_BITS - 1)
     if L.bits == 3:
-        code = code | (((high >> (2 * plane)) & 1) << 2)
+        code = code | (((high >> (8 * parity + 2 * plane)) & 1) << 2)
     if L.grid == "signed":
         return ((code ^ 128) - 128).to(tl.float32)
     elif L.grid == "e4m3":

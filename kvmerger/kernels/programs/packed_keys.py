@@ -170,8 +170,8 @@ def _products(
     for block in tl.static_range(K.num_blocks):
         u_1U = block * K.block_units + tl.arange(0, K.block_units)[None, :]
         unit_SU = load_units(keys[0], s_S[:, None], u_1U, K)
+        high_SU = load_high(keys[0], s_S[:, None], u_1U, K)
         for parity in tl.static_range(2):
-            high_SU = load_high(keys[0], s_S[:, None], u_1U, parity, K)
             for plane in tl.static_range(K.planes):
                 for term in tl.static_range(K.terms):
                     key_SU = numbers(unit_SU, high_SU, keys[3], term, plane, parity, dtype, K)
@@ -190,13 +190,13 @@ def _by_blocks(
     for block in tl.static_range(K.num_blocks):
         u_1U = block * K.block_units + tl.arange(0, K.block_units)[None, :]
         unit_SU = load_units(keys[0], s_S[:, None], u_1U, K)
+        high_SU = load_high(keys[0], s_S[:, None], u_1U, K)
         for plane in tl.static_range(K.planes):
             for scale in tl.static_range(
                 K.first_scales[block * K.planes + plane], K.past_scales[block * K.planes + plane]
             ):
                 product_SX = tl.zeros([s_S.shape[0], X * (2 if IS_TWIN else 1)], dtype=tl.float32)
                 for parity in tl.static_range(2):
-                    high_SU = load_high(keys[0], s_S[:, None], u_1U, parity, K)
                     query_UX = _of_scale(
                         operands[(block * K.planes + plane) * 2 + parity],
                         (block * K.planes + plane) * 2 + parity,
