@@ -61,12 +61,13 @@ class RaggedCache:
         self._lent_rows: set[int] = set()
         self._arrival: Arrival | None = None
         self._table = table
-        device = template[0].device
         self.has_kernels = all(are_read_where_they_lie(prefix) for prefix in self._prefixes if prefix)
         """Whether kernels read every row's prefix where it lies: steps over others cannot be recorded."""
         # Without a table every call describes its rows: what is decoded to be read lies elsewhere each time.
-        if table is None and device.type == "cuda" and self.has_kernels:
-            self._table = PrefixTable(self._prefixes, device, None if room is None else room.columns_LRH5)
+        if table is None and template[0].device.type == "cuda" and self.has_kernels:
+            self._table = PrefixTable(
+                self._prefixes, template[0].device, None if room is None else room.columns_LRH5
+            )
 
     @classmethod
     def joined(cls, cache_by_start: Mapping[int, RaggedCache], num_rows: int, room: Room) -> RaggedCache:
@@ -287,10 +288,9 @@ class RaggedCache:
             raise ValueError(
                 f"tail lengths {self._tail_length_R} exceed the reserved {self.tail_capacity} tokens"
             )
-        for row, prefix in enumerate(self._prefixes):
-            if prefix is None or any(prefix is earlier for earlier in self._prefixes[:row]):
-                continue
-            for layer in prefix:
+        row_of = {id(prefix): row for row, prefix in enumerate(self._prefixes) if prefix is not None}
+        for row in row_of.values():  # one of all that share a prefix
+            for layer in self.prefix_of(row):
                 layer.check_integrity(is_in_order=row not in self._lent_rows)
 
 

@@ -2,8 +2,8 @@
 
 A recorded step fits every batch of as many rows, in the same forms row by row, whose tails and prefixes stay within the same
 rounded sizes: addresses and lengths come from tables on the device, and the tails of all batches live in the same memory, so
-that one batch may be in use at a time. A step with rows whose policies act while they answer is recorded anew for each answer,
-which costs about two eager steps. What cannot be recorded runs eagerly: no row depends on a graph.
+that one batch may be in use at a time. A step with rows whose policies act while they answer is recorded anew for each
+answer, which costs about two eager steps. What cannot be recorded runs eagerly: no row depends on a graph.
 """
 
 from __future__ import annotations
