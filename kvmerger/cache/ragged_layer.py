@@ -1,6 +1,6 @@
 """What passes between a batch's cache and those who read and write it: layers as kernels see them, arrivals, memory.
 
-Shapes: R rows, L layers, H KV heads, T new tokens, C tail capacity, D head size.
+Shapes: R rows, L layers, H KV heads, T new tokens, C tail capacity, D head size, J columns of the row table.
 """
 
 from __future__ import annotations
@@ -70,17 +70,17 @@ class OneEach(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Memory for a batch's tails (each (R, H, C, D), a pair per layer) and, on CUDA, its prefix table (L, R, H, 5)."""
+    """Memory for a batch's tails (each (R, H, C, D), a pair per layer) and, on CUDA, its prefix table (L, R, H, J)."""
 
     tail_k_L: list[Tensor]
     tail_v_L: list[Tensor]
-    columns_LRH5: Tensor
+    columns_LRHJ: Tensor
 
     def part(self, rows: slice, tail_capacity: int) -> Room:
         """Some of the rows, with shorter tails; the same memory."""
         # Slices keep the strides of the whole: a kernel must be told those of rows and heads, never work them out.
         tail_k_L, tail_v_L = ([tail[rows, :, :tail_capacity] for tail in it] for it in self[:2])
-        return Room(tail_k_L, tail_v_L, self.columns_LRH5[:, rows])
+        return Room(tail_k_L, tail_v_L, self.columns_LRHJ[:, rows])
 
 
 def new_room(num_rows: int, tail_capacity: int, template: Sequence[HeldLayer]) -> Room:
@@ -101,7 +101,7 @@ def new_tails(
 
 
 def new_columns(num_rows: int, template: Sequence[HeldLayer]) -> Tensor:
-    """Where a `PrefixTable` of prefixes like ``template`` describes its rows: int64 (L, R, H, 5)."""
+    """Where a `PrefixTable` of prefixes like ``template`` describes its rows: int64 (L, R, H, J)."""
     # Zeros are a row without a prefix: no slots, so that no address is ever followed.
-    shape_LRH5 = (len(template), num_rows, template[0].num_heads, NUM_COLUMNS)
-    return template[0].position_S.new_zeros(shape_LRH5, dtype=torch.int64)
+    shape_LRHJ = (len(template), num_rows, template[0].num_heads, NUM_COLUMNS)
+    return template[0].position_S.new_zeros(shape_LRHJ, dtype=torch.int64)

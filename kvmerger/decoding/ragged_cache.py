@@ -62,12 +62,9 @@ class RaggedCache:
         self._arrival: Arrival | None = None
         self._table = table
         self.has_kernels = all(are_read_where_they_lie(prefix) for prefix in self._prefixes if prefix)
-        """Whether kernels read every row's prefix where it lies: steps over others cannot be recorded."""
-        # Without a table every call describes its rows: what is decoded to be read lies elsewhere each time.
-        if table is None and template[0].device.type == "cuda" and self.has_kernels:
-            self._table = PrefixTable(
-                self._prefixes, template[0].device, None if room is None else room.columns_LRH5
-            )
+        """Whether kernels read every row's prefix where it lies: there is no table of others, and no recorded step."""
+        if table is None and self.has_kernels and (device := template[0].device).type == "cuda":
+            self._table = PrefixTable(self._prefixes, device, None if room is None else room.columns_LRHJ)
 
     @classmethod
     def joined(cls, cache_by_start: Mapping[int, RaggedCache], num_rows: int, room: Room) -> RaggedCache:
@@ -85,7 +82,7 @@ class RaggedCache:
             tail_R[rows] = cache._tail_length_R
         tables = {start: cache._table for start, cache in cache_by_start.items() if cache._table is not None}
         table = (
-            PrefixTable.joined(tables, prefixes, room.columns_LRH5)
+            PrefixTable.joined(tables, prefixes, room.columns_LRHJ)
             if len(tables) == len(cache_by_start)
             else None
         )

@@ -147,6 +147,18 @@ def test_one_row_of_one_query_head_has_no_worst_case(seed: int) -> None:
     assert torch.equal(plain.select(evidence, budget), snapkv.select(evidence, budget))
 
 
+def test_heads_may_each_keep_their_own_best(seed: int) -> None:
+    (states,) = random_layers(seed, layers=1)
+    policy = DefensiveKV(window_size=8, compete="head")
+    assert not policy.heads_differ
+    AdaKV(policy)
+    found = kept_by(policy, [states])[0]
+    for head, scores_N in enumerate(reference(policy, states)):
+        assert len(found[head]) == EVEN.num_slots_H[head]
+        (expected,) = slow.kept([[scores_N]], EVEN.num_slots_H[head])[0]
+        assert len({*expected} ^ {*found[head]}) <= 2
+
+
 def test_what_scales_all_heads_of_a_layer_alike_changes_nothing(seed: int) -> None:
     """Values count by their share within the layer: neither form compares norms between layers."""
     states_L = random_layers(seed)
@@ -167,7 +179,7 @@ def test_flatter_attention_leaves_slots_to_other_layers_in_the_layer_form_alone(
 
 @pytest.mark.parametrize(
     "values",
-    [{"window_size": 0}, {"kernel_size": 4}, {"guaranteed_mass": 1.1}, {"floor_at_mean": 1}],
+    [{"window_size": 0}, {"kernel_size": 4}, {"guaranteed_mass": 1.1}, {"floor_at_mean": 1}, {"compete": "all"}],
 )
 def test_bad_parameters_are_refused_by_name(values: dict) -> None:
     with pytest.raises(PolicyError, match=f"layer_defensivekv: {next(iter(values))}"):
