@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,12 +18,14 @@ from kvmerger.budget import Budget, share_of
 from kvmerger.kernels.dispatch import is_among_highest
 from kvmerger.kernels.reference import ranking
 from kvmerger.kernels.reference.prompt import causal_probs
-from kvmerger.policies.parameters import require_flag, require_share
+from kvmerger.policies.parameters import require_choice, require_flag, require_share
 from kvmerger.policies.ranking.snapkv import SnapKV
 from kvmerger.policies.registry import name_of, register
 from kvmerger.prefill.evidence import Evidence, LayerStates, Need, register_evidence, window_attention
 from kvmerger.prefill.output_norms import value_output_norms
 
+Compete = Literal["model", "layer", "head"]
+COMPETE = ("model", "layer", "head")
 # Bounds the fp32 attention of a window's rows alive at a time (64 MiB).
 _MOST_PROBS = 2**24
 # Of its own risk, added to a guaranteed token's score: orders them among themselves, and is lost beside any real gap.
@@ -81,20 +83,31 @@ class DefensiveKV(SnapKV):
         kernel_size: tokens that attention is smoothed over; odd.
         guaranteed_mass: share (0–1) of the window's attention; 0 guarantees nobody.
         floor_at_mean: False leaves risks below the head's mean as they are.
+        compete: whose tokens compete for slots: those of all heads of a ``layer`` or of the ``model``, as published under
+            two names, or each ``head``'s own, so that all heads keep equally many.
     """
 
     window_size: int = 32
     guaranteed_mass: float = 0.9
     floor_at_mean: bool = True
-
-    heads_differ = True
-    _is_across_layers: ClassVar[bool] = False
+    compete: Compete = "layer"
 
     def __post_init__(self) -> None:
         """Refuse what SnapKV refuses, and a mass outside 0 to 1."""
         super().__post_init__()
         require_share(self._name, "guaranteed_mass", self.guaranteed_mass)
         require_flag(self._name, "floor_at_mean", self.floor_at_mean)
+        require_choice(self._name, "compete", self.compete, COMPETE)
+
+    @property
+    def heads_differ(self) -> bool:  # type: ignore[override]
+        """Unless each competes for itself."""
+        return self.compete != "head"
+
+    @property
+    def layers_differ(self) -> bool:  # type: ignore[override]
+        """Where all heads of the model compete."""
+        return self.compete == "model"
 
     def needs(self) -> frozenset[Need]:
         """The window's attention, its largest and its mean, and the norms of projected values."""
@@ -106,6 +119,8 @@ class DefensiveKV(SnapKV):
 
     def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
         """Every head's slots: how many of the highest scores, of its layer or of all, are its own."""
+        if self.compete == "head":
+            return budget_L
         scores_LHN = torch.stack(
             [
                 self.checked_scores(evidence, budget)
@@ -113,7 +128,7 @@ class DefensiveKV(SnapKV):
             ]
         )
         count_L = tuple(budget.num_slots for budget in budget_L)
-        if self._is_across_layers:
+        if self.layers_differ:
             # Not the launcher, which has one program for a row: this row is all layers'.
             is_kept_RF = ranking.is_among_highest(scores_LHN.view(1, -1), (sum(count_L),))
         else:
@@ -183,5 +198,4 @@ class LayerDefensiveKV(DefensiveKV):
     layer's highest score, so that a layer of low scores can lose it.
     """
 
-    layers_differ = True
-    _is_across_layers: ClassVar[bool] = True
+    compete: Compete = "model"

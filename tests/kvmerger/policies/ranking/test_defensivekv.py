@@ -179,7 +179,13 @@ def test_flatter_attention_leaves_slots_to_other_layers_in_the_layer_form_alone(
 
 @pytest.mark.parametrize(
     "values",
-    [{"window_size": 0}, {"kernel_size": 4}, {"guaranteed_mass": 1.1}, {"floor_at_mean": 1}, {"compete": "all"}],
+    [
+        {"window_size": 0},
+        {"kernel_size": 4},
+        {"guaranteed_mass": 1.1},
+        {"floor_at_mean": 1},
+        {"compete": "all"},
+    ],
 )
 def test_bad_parameters_are_refused_by_name(values: dict) -> None:
     with pytest.raises(PolicyError, match=f"layer_defensivekv: {next(iter(values))}"):
