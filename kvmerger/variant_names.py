@@ -26,6 +26,9 @@ ALIASES = {
     "h2o_decode": "h2o+h2o_decode",
     "streaming_llm_decode": "streaming_llm+streaming_llm_decode",
     "tova_decode": "tova+tova_decode",
+    # So does what fits slots that another policy chose.
+    "attention_matching": "highest_attention+attention_matching",
+    "grkv": "snapkv+adakv+criticalkv+grkv",
 }
 _KVPRESS_ADAKV = "adakv_"
 """kvpress writes ``adakv_snapkv`` where parts are joined here: ``snapkv+adakv``."""

@@ -44,6 +44,11 @@ class StackedEvidence(Evidence):
         self._stacked: dict[Need, Tensor] = {}
 
     @property
+    def scaling(self) -> float:
+        """All layers'."""
+        return self._layers[0].scaling
+
+    @property
     def layers(self) -> tuple[Evidence, ...]:
         """Each layer's."""
         return self._layers

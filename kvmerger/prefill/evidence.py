@@ -76,7 +76,9 @@ class LayerStates:
 
 
 @dataclass(frozen=True, slots=True)
-class _Registered:
+class Registered:
+    """What computes a piece of evidence, and what that reads."""
+
     compute: Callable[..., Tensor]
     reads_queries: bool
     reads_hidden_states: bool
@@ -88,7 +90,7 @@ class _Registered:
         return self.pieces is None and (self.reads_queries or self.reads_hidden_states)
 
 
-_REGISTRY: dict[str, _Registered] = {}
+_REGISTRY: dict[str, Registered] = {}
 
 
 def register_evidence(
@@ -110,7 +112,7 @@ def register_evidence(
             raise EvidenceError(
                 f"evidence {name!r} is already registered by {_REGISTRY[name].compute.__module__}"
             )
-        _REGISTRY[name] = _Registered(compute, reads_queries, reads_hidden_states, pieces)
+        _REGISTRY[name] = Registered(compute, reads_queries, reads_hidden_states, pieces)
         return compute
 
     return register
@@ -137,6 +139,11 @@ class Evidence:
         return (self.prompt_seed << 16) + (self.layer_index + 1) * _LAYER_SEED_STRIDE
 
     @property
+    def scaling(self) -> float:
+        """What products of queries and keys are multiplied with."""
+        return self._states.scaling
+
+    @property
     def layers(self) -> tuple[Evidence, ...]:
         """Itself; of layers that are compressed as one, each layer's, with heads one layer after the other."""
         # Held by itself it would be garbage that counts no references, and a prompt's K/V with it.
@@ -152,12 +159,12 @@ class Evidence:
         if need in self._errors:
             raise self._errors[need]
         if need not in self._cache:
-            registered = _registered(need)
-            if registered.pieces or (registered.is_prefill_only and not self._is_in_prefill):
+            found = registered(need)
+            if found.pieces or (found.is_prefill_only and not self._is_in_prefill):
                 raise EvidenceError(
                     f"{need} reads what only prefill has, so the policy must declare it in needs()"
                 )
-            self._cache[need] = registered.compute(self._states, *need.params)
+            self._cache[need] = found.compute(self._states, *need.params)
         return self._cache[need]
 
     def by_layer(self, heads_XN: Tensor) -> Tensor:
@@ -178,7 +185,7 @@ class Evidence:
         """
         for need in sorted(needs, key=repr):  # parameters of different types have no order
             try:
-                if _registered(need).is_prefill_only:
+                if registered(need).is_prefill_only:
                     self.get(need)
             except torch.OutOfMemoryError as error:
                 if not is_last_try:
@@ -236,12 +243,8 @@ def reads_hidden_states(need: Need) -> bool:
     return need.name in _REGISTRY and _REGISTRY[need.name].reads_hidden_states
 
 
-def compute_of(need: Need) -> Callable[..., Tensor]:
-    """What computes ``need``, to be called with states and its parameters."""
-    return _registered(need).compute
-
-
-def _registered(need: Need) -> _Registered:
+def registered(need: Need) -> Registered:
+    """Who computes ``need``; an `EvidenceError` where nobody does."""
     if need.name not in _REGISTRY:
         raise EvidenceError(f"no evidence is registered as {need.name!r}; there is {sorted(_REGISTRY)}")
     return _REGISTRY[need.name]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kvmerger.prefill.evidence import Need, compute_of, forget_frames, pieces_of, reads_hidden_states
+from kvmerger.prefill.evidence import Need, forget_frames, pieces_of, reads_hidden_states, registered
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Gathered:
             if need in self._errors:
                 continue
             try:
-                piece = compute_of(need)(states, *need.params)
+                piece = registered(need).compute(states, *need.params)
             except torch.OutOfMemoryError:
                 raise
             # Evidence may be a user's: its error belongs to the policies that ask for it.

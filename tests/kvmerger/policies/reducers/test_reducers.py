@@ -12,6 +12,7 @@ from kvmerger.names import VariantError
 from kvmerger.policies import registry
 from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.reducers.base import Reducer
+from kvmerger.policies.reducers.fitted import FittedReducer
 from kvmerger.policies.reducers.weighted_kv import WeightedKV
 from kvmerger.prefill.evidence import Evidence, LayerStates
 from kvmerger.variants import FULL
@@ -71,7 +72,9 @@ def test_equals_loops_over_tokens(
 
 def test_every_reducer_has_a_reference() -> None:
     shipped = {name for name in registry.wrapper_names() if issubclass(registry.get_wrapper(name), Reducer)}
-    assert shipped == set(REDUCERS)
+    # Those that are fitted have theirs in test_fitted.py.
+    fitted = {name for name in shipped if issubclass(registry.get_wrapper(name), FittedReducer)}
+    assert shipped - fitted == set(REDUCERS)
 
 
 @pytest.mark.parametrize("name", REDUCERS)
