@@ -1,7 +1,7 @@
 """Each kernel of one layer's attention, and of compressing, against its reference, torch's own, and the time none beats.
 
     python -m bench.kernels [--only packed] [--cache-tokens 4096,16384] [--prompt-tokens 4096,16384,65536] [--rows 16]
-    python -m bench.kernels --tune [--seconds 500]
+    python -m bench.kernels --tune [--only packed] [--seconds 500]
 
 Needs CUDA; measures at the shape of an 8B model's layer, in bf16 and once in fp32. `ragged`, `packed`, `mass` and `compress`
 in this folder say what is measured and what was predicted. "device" is between two CUDA events with a cold L2 cache; "a call"
@@ -29,7 +29,7 @@ from bench.kernels.mass import measure_backends, measure_fp32_mass, measure_mass
 from bench.kernels.packed import measure_packed
 from bench.kernels.ragged import Heads, measure_ragged
 from bench.kernels.timing import Ceilings, Measured, measure_ceilings
-from bench.kernels.tuning import tune_all
+from bench.kernels.tuning import tune_all, tune_packed
 
 EXTEND_TOKENS = (1, 64)
 TUNING_SECONDS = 500
@@ -65,7 +65,8 @@ def main() -> None:
         if options.tune:
             deadline_s = start_s + (options.seconds or TUNING_SECONDS)
             num_slots = max(options.cache_tokens)
-            found["tuning"] = tune_all(Heads(), options.rows, num_slots, deadline_s, console.print)
+            tune_these = tune_packed if options.only == "packed" else tune_all
+            found["tuning"] = tune_these(Heads(), options.rows, num_slots, deadline_s, console.print)
         else:
             _measure_all(options, ceilings, start_s + (options.seconds or 100), found["rows"].append)
     finally:

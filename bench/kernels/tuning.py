@@ -10,14 +10,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bench.kernels.mass import make_prompt
+from bench.kernels.packed import make_layer, queries
 from bench.kernels.ragged import Heads, make_batch
 from bench.kernels.timing import device_s
 from kvmerger.kernels.prompt_attention import causal_attention
 
 NUM_ROUNDS = 2
+PACKED_FORMS = ("int4", "kivi4", "int8", "fp8")
+PACKED_CHOICES = {
+    "max_registers": (None, 200, 168, 144),
+    "num_stages": (2, 3, 4),
+    "most_parts": (8, 16, 32),
+    "slots": (32, 64, 128),
+    "num_warps": (1, 2),
+}
 WORTHWHILE = 0.98  # of the best time so far; less is noise
 DIFFERENCE = 0.02  # of the largest number: more than rounding to bf16 means that a kernel is wrong
 WARPS, STAGES = (2, 4, 8), (1, 2, 3, 4)
@@ -64,6 +74,34 @@ def tune_all(
         "attention mass", mass, triton_prompt.tiling_for(q_1QND[0]), MASS_CHOICES, deadline_s, say
     )
     return found
+
+
+def tune_packed(
+    heads: Heads, num_rows: int, num_slots: int, deadline_s: float, say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Tune one new token's attention over packed prefixes, one form after the other: one tiling serves all of them."""
+    from kvmerger.kernels.triton import ragged as triton_ragged
+    from kvmerger.kernels.triton.tiling import packed_tiling_for
+
+    found = {}
+    q_RQTD, scaling = queries(heads, num_rows), heads.head_dim**-0.5
+    for form in PACKED_FORMS:
+        layer = make_layer(heads, [form] * num_rows, num_slots)
+
+        def attend(tiling: Any, layer: Any = layer) -> Tensor:
+            return triton_ragged.ragged_attention(q_RQTD, layer, scaling, packed_tiling=tiling).out_RTQD
+
+        start = packed_tiling_for(q_RQTD, heads.num_groups)
+        found[form] = tune(form, attend, start, PACKED_CHOICES, deadline_s, say, recorded_s)
+    return found
+
+
+def recorded_s(call: Callable[[], object]) -> float:
+    """`device_s` of a call as a CUDA graph: what it takes where Python does not hold the device up."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return device_s(graph.replay)
 
 
 def tune(

@@ -13,7 +13,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvmerger.cache import columns
 from kvmerger.kernels.programs.packed_codes import (
     channels,
     fetch_block,
@@ -31,17 +30,19 @@ from kvmerger.kernels.programs.packed_keys import (
     summed,
     twins,
 )
-from kvmerger.kernels.programs.ragged import split_slots
-
-NUM_COLUMNS = tl.constexpr(columns.NUM_COLUMNS)
-KEYS, VALUES = tl.constexpr(columns.KEYS), tl.constexpr(columns.VALUES)
-LOG_MASS, NUM_SLOTS = tl.constexpr(columns.LOG_MASS), tl.constexpr(columns.NUM_SLOTS)
-FIRST_SLOT = tl.constexpr(columns.FIRST_SLOT)
-K_SCALE, K_OFFSET, K_GLOBAL = (
-    tl.constexpr(it) for it in (columns.K_SCALE, columns.K_OFFSET, columns.K_GLOBAL)
-)
-V_SCALE, V_OFFSET, V_GLOBAL = (
-    tl.constexpr(it) for it in (columns.V_SCALE, columns.V_OFFSET, columns.V_GLOBAL)
+from kvmerger.kernels.programs.table import (
+    K_GLOBAL,
+    K_OFFSET,
+    K_SCALE,
+    KEYS,
+    LOG_MASS,
+    NUM_COLUMNS,
+    NUM_SLOTS,
+    V_GLOBAL,
+    V_OFFSET,
+    V_SCALE,
+    VALUES,
+    split_slots,
 )
 
 LANES = tl.constexpr(8)  # that a dot's rows are spread over

@@ -8,16 +8,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvmerger.kernels.programs.packed import (
-    FIRST_SLOT,
-    NUM_COLUMNS,
-    NUM_SLOTS,
-    folded_queries,
-    key_addresses,
-    logits,
-)
+from kvmerger.kernels.programs.packed import folded_queries, key_addresses, logits
 from kvmerger.kernels.programs.packed_codes import fetch_block
 from kvmerger.kernels.programs.packed_keys import scores
+from kvmerger.kernels.programs.table import FIRST_SLOT, NUM_COLUMNS, NUM_SLOTS
 
 
 # fmt: off

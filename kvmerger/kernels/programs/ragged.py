@@ -17,12 +17,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvmerger.cache import columns
-
-NUM_COLUMNS = tl.constexpr(columns.NUM_COLUMNS)
-KEYS, VALUES = tl.constexpr(columns.KEYS), tl.constexpr(columns.VALUES)
-LOG_MASS, IS_PACKED = tl.constexpr(columns.LOG_MASS), tl.constexpr(columns.IS_PACKED)
-FIRST_SLOT, NUM_SLOTS = tl.constexpr(columns.FIRST_SLOT), tl.constexpr(columns.NUM_SLOTS)
+from kvmerger.kernels.programs.table import (
+    FIRST_SLOT,
+    IS_PACKED,
+    KEYS,
+    LOG_MASS,
+    NUM_COLUMNS,
+    NUM_SLOTS,
+    VALUES,
+    prefix_parts,
+    split_slots,
+)
 
 
 # One argument a line, signatures would be longer than what they introduce.
@@ -38,7 +43,7 @@ def attend_kernel(
     # fmt: on
     """One row, KV head and block of queries, over one part of the slots (IS_SPLIT) or over all of them.
 
-    Of packed rows only parts of tails are computed; with ONLY_PACKED nothing of the others is.
+    Of packed rows only parts of tails are computed, with ONLY_PACKED nothing else.
 
     ``out`` is (R, H, P, X, D) fp32 when split, else (R, T, Q, D) in the queries' dtype; ``log_sum_exp`` is (R, H, P, X), or
     (R, H, X). A program whose part the row does not have writes nothing.
@@ -72,18 +77,25 @@ def attend_kernel(
             q_XD, tail_k_RHCD + tail_offset, tail_v_RHCD + tail_offset, tail_begin, tail_end,
             tail_start + token_X, d_D, scaling, acc_XD, max_X, sum_X, HEAD_DIM, BLOCK_S,
         )
-        has_sum_X = (token_X < num_new) & (sum_X > 0.0)
-        divisor_X = tl.where(has_sum_X, sum_X, 1.0)
-        out_XD = tl.where(has_sum_X[:, None], acc_XD / divisor_X[:, None], 0.0)
-        lse_X = tl.where(has_sum_X, max_X + tl.log(divisor_X), float("-inf"))
         place_X = (row_head * num_parts + part) * num_tokens * num_groups + x_X
         out_X = place_X
         if not IS_SPLIT:
             out_X = (row * num_tokens + token_X) * num_heads * num_groups + query_head_X
-        is_place_XD = (token_X < num_tokens)[:, None] & (d_D < HEAD_DIM)[None, :]
-        out_XD = out_XD.to(out.dtype.element_ty)
-        tl.store(out + out_X[:, None] * HEAD_DIM + d_D[None, :], out_XD, mask=is_place_XD)
-        tl.store(log_sum_exp + place_X, lse_X, mask=token_X < num_tokens)
+        has_sum_X = (token_X < num_new) & (sum_X > 0.0)
+        _store(acc_XD, max_X, sum_X, has_sum_X, token_X < num_tokens, d_D, out, out_X, log_sum_exp, place_X, HEAD_DIM)
+
+
+@triton.jit
+def _store(
+    acc_XD, max_X, sum_X, has_sum_X, is_place_X, d_D, out, out_X, log_sum_exp, place_X, HEAD_DIM: tl.constexpr
+):
+    """Write output, divided, and log-sum-exp; zeros and -inf for a query that saw nothing."""
+    divisor_X = tl.where(has_sum_X, sum_X, 1.0)
+    out_XD = tl.where(has_sum_X[:, None], acc_XD / divisor_X[:, None], 0.0).to(out.dtype.element_ty)
+    lse_X = tl.where(has_sum_X, max_X + tl.log(divisor_X), float("-inf"))
+    is_place_XD = is_place_X[:, None] & (d_D < HEAD_DIM)[None, :]
+    tl.store(out + out_X[:, None] * HEAD_DIM + d_D[None, :], out_XD, mask=is_place_XD)
+    tl.store(log_sum_exp + place_X, lse_X, mask=is_place_X)
 
 
 @triton.jit
@@ -108,12 +120,6 @@ def _bounds(
         tail_begin = tl.where(part < num_prefix_parts, tail_end, (part - num_prefix_parts) * SPLIT_SLOTS)
         tail_end = tl.minimum(tail_end, tail_begin + SPLIT_SLOTS)
     return prefix_begin, prefix_end, tail_begin, tail_end, is_mine
-
-
-@triton.jit
-def split_slots(num_slots, SPLIT_SLOTS: tl.constexpr, MOST_PARTS: tl.constexpr):
-    """Slots of each part of a prefix: whole multiples of SPLIT_SLOTS, as many as make at most MOST_PARTS parts."""
-    return SPLIT_SLOTS * tl.maximum(tl.cdiv(num_slots, SPLIT_SLOTS * MOST_PARTS), 1)
 
 
 @triton.jit
@@ -200,17 +206,14 @@ def combine_kernel(
     """
     x = tl.program_id(0)
     row_head = tl.program_id(1).to(tl.int64)
-    row = row_head // num_heads
-    head = row_head % num_heads
+    row, head = row_head // num_heads, row_head % num_heads
     num_queries = num_tokens * num_groups
-    token = x // num_groups
-    num_new = tl.load(num_new_R + row)
-    num_slots = tl.load(columns_RHJ + row_head * NUM_COLUMNS + NUM_SLOTS).to(tl.int32)
+    token, num_new = x // num_groups, tl.load(num_new_R + row)
     is_packed = tl.load(columns_RHJ + row_head * NUM_COLUMNS + IS_PACKED) != 0
-    # As `_bounds` counts them: parts beyond these were never written.
-    own_parts = tl.cdiv(num_slots, split_slots(num_slots, SPLIT_SLOTS, MOST_PARTS))
-    packed_parts = tl.cdiv(num_slots, split_slots(num_slots, PACKED_SLOTS, MOST_PACKED_PARTS))
-    own_parts = tl.where(is_packed, packed_parts, own_parts)
+    num_slots = tl.load(columns_RHJ + row_head * NUM_COLUMNS + NUM_SLOTS).to(tl.int32)
+    # As they are counted where they are written: parts beyond these never were.
+    packed_parts = prefix_parts(num_slots, PACKED_SLOTS, MOST_PACKED_PARTS)
+    own_parts = tl.where(is_packed, packed_parts, prefix_parts(num_slots, SPLIT_SLOTS, MOST_PARTS))
     own_parts += tl.cdiv(tl.load(tail_start_R + row) + num_new, TAIL_SLOTS)
     own_parts = tl.where(token < num_new, own_parts, 0)
     d_D = tl.arange(0, BLOCK_D)
@@ -222,11 +225,8 @@ def combine_kernel(
         is_part_P = p_P < own_parts
         place_P = (row_head * num_parts + p_P) * num_queries + x
         lse_P = tl.load(part_lse_RHPX + place_P, mask=is_part_P, other=float("-inf"))
-        part_PD = tl.load(
-            part_out_RHPXD + place_P[:, None] * HEAD_DIM + d_D[None, :],
-            mask=is_part_P[:, None] & (d_D < HEAD_DIM)[None, :],
-            other=0.0,
-        )
+        place_PD, is_held_PD = place_P[:, None] * HEAD_DIM + d_D[None, :], is_part_P[:, None] & (d_D < HEAD_DIM)[None, :]
+        part_PD = tl.load(part_out_RHPXD + place_PD, mask=is_held_PD, other=0.0)
         new_max_1 = tl.maximum(max_1, tl.max(lse_P, axis=0))
         base_1 = tl.where(new_max_1 == float("-inf"), 0.0, new_max_1)
         weight_P = tl.exp(lse_P - base_1)

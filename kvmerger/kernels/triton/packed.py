@@ -22,6 +22,7 @@ from kvmerger.cache.row_table import DeviceRows, RowGroup, rows_on_device
 from kvmerger.kernels.programs.packed import packed_attend_kernel
 from kvmerger.kernels.programs.packed_codes import Side
 from kvmerger.kernels.programs.packed_mass import packed_mass_kernel
+from kvmerger.kernels.triton.tiling import FEW_QUERIES, PackedTiling
 from kvmerger.kernels.triton.unpacking import assembly_of
 
 FEWEST_DOT_UNITS = 16
@@ -30,36 +31,7 @@ FEWEST_DOT_COLUMNS = 8
 FIRST_CAPABILITY = (8, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class PackedTiling:
-    """How the work over packed prefixes is cut; as `triton.ragged.Tiling`, on which the last bits depend alike.
-
-    Attributes:
-        queries: most queries of a block.
-        slots: slots of a block.
-        split_slots, most_parts: least slots of a part of a head's prefix, and most parts.
-        num_warps, num_stages: Triton's two knobs.
-        max_registers: of a thread; fewer let more programs run beside each other.
-    """
-
-    queries: int
-    slots: int
-    split_slots: int = 256
-    most_parts: int = 16
-    num_warps: int = 1
-    num_stages: int = 3
-    max_registers: int | None = None
-
-
-# Few queries: one warp is a whole program, whose dots and softmax no barrier holds up.
-FEW_QUERIES = 4
-HALF = PackedTiling(queries=4, slots=64)
-# Two warps and not four: with four the dots become Hopper's own, which triton 3.6 does not always compile.
-HALF_MANY = PackedTiling(queries=16, slots=64, num_warps=2, num_stages=2)
-FULL = PackedTiling(queries=16, slots=16, num_warps=4, num_stages=2)
 _SCALE_TYPES = {torch.float16: tl.float16, torch.float32: tl.float32, torch.float8_e4m3fn: tl.uint8}
-# Where plain rows are not split, a packed prefix is one part beside its tail's.
-WHOLE = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +132,6 @@ class Packed:
             "num_stages": tiling.num_stages,
             "maxnreg": tiling.max_registers,
         }
-
-
-def packed_tiling_for(q_RQTD: Tensor, num_queries: int) -> PackedTiling:
-    """The tiling that is used for so many queries of a KV head like these."""
-    if q_RQTD.element_size() == torch.float32.itemsize:
-        return FULL
-    return HALF if num_queries <= FEW_QUERIES else HALF_MANY
 
 
 def _sides_of(group: RowGroup, q_RQTD: Tensor) -> tuple[Side, Side]:

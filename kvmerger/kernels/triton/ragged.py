@@ -9,9 +9,8 @@ Shapes: as in `reference.ragged` and `programs.ragged`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,42 +21,11 @@ from kvmerger.cache.ragged_layer import RaggedLayer
 from kvmerger.cache.row_table import DeviceRows, PrefixTable, lengths_on_device, rows_on_device
 from kvmerger.kernels.programs.ragged import attend_kernel, combine_kernel, mass_kernel
 from kvmerger.kernels.reference.ragged import RaggedAttention, SlotMass
-from kvmerger.kernels.triton.packed import WHOLE, Packed, PackedTiling, packed_tiling_for
+from kvmerger.kernels.triton.packed import Packed
+from kvmerger.kernels.triton.tiling import WHOLE, PackedTiling, Tiling, packed_tiling_for, tiling_for
 
 PARTS_AT_ONCE = 16
 FEWEST_DOT_ROWS = 16
-# Three stages of keys and values of 128 numbers, with 64 queries 113 KiB, and some room.
-AHEAD_SHARED_BYTES = 128 * 1024
-MOST_AHEAD_DIM = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Tiling:
-    """How a call's work is cut. The last bits of results depend on it, but for Triton's two knobs, so a dtype has one.
-
-    Attributes:
-        queries: most queries of a block; a block has at least `FEWEST_DOT_ROWS`.
-        slots: slots of a block.
-        split_slots: least slots of one part, where a row's slots are split: enough parts to fill a GPU at 1k slots a row.
-        most_parts: of a head's prefix. Longer ones have larger parts, or putting them together would cost as much again.
-        most_split_queries: with more queries of a KV head their blocks fill the GPU, and partial outputs would grow.
-        num_warps, num_stages: Triton's two knobs.
-    """
-
-    queries: int
-    slots: int
-    split_slots: int = 256
-    most_parts: int = 16
-    most_split_queries: int = 64
-    num_warps: int = 4
-    num_stages: int = 2
-
-
-HALF = Tiling(queries=64, slots=64)
-# 1.13 times as fast on an H200, for half as much shared memory again.
-HALF_AHEAD = replace(HALF, num_stages=3)
-# fp32 dots are unrolled, and compile for minutes when large.
-FULL = Tiling(queries=16, slots=32)
 
 
 class _Shape(NamedTuple):
@@ -271,22 +239,6 @@ def _rows_of(layer: RaggedLayer, device: torch.device) -> DeviceRows:
     return PrefixTable(prefixes, device).layer(
         0, lengths_on_device(layer.tail_start_R, layer.num_new_R, device)
     )
-
-
-def tiling_for(q_RQTD: Tensor) -> Tiling:
-    """The tiling that is used for queries like these."""
-    if q_RQTD.element_size() == torch.float32.itemsize:
-        return FULL
-    is_ahead = q_RQTD.shape[3] <= MOST_AHEAD_DIM and _shared_bytes(q_RQTD.device) >= AHEAD_SHARED_BYTES
-    return HALF_AHEAD if is_ahead else HALF
-
-
-@functools.cache
-def _shared_bytes(device: torch.device) -> int:
-    """Shared memory that a program may ask of ``device``; 0 where there is none, as under Triton's interpreter."""
-    if device.type != "cuda":
-        return 0
-    return int(triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
 
 
 def _shape_of(q_RQTD: Tensor, layer: RaggedLayer, tiling: Tiling) -> _Shape:

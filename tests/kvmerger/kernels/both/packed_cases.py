@@ -140,7 +140,7 @@ def _check_same(first: RaggedAttention, second: RaggedAttention, rows: Sequence[
 
 def check_any_packed_tiling(case: Case) -> None:
     """However the work over packed prefixes is cut, the numbers are the same up to rounding."""
-    from kvmerger.kernels.triton.packed import PackedTiling
+    from kvmerger.kernels.triton.tiling import PackedTiling
 
     expected = attend_into_poison(case)
     for tiling in (

@@ -1,6 +1,6 @@
 """Attention over packed codes under Triton's CPU interpreter; run by test_triton_kernels.py in a process of its own.
 
-tests/gpu/test_packed_triton.py runs the same cases and more on CUDA.
+tests/gpu/attention/test_packed_triton.py runs the same cases and more on CUDA.
 """
 
 import pytest

@@ -1,7 +1,7 @@
 """The Triton kernels under its CPU interpreter; run by test_triton_kernels.py in a process of its own.
 
-The interpreter takes seconds for what a GPU does in microseconds. tests/gpu/test_ragged_triton.py runs the same cases and
-more on CUDA.
+The interpreter takes seconds for what a GPU does in microseconds. tests/gpu/attention/test_ragged_triton.py runs the same
+cases and more on CUDA.
 """
 
 import pytest
