@@ -81,6 +81,7 @@ if TYPE_CHECKING:
         register_evidence,
         window_attention,
     )
+    from kvmerger.prefill.repeat_states import RepeatStates
     from kvmerger.variants import VariantSpec, parse_policies
 
 RESULTS_VERSION = 1
@@ -93,7 +94,7 @@ __all__ = [
     "EvidenceError", "Form", "FormError", "Generation", "Grid", "Groups", "Heirs", "InvalidPromptError",
     "KeptRatio", "LayerCache", "LayerStates", "LikeVariant", "Limits", "LoadedModel", "MemoryPoint",
     "ModelError", "ModelInfo", "Need", "Per", "PerHead", "Policy", "PolicyError", "Prompt", "Question",
-    "Reducer", "Runs", "ScoredDecodingPolicy", "ScoringPolicy", "SelectingPolicy", "SlotCount",
+    "Reducer", "RepeatStates", "Runs", "ScoredDecodingPolicy", "ScoringPolicy", "SelectingPolicy", "SlotCount",
     "Targets", "Variant", "VariantError", "VariantFailure", "VariantSpec", "attention_mass",
     "build_variant", "check_policy", "first_argmax", "first_kept_after", "groups_of",
     "heaviest_kept_of_run", "is_among_highest", "keep_highest", "last_kept_before", "load_model",
@@ -145,6 +146,7 @@ _NAMES_OF_MODULE = {
         "ATTENTION_MASS KEY_NORMS NEIGHBOUR_COSINES Evidence EvidenceError LayerStates Need "
         "attention_mass register_evidence window_attention"
     ),
+    "prefill.repeat_states": "RepeatStates",
     "variants": "VariantSpec parse_policies",
 }
 _MODULE_OF_NAME = {name: module for module, names in _NAMES_OF_MODULE.items() for name in names.split()}

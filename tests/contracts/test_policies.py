@@ -36,6 +36,10 @@ FRONT = {"tova_decode": "tova"}
         "pyramidkv+adakv",
         "h2o+adakv",
         "expected_attention+adakv",
+        "kvzip+compensated",
+        "snapkv+adakv+criticalkv",
+        "snapkv+chunkkv+keepkv",
+        "kvzip+attention_matching+h2o_decode",
     ],
 )
 def test_registered_policy_keeps_the_contract(name: str, seed: int) -> None:

@@ -262,3 +262,21 @@ def test_without_a_tokenizer_the_others_answer_all_the_same(seed: int) -> None:
     failed = {row.label: row for row in rows if isinstance(row, VariantFailure)}
     assert failed.keys() == {"kvzip@0.5", "kvzip@0.3", "kvzip_plus@0.5"}
     assert all("has no tokenizer" in row.message for row in failed.values())
+
+
+def test_what_it_ranks_and_fits_is_merged_stored_and_decoded_like_all_else(seed: int) -> None:
+    names = (
+        "kvzip+int4",
+        "kvzip+compensated+h2o_decode",
+        "attention_matching+int8",
+        "kvzip+grkv+streaming_llm_decode",
+        "expected_attention+criticalkv+int4",
+        "snapkv+chunkkv+keepkv+fp8",
+    )
+    asked = [
+        {"name": name, "budget": 0.5, **({"window_size": 8} if "snapkv" in name else {})} for name in names
+    ]
+    prompt = make_prompt(seed, 120, "query_agnostic", num_questions=1)
+    rows = Engine(tiny_model(seed).ours).run(prompt, built(*asked))
+    assert [row for row in rows if isinstance(row, VariantFailure)] == []
+    assert len(rows) == len(names) + 3
