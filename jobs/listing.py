@@ -18,6 +18,7 @@ from jobs.reporting.terminal import report_console
 
 if TYPE_CHECKING:
     from kvmerger.policies.registry import Description
+    from kvmerger.serving import Serving
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,13 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _policies() -> Group:
+    from kvmerger import serving
     from kvmerger.policies import registry
     from kvmerger.policies.storage import forms
 
     policies = _table(
-        ("policy", "what it keeps", "parameters"),
-        ((f"+{it.name}" if it.is_wrapper else it.name, it.summary, _shown(it)) for it in registry.describe()),
-        caption="join parts with +, as in snapkv+adakv; your own: module:Class. `full` is in every sweep.",
+        ("policy", "what it keeps", "parameters", "a server needs"),
+        (
+            (f"+{it.name}" if it.is_wrapper else it.name, it.summary, _shown(it), _served(served))
+            for it, served in zip(registry.describe(), serving.describe(), strict=True)
+        ),
+        caption="join parts with +, as in snapkv+adakv; your own: module:Class. `full` is in every sweep. Where no engine is "
+        "named, none runs it today; docs/policies.md says what the needs mean.",
     )
     stored = _table(
         ("form", "what slots are stored in", "of bf16", "parameters"),
@@ -51,6 +57,10 @@ def _policies() -> Group:
 
 def _shown(description: Description) -> str:
     return ", ".join(f"{name}={_yaml(default)}" for name, default in description.parameters)
+
+
+def _served(serving: Serving) -> str:
+    return f"{serving.needs_shown}{f'; {serving.runs_today}' if serving.runs_somewhere else ''}"
 
 
 def _yaml(value: Any) -> str:

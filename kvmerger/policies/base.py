@@ -51,6 +51,8 @@ class Policy(abc.ABC):
     """Whether it gives the heads of a layer unlike numbers of slots. Of its own doing: what it wraps says so itself."""
     layers_differ: ClassVar[bool] = False
     """Whether it gives layers unlike numbers of slots, of its own doing."""
+    keeps_whole_blocks: ClassVar[bool] = False
+    """Whether what it keeps are whole blocks of neighbouring tokens, the same in all heads of a layer."""
 
     form: ClassVar[Form | None] = None
     """What the engine stores slots in once `compress` has chosen them; None, as of every policy but a form's own part."""

@@ -19,6 +19,12 @@ def test_every_policy_and_part_is_listed(capsys: pytest.CaptureFixture[str]) -> 
     assert all(name in out for name in [*policies.names(), *policies.wrapper_names()])
 
 
+def test_what_a_server_needs_is_told_of_each(capsys: pytest.CaptureFixture[str]) -> None:
+    words = " ".join(printed(capsys, "policies").split())
+    assert "a server needs" in words and "ragged heads" in words and "whole blocks" in words
+    assert "TensorRT-LLM" in words and "llama.cpp" in words and "nowhere" not in words
+
+
 def test_every_form_is_listed_with_what_is_stored_and_its_share_of_bf16(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

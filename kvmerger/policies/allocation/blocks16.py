@@ -56,6 +56,8 @@ class Blocks16(SelectingPolicy):
     block_size: int = 16
     shared_by: Literal["model", "layer"] = "model"
 
+    keeps_whole_blocks = True
+
     def __post_init__(self) -> None:
         """Refuse what has no scores or gives heads unlike numbers of slots, and values outside their domain."""
         if not isinstance(self.inner, ScoringPolicy):

@@ -117,6 +117,16 @@ class KVMerger(ProtectingPolicy):
             )
 
     @property
+    def heads_differ(self) -> bool:  # type: ignore[override]
+        """In threshold mode, where each head has runs of its own."""
+        return self.mode == "threshold"
+
+    @property
+    def layers_differ(self) -> bool:  # type: ignore[override]
+        """Where some are kept whole, and in threshold mode."""
+        return bool(self.skip_layers) or self.mode == "threshold"
+
+    @property
     def budget_is_outcome(self) -> bool:
         """In threshold mode the prompt decides."""
         return self.mode == "threshold"

@@ -53,6 +53,11 @@ class ProtectingPolicy(Policy):
                 require_ratio(self._name, name, getattr(self, name))
 
     @property
+    def layers_differ(self) -> bool:  # type: ignore[override]
+        """Where some are kept whole."""
+        return bool(self.skip_layers)
+
+    @property
     def _name(self) -> str:
         return name_of(self)
 
