@@ -24,8 +24,8 @@ LISTED = {
         EvidenceError Form FormError Generation Grid Groups Heirs InvalidPromptError KEY_NORMS KeptRatio LayerCache
         LayerStates LikeVariant Limits LoadedModel MemoryPoint ModelError ModelInfo NEIGHBOUR_COSINES Need Per PerHead
         Policy PolicyError Prompt Question Reducer RepeatStates Runs ScoredDecodingPolicy ScoringPolicy SelectingPolicy
-        SlotCount Targets Variant VariantError VariantFailure VariantSpec attention_mass build_variant check_policy first_argmax
-        first_kept_after groups_of heaviest_kept_of_run is_among_highest keep_highest last_kept_before load_model
+        SlotCount Targets Variant VariantError VariantFailure VariantSpec attention_mass build_variant check_policy
+        first_argmax first_kept_after groups_of heaviest_kept_of_run is_among_highest keep_highest last_kept_before load_model
         load_tokenizer member_weights merge_groups more_similar_neighbour most_similar_kept normalised_weights
         num_slots_for parse_policies protect register register_evidence register_wrapper require_choice
         require_choices require_cosine require_count require_flag require_positive require_ratio require_share
