@@ -27,7 +27,8 @@ def repeat_attention(n_sink: int, is_weighted: bool) -> Need:
     Softmax is over the part that is repeated, ``n_sink`` first tokens before it and the repetition itself. ``is_weighted``
     divides by the norm of what goes into attention there and multiplies with that of W_o·v (KVzip+).
     """
-    return Need("repeat_attention", (n_sink, is_weighted))
+    # Two names: only the weighted one makes a pass note what goes into its attention modules.
+    return Need("repeat_weighted_attention" if is_weighted else "repeat_attention", (n_sink,))
 
 
 def repeat_queries(num_queries: int) -> Need:
@@ -43,9 +44,19 @@ def repeat_mean_square(num_queries: int) -> Need:
     return Need("repeat_mean_square", (num_queries,))
 
 
-@register_evidence("repeat_attention", reads_queries=True, reads_hidden_states=True, pieces="joined")
-def _repeat_attention(states: RepeatStates, n_sink: int, is_weighted: bool) -> Tensor:
+@register_evidence("repeat_attention", reads_queries=True, pieces="joined")
+def _repeat_attention(states: RepeatStates, n_sink: int) -> Tensor:
     """`repeat_attention` to the tokens of one part: fp32 (H, P)."""
+    return _highest_attention(states, n_sink, is_weighted=False)
+
+
+@register_evidence("repeat_weighted_attention", reads_queries=True, reads_hidden_states=True, pieces="joined")
+def _repeat_weighted_attention(states: RepeatStates, n_sink: int) -> Tensor:
+    """The same, weighted: fp32 (H, P)."""
+    return _highest_attention(states, n_sink, is_weighted=True)
+
+
+def _highest_attention(states: RepeatStates, n_sink: int, *, is_weighted: bool) -> Tensor:
     part, num_heads = states.part, states.k_HND.shape[0]
     num_sinks, num_part = min(n_sink, part.start), len(part)
     k_HXD = torch.cat(
