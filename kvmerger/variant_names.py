@@ -21,6 +21,8 @@ ALIASES = {
     "full_cache": FULL,
     "baseline": FULL,
     "none": FULL,
+    # kvpress's key for heads that are scored without the authors' tables.
+    "duo_attention_on_the_fly": "duo_attention",
     # What acts during decoding follows what compresses the prompt; by its own name it follows its own method.
     "cam": "streaming_llm+cam",
     "h2o_decode": "h2o+h2o_decode",

@@ -11,6 +11,7 @@ from kvmerger.policies.ranking.duo_attention import DuoAttention
 from kvmerger.policies.ranking.streaming_llm import StreamingLLM
 from kvmerger.prefill.evidence import Evidence, LayerStates, Need
 from kvmerger.prefill.prefill import Prefilled, prefill
+from kvmerger.variants import parse_policy_entry
 from tests.fakes.tiny_models import VOCAB_SIZE, tiny_model
 from tests.slow import duo_attention as slow
 
@@ -118,6 +119,14 @@ def test_a_head_without_direction_looks_nowhere_in_particular(seed: int) -> None
         evidence.capture(POLICY.needs())
     (need,) = POLICY.needs()
     assert evidence.get(need).tolist() == pytest.approx([(1 + 1 / POLICY.num_positions) / 2] * NUM_HEADS)
+
+
+def test_kvpress_key_is_understood() -> None:
+    ours, theirs = (
+        parse_policy_entry({"name": name, "budget": 0.5})[0].canonical()
+        for name in ("duo_attention", "duo_attention_on_the_fly")
+    )
+    assert ours == theirs
 
 
 def test_budgets_it_cannot_meet_and_bad_parameters_are_refused() -> None:
