@@ -26,6 +26,7 @@ from kvmerger.cache.forms.base import Form
 from kvmerger.form_names import Split, split_parts, understood
 from kvmerger.names import VariantError, nearest
 from kvmerger.policies import registry
+from kvmerger.policies.adapters import kvpress
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.storage import forms
 from kvmerger.policies.storage.stored import Everything
@@ -66,8 +67,7 @@ def build(name: str, params: Mapping[str, Any]) -> Policy:
     split = split_parts([understood(part) for part in name.split("+")])
     is_bare = split.form is not None and split.before in ((), (FULL,))
     parts = [*(() if is_bare else split.before), *((split.form,) if split.form else ()), *split.after]
-    makers = [_maker_of(part, index, split) for index, part in enumerate(parts)]
-    known = [_parameters_of(part, index, split) for index, part in enumerate(parts)]
+    makers, known = zip(*(_maker_of(part, index, split) for index, part in enumerate(parts)), strict=True)
     _refuse_order(split)
     policy: Policy | None = Everything() if is_bare else None
     for part, make, own in zip(parts, makers, _routed(parts, params, known), strict=True):
@@ -116,17 +116,14 @@ def in_slots(
     return budget
 
 
-def _maker_of(part: str, index: int, split: Split) -> Callable[..., Policy]:
+def _maker_of(part: str, index: int, split: Split) -> tuple[Callable[..., Policy], Sequence[str]]:
+    """What makes a part of what stands before it and its parameters, and their names."""
     if part == split.form:
-        return forms.maker_of(part)
-    return registry.get_wrapper(part) if index else registry.get(part)
-
-
-def _parameters_of(part: str, index: int, split: Split) -> Sequence[str]:
-    if part == split.form:
-        return forms.parameter_names(part)
+        return forms.maker_of(part), forms.parameter_names(part)
+    if not index and ":" in part and (press := kvpress.maker_of(part)):
+        return press
     part_class = registry.get_wrapper(part) if index else registry.get(part)
-    return [field.name for field in registry.parameters_of(part_class)]
+    return part_class, [field.name for field in registry.parameters_of(part_class)]
 
 
 def _refuse_order(split: Split) -> None:

@@ -112,10 +112,10 @@ def parse_policy_entry(entry: str | Mapping[str, Any]) -> list[VariantSpec]:
         _refuse_budget(written, budgets)
         return [VariantSpec(str(entry.get("label", written.label(params, None))), written.policy, pairs)]
     if not budgets:
-        _refuse_misspelt(written.policy, params)
         # Whether a user's policy takes none is known once it is imported (`building.build_variant`).
         if ":" in written.split.before[0]:
             return [VariantSpec(str(entry.get("label", written.label(params, None))), written.policy, pairs)]
+        _refuse_misspelt(written.policy, params)
         raise VariantError(
             f"policy {written.policy!r}{nearest(written.policy, FORM_NAMES, _LIKELY)} needs a budget, such as "
             f"`budget: 0.5`; got {dict(entry)!r}"

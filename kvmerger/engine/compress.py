@@ -20,7 +20,7 @@ from kvmerger.building import Variant, form_of
 from kvmerger.cache.forms.base import Form
 from kvmerger.cache.head_counters import combined, numbers_of
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.cache.packed_layer import PackedLayer
+from kvmerger.cache.packed_layer import HeldLayer, PackedLayer
 from kvmerger.decoding.decode_rule import DecodeRule, require_rule
 from kvmerger.decoding.ragged_cache import Prefix
 from kvmerger.device import now_s
@@ -247,12 +247,19 @@ def _require_finite(policy: Policy, counters_L: Sequence[Mapping[str, float]]) -
                 )
 
 
+def _is_alike(kept: LayerCache, full: HeldLayer) -> bool:
+    whole = full.plain()
+    return torch.equal(kept.k_SD, whole.k_SD) and torch.equal(kept.v_SD, whole.v_SD)
+
+
 def _why_degenerate(variant: Variant, kept_L: Sequence[LayerCache], full: Prefix) -> str | None:
     policy, is_stored = variant.policy, form_of(variant.policy) is not None
     if all(kept.num_slots == whole.num_slots for kept, whole in zip(kept_L, full, strict=True)):
         if is_stored:
             return None if variant.budget is None else FORM_HOLDS_ALL
-        return DID_NOTHING
+        # Waits for the device, where everything is kept and something may have been done to it.
+        is_untouched = policy.keeps_slots_unchanged or all(map(_is_alike, kept_L, full))
+        return DID_NOTHING if is_untouched else None
     # The least of all layers and heads (`LayerCache.counters`): 1 only where not one of them merged anything.
     if not policy.keeps_slots_unchanged and merged_counters(tuple(kept_L)).get("is_pure_eviction") == 1.0:
         return "merged nothing: what was left out is evicted"

@@ -1,0 +1,1 @@
+"""Other projects' policies, called as they are. Never a method of their own."""
