@@ -74,8 +74,8 @@ def build(name: str, params: Mapping[str, Any]) -> Policy:
         inner = {} if policy is None else {registry.INNER: policy}
         try:
             policy = make(**inner, **own)
-        # A ValueError itself: caught below, it would be wrapped in words that say less.
-        except PolicyError:
+        # ValueErrors themselves: caught below, they would be wrapped in words that say less.
+        except (PolicyError, VariantError):
             raise
         except (TypeError, ValueError) as error:
             raise VariantError(f"{part} cannot be made with {own}: {error}") from error
