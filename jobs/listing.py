@@ -43,8 +43,8 @@ def _policies() -> Group:
             (f"+{it.name}" if it.is_wrapper else it.name, it.summary, _shown(it), _served(served))
             for it, served in zip(registry.describe(), serving.describe(), strict=True)
         ),
-        caption="join parts with +, as in snapkv+adakv; your own: module:Class; kvpress's: kvpress:SnapKVPress. `full` is in every "
-        "sweep. Where no engine is named, none runs it today; docs/policies.md says what the needs mean.",
+        caption="join parts with +, as in snapkv+adakv; your own: module:Class; kvpress's: kvpress:SnapKVPress. `full` is "
+        "in every sweep. Where no engine is named, none runs it today; docs/policies.md says what the needs mean.",
     )
     stored = _table(
         ("form", "what slots are stored in", "of bf16", "parameters"),
