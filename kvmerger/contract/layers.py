@@ -6,6 +6,7 @@ Shapes: N tokens, H KV heads, Q query heads, D head size, E hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -48,7 +49,8 @@ def random_prefill(
         return torch.randn(num_heads, num_tokens, HEAD_DIM, generator=generator)
 
     shape = CacheShape(num_tokens, NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM, dtype.itemsize)
-    needs = declared_needs(policy).union(*(part.needs_at(shape, budget) for part in policy.parts))
+    at_budget = (part.needs_at(shape, budget) for part in policy.parts)
+    needs = frozenset(declared_needs(policy)).union(*at_budget)
     prompt = PromptStates()
     has_hidden_states = any(map(reads_hidden_states, needs))
     layers: list[LayerCache] = []
@@ -62,9 +64,9 @@ def random_prefill(
             _attention_input(generator, dtype, num_tokens, layer_index) if has_hidden_states else ()
         )
         states = LayerStates(
-            q_QND.to(dtype), k_HND.to(dtype), v_HND.to(dtype), HEAD_DIM**-0.5, *attention_input, prompt=prompt
+            q_QND.to(dtype), k_HND.to(dtype), v_HND.to(dtype), HEAD_DIM**-0.5, *attention_input
         )
-        gathered = Evidence(states, layer_index, NUM_LAYERS, prompt_seed=seed)
+        gathered = Evidence(replace(states, prompt=prompt), layer_index, NUM_LAYERS, prompt_seed=seed)
         gathered.capture(needs)
         if repeated := repeat_needs(needs):
             _repeat(gathered, states, repeated, generator)

@@ -280,7 +280,7 @@ def test_every_policy_that_names_a_kvpress_key_is_compared(repo_root: Path) -> N
     text = (repo_root / "docs" / "policies.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*) \|", text, flags=re.MULTILINE)
     named = {name for name, key in rows if "`" in key and not key.startswith("none")}
-    # These in test_kvpress_repeat.py and test_kvpress_wrappers.py.
+    # These in test_kvpress_repeat.py and test_kvpress_wrappers.py, `key_rerotation` in adapters/test_kvpress_rows.py.
     compared = {case[0] for case in SAME} | {
         "adakv",
         "nearest",
@@ -288,6 +288,7 @@ def test_every_policy_that_names_a_kvpress_key_is_compared(repo_root: Path) -> N
         "kvzip_plus",
         "criticalkv",
         "chunkkv",
+        "key_rerotation",
     }
     # `cam` stands beside a press that decodes.
     assert named - {"cam"} == compared | DIFFERENT
