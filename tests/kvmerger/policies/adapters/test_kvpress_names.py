@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.planning import policy_contract
 from jobs.planning.preparation import _facts_of
 from kvmerger.building import build, build_variant
 from kvmerger.names import VariantError
@@ -66,7 +68,7 @@ def variant_of(entry: dict[str, Any]) -> VariantSpec:
 def test_what_cannot_run_is_one_sentence_before_weights(entry: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words) as error:
         build_variant(variant_of(entry))
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and str(error.value).count("kvpress:KV") < 2
 
 
 def test_without_kvpress_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +138,23 @@ def test_versions_follow_kvpress_and_the_code_and_values_of_users_presses(
     assert all(it.startswith("1+kvpress0.5.5-") for it in first)
     assert first[3] == changed[3] and not {*first[:3]} & {*changed[:3]}
     assert "window_size=16" in first[1] and "window_size=32" in changed[1]
+
+
+def test_contracts_are_tried_on_users_presses_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def first_failures(own: dict[str, Any]) -> Iterator[None]:
+        for policy in own:
+            tried.append(policy)
+            yield None
+
+    monkeypatch.setattr(policy_contract, "first_failures", first_failures)
+    entries = [
+        {"name": "kvpress:SnapKVPress", "budget": 0.5}, {"name": "mine:Press", "budget": 0.5},
+        {"name": "kvpress:AdaKVPress", "press": {"name": "mine:Press"}, "budget": 0.5},
+    ]  # fmt: skip
+    policy_contract.require_contracts(parse_policies(entries), lambda words: None)
+    assert tried == ["mine:Press", "kvpress:AdaKVPress"]
 
 
 @pytest.mark.usefixtures("_kvpress")
