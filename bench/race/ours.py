@@ -95,7 +95,8 @@ def isolated(model: LoadedModel, prompt: Prompt, variants: Sequence[Variant]) ->
     run = timed(lambda: engine.run(prompt, variants, execution="isolated"), model.device)
     rows = {label: row for label, row in _by_label(run.result).items() if label not in (FULL_AA, NO_CONTEXT)}
     each = {
-        label: _phases(row, "prefill_s", "repeat_s", "compress_s", *_OF_A_BATCH) - _phases(row, "record_graph_shared_s")
+        label: _phases(row, "prefill_s", "repeat_s", "compress_s", *_OF_A_BATCH)
+        - _phases(row, "record_graph_shared_s")
         for label, row in rows.items()
     }
     return {

@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from kvmerger.cache.row_table import PrefixTable, lengths_on_device
-from kvmerger.kernels.triton import ragged as triton_ragged
-from kvmerger.kernels.triton.packed import is_interpreted
 from tests.kvmerger.kernels.both.packed_cases import (
     BF16,
     F16,
@@ -30,6 +28,8 @@ from tests.kvmerger.kernels.both.ragged_cases import (
     random_case,
 )
 
+triton_ragged = pytest.importorskip("kvmerger.kernels.triton.ragged", exc_type=ImportError)
+is_interpreted = pytest.importorskip("kvmerger.kernels.triton.packed", exc_type=ImportError).is_interpreted
 pytestmark = pytest.mark.gpu
 
 # KV heads, query heads of each, head size, tokens, dtype.

@@ -140,7 +140,7 @@ COMPRESSING: dict[str, tuple[Policy, str]] = {
     "no scores": (Scores(lambda _: None), f"{SCORES}; got None: return a torch.Tensor"),
     "scores whole": (Scores(lambda it: it.long()), rf"{SCORES}; got torch\.int64: convert them with \.float\(\)"),
     "scores elsewhere": (Scores(lambda it: it.to("meta")), f"{SCORES}, on cpu; got them on meta: create them"),
-    "scores short, shared out": (AdaKV(Scores(lambda it: it[:, 1:])), f"{HERE}:Scores[+]adakv: {SCORES}"),
+    "scores short, shared out": (AdaKV(Scores(lambda it: it[:, 1:])), f"{HERE}:Scores: {SCORES}"),
     "scores NaN, shared out": (AdaKV(Scores(lambda it: it * torch.nan)), f"{HERE}:Scores[+]adakv{NAN}"),
     "scores short, merged": (Compensated(Scores(lambda it: it[:, 1:])), f"{HERE}:Scores: {SCORES}"),
     "scores NaN, merged": (Compensated(Scores(lambda it: it * torch.nan)), f"{HERE}:Scores[+]compensated{NAN}"),

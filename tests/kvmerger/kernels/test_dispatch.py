@@ -37,7 +37,7 @@ def _bare(name: str) -> str:
 
 def test_what_is_chosen_is_named_as_it_is_imported() -> None:
     assert {name: function.__name__ for name, function in CHOSEN.items()} == {name: name for name in CHOSEN}
-    assert len(CHOSEN) == 10
+    assert len(CHOSEN) == 9
 
 
 def test_the_cpu_gets_the_reference_itself(monkeypatch: pytest.MonkeyPatch) -> None:
