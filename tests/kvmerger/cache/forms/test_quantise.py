@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from kvmerger.cache.forms import registry
 from kvmerger.cache.forms.bits import packed, unpacked
 from kvmerger.cache.forms.layouts import CodeLayout, FormError, Grid, Per
-from kvmerger.cache.forms.quantise import decode, encode, gaussian_points, hadamard, rotated
+from kvmerger.cache.forms.quantise import decode, encode, gaussian_points, hadamard, largest_error, rotated
 from tests.slow import forms as slow
 
 LAYOUTS = sorted(
@@ -45,8 +47,13 @@ def test_numbers_come_back_as_the_definition_says(
     if layout.is_rotated:
         # A number on the edge moves its whole slot a little.
         is_close |= (ours - expected).norm(dim=1, keepdim=True) < 0.05 * expected.norm(dim=1, keepdim=True)
-    # A number that lies between two codes but for the last bit may fall to either.
-    assert is_close.float().mean() > 0.99
+    # A number that lies between two codes but for the last bit may fall to either. Of e2m1 a whole block's scale may, and of
+    # Gaussian points one number's moves its slot: those are few, and no further away than the grid is wide.
+    is_few = layout.grid in (Grid.GAUSSIAN, Grid.E2M1)
+    assert is_close.float().mean() > (0.9 if is_few else 0.99)
+    bound_SD = largest_error(parts, layout, NUM_SLOTS_H, x_SD).masked_fill_(x_SD.abs() > 448, math.inf)
+    error_S, bound_S = (ours - expected).norm(dim=1), 2.2 * bound_SD.norm(dim=1) + 1e-4
+    assert bool((error_S <= bound_S).all())
 
 
 @given(
