@@ -128,8 +128,8 @@ def test_presses_answer_as_our_own_policies_do(execution: Any, seed: int) -> Non
     for index, (entry, _) in enumerate(ALIKE):
         theirs, ours = (numbers(rows[f"{side}{index}"]) for side in ("theirs", "ours"))
         assert theirs[3:] == ours[3:], entry
-        # kvpress turns keys in the model's dtype, from rounded tables. A random model makes 8 % of KL of that at times: numbers
-        # of the press are held to kvpress's own run, and ours to a float64 decoder, elsewhere.
+        # kvpress turns keys in the model's dtype, from rounded tables. A random model makes 8 % of KL of that at times: the
+        # press's numbers are held to kvpress's own run, and ours to a float64 decoder, elsewhere.
         if entry["name"] == "kvpress:KeyRerotationPress":
             continue
         assert theirs[0] == ours[0], entry
