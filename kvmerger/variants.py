@@ -167,8 +167,8 @@ def _refuse_misspelt(name: str, params: Mapping[str, Any]) -> None:
 def _refuse_budget(written: WrittenName, budgets: Sequence[AskedBudget]) -> None:
     if budgets:
         raise VariantError(
-            f"{written.policy!r} is a form alone: it keeps every slot and takes no budget, got {budgets[0]}; put a policy in "
-            f"front, such as snapkv@{budgets[0]}+{written.policy.removeprefix('full+')}"
+            f"{written.policy!r} has no policy before its form: it keeps every slot and takes no budget, got {budgets[0]}; "
+            f"put one in front, such as snapkv@{budgets[0]}+{written.split.form}"
         )
 
 

@@ -111,6 +111,7 @@ def test_labels_of_ones_own_and_lists_of_budgets() -> None:
         ("fp8@0.5", "keeps every slot and takes no budget, got 0.5.*snapkv@0.5\\+fp8"),
         ({"name": "fp8", "budget": {"bytes": 0.2}}, "got bytes:0.2"),
         ({"name": "full+my:Form", "budget": 0.5}, "snapkv@0.5\\+my:Form"),
+        ("fp8+snapkv@0.5", "no policy before its form.*such as snapkv@0.5\\+fp8$"),
         ("snapkv+fp8", "needs a budget"),
         ("int4_rotatd", "did you mean 'int4_rotated'.*needs a budget"),
         ("fp8+int4", "one form"),

@@ -64,7 +64,8 @@ class Kivi(CodedForm):
 
     def __post_init__(self) -> None:
         _require_bits(self.bits_k, self.bits_v, KIVI_BITS)
-        if self.group_size not in KIVI_GROUPS:
+        # A float equals its whole number and is no size of a tensor.
+        if type(self.group_size) is not int or self.group_size not in KIVI_GROUPS:
             raise FormError(f"group_size is one of {KIVI_GROUPS}, got {self.group_size!r}")
 
     def layouts(self) -> tuple[CodeLayout, CodeLayout]:

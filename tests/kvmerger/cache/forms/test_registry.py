@@ -80,6 +80,7 @@ def test_a_strangers_form_is_called_by_its_path() -> None:
         ("kivi4", {"bits_k": 5}, r"bits_k is one of \(2, 3, 4, 8\), got 5"),
         ("kivi4", {"bits_v": True}, r"bits_v is one of \(2, 3, 4, 8\), got True"),
         ("kivi2", {"group_size": 0}, r"group_size is one of \(16, 32, 64, 128\), got 0"),
+        ("kivi4", {"group_size": 64.0}, r"group_size is one of .*, got 64.0"),
     ],
 )
 def test_what_no_form_can_have_is_refused(name: str, values: dict, message: str) -> None:
