@@ -5,23 +5,24 @@ Shapes: L layers, H KV heads, N tokens, F tokens of all heads of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, share_of
 from kvmerger.kernels.dispatch import is_among_highest
-from kvmerger.policies.base import CacheShape, Policy, PolicyError
+from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.parameters import require_share
 from kvmerger.policies.registry import name_of, register_wrapper
 from kvmerger.policies.scoring import ScoringPolicy
-from kvmerger.prefill.evidence import Evidence, Need
+from kvmerger.policies.wrapper import RankingWrapper
+from kvmerger.prefill.evidence import Evidence
 
 
 @register_wrapper("adakv")
 @dataclass(frozen=True)
-class AdaKV(ScoringPolicy):
+class AdaKV(RankingWrapper):
     """Keep a layer's highest-scored tokens whichever head they are in, after each head has got a share of its own.
 
     Based on "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation" (arXiv 2407.11550), Algorithm 1, with
@@ -34,7 +35,6 @@ class AdaKV(ScoringPolicy):
         alpha: share (0–1) of its even budget that every head keeps whatever the others' scores are.
     """
 
-    inner: ScoringPolicy
     alpha: float = 0.2
 
     version = 2
@@ -51,20 +51,6 @@ class AdaKV(ScoringPolicy):
                 )
         require_share("adakv", "alpha", self.alpha)
 
-    @property
-    def parts(self) -> tuple[Policy, ...]:
-        """The ranking's parts, then this wrapper."""
-        return (*self.inner.parts, self)
-
-    @property
-    def num_protected(self) -> int:
-        """Tokens per head that the ranking protects."""
-        return self.inner.num_protected
-
-    def needs(self) -> frozenset[Need]:
-        """What the ranking reads."""
-        return self.inner.needs()
-
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
         """Raise `BudgetError` where the ranking does, and for a budget that fixes every head's slots."""
         if isinstance(budget, LikeVariant):
@@ -72,16 +58,7 @@ class AdaKV(ScoringPolicy):
                 f"adakv shares slots out among heads, and the budget {budget} fixes every head's; "
                 f"use the ranking alone, or a budget such as 0.5"
             )
-        self.inner.check(shape, budget)
-
-    def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
-        """As the ranking allocates slots to layers."""
-        return self.inner.allocate(budget_L, evidence_L)
-
-    @property
-    def compresses_stacks(self) -> bool:  # type: ignore[override]
-        """As the ranking says."""
-        return self.inner.compresses_stacks
+        super().check(shape, budget)
 
     def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
         """The budget, since heads share it."""

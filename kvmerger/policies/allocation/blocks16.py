@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels.dispatch import is_among_highest
-from kvmerger.policies.base import CacheShape, Policy, PolicyError
+from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.parameters import require_choice, require_count
 from kvmerger.policies.registry import name_of, path_of, register_wrapper
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.policies.selection import SelectingPolicy, take_highest
+from kvmerger.policies.wrapper import Wrapper
 from kvmerger.prefill.evidence import Evidence, LayerStates, Need, register_evidence
 
 SHARED_BY = ("model", "layer")
@@ -36,7 +37,7 @@ def _block_scores(states: LayerStates, *params: object) -> Tensor:
 
 @register_wrapper("blocks16")
 @dataclass(frozen=True)
-class Blocks16(SelectingPolicy):
+class Blocks16(Wrapper, SelectingPolicy):
     """Keep whole blocks of tokens, the same in all heads, by the scores of the ranking in front.
 
     This project's own, after paged caches: vLLM, SGLang and TensorRT-LLM have one table of blocks for all heads of a layer,
@@ -78,15 +79,6 @@ class Blocks16(SelectingPolicy):
                     f"leave it out, or set `shared_by: layer`"
                 )
 
-    @property
-    def parts(self) -> tuple[Policy, ...]:
-        """The ranking's parts, then this wrapper."""
-        return (*self.inner.parts, self)
-
-    def needs(self) -> frozenset[Need]:
-        """What the ranking reads."""
-        return self.inner.needs()
-
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
         """The budget must hold the blocks of what is protected, and must not fix every layer's slots."""
         if isinstance(budget, LikeVariant):
@@ -94,13 +86,13 @@ class Blocks16(SelectingPolicy):
                 f"blocks16 keeps whole blocks in all heads, and the budget {budget} fixes every head's slots; use a budget "
                 f"such as 0.5"
             )
-        self.inner.check(shape, budget)
+        super().check(shape, budget)
         self._require_room(num_slots_for(budget, shape.num_tokens), shape.num_tokens)
 
     def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
         """As the ranking allocates slots to layers; scores all layers together where they keep the same blocks."""
         if self.shared_by == "layer":
-            return self.inner.allocate(budget_L, evidence_L)
+            return super().allocate(budget_L, evidence_L)
         per_layer = [
             _in_proportion(self._scores_of_blocks(evidence, budget))
             for evidence, budget in zip(evidence_L, budget_L, strict=True)
@@ -110,14 +102,9 @@ class Blocks16(SelectingPolicy):
             evidence.put(self._need(budget), score_1C)
         return budget_L
 
-    @property
-    def compresses_stacks(self) -> bool:  # type: ignore[override]
-        """As the ranking says."""
-        return self.inner.compresses_stacks
-
     def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
         """The budget, since all heads keep the same, and the ranking's key."""
-        return budget, self.inner.stack_key(evidence, budget)
+        return budget, super().stack_key(evidence, budget)
 
     def select(self, evidence: Evidence, budget: Budget) -> Tensor:
         """Which tokens stay: bool (H, N), the same in all heads of a layer."""

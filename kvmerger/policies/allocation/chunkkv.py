@@ -5,24 +5,24 @@ Shapes: L layers of a stack, H KV heads of all of them, N tokens, C chunks, T to
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kvmerger.budget import Budget, BudgetSpec
-from kvmerger.policies.base import CacheShape, Policy, PolicyError
+from kvmerger.budget import Budget
+from kvmerger.policies.base import PolicyError
 from kvmerger.policies.parameters import require_count
 from kvmerger.policies.registry import register_wrapper
 from kvmerger.policies.scoring import ScoringPolicy
-from kvmerger.prefill.evidence import Evidence, Need
+from kvmerger.policies.wrapper import RankingWrapper
+from kvmerger.prefill.evidence import Evidence
 
 
 @register_wrapper("chunkkv")
 @dataclass(frozen=True)
-class ChunkKV(ScoringPolicy):
+class ChunkKV(RankingWrapper):
     """Keep the chunks whose tokens the ranking in front scores highest on average, summed over the heads of a layer.
 
     Based on "ChunkKV: Semantic-Preserving KV Cache Compression for Efficient Long-Context LLM Inference" (arXiv 2502.00299),
@@ -35,7 +35,6 @@ class ChunkKV(ScoringPolicy):
         chunk_length: tokens of a chunk, counted from the first; the last one may be shorter.
     """
 
-    inner: ScoringPolicy
     chunk_length: int = 20
 
     def __post_init__(self) -> None:
@@ -49,37 +48,6 @@ class ChunkKV(ScoringPolicy):
                 f"chunkkv keeps the same tokens in all heads, by a policy that scores them alone; {self.inner} is none"
             )
         require_count("chunkkv", "chunk_length", self.chunk_length)
-
-    @property
-    def parts(self) -> tuple[Policy, ...]:
-        """The ranking's parts, then this wrapper."""
-        return (*self.inner.parts, self)
-
-    @property
-    def num_protected(self) -> int:
-        """Tokens per head that the ranking protects."""
-        return self.inner.num_protected
-
-    def needs(self) -> frozenset[Need]:
-        """What the ranking reads."""
-        return self.inner.needs()
-
-    def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
-        """Raise `BudgetError` where the ranking does."""
-        self.inner.check(shape, budget)
-
-    def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
-        """As the ranking allocates slots to layers."""
-        return self.inner.allocate(budget_L, evidence_L)
-
-    @property
-    def compresses_stacks(self) -> bool:  # type: ignore[override]
-        """As the ranking says."""
-        return self.inner.compresses_stacks
-
-    def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
-        """The ranking's."""
-        return self.inner.stack_key(evidence, budget)
 
     def scores(self, evidence: Evidence) -> Tensor:
         """By the ranking's scores: fp32 (H, N)."""

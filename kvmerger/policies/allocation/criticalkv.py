@@ -5,20 +5,20 @@ Shapes: H KV heads, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kvmerger.budget import Budget, BudgetSpec, share_of
+from kvmerger.budget import Budget, share_of
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels.dispatch import is_among_highest
-from kvmerger.policies.base import CacheShape, Policy, PolicyError
+from kvmerger.policies.base import PolicyError
 from kvmerger.policies.parameters import is_number, require_share
 from kvmerger.policies.registry import register_wrapper
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.policies.selection import take_highest, take_selected
+from kvmerger.policies.wrapper import RankingWrapper
 from kvmerger.prefill.evidence import Evidence, Need
 from kvmerger.prefill.output_norms import value_output_norms
 
@@ -27,7 +27,7 @@ _NORMS = value_output_norms(1)
 
 @register_wrapper("criticalkv")
 @dataclass(frozen=True)
-class CriticalKV(ScoringPolicy):
+class CriticalKV(RankingWrapper):
     """Keep half by the ranking in front, and the rest by its scores times how much a value moves the output.
 
     Based on "Identify Critical KV Cache in LLM Inference from an Output Perturbation Perspective" (arXiv 2502.03805). The
@@ -43,7 +43,6 @@ class CriticalKV(ScoringPolicy):
         first_stage_ratio: share (0–1) of each head's slots that the ranking alone decides.
     """
 
-    inner: ScoringPolicy
     epsilon: float = 1e-4
     first_stage_ratio: float = 0.5
 
@@ -57,36 +56,9 @@ class CriticalKV(ScoringPolicy):
             raise PolicyError(f"criticalkv: epsilon must be a number from 0 on, got {self.epsilon!r}")
         require_share("criticalkv", "first_stage_ratio", self.first_stage_ratio)
 
-    @property
-    def parts(self) -> tuple[Policy, ...]:
-        """The ranking's parts, then this wrapper."""
-        return (*self.inner.parts, self)
-
-    @property
-    def num_protected(self) -> int:
-        """Tokens per head that the ranking protects."""
-        return self.inner.num_protected
-
     def needs(self) -> frozenset[Need]:
         """What the ranking reads, and the norms."""
-        return self.inner.needs() | {_NORMS}
-
-    def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
-        """Raise `BudgetError` where the ranking does."""
-        self.inner.check(shape, budget)
-
-    def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
-        """As the ranking allocates slots to layers."""
-        return self.inner.allocate(budget_L, evidence_L)
-
-    @property
-    def compresses_stacks(self) -> bool:  # type: ignore[override]
-        """As the ranking says."""
-        return self.inner.compresses_stacks
-
-    def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
-        """The ranking's."""
-        return self.inner.stack_key(evidence, budget)
+        return super().needs() | {_NORMS}
 
     def scores(self, evidence: Evidence) -> Tensor:
         """The product alone, which the second half is chosen by: (H, N)."""

@@ -11,20 +11,21 @@ Shapes: H KV heads, N tokens, S kept slots.
 from __future__ import annotations
 
 import abc
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.decoding.decode_rule import DecodeRule
-from kvmerger.policies.base import CacheShape, Policy, PolicyError
+from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.parameters import require_count
 from kvmerger.policies.registry import name_of
+from kvmerger.policies.wrapper import SlotWrapper
 from kvmerger.prefill.evidence import ATTENTION_MASS, Evidence, Need
 
 
 @dataclass(frozen=True)
-class DecodingPolicy(Policy):
+class DecodingPolicy(SlotWrapper):
     """Base of wrappers that add a decode rule to a policy. Subclasses give `decode_rule`.
 
     Attributes:
@@ -33,7 +34,6 @@ class DecodingPolicy(Policy):
             for bit as without the rule; forced along another answer, token by token, it is equal but for rounding.
     """
 
-    inner: Policy
     room: int = 0
 
     def __post_init__(self) -> None:
@@ -42,27 +42,6 @@ class DecodingPolicy(Policy):
         if self.inner.decode_rule(0) is not None:
             raise PolicyError(f"{self.inner} acts during decoding already; only one rule can")
         require_count(type(self).__name__, "room", self.room, at_least=0)
-
-    # Here and below a property takes the place of a class variable: the answer is the wrapped instance's.
-    @property
-    def keeps_slots_unchanged(self) -> bool:  # type: ignore[override]
-        """As the wrapped policy says, of the slots before the first token of the answer."""
-        return self.inner.keeps_slots_unchanged
-
-    @property
-    def budget_is_outcome(self) -> bool:
-        """As the wrapped policy says."""
-        return self.inner.budget_is_outcome
-
-    @property
-    def adds_log_mass(self) -> bool:
-        """As the wrapped policy says."""
-        return self.inner.adds_log_mass
-
-    @property
-    def parts(self) -> tuple[Policy, ...]:
-        """The wrapped policy's parts, then this wrapper."""
-        return (*self.inner.parts, self)
 
     @property
     def num_needed(self) -> int:
@@ -74,30 +53,17 @@ class DecodingPolicy(Policy):
         """What `num_needed` slots are for and which parameter makes them fewer: words of an error."""
         return "a slot to give up"
 
-    def needs(self) -> frozenset[Need]:
-        """What the wrapped policy reads."""
-        return self.inner.needs()
-
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
         """Raise `BudgetError` where the wrapped policy does, or where the rule would have too few slots to choose from."""
-        self.inner.check(shape, budget)
+        super().check(shape, budget)
         # How many slots come of a like budget, or of a threshold, is known in `compress`.
         if not isinstance(budget, LikeVariant) and not self.budget_is_outcome:
             self._require_slots(num_slots_for(budget, shape.num_tokens))
 
-    def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
-        """As the wrapped policy allocates."""
-        return self.inner.allocate(budget_L, evidence_L)
-
-    @property
-    def compresses_stacks(self) -> bool:  # type: ignore[override]
-        """As the wrapped policy says."""
-        return self.inner.compresses_stacks
-
     def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
         """The wrapped policy's key, and the budget."""
         # Layers of unequal budgets would look like heads of unequal lengths, which a rule may refuse.
-        return self.inner.stack_key(evidence, budget), budget
+        return super().stack_key(evidence, budget), budget
 
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """What the wrapped policy keeps.

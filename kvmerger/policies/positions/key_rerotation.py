@@ -5,17 +5,17 @@ Shapes: S slots of all heads together, H KV heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from kvmerger.budget import Budget, BudgetSpec
+from kvmerger.budget import Budget
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.device import upload
-from kvmerger.policies.base import CacheShape, Policy, PolicyError
+from kvmerger.policies.base import PolicyError
 from kvmerger.policies.registry import name_of, register_wrapper
+from kvmerger.policies.wrapper import SlotWrapper
 from kvmerger.prefill.evidence import Evidence, LayerStates, Need, register_evidence
 
 _FREQUENCIES = Need("rope_frequencies")
@@ -33,7 +33,7 @@ def _rope_frequencies(states: LayerStates) -> Tensor:
 
 @register_wrapper("key_rerotation")
 @dataclass(frozen=True)
-class KeyRerotation(Policy):
+class KeyRerotation(SlotWrapper):
     """Turn the kept keys of every head to positions 0, 1, 2 and so on, and let the question follow behind the last of them.
 
     As StreamingLLM (arXiv 2309.17453) and FINCH (TACL 2024, doi 10.1162/tacl_a_00716) assign positions, once, at the end of
@@ -42,8 +42,6 @@ class KeyRerotation(Policy):
     Attributes:
         inner: what keeps slots. What it merges is turned as the slot's position says.
     """
-
-    inner: Policy
 
     keeps_slots_unchanged = False
 
@@ -57,41 +55,9 @@ class KeyRerotation(Policy):
                 f"{name_of(self)} comes before what acts while answering, as in knorm+{name_of(self)}+cam"
             )
 
-    @property
-    def budget_is_outcome(self) -> bool:
-        """As the wrapped policy says."""
-        return self.inner.budget_is_outcome
-
-    @property
-    def adds_log_mass(self) -> bool:
-        """As the wrapped policy says."""
-        return self.inner.adds_log_mass
-
-    @property
-    def parts(self) -> tuple[Policy, ...]:
-        """The wrapped policy's parts, then this wrapper."""
-        return (*self.inner.parts, self)
-
     def needs(self) -> frozenset[Need]:
         """What the wrapped policy reads, and the model's rotation."""
-        return self.inner.needs() | {_FREQUENCIES}
-
-    def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
-        """Raise `BudgetError` where the wrapped policy does."""
-        self.inner.check(shape, budget)
-
-    def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
-        """As the wrapped policy allocates."""
-        return self.inner.allocate(budget_L, evidence_L)
-
-    @property
-    def compresses_stacks(self) -> bool:  # type: ignore[override]
-        """As the wrapped policy says: keys are turned one by one."""
-        return self.inner.compresses_stacks
-
-    def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
-        """The wrapped policy's."""
-        return self.inner.stack_key(evidence, budget)
+        return super().needs() | {_FREQUENCIES}
 
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """What the wrapped policy keeps, its keys turned; their positions are the new ones."""

@@ -6,17 +6,18 @@ Shapes: H KV heads, N tokens.
 from __future__ import annotations
 
 import abc
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.policies.base import CacheShape, Policy, PolicyError
+from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.parameters import require_choices, require_count
 from kvmerger.policies.registry import name_of
 from kvmerger.policies.selection import SelectingPolicy
+from kvmerger.policies.wrapper import Wrapper
 from kvmerger.prefill.evidence import (
     ATTENTION_SOURCES,
     AttentionSource,
@@ -28,7 +29,7 @@ from kvmerger.prefill.evidence import (
 
 
 @dataclass(frozen=True)
-class Reducer(Policy):
+class Reducer(Wrapper):
     """Base of reducers. Subclasses give `merge`, and name in `needs` what it reads besides.
 
     Attributes:
@@ -49,36 +50,14 @@ class Reducer(Policy):
             )
 
     @property
-    def parts(self) -> tuple[Policy, ...]:
-        """The wrapped policy's parts, then this reducer."""
-        return (*self.inner.parts, self)
-
-    @property
     def budget_is_outcome(self) -> bool:
         """As the wrapped policy says: merging changes no number of slots."""
         return self.inner.budget_is_outcome
 
-    def needs(self) -> frozenset[Need]:
-        """What the wrapped policy reads."""
-        return self.inner.needs()
-
-    def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
-        """Raise `BudgetError` where the wrapped policy does."""
-        self.inner.check(shape, budget)
-
-    def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
-        """As the wrapped policy allocates slots to layers."""
-        return self.inner.allocate(budget_L, evidence_L)
-
-    @property
-    def compresses_stacks(self) -> bool:  # type: ignore[override]
-        """As the wrapped policy says: merging treats every head by itself."""
-        return self.inner.compresses_stacks
-
     def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
         """The wrapped policy's key, and whether the budget holds the whole prompt."""
         # `compress` returns a whole layer as it is: in a stack it would be merged with the others, and counted otherwise.
-        return self.inner.stack_key(evidence, budget), self._has_whole_budget(evidence, budget)
+        return super().stack_key(evidence, budget), self._has_whole_budget(evidence, budget)
 
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """Select, then merge; a layer that keeps everything is returned as it is."""
