@@ -110,10 +110,9 @@ def ragged_attention(
         return ragged.ragged_attention(q_RQTD, layer, scaling, mass_rows)
     from kvmerger.kernels.triton import ragged as triton_ragged
 
-    prefix_R = tuple(_with_kernel(prefix) for prefix in layer.prefix_R)
-    if any(ours is not given for ours, given in zip(prefix_R, layer.prefix_R, strict=True)):
-        # The table's addresses are those of the codes.
-        layer = replace(layer, prefix_R=prefix_R, device_rows=None)
+    if layer.device_rows is None:
+        # A table of rows is made only where kernels read all of them: with one there is nothing to look for.
+        layer = replace(layer, prefix_R=tuple(map(_with_kernel, layer.prefix_R)))
     return triton_ragged.ragged_attention(q_RQTD, layer, scaling, mass_rows)
 
 
