@@ -15,6 +15,7 @@ import pytest
 
 from jobs.results.store import ResultStore
 from jobs.sweep import main
+from tests.fakes.own_policy import OWN_POLICY
 from tests.fakes.sweeps import hear_interrupts, save_data, save_settings, save_tiny_model
 
 NUM_ITEMS = 3
@@ -181,20 +182,6 @@ def test_an_interrupt_keeps_rows_and_prints_a_partial_table(
     num_rows = store.read_table().num_rows
     num_planned = NUM_MANY_ITEMS * (NUM_REFERENCES + 1)
     assert 0 < num_rows < num_planned and f"planned {num_planned} = {num_rows} ok" in out and "missing" in out
-
-
-OWN_POLICY = """
-from dataclasses import dataclass
-from kvmerger import KEY_NORMS, ScoringPolicy
-
-@dataclass(frozen=True)
-class Mine(ScoringPolicy):
-    def scores(self, evidence):
-        return -evidence.get(KEY_NORMS)
-
-    def compress(self, layer, evidence, budget):
-        {body}
-"""
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.console.policy_check import first_trace_only
+from tests.fakes.own_policy import OWN_POLICY
 
 
 def traced(error: str, words: str = "") -> str:
@@ -35,21 +36,6 @@ def test_messages_without_a_traceback_stay_whole() -> None:
     assert list(first_trace_only(["nothing was kept"] * 2)) == ["nothing was kept"] * 2
 
 
-POLICY = """
-import os
-from dataclasses import dataclass
-from kvmerger import KEY_NORMS, ScoringPolicy
-
-@dataclass(frozen=True)
-class Mine(ScoringPolicy):
-    def scores(self, evidence):
-        return -evidence.get(KEY_NORMS)
-
-    def compress(self, layer, evidence, budget):
-        {body}
-"""
-
-
 @pytest.mark.parametrize(
     ("kill", "how"),
     [
@@ -60,7 +46,7 @@ class Mine(ScoringPolicy):
 def test_a_users_own_policy_that_kills_its_check_is_told_in_a_sentence(
     tmp_path: Path, repo_root: Path, kill: str, how: str
 ) -> None:
-    (tmp_path / "my_policy.py").write_text(POLICY.format(body=kill))
+    (tmp_path / "my_policy.py").write_text(OWN_POLICY.format(body=kill))
     command = [sys.executable, str(repo_root / "jobs" / "sweep.py"), "--check-policy", "my_policy:Mine"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
