@@ -6,9 +6,8 @@ Nothing but argparse is imported before the arguments are understood, so `--help
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from jobs.console.command_line import (
     overrides_of,
     told_to_users,
 )
+from jobs.console.commands import Command, listed, main_of, program, understood
 from jobs.console.policy_check import check_policy
 
 if TYPE_CHECKING:
@@ -34,26 +34,21 @@ if TYPE_CHECKING:
 _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 _EPILOG = """\
 exit codes: 0 all rows are there, 2 bad input, 3 some rows failed, 70 an error nobody foresaw, 130 interrupted
-other commands (each has --help):
-  validate [CONFIG]       prompts, plan, bytes and hours, and what cannot work; loads no weights, writes nothing
-  ls policies|tasks|models  policies, and the forms they store slots in: snapkv@0.5+fp8
-  report RESULTS_DIR      the table again, and the page with figures
-  compare A [B]           two results folders, or two policies of one, item by item
-  mirror RESULTS_DIR      show finished results in MLflow (after an outage, or scored again)
+commands (each has --help; without one, the sweep of the settings is run):
+{commands}
 examples:
-  python jobs/sweep.py                                          the packaged demo model, 2 minutes on 2 cores
-  python jobs/sweep.py --set tasks.0.limit=2 --executor inline  a quick look, without Ray
-  python jobs/sweep.py my.yaml --dry-run                        what it would do, without loading weights
+  {program:<61} the packaged demo model, 2 minutes on 2 idle cores
+  {program} --set tasks.0.limit=2 --executor inline  a quick look, without Ray
+  {program} my.yaml --dry-run                        what it would do, without loading weights
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code. Errors a user can cause are printed without a trace."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
     # A word that is no command is a settings file: `sweep.py my.yaml` runs it.
-    command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["run"]
-    if command not in _COMMANDS:
-        command, rest = "run", [command, *rest]
-    return told_to_users(lambda: _COMMANDS[command](rest))
+    command, rest = understood(given, _COMMANDS, "run")
+    return told_to_users(lambda: _COMMANDS[command].run(rest))
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -66,30 +61,33 @@ def _validate(arguments: Sequence[str]) -> int:
     return _run([*arguments, "--dry-run"])
 
 
-def _main_of(module_name: str) -> Callable[[Sequence[str]], int]:
-    """The command of another entry point, imported when it is called."""
-
-    def run(arguments: Sequence[str]) -> int:
-        return int(importlib.import_module(module_name).main(arguments))
-
-    return run
-
-
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "run": _run,
-    "validate": _validate,
-    "ls": _main_of("jobs.listing"),
-    "report": _main_of("jobs.report"),
-    "compare": _main_of("jobs.compare"),
-    "mirror": _main_of("jobs.mirror"),
+_COMMANDS: dict[str, Command] = {
+    "run": Command("[CONFIG]", "", _run),
+    "validate": Command(
+        "[CONFIG]", "prompts, plan, bytes and hours, and what cannot work; loads no weights", _validate
+    ),
+    "ls": Command("[WHAT]", "what settings can name: policies, tasks, models", main_of("jobs.listing")),
+    "report": Command(
+        "RESULTS_DIR", "the table again, and the page with figures (--html)", main_of("jobs.report")
+    ),
+    "compare": Command(
+        "A [B]", "two results folders, or two policies of one, item by item", main_of("jobs.compare")
+    ),
+    "mirror": Command(
+        "RESULTS_DIR",
+        "show finished results in MLflow (after an outage, or scored again)",
+        main_of("jobs.mirror"),
+    ),
+    "nightly": Command("[CONFIG]", "run a sweep and hold it against a baseline", main_of("jobs.nightly")),
 }
+"""Every command, in the order of `--help`."""
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="sweep.py",
+        prog=program(),
         description="Evaluate KV-cache compression policies on long-context benchmarks: one prefill, every policy.",
-        epilog=_EPILOG,
+        epilog=_EPILOG.format(commands=listed(_COMMANDS), program=program()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
