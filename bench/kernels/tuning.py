@@ -17,6 +17,7 @@ from bench.kernels.mass import make_prompt
 from bench.kernels.packed import make_layer, queries
 from bench.kernels.ragged import Heads, make_batch
 from bench.kernels.timing import device_s
+from kvmerger.cache.forms import registry
 from kvmerger.kernels.prompt_attention import causal_attention
 
 NUM_ROUNDS = 2
@@ -91,7 +92,7 @@ def tune_packed(
         def attend(tiling: Any, layer: Any = layer) -> Tensor:
             return triton_ragged.ragged_attention(q_RQTD, layer, scaling, packed_tiling=tiling).out_RTQD
 
-        start = packed_tiling_for(q_RQTD, heads.num_groups)
+        start = packed_tiling_for(q_RQTD, heads.num_groups).of(registry.get(form)().layouts() or ())
         found[form] = tune(form, attend, start, PACKED_CHOICES, deadline_s, say, recorded_s)
     return found
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ class Packed:
 
     Attributes:
         sizes, strides: by the names of the kernels' parameters.
-        tiling: of all groups.
+        tiling: of all groups; `PackedTiling.of` has what differs between them.
     """
 
     q_RQTD: Tensor
@@ -55,34 +56,51 @@ class Packed:
         """Parts of the longest prefix."""
         return min(triton.cdiv(self.rows.most_slots, self.tiling.split_slots), self.tiling.most_parts)
 
-    def attend(self, parts: tuple[Tensor, Tensor], tail_slots: int) -> None:
-        """Write the prefix's parts of all packed rows behind the parts of their tails, which have ``tail_slots`` each."""
-        if not self.num_parts:
-            return
-        for group in self.rows.groups:
-            shape = self._shape_of(group)
-            num_queries = self.sizes["num_tokens"] * self.sizes["num_groups"]
-            num_blocks = triton.cdiv(num_queries, shape["BLOCK_X"])
-            sides = _sides_of(group, self.q_RQTD)
-            packed_attend_kernel[(self.num_parts, len(group.rows) * self.sizes["num_heads"], num_blocks)](
-                self.q_RQTD,
-                self.rows.columns_RHJ,
-                group.row_M,
-                self.rows.tail_start_R,
-                self.rows.num_new_R,
-                *(_points_of(layout, self.q_RQTD) for layout in group.form_layouts),
-                *parts,
-                self.scaling,
-                **self.sizes,
-                num_parts=parts[1].shape[2],
-                **self.strides,
-                **shape,
-                SPLIT_SLOTS=self.tiling.split_slots,
-                MOST_PARTS=self.tiling.most_parts,
-                TAIL_SLOTS=tail_slots,
-                K=sides[0],
-                V=sides[1],
-            )
+    def launches(self, parts: tuple[Tensor, Tensor], tail_slots: int) -> list[Callable[[], None]]:
+        """What writes the prefix's parts of all packed rows behind the parts of their tails, of ``tail_slots`` each.
+
+        One for each way of coding; none needs another, and none allocates.
+        """
+        groups = self.rows.groups if self.num_parts else ()
+        # Uploaded here, on the caller's stream, at the first call with a layout.
+        points = [[_points_of(layout, self.q_RQTD) for layout in group.form_layouts] for group in groups]
+        return [
+            functools.partial(self._attend, group, k_points, v_points, parts, tail_slots)
+            for group, (k_points, v_points) in zip(groups, points, strict=True)
+        ]
+
+    def _attend(
+        self,
+        group: RowGroup,
+        k_points: Tensor,
+        v_points: Tensor,
+        parts: tuple[Tensor, Tensor],
+        tail_slots: int,
+    ) -> None:
+        shape = self._shape_of(group)
+        num_queries = self.sizes["num_tokens"] * self.sizes["num_groups"]
+        num_blocks = triton.cdiv(num_queries, shape["BLOCK_X"])
+        sides = _sides_of(group, self.q_RQTD)
+        packed_attend_kernel[(self.num_parts, len(group.rows) * self.sizes["num_heads"], num_blocks)](
+            self.q_RQTD,
+            self.rows.columns_RHJ,
+            group.row_M,
+            self.rows.tail_start_R,
+            self.rows.num_new_R,
+            k_points,
+            v_points,
+            *parts,
+            self.scaling,
+            **self.sizes,
+            num_parts=parts[1].shape[2],
+            **self.strides,
+            **shape,
+            SPLIT_SLOTS=self.tiling.split_slots,
+            MOST_PARTS=self.tiling.most_parts,
+            TAIL_SLOTS=tail_slots,
+            K=sides[0],
+            V=sides[1],
+        )
 
     def mass(self, lse_RHX: Tensor, asking: list[int], prefix_mass_AW: Tensor) -> None:
         """Write the masses of packed rows' slots, each row's at its index in ``asking``."""
@@ -111,7 +129,7 @@ class Packed:
 
     def _shape_of(self, group: RowGroup) -> dict[str, Any]:
         """A launch's blocks and knobs; by shapes and layouts alone, or bits would depend on other rows."""
-        tiling, keys = self.tiling, group.form_layouts[0]
+        tiling, keys = self.tiling.of(group.form_layouts), group.form_layouts[0]
         is_half = self.q_RQTD.element_size() < torch.float32.itemsize
         num_queries = triton.next_power_of_2(self.sizes["num_tokens"] * self.sizes["num_groups"])
         block_queries = min(max(num_queries, FEW_QUERIES if is_half else FEWEST_DOT_COLUMNS), tiling.queries)

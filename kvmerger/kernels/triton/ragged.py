@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from kvmerger.cache.row_table import DeviceRows, PrefixTable, lengths_on_device,
 from kvmerger.kernels.programs.ragged import attend_kernel, combine_kernel, mass_kernel
 from kvmerger.kernels.reference.ragged import RaggedAttention, SlotMass
 from kvmerger.kernels.triton.packed import Packed
+from kvmerger.kernels.triton.side_streams import launch_all
 from kvmerger.kernels.triton.tiling import WHOLE, PackedTiling, Tiling, packed_tiling_for, tiling_for
 
 PARTS_AT_ONCE = 16
@@ -128,14 +130,15 @@ class _Call(NamedTuple):
         part_lse_RHPX = lse_RHX.new_empty(num_rows, num_heads, num_parts, num_queries)
         part_out_RHPXD = lse_RHX.new_empty(*part_lse_RHPX.shape, self.q_RQTD.shape[3])
         parts = (part_out_RHPXD, part_lse_RHPX)
-        self._attend(
+        attend = partial(
+            self._attend,
             parts,
             num_parts=num_parts,
             is_split=True,
             num_programs=max(1, num_plain_parts),
             only_packed=only_packed,
         )
-        packed.attend(parts, tiling.split_slots)
+        launch_all([attend, *packed.launches(parts, tiling.split_slots)], self.q_RQTD.device)
         combine_kernel[(num_queries, num_rows * num_heads)](
             *parts,
             self.rows.columns_RHJ,

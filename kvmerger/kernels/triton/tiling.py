@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 import triton
 from torch import Tensor
+
+from kvmerger.cache.forms.layouts import CodeLayout
 
 # Three stages of keys and values of 128 numbers, with 64 queries 113 KiB, and some room.
 AHEAD_SHARED_BYTES = 128 * 1024
@@ -56,20 +59,30 @@ class PackedTiling:
         split_slots, most_parts: least slots of a part of a head's prefix, and most parts.
         num_warps, num_stages: Triton's two knobs.
         max_registers: of a thread; fewer let more programs run beside each other.
+        of_bytes: the two knobs where keys and values are codes of 8 bits; None where they are the same.
     """
 
     queries: int
     slots: int
     split_slots: int = 256
-    most_parts: int = 16
+    most_parts: int = 8
     num_warps: int = 1
     num_stages: int = 3
     max_registers: int | None = None
+    of_bytes: tuple[int, int] | None = None
+
+    def of(self, layouts: Iterable[CodeLayout]) -> PackedTiling:
+        """How the work is cut for such codes."""
+        if self.of_bytes is None or any(layout.bits < 8 for layout in layouts):
+            return self
+        num_warps, num_stages = self.of_bytes
+        return replace(self, num_warps=num_warps, num_stages=num_stages, of_bytes=None)
 
 
 # Few queries: one warp is a whole program, whose dots and softmax no barrier holds up.
 FEW_QUERIES = 4
-PACKED_HALF = PackedTiling(queries=4, slots=64)
+# Bytes are twice as much to wait for as to compute with: two warps share a program, so that more are under way.
+PACKED_HALF = PackedTiling(queries=4, slots=64, of_bytes=(2, 2))
 # Two warps and not four: with four the dots become Hopper's own, which triton 3.6 does not always compile.
 PACKED_HALF_MANY = PackedTiling(queries=16, slots=64, num_warps=2, num_stages=2)
 PACKED_FULL = PackedTiling(queries=16, slots=16, num_warps=4, num_stages=2)
