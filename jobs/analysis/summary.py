@@ -16,6 +16,7 @@ from evaluators.statistics.intervals import Interval
 from evaluators.statistics.macro_average import TaskPairs, macro_difference
 from jobs.analysis.storage import Storage, mean_storage
 from jobs.analysis.variant_summary import (
+    Budgeted,
     NllScale,
     VariantSummary,
     is_named_by_outcome,
@@ -204,7 +205,7 @@ def _task_pairs(rows: Sequence[Row], column: str) -> TaskPairs:
     return TaskPairs([row[column] for row in rows], [0.0] * len(rows), [row["cluster_id"] for row in rows])
 
 
-def series_name(variant: VariantSummary) -> str:
+def series_name(variant: Budgeted) -> str:
     """The variant's name without its budget, or without the set-up that led to what it kept; a form stays in it."""
     label = without_setup(variant.label) if is_named_by_outcome(variant) else variant.label
     budget = _budget_in_label(variant.budget_asked)

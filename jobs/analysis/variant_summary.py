@@ -73,6 +73,13 @@ class Kept(Protocol):
     def kept_ratio(self) -> float | None: ...
 
 
+class Budgeted(Kept, Protocol):
+    """A variant that also tells what it was asked to keep, as its rows' JSON."""
+
+    @property
+    def budget_asked(self) -> str | None: ...
+
+
 def is_named_by_outcome(it: Kept) -> bool:
     """Whether readers know the variant by what it kept, because its policy does not control that."""
     first, _, others = it.policy.partition("+")

@@ -34,6 +34,7 @@ LIGHT_FOLDERS = (
     "jobs/planning",
     "jobs/results",
     "jobs/analysis",
+    "jobs/analysis/choosing",
     "jobs/reporting",
     "jobs/gate",
     "jobs/execution/scheduling",
