@@ -16,6 +16,7 @@ from jobs.analysis.comparability import HEAVY_COLUMNS, ComparisonError
 from jobs.analysis.comparison import Comparison, compare_folders, compare_variants
 from jobs.analysis.findings import Findings
 from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
+from jobs.console.commands import program
 from jobs.reporting.comparison_table import render_comparison
 from jobs.reporting.terminal import report_console
 from jobs.results.schema import ResultError, Row
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="compare",
+        prog=program("compare"),
         description="Paired differences of two results on the same items, with intervals, p-values and verdicts.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

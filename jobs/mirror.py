@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
+from jobs.console.commands import program
 from jobs.results.schema import ResultError
 from jobs.results.store import ResultStore
 from jobs.tracking.mirror import mirror_folder
@@ -21,7 +22,7 @@ from jobs.tracking.tracker import TrackingError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Mirror one folder; 0, or 2 when there is nothing to mirror or the server did not take it."""
     parser = argparse.ArgumentParser(
-        prog="sweep.py mirror", description="Show a results folder in MLflow without running anything."
+        prog=program("mirror"), description="Show a results folder in MLflow without running anything."
     )
     parser.add_argument("results_dir", type=Path, help="the output_dir of a sweep, such as results/demo")
     parser.add_argument("--uri", help="tracking server or sqlite:///FILE (default: what the settings name)")

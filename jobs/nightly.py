@@ -1,4 +1,4 @@
-"""Run the sweep and hold it against a baseline: `python jobs/nightly.py [--config CONFIG.yaml] [--promote]`.
+"""Run the sweep and hold it against a baseline: `python jobs/nightly.py [CONFIG.yaml] [--promote]`.
 
 The exit code is the verdict. Nothing but argparse is imported before the arguments are understood.
 """
@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 try:
-    from jobs.console.command_line import find_policies_beside, overrides_of, told_to_users
+    from jobs.console.command_line import (
+        add_settings_arguments,
+        config_of,
+        find_policies_beside,
+        overrides_of,
+        told_to_users,
+    )
+    from jobs.console.commands import program
 except ModuleNotFoundError as error:
     # A crontab with another Python than the one this is installed in: the exit code of an uncaught error is a verdict's.
     print(f"error: {error}; run it with the Python that kvmerger is installed in", file=sys.stderr)
@@ -24,43 +31,36 @@ if TYPE_CHECKING:
     from jobs.settings.gate import GateSettings
     from jobs.settings.schema import Settings
 
+_SCRIPT = "nightly.py"
 _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "nightly.yaml"
 _EPILOG = """\
 exit codes: 0 pass, 1 regression, 2 bad input (also: not delivered), 3 too many failed items, 4 inconclusive,
             70 an error nobody foresaw (trace on stderr; no verdict), 130 interrupted (rows kept; the same command goes on)
 examples:
-  python jobs/nightly.py --promote                     the first night: run it and make it the baseline
-  python jobs/nightly.py                               tonight against the baseline
-  python jobs/nightly.py --baseline results/release    against a results folder
-  python jobs/nightly.py --config my.yaml --dry-run    what can be said before the run
+  {program} --promote                     the first night: run it and make it the baseline
+  {program}                               tonight against the baseline
+  {program} --baseline results/release    against a results folder
+  {program} my.yaml --dry-run             what can be said before the run
 docs/nightly.md says what is decided, how surely, and how many items that takes
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one night; returns the exit code. Errors a user can cause are printed without a trace."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     return told_to_users(lambda: _night(options))
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """What a night takes."""
+    name = _SCRIPT if Path(sys.argv[0]).name == _SCRIPT else program("nightly")
     parser = argparse.ArgumentParser(
-        prog="nightly.py",
+        prog=name,
         description="Run a sweep and decide whether any policy got worse than its baseline.",
-        epilog=_EPILOG,
+        epilog=_EPILOG.format(program=name),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        default=_DEFAULT_CONFIG,
-        help="a sweep's settings with a `gate:` section (default: the demo's)",
-    )
-    parser.add_argument(
-        "--set", dest="overrides", metavar="a.b=value", action="append", default=[], help="change one setting"
-    )
-    parser.add_argument("--output_dir", "--output-dir", metavar="DIR", help="where the nights' folders are")
-    parser.add_argument("--executor", choices=("inline", "ray"), help="inline: this process, without Ray")
+    add_settings_arguments(parser, "nightly, the demo's with a `gate:` section")
     parser.add_argument(
         "--baseline", type=Path, metavar="DIR", help="compare with this results folder instead"
     )
@@ -86,15 +86,17 @@ def _name(text: str) -> str:
 
 
 def _night(options: argparse.Namespace) -> int:
-    find_policies_beside(options.config)
     from jobs.settings.errors import SettingsError
+    from jobs.settings.file import settings_file
     from jobs.settings.schema import load_settings
 
-    settings = load_settings(options.config, overrides_of(options))
+    options.config = settings_file(config_of(options, _DEFAULT_CONFIG))
+    find_policies_beside(options.config)
+    settings = load_settings(options.config, overrides_of(options), options.limit)
     if settings.gate is None:
         raise SettingsError(
             f"{options.config}: `gate` is missing: a nightly needs its margins, if only `gate: {{}}` for the defaults "
-            f"(see {_DEFAULT_CONFIG.name})"
+            f"(see {_DEFAULT_CONFIG})"
         )
     gate = settings.gate
     if options.baseline is not None:
@@ -134,12 +136,13 @@ def _of_night(settings: Settings, gate: GateSettings, name: str) -> Settings:
 
 def _command(options: argparse.Namespace) -> str:
     """The command line again, for messages, without the flags that belong to one night only."""
-    from jobs.console.paths import python, shown
+    from jobs.console.paths import called, shown
 
-    words = [python(), "jobs/nightly.py", "--config", shown(options.config)]
+    words = [*called("nightly"), shown(options.config)]
     for override in options.overrides:
         words += ["--set", override]
-    for flag, value in (("--output_dir", options.output_dir), ("--executor", options.executor)):
+    given = {"--limit": options.limit, "--output_dir": options.output_dir, "--executor": options.executor}
+    for flag, value in given.items():
         words += [flag, str(value)] if value is not None else []
     return shlex.join(words)
 

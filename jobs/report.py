@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jobs.analysis.findings import Findings
 from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
+from jobs.console.commands import program
 from jobs.console.paths import PathError, local_path
 from jobs.reporting.terminal import render, report_console
 from jobs.results.schema import ResultError
@@ -24,7 +25,7 @@ _BESIDE_THE_RESULTS = Path()  # `--html` without a file; None is `--html` not gi
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of a results folder; 0, or 2 when there is none."""
     parser = argparse.ArgumentParser(
-        description="Print the table of a finished, broken off or running sweep."
+        prog=program("report"), description="Print the table of a finished, broken off or running sweep."
     )
     parser.add_argument("results_dir", type=Path, help="the output_dir of a sweep, such as results/demo")
     parser.add_argument(

@@ -15,11 +15,21 @@ from jobs.console.command_line import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_SOME_FAILED,
+    add_settings_arguments,
+    config_of,
     find_policies_beside,
     overrides_of,
     told_to_users,
 )
-from jobs.console.commands import Command, listed, main_of, program, understood
+from jobs.console.commands import (
+    Command,
+    listed,
+    main_of,
+    program,
+    refuse_misplaced,
+    refuse_no_command,
+    understood,
+)
 from jobs.console.policy_check import check_policy
 
 if TYPE_CHECKING:
@@ -47,22 +57,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code. Errors a user can cause are printed without a trace."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     # A word that is no command is a settings file: `sweep.py my.yaml` runs it.
-    command, rest = understood(given, _COMMANDS, "run")
-    return told_to_users(lambda: _COMMANDS[command].run(rest))
+    command, rest = understood(given, COMMANDS, "run")
+    return told_to_users(lambda: COMMANDS[command].run(rest))
 
 
-def _run(arguments: Sequence[str]) -> int:
-    options = _parser().parse_args(arguments)
+def _run(arguments: Sequence[str], command: str = "") -> int:
+    parser = build_parser(command)
+    options, unknown = parser.parse_known_args(arguments)
+    options.config = _found(config_of(options, _DEFAULT_CONFIG), unknown)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     find_policies_beside(options.config)
     return check_policy(options.check_policy) if options.check_policy else _sweep(options)
 
 
+def _found(config: Path, others: Sequence[str]) -> Path:
+    """The settings file that is meant. A command that is misspelt, or stands in a place of its own, is told as one."""
+    from jobs.settings.file import settings_file, shipped_names
+
+    found = settings_file(config)
+    if not found.exists():
+        refuse_misplaced([str(config)], COMMANDS)
+        refuse_no_command(str(config), COMMANDS, shipped_names())
+    refuse_misplaced(others, COMMANDS)
+    return found
+
+
 def _validate(arguments: Sequence[str]) -> int:
-    return _run([*arguments, "--dry-run"])
+    return _run([*arguments, "--dry-run"], "validate")
 
 
-_COMMANDS: dict[str, Command] = {
+def _version(arguments: Sequence[str]) -> int:
+    from jobs.results.provenance import git_commit, library_versions
+
+    versions = library_versions()
+    ours = versions.pop("kvmerger", "not installed")
+    commit = git_commit()
+    print(f"kvmerger {ours}{f' at {commit}' if commit else ''}")
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    return EXIT_OK
+
+
+COMMANDS: dict[str, Command] = {
     "run": Command("[CONFIG]", "", _run),
+    "--version": Command("", "", _version),
     "validate": Command(
         "[CONFIG]", "prompts, plan, bytes and hours, and what cannot work; loads no weights", _validate
     ),
@@ -83,35 +121,25 @@ _COMMANDS: dict[str, Command] = {
 """Every command, in the order of `--help`."""
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser(command: str = "") -> argparse.ArgumentParser:
+    """What `command` takes, as what is run without one does."""
     parser = argparse.ArgumentParser(
-        prog=program(),
+        prog=program(command),
         description="Evaluate KV-cache compression policies on long-context benchmarks: one prefill, every policy.",
-        epilog=_EPILOG.format(commands=listed(_COMMANDS), program=program()),
+        epilog=_EPILOG.format(commands=listed(COMMANDS), program=program()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "config", nargs="?", type=Path, default=_DEFAULT_CONFIG, help="settings (default: the demo)"
-    )
-    parser.add_argument(
-        "--set", dest="overrides", metavar="a.b=value", action="append", default=[], help="change one setting"
-    )
-    parser.add_argument("--limit", type=_positive, metavar="N", help="items of each task")
-    parser.add_argument("--output_dir", "--output-dir", metavar="DIR", help="where results go")
-    parser.add_argument("--executor", choices=("inline", "ray"), help="inline: this process, without Ray")
+    add_settings_arguments(parser, "the demo")
     parser.add_argument(
         "--dry-run", action="store_true", help="show the plan; loads no weights, writes nothing"
     )
     parser.add_argument(
         "--check-policy", metavar="module:Class", help="run the contract tests on your own policy"
     )
+    parser.add_argument(
+        "--version", action="store_true", help="versions of this and of what results depend on"
+    )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
 
 
 def _settings_of(options: argparse.Namespace) -> Settings:
@@ -208,22 +236,24 @@ def _print_where_to_go(console: Console, settings: Settings, page: str, result: 
     def line(head: str, text: str) -> None:
         console.print(f"[bold]{head:<12}[/bold]{text}", highlight=False, soft_wrap=True)
 
-    from jobs.console.paths import python, shown
+    from jobs.console.paths import command_line, shown
+    from jobs.settings.schema import DEMO_MODEL
 
     folder = shown(settings.output_dir)
     line("report", page)
-    line("results", f"{folder} (table again: {python()} jobs/report.py {folder})")
+    line("results", f"{folder} (table again: {command_line('report', folder)})")
     line("MLflow", result.how_to_open)
     if not result.is_mirrored:
         line(
             "",
-            f"not everything got there; this sends what is missing: {python()} jobs/sweep.py mirror {folder}",
+            f"not everything got there; this sends what is missing: {command_line('mirror', folder)}",
         )
-    line(
-        "your own",
-        f"{python()} jobs/sweep.py --set model.name=HUB_ID_OR_FOLDER "
-        "--set 'tasks=[{name: longbench/qasper, data: FOLDER, limit: 20}]' --output_dir results/mine",
-    )
+    if settings.model.name == DEMO_MODEL:  # whoever has a model of their own knows how to name it
+        line(
+            "your own",
+            f"{command_line()} --set model.name=HUB_ID_OR_FOLDER "
+            "--set 'tasks=[{name: longbench/qasper, data: FOLDER, limit: 20}]' --output_dir results/mine",
+        )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,10 @@ EXIT_BUG = 70
 _OUR_PACKAGES = ("kvmerger", "evaluators", "jobs")
 
 
+class ArgumentsError(ValueError):
+    """Arguments that contradict each other."""
+
+
 def told_to_users(run: Callable[[], int]) -> int:
     """The exit code of `run`. Errors a user can cause are printed as a sentence, any other with its trace.
 
@@ -69,6 +73,41 @@ def _is_ours(error: ValueError) -> bool:
         issubclass(kind, ValueError) and kind.__module__.partition(".")[0] in _OUR_PACKAGES
         for kind in type(error).__mro__
     )
+
+
+def add_settings_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    """What every command that runs settings takes: which file, and what is changed in it for once."""
+    parser.add_argument(
+        "config", nargs="?", type=Path, help=f"settings: a file, or shipped ones by name (default: {default})"
+    )
+    # What `nightly` has always been called with.
+    parser.add_argument("--config", dest="config_flag", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--set", dest="overrides", metavar="a.b=value", action="append", default=[], help="change one setting"
+    )
+    parser.add_argument("--limit", type=_positive, metavar="N", help="items of each task")
+    parser.add_argument("--output_dir", "--output-dir", metavar="DIR", help="where results go")
+    parser.add_argument("--executor", choices=("inline", "ray"), help="inline: this process, without Ray")
+
+
+def config_of(options: argparse.Namespace, default: Path) -> Path:
+    """The settings that a command line names, as they are written, or `default`.
+
+    Raises:
+        ArgumentsError: two of them.
+    """
+    if options.config is not None and options.config_flag is not None:
+        raise ArgumentsError(
+            f"two settings files, {str(options.config)!r} and {str(options.config_flag)!r}; name one"
+        )
+    named: Path | None = options.config or options.config_flag
+    return default if named is None else named
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def find_policies_beside(config: Path) -> None:

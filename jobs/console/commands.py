@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-INSTALLED = "kvmerger"
-"""What the program is called where it is installed as a package; in a checkout it is `sweep.py`."""
-SCRIPT = "sweep.py"
+from jobs.console.paths import INSTALLED, SCRIPT
+
 _ASKS_FOR_HELP = "help"
 _MAX_USAGE_CHARS = 26  # a longer usage has a line to itself
 _ALSO_CALLED = {"list": "ls"}
@@ -49,7 +48,7 @@ def main_of(module_name: str) -> Callable[[Sequence[str]], int]:
 def program(command: str = "") -> str:
     """What usage lines call the program, or one command of it: "sweep.py ls"; "kvmerger ls" where that was called."""
     called = Path(sys.argv[0]).stem
-    return f"{INSTALLED if called == INSTALLED else SCRIPT} {command}".strip()
+    return f"{INSTALLED if called == INSTALLED else Path(SCRIPT).name} {command}".strip()
 
 
 def listed(commands: Mapping[str, Command]) -> str:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
+INSTALLED = "kvmerger"
+"""What the program is called where it is installed as a package."""
+SCRIPT = "jobs/sweep.py"
+"""What it is called in a checkout."""
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""What Ray sets for the driver of a job."""
 # One slash too, since `Path` has joined the two of an address by the time that it is asked.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 _VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^}]*\})")
@@ -38,10 +46,33 @@ def local_path(path: Path | str) -> Path:
         return Path(filled)
 
 
+def is_in_a_job() -> bool:
+    """Whether this is a Ray job's driver: its current folder is then none that the submitter knows."""
+    return JOB_VARIABLE in os.environ
+
+
 def shown(path: Path) -> str:
-    """`path` relative to the current folder when it lies inside, otherwise as it is."""
+    """`path` relative to the current folder when it lies inside, otherwise, and in a Ray job, whole."""
     absolute, here = path.absolute(), Path.cwd()
+    if is_in_a_job():
+        return str(absolute)
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
+
+
+def called(*words: str) -> list[str]:
+    """The words that call this program, for pasting: ["kvmerger", "ls"] if that was called, else Python and the script."""
+    name = Path(sys.argv[0])
+    if name.stem != INSTALLED:
+        script = Path(__file__).parents[2] / SCRIPT
+        return [python(), shown(script), *words]
+    # By its name alone where a shell finds it so.
+    is_found = shutil.which(name.name) == str(name)
+    return [name.name if is_found else shown(name), *words]
+
+
+def command_line(*words: str) -> str:
+    """As `called`, quoted for a shell."""
+    return shlex.join(called(*words))
 
 
 def python() -> str:

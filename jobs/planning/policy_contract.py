@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import Any
 
 from jobs.console.child_process import ChildDiedError, yielded
-from jobs.console.paths import python
+from jobs.console.paths import command_line
 from kvmerger.nested import top_module
 from kvmerger.variants import VariantSpec
 
@@ -45,7 +45,7 @@ def require_contracts(specs: Iterable[VariantSpec], say: Callable[[str], None]) 
                     (f" with {params}", ", with its defaults") if params else ("", "")
                 )
                 raise PolicyContractError(
-                    f"policy {policy!r}{with_params} {problem}; mend it (`{python()} jobs/sweep.py --check-policy {policy}` "
+                    f"policy {policy!r}{with_params} {problem}; mend it (`{command_line('--check-policy', policy)}` "
                     f"{does}{with_defaults}), or set check_policies: false if it works on nothing but a GPU or this model's "
                     f"own shape"
                 )

@@ -16,6 +16,7 @@ import yaml
 from jobs.settings.errors import SettingsError, nearest_file
 
 SHIPPED_CONFIGS = Path(__file__).parents[1] / "configs"
+_ENDINGS = (".yaml", ".yml")
 _INDEX = re.compile(r"\[(-?\d+)\]")
 
 
@@ -36,6 +37,24 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise _RepeatedKeyError(f"the key {key!r} is there twice, in {where}")
             lines[key] = line
         return super().construct_mapping(node, deep)
+
+
+def shipped_names() -> list[str]:
+    """What the shipped settings are called where no file is meant: their names without an ending."""
+    return [Path(name).stem for name in _yaml_names(SHIPPED_CONFIGS)]
+
+
+def settings_file(path: Path) -> Path:
+    """The file that `path` names: itself, or by a bare name (`nightly`, `nightly.yaml`) one here, or a shipped one.
+
+    `path` itself is returned where there is none of them.
+    """
+    if path.is_file() or path.name != str(path):
+        return path
+    names = [path] if path.suffix else [Path(f"{path}{ending}") for ending in _ENDINGS]
+    # A user's own go first. A folder of that name is no settings file, and hides none.
+    places = [*(names if not path.suffix else ()), *(SHIPPED_CONFIGS / name for name in names)]
+    return next((place for place in places if place.is_file()), path)
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
@@ -109,7 +128,9 @@ def _read_text(path: Path) -> str:
             f"{str(path)!r} is a folder, not a settings file; name a file in it{inside and f': {inside}'}"
         ) from error
     except FileNotFoundError as error:
-        near = nearest_file(path, _yaml_names(path.parent))
+        names = _yaml_names(path.parent)
+        # A bare name may be that of shipped settings.
+        near = nearest_file(path, names + (_yaml_names(SHIPPED_CONFIGS) if path.name == str(path) else []))
         raise SettingsError(
             f"there is no settings file {str(path)!r}{near}; shipped: {', '.join(_yaml_names(SHIPPED_CONFIGS))}"
         ) from error

@@ -27,7 +27,7 @@ from evaluators.benchmarks.own_rows import ROWS_TASK, is_rows_file
 from evaluators.prompting import QueryMode
 from jobs.console.paths import PathError, file_in_the_way, local_path
 from jobs.settings.errors import SettingsError, explain, nearest_file, unknown_task
-from jobs.settings.file import SHIPPED_CONFIGS, apply_overrides, path_of, read_settings_file
+from jobs.settings.file import SHIPPED_CONFIGS, apply_overrides, path_of, read_settings_file, settings_file
 from jobs.settings.gate import GateSettings, MarginSettings
 from jobs.settings.mlflow_variables import stand_ins
 from kvmerger.variants import VariantSpec, parse_policies
@@ -248,12 +248,12 @@ def load_settings(
     """Read a YAML file, put in `key.key=value` overrides, and check the whole.
 
     `limit` sets every task's number of items. Relative paths to data are looked for beside the file first,
-    then in the current folder.
+    then in the current folder. Shipped settings are found by their bare name.
 
     Raises:
         SettingsError: a file, key or value that is missing, unknown or unusable, with the nearest valid name.
     """
-    path = Path(path).expanduser()  # a shell expands no ~ behind an "="
+    path = settings_file(Path(path).expanduser())  # a shell expands no ~ behind an "="
     raw = apply_overrides(read_settings_file(path), overrides)
     if limit is not None and isinstance(raw.get("tasks"), list):
         raw["tasks"] = [_limited(task, limit) for task in raw["tasks"]]

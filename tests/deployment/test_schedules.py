@@ -18,6 +18,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from jobs.console.command_line import config_of
 from tests.servers.kuberay_schema import KUBERNETES, cluster_spec, pod_templates, validate_ray
 
 IN_IMAGE = "/opt/kvmerger"
@@ -34,7 +35,7 @@ def parse():
     """Reads arguments as `python jobs/nightly.py` does."""
     from jobs import nightly
 
-    return nightly._parser().parse_args
+    return nightly.build_parser().parse_args
 
 
 def manifest(schedules: Path, name: str) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def test_the_crontab_has_a_time_and_a_command_that_exists(schedules: Path, repo_
     start = words.index(".venv/bin/python")
     assert (repo_root / words[start + 1]).is_file()
     options = parse(words[start + 2 : words.index(">")])
-    assert (repo_root / options.config).is_file() and options.executor == "ray"
+    assert (repo_root / config_of(options, Path())).is_file() and options.executor == "ray"
     assert subprocess.run(["bash", "-n", "-c", command], check=False).returncode == 0
 
 
@@ -235,7 +236,7 @@ def test_the_command_is_there_in_the_image_and_our_parser_takes_it(
         for mount in template["spec"]["containers"][0]["volumeMounts"]
         if mount["name"] == "config"
     )
-    assert options.config.is_relative_to(config_mount["mountPath"])
+    assert config_of(options, Path()).is_relative_to(config_mount["mountPath"])
 
 
 def test_an_entrypoint_has_nothing_for_a_shell_to_read(schedules: Path) -> None:

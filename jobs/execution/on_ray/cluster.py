@@ -20,14 +20,13 @@ from ray import exceptions as ray_errors
 from ray.experimental import internal_kv
 
 from jobs.console.interrupts import sigterm_interrupts
+from jobs.console.paths import JOB_VARIABLE
 from jobs.execution.on_ray.shipped_code import runtime_env_to_join, runtime_env_to_start
 
 _CONNECT_TIMEOUT_S = 5.0
 _OBJECT_STORE_BYTES = 200 * 2**20  # rows are small; Ray would take a third of the memory
 # Ray's own 15 would let every other program of the machine go before the model.
 _WORKER_NICENESS = 0
-_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by `ray job submit` for the job's driver: how the job was asked for, as JSON."""
 _AUTOSCALER_STATUS_KEY = "__autoscaling_status"
 
 
@@ -81,7 +80,7 @@ def connected(code: Sequence[Path]) -> Iterator[Cluster]:
 
 def job_env() -> dict[str, Any] | None:
     """The `runtime_env` of the submitted job that this process drives; None outside a job."""
-    config = os.environ.get(_JOB_VARIABLE)
+    config = os.environ.get(JOB_VARIABLE)  # how the job was asked for, as JSON
     return None if config is None else dict(json.loads(config).get("runtime_env") or {})
 
 

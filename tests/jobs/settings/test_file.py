@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.settings.errors import SettingsError
-from jobs.settings.file import apply_overrides
+from jobs.settings.file import SHIPPED_CONFIGS, apply_overrides, settings_file, shipped_names
 from jobs.settings.schema import load_settings
 from tests.fakes.settings import MINIMAL, refused, write
 
@@ -36,6 +36,30 @@ def test_a_missing_file_names_its_nearest_neighbour(tmp_path: Path) -> None:
         load_settings(tmp_path / "sweeep.yaml")
     with pytest.raises(SettingsError, match=r"nope\.yaml'; shipped: .*demo\.yaml"):
         load_settings(tmp_path / "nope.yaml")
+
+
+def test_shipped_settings_are_found_by_their_name_and_a_users_own_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert {"demo", "nightly"} <= set(shipped_names())
+    for name in ("nightly", "nightly.yaml"):
+        assert settings_file(Path(name)) == SHIPPED_CONFIGS / "nightly.yaml"
+        assert load_settings(name).gate is not None
+    (tmp_path / "nightly").mkdir()  # a folder is no settings file, and hides none
+    assert settings_file(Path("nightly")) == SHIPPED_CONFIGS / "nightly.yaml"
+    for name in ("nightly.yaml", "mine.yml"):
+        (tmp_path / name).write_text(MINIMAL)
+        assert settings_file(Path(Path(name).stem)) == Path(name)
+    assert settings_file(Path("nightly.yaml")) == Path("nightly.yaml")
+
+
+def test_a_path_is_never_that_of_shipped_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "nightly.yaml", Path("folder/nightly.yaml"), Path("nighty.yaml")):
+        assert settings_file(path) == path
+    with pytest.raises(SettingsError, match=r"did you mean 'nightly\.yaml'"):
+        load_settings("nighty.yaml")
 
 
 def test_a_file_in_another_encoding_is_told_without_a_guess(tmp_path: Path) -> None:
