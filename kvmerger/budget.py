@@ -209,6 +209,9 @@ class Measured(Protocol):
     def num_bytes(self, num_slots_H: Sequence[int], head_dim: int) -> int:
         """Bytes of a layer's keys and values with so many slots in its heads, scales and all; rises with the slots."""
 
+    def most_bytes(self, num_slots: int, num_heads: int, head_dim: int) -> int:
+        """The most bytes of ``num_slots`` slots, however heads share them; of L layers at most L times these."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerBytes:
@@ -218,6 +221,7 @@ class LayerBytes:
         itemsize: bytes of a number in the model's dtype.
         form: what slots are stored in; None for the model's dtype.
         adds_log_mass: whether every slot has a log mass.
+        is_uneven: whether heads or layers may share the slots unevenly.
     """
 
     num_heads: int
@@ -225,6 +229,7 @@ class LayerBytes:
     itemsize: int
     form: Measured | None = None
     adds_log_mass: bool = False
+    is_uneven: bool = False
 
     def full(self, num_tokens: int) -> int:
         """Bytes of the full cache's keys and values."""
@@ -238,11 +243,20 @@ class LayerBytes:
             return _KEYS_AND_VALUES * num_slots * self.head_dim * self.itemsize + log_mass
         return self.form.num_bytes(num_slots_H, self.head_dim) + log_mass
 
+    def most_of(self, num_slots: int) -> int:
+        """The most bytes a layer takes where each head has ``num_slots``, or, if `is_uneven`, where that is their mean."""
+        if self.form is None or not self.is_uneven:
+            return self.of((num_slots,) * self.num_heads)
+        of_all = num_slots * self.num_heads
+        log_mass = of_all * _LOG_MASS_BYTES if self.adds_log_mass else 0
+        return self.form.most_bytes(of_all, self.num_heads, self.head_dim) + log_mass
+
     def most_slots(self, num_bytes: int, num_tokens: int) -> int:
-        """The most slots per head, from 0 to ``num_tokens``, that take no more than ``num_bytes``."""
+        """The most slots per head, from 0 to ``num_tokens``, that take no more than ``num_bytes`` however they are shared."""
+        if self.of((num_tokens,) * self.num_heads) <= num_bytes:
+            return num_tokens  # where every head holds everything, there is nothing to share
         # By halves: a form may charge for whole groups, so that bytes are no multiple of slots.
-        counts = range(1, num_tokens + 1)
-        return bisect.bisect_right(counts, num_bytes, key=lambda count: self.of((count,) * self.num_heads))
+        return bisect.bisect_right(range(1, num_tokens + 1), num_bytes, key=self.most_of)
 
 
 def slots_of_share(share: BytesShare, layer: LayerBytes, num_tokens: int) -> int:
@@ -268,7 +282,7 @@ def slots_like(like: BytesLike, num_bytes: int, num_layers: int, layer: LayerByt
 def _slots_within(budget: BytesShare | BytesLike, num_bytes: int, layer: LayerBytes, num_tokens: int) -> int:
     if num_slots := layer.most_slots(num_bytes, num_tokens):
         return num_slots
-    one = layer.of((1,) * layer.num_heads)
+    one = layer.most_of(1)
     # Rounded up: the share that is named must do.
     least = math.ceil(Fraction(one * _STEPS_OF_SHARE, layer.full(num_tokens))) / _STEPS_OF_SHARE
     remedy = f"give {{bytes: {least}}} or more" if least <= 1 else "leave out such short prompts"

@@ -88,11 +88,21 @@ def form_of(policy: Policy) -> Form | None:
     return next((part.form for part in policy.parts if part.form is not None), None)
 
 
+def is_uneven(policy: Policy) -> bool:
+    """Whether ``policy`` may give heads, or layers, unlike numbers of slots."""
+    return any(part.heads_differ or part.layers_differ for part in policy.parts)
+
+
 def layer_bytes(policy: Policy, shape: CacheShape) -> LayerBytes:
     """What a layer's slots take as ``policy`` stores them; ``shape`` has its sizes known."""
     assert shape.head_dim is not None and shape.itemsize is not None, "bytes need both sizes"
     return LayerBytes(
-        shape.num_kv_heads, shape.head_dim, shape.itemsize, form_of(policy), policy.adds_log_mass
+        shape.num_kv_heads,
+        shape.head_dim,
+        shape.itemsize,
+        form_of(policy),
+        policy.adds_log_mass,
+        is_uneven(policy),
     )
 
 

@@ -121,7 +121,7 @@ class _VariantCheck:
 
 
 def _facts_of(variant: Variant) -> VariantFacts:
-    from kvmerger.building import form_of
+    from kvmerger.building import form_of, is_uneven
 
     policy = variant.policy
     version = "+".join(_version_of(part) for part in policy.parts)
@@ -131,6 +131,7 @@ def _facts_of(variant: Variant) -> VariantFacts:
         _acts(policy),
         form_of(policy),
         bool(policy.adds_log_mass),
+        is_uneven(policy),
     )
 
 

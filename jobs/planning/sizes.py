@@ -35,6 +35,7 @@ class VariantFacts:
         acts_while_answering: whether it drops slots as it answers, so that each of its rows has a copy of the prefix.
         form: what slots are stored in; None for the model's dtype.
         adds_log_mass: whether a slot may have a log mass.
+        is_uneven: whether heads or layers may hold unlike numbers of slots.
     """
 
     version: str
@@ -42,6 +43,7 @@ class VariantFacts:
     acts_while_answering: bool = False
     form: Measured | None = None
     adds_log_mass: bool = False
+    is_uneven: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class ForeseenSize:
 
     Attributes:
         num_slots: per KV head, the mean where they differ.
-        num_bytes: of all layers.
+        num_bytes: of all layers; where heads differ, of the split that takes most.
         is_at_most: whether the prompt decides, so that it may be less.
     """
 
@@ -90,7 +92,7 @@ class SizeForecast:
         if slots is None:
             return None
         num_slots, is_at_most = slots
-        of_layer = self._layer(label).of((num_slots,) * self.model.num_kv_heads)
+        of_layer = self._layer(label).most_of(num_slots)
         return ForeseenSize(num_slots, of_layer * self.model.num_layers, is_at_most)
 
     def _slots(self, label: str, num_tokens: int) -> tuple[int, bool] | None:
@@ -115,8 +117,17 @@ class SizeForecast:
 
     def _layer(self, label: str) -> LayerBytes:
         known, model = self.facts.get(label), self.model
-        form, adds_log_mass = (known.form, known.adds_log_mass) if known else (None, False)
-        return LayerBytes(model.num_kv_heads, model.head_dim, itemsize_of(model), form, adds_log_mass)
+        of_model = model.num_kv_heads, model.head_dim, itemsize_of(model)
+        if known is None:
+            return LayerBytes(*of_model)
+        return LayerBytes(*of_model, known.form, known.adds_log_mass, self._is_uneven(label))
+
+    def _is_uneven(self, label: str) -> bool:
+        """Whether heads or layers may differ, of its own doing or of the variant's whose slots it takes over."""
+        if label in self.facts and self.facts[label].is_uneven:
+            return True
+        budget = self.specs[label].budget if label in self.specs else None
+        return isinstance(budget, LikeVariant) and self._is_uneven(budget.label)
 
 
 def itemsize_of(model: ModelFacts) -> int:

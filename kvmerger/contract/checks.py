@@ -27,6 +27,11 @@ from kvmerger.contract.rule_checks import (
     its_decode_rule_gives_the_same_bits_again,
     its_decode_rule_holds_as_many_slots_as_before_and_finite_numbers,
 )
+from kvmerger.contract.size_checks import (
+    gives_heads_and_layers_unlike_shares_only_if_it_says_so,
+    has_log_masses_only_if_it_says_so,
+    keeps_no_more_than_its_budget,
+)
 from kvmerger.policies.base import PolicyError, declared_needs
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.policies.storage.stored import Everything
@@ -164,30 +169,12 @@ def _scores_every_token_with_a_number(case: Case) -> None:
         )
 
 
-def _keeps_no_more_than_its_budget(case: Case) -> None:
-    kept = sum(layer.num_slots for layer in case.compressed())
-    allowed = int(KEPT_RATIO * NUM_TOKENS) * NUM_KV_HEADS * NUM_LAYERS
-    is_within = case.variant().policy.budget_is_outcome or kept <= allowed
-    expect(is_within, f"the budget allows {allowed} slots over all layers and heads, {kept} were kept")
-    expect(kept > 0, "nothing was kept")
-
-
 def _keeps_finite_numbers_in_the_models_dtype(case: Case) -> None:
     for index, layer in enumerate(case.compressed()):
         is_right = layer.k_SD.dtype == layer.v_SD.dtype == case.dtype
         expect(is_right, f"layer {index} is {layer.k_SD.dtype}, not {case.dtype}")
         is_finite = all(bool(tensor.isfinite().all()) for tensor in layer.tensors())
         expect(is_finite, f"layer {index} has numbers that are not finite")
-
-
-def _has_log_masses_only_if_it_says_so(case: Case) -> None:
-    if case.variant().policy.adds_log_mass:
-        return
-    for index, layer in enumerate(case.compressed()):
-        expect(
-            layer.log_mass_S is None,
-            f"layer {index} has log masses, which a budget of bytes does not know of; say so with adds_log_mass = True",
-        )
 
 
 def _positions_are_the_prompts_and_ascend(case: Case) -> None:
@@ -283,9 +270,10 @@ _CHECKS: tuple[Callable[[Case], None], ...] = (
     _is_a_frozen_dataclass_that_survives_pickle,
     _can_be_built_from_its_spec,
     _scores_every_token_with_a_number,
-    _keeps_no_more_than_its_budget,
+    keeps_no_more_than_its_budget,
     _keeps_finite_numbers_in_the_models_dtype,
-    _has_log_masses_only_if_it_says_so,
+    has_log_masses_only_if_it_says_so,
+    gives_heads_and_layers_unlike_shares_only_if_it_says_so,
     _positions_are_the_prompts_and_ascend,
     _changes_none_of_its_inputs,
     _gives_the_same_bits_again,

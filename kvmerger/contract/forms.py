@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from kvmerger.contract.case import expect
 HEAD_DIMS = (64, 80, 128)
 # Ragged, with an empty head and one of one slot; neither a group nor a block divides them.
 NUM_SLOTS_H = (70, 0, 33, 1)
+_NUM_SPLITS = 20
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,22 @@ def its_parts_take_the_bytes_it_says_in_storages_of_their_own(case: FormCase) ->
         expect(
             held == said, f"{num_slots_H} slots of {case.head_dim} take {held} bytes, num_bytes() says {said}"
         )
+
+
+def its_bytes_are_no_more_than_it_says_however_heads_share_the_slots(case: FormCase) -> None:
+    """`most_bytes` is at least what any split takes, so that budgets of bytes are not exceeded."""
+    generator = torch.Generator().manual_seed(case.seed)
+    for mean in (1, 7, 40, 300):
+        for _ in range(_NUM_SPLITS):
+            weight_H = torch.rand(len(NUM_SLOTS_H), generator=generator).square()
+            ends = (weight_H.cumsum(0) / weight_H.sum() * mean * len(NUM_SLOTS_H)).round().int().tolist()
+            num_slots_H = [end - start for start, end in pairwise([0, *ends])]
+            num_bytes = case.form.num_bytes(num_slots_H, case.head_dim)
+            most = case.form.most_bytes(sum(num_slots_H), len(num_slots_H), case.head_dim)
+            expect(
+                num_bytes <= most,
+                f"{num_slots_H} slots of {case.head_dim} take {num_bytes} bytes, most_bytes() says at most {most}",
+            )
 
 
 def its_numbers_come_back_within_its_stated_error(case: FormCase) -> None:
@@ -170,6 +188,7 @@ def it_is_deterministic_and_changes_nothing(case: FormCase) -> None:
 
 FORM_CHECKS: Sequence[Callable[[FormCase], None]] = (
     its_parts_take_the_bytes_it_says_in_storages_of_their_own,
+    its_bytes_are_no_more_than_it_says_however_heads_share_the_slots,
     its_numbers_come_back_within_its_stated_error,
     its_slots_keep_their_order,
     its_heads_do_not_depend_on_each_other,

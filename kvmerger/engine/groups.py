@@ -140,15 +140,14 @@ def plannable_bytes(device: torch.device) -> int | None:
 
 def _bytes_of(policy: Policy | None, slots: int, shape: CacheShape) -> int:
     """Bytes of so many slots in every head and layer as ``policy`` holds them, positions included; None: plain."""
-    slots_H = (slots,) * shape.num_kv_heads
-    positions = POSITION_BYTES * sum(slots_H)
+    positions = POSITION_BYTES * slots * shape.num_kv_heads
     # A policy and its form may be a user's.
     with suppress(Exception):
         if policy is not None:
-            return shape.num_layers * (layer_bytes(policy, shape).of(slots_H) + positions)
+            return shape.num_layers * (layer_bytes(policy, shape).most_of(slots) + positions)
     assert shape.head_dim is not None and shape.itemsize is not None, "a cache's sizes are known"
     plain = LayerBytes(shape.num_kv_heads, shape.head_dim, shape.itemsize)
-    return shape.num_layers * (plain.of(slots_H) + positions)
+    return shape.num_layers * (plain.most_of(slots) + positions)
 
 
 def _most_slots(

@@ -1,5 +1,6 @@
 """The contract names what a policy returns in a form that nothing can be done with."""
 
+import re
 from dataclasses import dataclass, replace
 
 import pytest
@@ -72,6 +73,33 @@ def test_a_mistake_of_form_is_named_by_the_checks_of_what_is_kept(
 ) -> None:
     results = {result.name: result for result in check_policy(f"{__name__}:{policy}", seed=seed)}
     assert message in results["keeps no more than its budget (float32)"].message
+
+
+@dataclass(frozen=True)
+class FavoursTheFirstHead(Policy):
+    """Takes from all other heads what it gives the first."""
+
+    def compress(self, layer, evidence, budget):
+        first, *others = budget.num_slots_H
+        shares = (min(first + len(others), evidence.num_tokens), *(count - 1 for count in others))
+        scores = torch.zeros(layer.num_heads, evidence.num_tokens)
+        return keep_highest(layer, scores, replace(budget, num_slots_H=shares))
+
+
+@dataclass(frozen=True)
+class SaysThatHeadsDiffer(FavoursTheFirstHead):
+    """And says so."""
+
+    heads_differ = True
+
+
+def test_unlike_shares_are_found_unless_they_are_told_of(seed: int) -> None:
+    results = {it.name: it for it in check_policy(f"{__name__}:FavoursTheFirstHead", seed=seed)}
+    found = results["gives heads and layers unlike shares only if it says so (float32)"]
+    assert re.search(r"layer 0 keeps \(\d+, \d+\) slots .* heads_differ = True", found.message)
+    assert all(
+        it.is_ok for it in check_policy(f"{__name__}:SaysThatHeadsDiffer", seed=seed) if "share" in it.name
+    )
 
 
 def test_a_policy_may_count_on_the_device(seed: int) -> None:

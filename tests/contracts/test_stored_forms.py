@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -11,7 +12,12 @@ import torch
 from kvmerger.cache.forms import registry
 from kvmerger.cache.forms.base import Form
 from kvmerger.cache.forms.layouts import FormError
+from kvmerger.contract.case import ContractError
 from kvmerger.contract.checks import check_policy, first_failure
+from kvmerger.contract.forms import (
+    form_cases,
+    its_bytes_are_no_more_than_it_says_however_heads_share_the_slots,
+)
 
 
 @pytest.mark.parametrize("name", registry.names())
@@ -110,6 +116,29 @@ class TakesNoHeads(Halves):
 
     def check(self, head_dim):
         raise FormError(f"heads of {head_dim}")
+
+
+@dataclass(frozen=True)
+class PadsTheFourth(Halves):
+    """Gives every fourth head, where there is one, a page for each of its slots."""
+
+    def num_bytes(self, num_slots_H, head_dim):
+        return super().num_bytes(num_slots_H, head_dim) + 4096 * sum(num_slots_H[3::4])
+
+
+@dataclass(frozen=True)
+class FirstSlotsPlain(Halves):
+    """Sixty-four slots of a head take more than the others."""
+
+    def num_bytes(self, num_slots_H, head_dim):
+        return sum(256 * min(count, 64) + 64 * count for count in num_slots_H)
+
+
+def test_what_splits_take_is_bounded_by_what_single_heads_take(seed: int) -> None:
+    for form, message in ((PadsTheFourth, r"bytes, most_bytes\(\) says at most"), (FirstSlotsPlain, None)):
+        (case, *_) = form_cases(form(), seed, [torch.float32])
+        with pytest.raises(ContractError, match=message) if message else nullcontext():
+            its_bytes_are_no_more_than_it_says_however_heads_share_the_slots(case)
 
 
 @pytest.mark.parametrize(

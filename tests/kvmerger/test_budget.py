@@ -24,6 +24,8 @@ from kvmerger.budget import (
     slots_of_share,
 )
 from kvmerger.cache.forms import registry
+from kvmerger.cache.forms.base import Form
+from kvmerger.cache.forms.shipped import Kivi
 
 
 @given(hundredths=st.integers(1, 100), num_tokens=st.integers(1, 200_000))
@@ -133,6 +135,95 @@ def test_slots_of_a_share_of_bytes_are_the_most_that_fit(
     assert layer.full(num_tokens) == full and layer.of((max(fitting),) * num_heads) == taken(max(fitting))
     like = BytesLike("other")
     assert slots_like(like, 7 * taken(max(fitting)) + 6, 7, layer, num_tokens) == max(fitting)
+
+
+uneven_forms = st.one_of(
+    st.sampled_from([registry.get(name)() for name in registry.names()]),
+    st.builds(
+        Kivi,
+        bits_k=st.sampled_from([2, 3, 4, 8]),
+        bits_v=st.just(4),
+        group_size=st.sampled_from([16, 32, 64, 128]),
+    ),
+)
+
+
+@st.composite
+def splits(draw: st.DrawFn, total: int, num_heads: int, most: int) -> list[int]:
+    """``total`` slots in so many heads, at most ``most`` in one; often one slot behind the end of a group."""
+    counts: list[int] = []
+    for left in range(num_heads - 1, -1, -1):
+        rest = total - sum(counts)
+        low, high = max(0, rest - left * most), min(most, rest)
+        count = draw(st.integers(low, high))
+        group = draw(st.sampled_from([1, 16, 32, 64, 128]))
+        behind = count // group * group + 1
+        counts.append(behind if low <= behind <= high else count)
+    return counts
+
+
+@given(
+    form=uneven_forms,
+    head_dim=st.sampled_from([64, 128]),
+    num_heads=st.integers(1, 5),
+    num_layers=st.integers(1, 3),
+    has_mass=st.booleans(),
+    thousandths=st.integers(1, 1000),
+    num_tokens=st.integers(1, 400),
+    is_like=st.booleans(),
+    data=st.data(),
+)
+def test_however_heads_and_layers_share_the_slots_a_budget_of_bytes_is_not_exceeded_and_nearly_used(
+    form: Form,
+    head_dim: int,
+    num_heads: int,
+    num_layers: int,
+    has_mass: bool,
+    thousandths: int,
+    num_tokens: int,
+    is_like: bool,
+    data: st.DataObject,
+) -> None:
+    layer = LayerBytes(num_heads, head_dim, 2, form, has_mass, is_uneven=True)
+    asked = Fraction(thousandths, 1000) * 4 * head_dim * num_heads * num_tokens * num_layers
+    try:
+        if is_like:
+            num_slots = slots_like(BytesLike("other"), int(asked), num_layers, layer, num_tokens)
+        else:
+            num_slots = slots_of_share(BytesShare(thousandths / 1000), layer, num_tokens)
+    except BudgetError:
+        assert num_layers * layer.of((1,) * num_heads) > asked - num_layers
+        return
+    counts = data.draw(splits(num_slots * num_heads * num_layers, num_heads * num_layers, num_tokens))
+    of_layers = [counts[start : start + num_heads] for start in range(0, len(counts), num_heads)]
+    assert sum(map(layer.of, of_layers)) <= asked
+    # Of an even split at most one slot of every head is left over, and the scales of one group of keys.
+    a_slot = layer.of((2 * 3**2 * 128,)) / (2 * 3**2 * 128)
+    a_group = 4 * head_dim if isinstance(form, Kivi) else 0
+    even = layer.of((num_slots,) * num_heads) * num_layers
+    assert num_slots == num_tokens or asked - even < num_layers * (num_heads * (a_slot + a_group) + 2)
+
+
+@given(form=uneven_forms, num_slots=st.integers(1, 60), num_heads=st.integers(1, 3), is_default=st.booleans())
+def test_the_bytes_of_the_worst_split_are_those_of_the_split_that_takes_most(
+    form: Form, num_slots: int, num_heads: int, is_default: bool
+) -> None:
+    # Slowly: each split is tried, head by head.
+    worst = {0: 0}
+    for _ in range(num_heads):
+        worst = {
+            total: max(
+                worst[total - own] + form.num_bytes((own,), 64)
+                for own in range(total + 1)
+                if total - own in worst
+            )
+            for total in range(num_slots + 1)
+        }
+    most = (Form if is_default else type(form)).most_bytes(form, num_slots, num_heads, 64)
+    a_group = 4 * 64 if isinstance(form, Kivi) else 0
+    # Heads without slots have no group.
+    is_tight = num_slots < num_heads or most <= worst[num_slots] + a_group + 1
+    assert worst[num_slots] <= most and is_tight
 
 
 def test_the_share_that_an_error_names_is_the_least_that_does() -> None:

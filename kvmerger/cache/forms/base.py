@@ -18,6 +18,10 @@ from torch import Tensor
 from kvmerger.cache.forms.layouts import CodeLayout, Grid, Per
 from kvmerger.cache.forms.quantise import decode, encode, largest_error, num_saturated
 
+# Any usual number of slots that share something divides it.
+_MANY_SLOTS = 2**10 * 3**2 * 5**2 * 7
+_TRIED_SLOTS = tuple(2**power + more for power in range(18) for more in (0, 1))
+
 
 @dataclass(frozen=True)
 class Form(abc.ABC):
@@ -54,6 +58,20 @@ class Form(abc.ABC):
     @abc.abstractmethod
     def num_bytes(self, num_slots_H: Sequence[int], head_dim: int) -> int:
         """Bytes of all parts of a layer with so many slots in its heads: exactly what `encode` takes."""
+
+    def most_bytes(self, num_slots: int, num_heads: int, head_dim: int) -> int:
+        """The most bytes of ``num_slots`` slots, however heads share them; of many layers no more than so many times these.
+
+        A budget of bytes holds back what this is above `num_bytes` of an even split, where heads or layers differ. By default
+        from what single heads take, for forms that store them one by one; give your own where the contract finds more.
+        """
+        of_slot = self.num_bytes((2 * _MANY_SLOTS,), head_dim) - self.num_bytes((_MANY_SLOTS,), head_dim)
+        # In a slot's bytes times many, to stay with whole numbers. Most above its share is a head right behind a group's end,
+        # or, of a form that leaves its first slots unpacked, at the end of those.
+        above = max(
+            self.num_bytes((count,), head_dim) * _MANY_SLOTS - count * of_slot for count in _TRIED_SLOTS
+        )
+        return -(-(num_slots * of_slot + num_heads * max(0, above)) // _MANY_SLOTS)
 
     @abc.abstractmethod
     def encode(self, k_SD: Tensor, v_SD: Tensor, num_slots_H: Sequence[int]) -> dict[str, Tensor]:
@@ -106,6 +124,10 @@ class CodedForm(Form):
     def num_bytes(self, num_slots_H: Sequence[int], head_dim: int) -> int:
         """See `Form.num_bytes`."""
         return sum(layout.num_bytes(num_slots_H, head_dim) for layout in self.layouts())
+
+    def most_bytes(self, num_slots: int, num_heads: int, head_dim: int) -> int:
+        """See `Form.most_bytes`."""
+        return sum(layout.most_bytes(num_slots, num_heads, head_dim) for layout in self.layouts())
 
     def encode(self, k_SD: Tensor, v_SD: Tensor, num_slots_H: Sequence[int]) -> dict[str, Tensor]:
         """See `Form.encode`."""

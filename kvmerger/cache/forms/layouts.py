@@ -7,9 +7,11 @@ Shapes: S slots of a layer, its heads one after the other, H heads, D head size,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from fractions import Fraction
 
 import torch
 
@@ -103,10 +105,21 @@ class CodeLayout:
 
     def num_bytes(self, num_slots_H: Sequence[int], head_dim: int) -> int:
         """Bytes of a layer's codes, scales, offsets and heads' scales: what `quantise.encode` takes, exactly."""
-        codes = sum(num_slots_H) * self.code_bytes(head_dim)
+        num_scales = Fraction(self.num_scales(num_slots_H, head_dim))
+        return self._bytes_of(sum(num_slots_H), num_scales, len(num_slots_H), head_dim)
+
+    def most_bytes(self, num_slots: int, num_heads: int, head_dim: int) -> int:
+        """The most that ``num_slots`` slots take, however heads share them; see `Form.most_bytes`."""
+        num_scales = Fraction(self.num_scales((num_slots,), head_dim))
+        if self.per is Per.CHANNEL:
+            # A slot at least is in a head's last group. No whole number of groups: layers may share among each other too.
+            num_scales = head_dim * Fraction(num_slots + num_heads * (self.group - 1), self.group)
+        return self._bytes_of(num_slots, num_scales, num_heads, head_dim)
+
+    def _bytes_of(self, num_slots: int, num_scales: Fraction, num_heads: int, head_dim: int) -> int:
         a_scale = self.scale_dtype.itemsize * (2 if self.has_offset else 1)
-        heads = len(num_slots_H) * torch.float32.itemsize if self.has_global else 0
-        return codes + self.num_scales(num_slots_H, head_dim) * a_scale + heads
+        heads = num_heads * torch.float32.itemsize if self.has_global else 0
+        return num_slots * self.code_bytes(head_dim) + math.ceil(num_scales * a_scale) + heads
 
     def check(self, head_dim: int) -> None:
         """Raise `FormError` where heads of ``head_dim`` numbers cannot be written so."""

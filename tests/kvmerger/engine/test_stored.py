@@ -74,6 +74,29 @@ def test_a_budget_of_bytes_is_met_and_nearly_used(seed: int) -> None:
     assert max(map(max, by_label["ragged"].slots_LH)) > max(map(max, by_label["plain_same_bytes"].slots_LH))
 
 
+def test_heads_that_share_unevenly_exceed_no_budget_of_bytes(seed: int) -> None:
+    model, prompt = tiny_model(seed), make_prompt(seed, 300, "query_agnostic", num_questions=1)
+    policies = ("snapkv+adakv", "pyramidkv+adakv", "layer_defensivekv", "pyramidkv")
+    built = variants(
+        *(
+            {"name": f"{policy}+{form}", "budget": {"bytes": 0.08}, "window_size": 8, "label": policy + form}
+            for policy in policies
+            for form in ("kivi3", "kivi2")
+        ),
+        {"name": "knorm+adakv+kivi4", "budget": {"bytes": {"like": "pyramidkvkivi3"}}, "label": "like"},
+    )
+    prefilled = prefill(model.ours, prompt.context_ids, needs_of(built))
+    compression = compress_all(prefilled, built)
+    assert not compression.failed
+    asked = compression.kept[FULL].num_bytes * 0.08
+    a_group, a_slot = 16 * 4, 20  # of a head, the latter with its own scales
+    for label, kept in compression.kept.items():
+        if label != FULL:
+            limit = compression.kept["pyramidkvkivi3"].num_bytes if label == "like" else asked
+            assert 0 <= limit - kept.num_bytes < 5 * 2 * (a_group + a_slot), label
+            assert len({count for slots_H in kept.slots_LH for count in slots_H}) > 1
+
+
 def test_a_form_that_holds_all_slots_within_its_budget_is_told(seed: int) -> None:
     row = run(seed, {"name": "knorm+int4", "budget": {"bytes": 0.9}})["knorm@bytes:0.9+int4"]
     assert row.degenerate_reason == "kept every slot: its form holds all of them within the budget"
