@@ -116,9 +116,9 @@ def parse_policy_entry(entry: str | Mapping[str, Any]) -> list[VariantSpec]:
         if ":" in written.split.before[0]:
             return [VariantSpec(str(entry.get("label", written.label(params, None))), written.policy, pairs)]
         _refuse_misspelt(written.policy, params)
+        asked = f"`{written.shown}@0.5`" if list(entry) == ["name"] else f"`budget: 0.5`; got {dict(entry)!r}"
         raise VariantError(
-            f"policy {written.policy!r}{nearest(written.policy, FORM_NAMES, _LIKELY)} needs a budget, such as "
-            f"`budget: 0.5`; got {dict(entry)!r}"
+            f"policy {written.policy!r}{nearest(written.policy, FORM_NAMES, _LIKELY)} needs a budget, such as {asked}"
         )
     return [
         VariantSpec(_label(entry, written, params, budget), written.policy, pairs, budget)

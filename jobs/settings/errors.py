@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,13 @@ _SHOULD_BE = {
     "path_type": "a path, as text",
     "string_type": "text",
     "tuple_type": "a list",
+}
+# Sections that are understood as a word or number too.
+_ALSO_TAKES = {
+    "actors": "a number of actors, or keys and values",
+    "model": "a name, or keys and values",
+    "policies": "names, or a list",
+    "tracking": "`off`, an address, or keys and values",
 }
 _TEXTS = {"path_type", "string_type"}
 
@@ -127,7 +135,13 @@ def _explain_one(entry: Any, models: Mapping[tuple[str, ...], type[BaseModel]]) 
     if kind not in _SHOULD_BE:
         return key, f"{entry['msg'].replace('Input should', 'should')}, got {value!r}"
     remedy = _remedy(kind, value, _has_default(section, location))
-    return key, f"should be {_SHOULD_BE[kind]}, got {value!r}{remedy}"
+    should_be = _ALSO_TAKES.get(key, _SHOULD_BE[kind])
+    return key, f"should be {should_be}, got {_shown(value)}{remedy}"
+
+
+def _shown(value: Any) -> str:
+    """The value as it was written, not as Python shows it."""
+    return str(value) if isinstance(value, datetime.date) else repr(value)
 
 
 def _has_default(section: type[BaseModel] | None, location: Sequence[str | int]) -> bool:
@@ -139,7 +153,7 @@ def _has_default(section: type[BaseModel] | None, location: Sequence[str | int])
 def _remedy(kind: str, value: Any, has_default: bool) -> str:
     if value is None and has_default:
         return "; leave the key out for its default"
-    if kind in _TEXTS and isinstance(value, int | float):
+    if kind in _TEXTS and isinstance(value, int | float | datetime.date):
         return "; put it in quotes"
     if kind == "tuple_type":
         return f"; write [{value}]" if isinstance(value, str) and value else ""

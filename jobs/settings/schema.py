@@ -30,6 +30,8 @@ from jobs.settings.errors import SettingsError, explain, nearest_file, unknown_t
 from jobs.settings.file import SHIPPED_CONFIGS, apply_overrides, path_of, read_settings_file, settings_file
 from jobs.settings.gate import GateSettings, MarginSettings
 from jobs.settings.mlflow_variables import stand_ins
+from jobs.settings.shorthands import written_out
+from jobs.settings.tracking import TrackingSettings
 from kvmerger.variants import VariantSpec, parse_policies
 
 DEMO_CONFIG = SHIPPED_CONFIGS / "demo.yaml"
@@ -131,15 +133,6 @@ class ActorSettings(_Section):
     count: PositiveCount | None = None
     num_cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     num_gpus: Annotated[float, Field(ge=0, le=1)] | None = None  # a model lives on one device
-
-
-class TrackingSettings(_Section):
-    """Where runs are mirrored. Null: what MLflow's own variable says, else a sqlite file beside the results, and the name."""
-
-    enabled: bool = True
-    uri: str | None = None
-    experiment: str | None = None
-    experiment_id: str | None = None  # of one that is there, in place of a name
 
 
 class Settings(_Section):
@@ -254,7 +247,8 @@ def load_settings(
         SettingsError: a file, key or value that is missing, unknown or unusable, with the nearest valid name.
     """
     path = settings_file(Path(path).expanduser())  # a shell expands no ~ behind an "="
-    raw = apply_overrides(read_settings_file(path), overrides)
+    # Before the overrides too: `--set model.dtype=…` changes a `model: NAME` of the file.
+    raw = written_out(apply_overrides(written_out(read_settings_file(path)), overrides))
     if limit is not None and isinstance(raw.get("tasks"), list):
         raw["tasks"] = [_limited(task, limit) for task in raw["tasks"]]
     try:

@@ -154,13 +154,32 @@ def test_data_is_found_beside_the_file_first_and_then_in_the_current_folder(
     assert load_settings(path, ["tasks.0.data=only_here"]).tasks[0].data == here / "only_here"
 
 
-@pytest.mark.parametrize(("text", "is_enabled"), [("off", False), ("on", True), ("{uri: null}", True)])
+@pytest.mark.parametrize(
+    ("text", "is_enabled"),
+    [
+        ("off", False),
+        ("on", True),
+        ("{uri: null}", True),
+        ("'off'", False),
+        ("'false'", False),
+        ("none", False),
+        ("'ON'", True),
+        ("{enabled: 'off'}", False),
+    ],
+)
 def test_tracking_can_be_switched_with_a_word(tmp_path: Path, text: str, is_enabled: bool) -> None:
     settings = load_settings(
         write(tmp_path, f"{MINIMAL}\ntracking: {text}\noutput_dir: {tmp_path}/results/a")
     )
     assert settings.tracking.enabled is is_enabled
     assert settings.tracking_uri == f"sqlite:///{tmp_path}/results/mlflow.db"
+
+
+def test_a_database_is_found_again_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for uri in ("sqlite:///x.db", f"sqlite:///{tmp_path}/x.db"):
+        settings = load_settings(write(tmp_path), [f"tracking.uri={uri}"])
+        assert settings.tracking_uri == f"sqlite:///{tmp_path}/x.db"
 
 
 def test_mlflows_own_variables_stand_in_for_nulls_and_for_nothing_else(
