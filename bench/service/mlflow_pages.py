@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show(page, f"{options.uri}/#/compare-runs?{compared}", options.compare[1])
         show_metrics_of_comparison(page)
         save(page, options.folder / "compare.png")
-        key = next(it for it in metric_keys(options.uri, ids[0]) if it.startswith("memory/trace_bytes/"))
+        key = next(it for it in metric_keys(options.uri, ids[0]) if it.startswith("trace_bytes/"))
         chosen = f"metric={quote(json.dumps(key))}&plot_metric_keys={quote(json.dumps([key]))}&x_axis=step"
         show(page, f"{options.uri}/#/metric?{compared}&{chosen}", "Points")
         save(page, options.folder / "trace.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from evaluators.statistics.intervals import MIN_CLUSTERS
 from jobs.analysis.differences import Difference
@@ -12,6 +13,15 @@ from kvmerger.variants import FULL, REFERENCE_LABELS
 
 _NLL = "answer_nll"
 _MAX_NAMED_TASKS = 3
+
+
+class VerdictCounts(NamedTuple):
+    """How many variants predict the right answer worse than the full cache on some task, only better, or as far as is known
+    alike."""
+
+    worse: int
+    better: int
+    unclear: int
 
 
 def headline(summary: ResultSummary, differences: Sequence[Difference]) -> list[str]:
@@ -37,11 +47,9 @@ def _nothing(summary: ResultSummary) -> str:
 def _sentence(
     tasks: Sequence[TaskSummary], means: Sequence[MacroMean], differences: Sequence[Difference]
 ) -> str:
-    num_policies = len({variant.label for task in tasks for variant in policies_of(task)})
-    if not num_policies:
+    if not _num_policies(tasks):
         return "Only the reference rows ran, so there is no policy to compare."
-    # The task with the fewest contexts decides: the sentence speaks of all of them.
-    fewest = min((task.num_clusters for task in tasks), default=0)
+    fewest = _fewest_contexts(tasks)
     with_scale = [task for task in tasks if task.has_scale]
     facts = (_range_of_recovered(means) if len(tasks) > 1 else "") or _range_of_nll(with_scale or tasks)
     if fewest < MIN_CLUSTERS:
@@ -50,7 +58,29 @@ def _sentence(
         return f"Too few to rank policies by ({where}; {MIN_CLUSTERS} are needed). {facts}".strip()
     if not with_scale:
         return f"{_no_verdict(tasks)} {facts}".strip()
-    return f"{_verdicts(differences, num_policies, tasks)} {facts}".strip()
+    return f"{_verdicts(differences, tasks)} {facts}".strip()
+
+
+def verdict_counts(tasks: Sequence[TaskSummary], differences: Sequence[Difference]) -> VerdictCounts | None:
+    """What the sentence counts of one setting; None where it can count nothing."""
+    num_policies = _num_policies(tasks)
+    if not num_policies or _fewest_contexts(tasks) < MIN_CLUSTERS or not any(it.has_scale for it in tasks):
+        return None
+    # Means over tasks (task None) are left out: they repeat what the tasks have said.
+    judged = [it for it in differences if it.metric.column == _NLL and it.task is not None]
+    worse = {it.label for it in judged if it.verdict == "worse"}
+    # A variant may be better on one task and worse on another; the loss is what a reader must not miss.
+    better = {it.label for it in judged if it.verdict == "better"} - worse
+    return VerdictCounts(len(worse), len(better), num_policies - len(worse) - len(better))
+
+
+def _num_policies(tasks: Sequence[TaskSummary]) -> int:
+    return len({variant.label for task in tasks for variant in policies_of(task)})
+
+
+def _fewest_contexts(tasks: Sequence[TaskSummary]) -> int:
+    # The task with the fewest contexts decides: the sentence speaks of all of them.
+    return min((task.num_clusters for task in tasks), default=0)
 
 
 def _no_verdict(tasks: Sequence[TaskSummary]) -> str:
@@ -60,22 +90,18 @@ def _no_verdict(tasks: Sequence[TaskSummary]) -> str:
     return f"No verdict is possible{where}: {' or '.join(reasons)}, so these items do not test the cache."
 
 
-def _verdicts(differences: Sequence[Difference], num_policies: int, tasks: Sequence[TaskSummary]) -> str:
+def _verdicts(differences: Sequence[Difference], tasks: Sequence[TaskSummary]) -> str:
     """Counts of variants by what answer NLL says of them, against the full cache, on the tasks that can say anything."""
-    # Means over tasks (task None) are left out: they repeat what the tasks have said.
-    judged = [it for it in differences if it.metric.column == _NLL and it.task is not None]
-    worse = {it.label for it in judged if it.verdict == "worse"}
-    # A variant may be better on one task and worse on another; the loss is what a reader must not miss.
-    better = {it.label for it in judged if it.verdict == "better"} - worse
-    unclear = num_policies - len(worse) - len(better)
+    counts = verdict_counts(tasks, differences)
+    assert counts is not None
     parts = [
-        f"{len(worse)} of {num_policies} variants predict the right answer measurably worse than the full cache on some task"
+        f"{counts.worse} of {sum(counts)} variants predict the right answer measurably worse than the full cache on some task"
         f"{_left_out(tasks)}"
     ]
-    if better:
-        parts.append(f"{len(better)} measurably better and nowhere worse")
-    if unclear:
-        parts.append(f"for {unclear} no difference is proven (which is not to say that there is none)")
+    if counts.better:
+        parts.append(f"{counts.better} measurably better and nowhere worse")
+    if counts.unclear:
+        parts.append(f"for {counts.unclear} no difference is proven (which is not to say that there is none)")
     return "; ".join(parts) + "."
 
 

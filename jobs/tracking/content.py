@@ -67,7 +67,7 @@ def sweep_report(findings: Findings, status: RunStatus, page: ReportPage | None,
     return SweepReport(
         status,
         sweep_description(findings.name, facts, summary, differences, _best(figures)),
-        sweep_readings(summary, rows),
+        sweep_readings(summary, differences, rows),
         variants,
         listed_keys(summary),
         folder,

@@ -1,7 +1,8 @@
 """A finished sweep as numbers under keys that can be compared and charted: those of the report, from the same rows.
 
 Under a mean stand the ends of its 95 % interval, cut to the values the quantity can take. `delta/…` is score - the full
-cache's score on the same items (0 to 1), `delta_nll/…` the same of the answer NLL; `…/mean` is the mean over tasks.
+cache's score on the same items (0 to 1), `delta_nll/…` the same of the answer NLL; `…/mean` is the mean over tasks, also
+where there is one, so that all sweeps are listed by the same keys.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from evaluators.statistics.intervals import Interval
 from jobs.analysis.differences import Difference
@@ -17,6 +18,7 @@ from jobs.analysis.pairing import SCORE
 from jobs.analysis.summary import MacroMean, ResultSummary
 from jobs.analysis.variant_summary import VariantSummary
 from jobs.reporting.facts import without_passwords
+from jobs.reporting.headline import verdict_counts
 from jobs.results.grouping import grouped, task_of
 from jobs.results.schema import DONE_STATUSES, Row
 from jobs.tracking import metrics as what
@@ -31,22 +33,42 @@ from jobs.tracking.metrics import (
     time_ms_of,
     trace_points,
 )
-from kvmerger.variants import FULL
+from kvmerger.variants import FULL, REFERENCE_LABELS
 
 _MEAN = "mean"  # stands where a task's name would
 _DELTA, _DELTA_NLL = "delta", "delta_nll"
+_BEST = "best"
+_TOLD_OF_BEST = (
+    what.SCORE,
+    what.ANSWER_NLL,
+    what.NLL_RECOVERED,
+    what.KL,
+    what.HELD_BYTES,
+    what.HELD_SHARE,
+    what.KEPT_RATIO,
+)
 
 
-def sweep_readings(summary: ResultSummary, rows: Sequence[Row]) -> Readings:
-    """The numbers of the sweep's own run: how many planned rows ended how."""
-    counts = {
+class Ranking(NamedTuple):
+    """By what variants are ranked: the key, and whether less is better."""
+
+    key: str
+    is_less_better: bool
+
+
+def sweep_readings(
+    summary: ResultSummary, differences: Sequence[Difference], rows: Sequence[Row]
+) -> Readings:
+    """The numbers of the sweep's own run: how many planned rows ended how, the headline's counts, and the best policy's."""
+    counts: dict[str, float | None] = {
         "rows/planned": summary.num_planned,
         "rows/ok": summary.num_ok,
         "rows/truncated": summary.num_truncated,
         "rows/failed": summary.num_failed,
         "rows/missing": summary.num_missing,
     }
-    return Readings({key: float(value) for key, value in counts.items()}, len(rows), _newest_ms(rows))
+    found = counts | _verdict_counts(summary, differences) | _of_best(best_policy(summary))
+    return Readings(_finite(found), len(rows), _newest_ms(rows))
 
 
 def variant_readings(
@@ -60,22 +82,42 @@ def variant_readings(
             for variant in (it for it in task.variants if it.label == label):
                 values |= _of_task(task.task, variant)
         for setting in summary.settings():
-            if sum(task.setting == setting for task in summary.tasks) > 1:
-                means = (it for it in summary.macro_means(setting) if it.label == label)
-                values |= {key: value for it in means for key, value in _of_mean(it).items()}
-        values |= _deltas(label, differences)
-        # MLflow takes NaN and shows an infinity as the largest float, so neither is sent.
-        finite = {key: float(value) for key, value in values.items() if is_finite(value)}
-        found[label] = Readings(finite, len(of_label), _newest_ms(of_label))
+            means = (it for it in summary.macro_means(setting) if it.label == label)
+            values |= {metric_key(name, _MEAN): value for it in means for name, value in _of_mean(it).items()}
+        values |= _deltas(label, differences, _only_task(summary))
+        found[label] = Readings(_finite(values), len(of_label), _newest_ms(of_label))
     return found
 
 
 def listed_keys(summary: ResultSummary) -> list[str]:
-    """The few numbers that a list of variants shows: those of the only task, or the means over tasks."""
-    tasks = list(dict.fromkeys(task.task for task in summary.tasks))
-    name = tasks[0] if len(tasks) == 1 else _MEAN
+    """The few numbers that a list of variants shows: means over the tasks."""
     measures = (what.SCORE, _DELTA, what.ANSWER_NLL, what.KL, what.HELD_SHARE, what.KEPT_RATIO)
-    return [metric_key(measure, name) for measure in measures] if tasks else []
+    return [metric_key(measure, _MEAN) for measure in measures] if summary.tasks else []
+
+
+def ranking(summary: ResultSummary) -> Ranking | None:
+    """By answer NLL, which tells variants apart soonest; by score or KL where there is none; None without any of them."""
+    measured = {
+        name for mean in _policy_means(summary) for name, value in _of_mean(mean).items() if is_finite(value)
+    }
+    found = next((it for it in _RANKED if it.key in measured), None)
+    return None if found is None else found._replace(key=metric_key(found.key, _MEAN))
+
+
+def best_policy(summary: ResultSummary) -> MacroMean | None:
+    """The first by `ranking`, of equal ones that with the fewest bytes; not that it is told apart from the others."""
+    by = ranking(summary)
+    if by is None:
+        return None
+    name = by.key.partition("/")[0]
+    ranked = [(mean, _of_mean(mean)) for mean in _policy_means(summary)]
+
+    def place(it: tuple[MacroMean, Mapping[str, float | None]]) -> tuple[float, float, str]:
+        value, share = it[1][name], it[1][what.HELD_SHARE]
+        assert value is not None
+        return value if by.is_less_better else -value, math.inf if share is None else share, it[0].label
+
+    return min((it for it in ranked if is_finite(it[1][name])), key=place)[0]
 
 
 def charted_traces(rows: Sequence[Row]) -> dict[str, list[list[MetricPoint]]]:
@@ -104,6 +146,9 @@ def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]
     return flat
 
 
+_RANKED = (Ranking(what.ANSWER_NLL, True), Ranking(what.SCORE, False), Ranking(what.KL, True))
+
+
 def _of_task(task: str, variant: VariantSummary) -> dict[str, float | None]:
     values = {
         **_with_ends(metric_key(what.SCORE, task), variant.score_interval, 0.0, 1.0),
@@ -117,7 +162,7 @@ def _of_task(task: str, variant: VariantSummary) -> dict[str, float | None]:
     }
 
 
-def _deltas(label: str, differences: Sequence[Difference]) -> dict[str, float | None]:
+def _deltas(label: str, differences: Sequence[Difference], only_task: str | None) -> dict[str, float | None]:
     values: dict[str, float | None] = {}
     for it in differences:
         if it.paired is None or label not in (it.label, FULL):
@@ -127,12 +172,42 @@ def _deltas(label: str, differences: Sequence[Difference]) -> dict[str, float | 
         interval = (
             it.paired.interval if label == it.label else replace(it.paired.interval, mean=0, low=0, high=0)
         )
-        values |= _with_ends(metric_key(name, it.task or _MEAN), interval, -reach, reach)
+        for where in {it.task or _MEAN, _MEAN if it.task == only_task else it.task or _MEAN}:
+            values |= _with_ends(metric_key(name, where), interval, -reach, reach)
     return values
 
 
+def _only_task(summary: ResultSummary) -> str | None:
+    tasks = {task.task for task in summary.tasks}
+    return tasks.pop() if len(tasks) == 1 else None
+
+
+def _policy_means(summary: ResultSummary) -> list[MacroMean]:
+    """The means over tasks of all variants that are no references."""
+    means = (mean for setting in summary.settings() for mean in summary.macro_means(setting))
+    return [mean for mean in means if mean.label not in REFERENCE_LABELS]
+
+
+def _of_best(best: MacroMean | None) -> dict[str, float | None]:
+    values = {} if best is None else _of_mean(best)
+    return {metric_key(_BEST, name): values[name] for name in _TOLD_OF_BEST if name in values}
+
+
+def _verdict_counts(summary: ResultSummary, differences: Sequence[Difference]) -> dict[str, float | None]:
+    """Of how many variants the headline says what; nothing where it cannot say that of any."""
+    # Of several settings there would be several counts under one name; what is mirrored has one.
+    counts = verdict_counts(summary.tasks, differences) if len(summary.settings()) == 1 else None
+    return {} if counts is None else {f"verdicts/{name}": float(it) for name, it in counts._asdict().items()}
+
+
+def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
+    # MLflow takes NaN and shows an infinity as the largest float, so neither is sent.
+    return {key: float(value) for key, value in values.items() if is_finite(value)}
+
+
 def _of_mean(mean: MacroMean) -> dict[str, float | None]:
-    values = {
+    """Name, as yet without a place → value."""
+    return {
         what.SCORE: mean.score,
         what.ANSWER_NLL: mean.answer_nll,
         what.NLL_RECOVERED: mean.nll_recovered,
@@ -140,13 +215,13 @@ def _of_mean(mean: MacroMean) -> dict[str, float | None]:
         what.TOP1: mean.top1_agreement,
         what.KEPT_RATIO: mean.kept_ratio,
         what.KV_BYTES: mean.kv_bytes,
+        what.HELD_BYTES: mean.storage.held_bytes,
         what.HELD_SHARE: mean.storage.held_share,
         what.READ_SHARE: mean.storage.read_share,
         what.POSITION_BYTES: mean.storage.position_bytes,
         what.BITS_K: mean.storage.bits_k,
         what.BITS_V: mean.storage.bits_v,
     }
-    return {metric_key(name, _MEAN): value for name, value in values.items()}
 
 
 def _with_ends(key: str, interval: Interval | None, lowest: float, highest: float) -> dict[str, float | None]:

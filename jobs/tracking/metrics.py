@@ -1,7 +1,8 @@
 """Rows as numbers under MLflow's keys, while they come in; the same rows always give the same numbers.
 
-Every number is finite. A key says what is measured, then on which task; units are those of the rows. Keys are names that
-every MLflow server takes, and different names have different keys.
+Every number is finite. A key says in a word what is measured, since lists of runs show a dozen of its characters, then on
+which task; units are those of the rows. Keys are names that every MLflow server takes, and different names have different
+keys.
 """
 
 from __future__ import annotations
@@ -11,22 +12,21 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeGuard
 
 from jobs.results.grouping import task_of
 from jobs.results.schema import DONE_STATUSES, STATUSES, Row
-from jobs.results.stored_bytes import held_share, read_share
+from jobs.results.stored_bytes import held_bytes, held_share, read_share
 
 SCORE, PUBLISHED_SCORE = "score", "published_score"
-ANSWER_NLL, KL, TOP1 = "fidelity/answer_nll", "fidelity/kl", "fidelity/top1_agreement"
-NLL_RECOVERED = "fidelity/nll_recovered"
-KV_BYTES, KEPT_RATIO, PEAK_BYTES = "memory/kv_bytes", "memory/kept_ratio", "memory/peak_bytes"
-HELD_SHARE, READ_SHARE = "memory/bytes_held_share", "memory/bytes_read_share"
-POSITION_BYTES = "memory/position_bytes"
-BITS_K, BITS_V = "memory/bits_k", "memory/bits_v"
-TRACE = "memory/trace_bytes"
+ANSWER_NLL, KL, TOP1, NLL_RECOVERED = "nll", "kl", "top1", "recovered"
+HELD_BYTES, HELD_SHARE, READ_SHARE = "bytes", "bytes_share", "read_share"
+KV_BYTES, POSITION_BYTES, PEAK_BYTES = "kv_bytes", "position_bytes", "peak_bytes"
+KEPT_RATIO = "kept"
+BITS_K, BITS_V = "bits_k", "bits_v"
+TRACE = "trace_bytes"
 TIME = "time"
 LOW, HIGH = "low", "high"
 """The ends of a 95 % interval stand under their mean: `score/longbench/qasper/low`."""
@@ -45,7 +45,11 @@ _COLUMNS = {
     BITS_K: "bits_k",
     BITS_V: "bits_v",
 }
-_SHARES = {HELD_SHARE: held_share, READ_SHARE: read_share}
+_DERIVED: Mapping[str, Callable[[Row], float | None]] = {
+    HELD_BYTES: held_bytes,
+    HELD_SHARE: held_share,
+    READ_SHARE: read_share,
+}
 _MS_PER_S = 1000
 _MAX_CHARS = 250  # MLflow refuses more
 _ROOM_FOR_ENDS = 10  # for "/high", or the number of a second trace
@@ -112,7 +116,7 @@ def row_numbers(row: Row) -> dict[str, float]:
         return {}
     task = task_of(row)
     found = {metric_key(what, task): row.get(column) for what, column in _COLUMNS.items()}
-    found |= {metric_key(what, task): share_of(row) for what, share_of in _SHARES.items()}
+    found |= {metric_key(what, task): number_of(row) for what, number_of in _DERIVED.items()}
     seconds = json.loads(row.get("seconds") or "{}")
     found |= {metric_key(TIME, phase, task): value for phase, value in seconds.items()}
     return {key: float(value) for key, value in found.items() if is_finite(value)}

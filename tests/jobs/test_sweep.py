@@ -231,7 +231,7 @@ def test_a_tracker_that_lost_its_runs_is_sent_everything_again(config: Path, sto
         assert files_of(store) == before
         names = {name for (name,) in connection.execute("select name from runs")}
         (num_points,) = connection.execute(
-            "select count(*) from metrics where key like 'memory/kv_bytes/%'"
+            "select count(*) from metrics where key like 'kv_bytes/%'"
         ).fetchone()
     assert {"full", "no_context", "full_aa", "knorm@0.5"} <= names
     assert num_points == NUM_REFERENCES + 1

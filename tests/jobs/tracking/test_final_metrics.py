@@ -9,11 +9,14 @@ import pytest
 from jobs.analysis.differences import Difference, differences_to_full
 from jobs.analysis.pairing import ANSWER_NLL, SCORE
 from jobs.analysis.summary import ResultSummary, summarize
+from jobs.reporting.headline import headline
 from jobs.results.schema import FAILED, Row
 from jobs.tracking.final_metrics import (
+    best_policy,
     charted_traces,
     flat_params,
     listed_keys,
+    ranking,
     sweep_readings,
     variant_readings,
 )
@@ -38,11 +41,11 @@ def test_means_and_ends_are_those_of_the_tables(rows: list[Row]) -> None:
     for task in summary.tasks:
         variant = next(it for it in task.variants if it.label == "snapkv@0.5")
         assert variant.answer_nll is not None and variant.answer_nll.low is not None
-        key = f"fidelity/answer_nll/{task.task}"
+        key = f"nll/{task.task}"
         assert values[key] == variant.answer_nll.mean
         assert values[f"{key}/low"] == max(variant.answer_nll.low, 0.0)
-        assert values[f"fidelity/nll_recovered/{task.task}"] == variant.nll_recovered
-        assert values[f"memory/kv_bytes/{task.task}"] == pytest.approx(variant.kv_bytes)
+        assert values[f"recovered/{task.task}"] == variant.nll_recovered
+        assert values[f"kv_bytes/{task.task}"] == pytest.approx(variant.kv_bytes)
         assert values[f"time/compress_s/{task.task}"] == 2.0
     means = {it.label: it for it in summary.macro_means(summary.settings()[0])}
     assert values["score/mean"] == means["snapkv@0.5"].score
@@ -51,10 +54,10 @@ def test_means_and_ends_are_those_of_the_tables(rows: list[Row]) -> None:
 def test_means_over_tasks_know_bytes_and_bits(rows: list[Row]) -> None:
     packed = with_forms(rows, {"snapkv@0.5": INT4})
     values = variant_readings(*summed(packed), packed)["snapkv@0.5"].values
-    assert values["memory/bytes_held_share/mean"] == pytest.approx(INT4.bytes_ratio / 2, abs=1e-5)
-    assert values["memory/bytes_read_share/mean"] == values["memory/bytes_held_share/mean"]
-    assert (values["memory/bits_k/mean"], values["memory/bits_v/mean"]) == (4.0, 4.0)
-    assert values["memory/position_bytes/mean"] == FULL_POSITION_BYTES / 2
+    assert values["bytes_share/mean"] == pytest.approx(INT4.bytes_ratio / 2, abs=1e-5)
+    assert values["read_share/mean"] == values["bytes_share/mean"]
+    assert (values["bits_k/mean"], values["bits_v/mean"]) == (4.0, 4.0)
+    assert values["position_bytes/mean"] == FULL_POSITION_BYTES / 2
 
 
 def test_deltas_are_the_paired_differences_with_their_ends(rows: list[Row]) -> None:
@@ -87,7 +90,8 @@ def test_the_listed_keys_are_numbers_the_runs_have(rows: list[Row]) -> None:
 def test_where_rows_went_is_told_of_the_sweep_and_of_every_variant(rows: list[Row]) -> None:
     rows[0] |= {"status": FAILED, "failure_phase": "load", "failure_type": "E"}
     summary, differences = summed(rows)
-    assert sweep_readings(summary, rows).values == {
+    told = sweep_readings(summary, differences, rows).values
+    assert {key: value for key, value in told.items() if key.startswith("rows/")} == {
         "rows/planned": float(len(rows)),
         "rows/ok": float(len(rows) - 1),
         "rows/truncated": 0.0,
@@ -96,6 +100,69 @@ def test_where_rows_went_is_told_of_the_sweep_and_of_every_variant(rows: list[Ro
     }
     values = variant_readings(summary, differences, rows)[rows[0]["variant"]].values
     assert (values["rows/ok"], values["rows/failed"]) == (2 * 9 - 1, 1.0)
+
+
+def test_one_task_is_its_own_mean_so_that_all_sweeps_are_listed_by_the_same_keys(rows: list[Row]) -> None:
+    of_one = [row for row in rows if row["task"] == "qasper"]
+    values = variant_readings(*summed(of_one), of_one)["snapkv@0.5"].values
+    for name in ("score", "delta", "delta_nll", "nll", "kl", "bytes", "bytes_share", "kept"):
+        assert values[f"{name}/mean"] == values[f"{name}/longbench/qasper"], name
+    assert listed_keys(summed(of_one)[0]) == listed_keys(summed(rows)[0])
+
+
+def test_bytes_are_those_of_the_tables_without_positions(rows: list[Row]) -> None:
+    packed = with_forms(rows, {"snapkv@0.5": INT4})
+    values = variant_readings(*summed(packed), packed)["snapkv@0.5"].values
+    assert values["bytes/mean"] == values["kv_bytes/mean"] - values["position_bytes/mean"]
+
+
+def test_the_sweeps_own_run_has_the_numbers_of_the_policy_with_the_least_nll(rows: list[Row]) -> None:
+    packed = with_forms(rows)
+    summary, differences = summed(packed)
+    values = {label: it.values for label, it in variant_readings(summary, differences, packed).items()}
+    best = best_policy(summary)
+    assert best is not None and best.label == min(POLICIES, key=lambda label: values[label]["nll/mean"])
+    told = sweep_readings(summary, differences, packed).values
+    for name in ("score", "nll", "recovered", "kl", "bytes", "bytes_share", "kept"):
+        assert told.get(f"best/{name}") == values[best.label].get(f"{name}/mean"), name
+    assert {"best/score", "best/nll", "best/bytes"} <= told.keys()
+
+
+def test_of_equal_policies_the_best_holds_the_fewest_bytes(rows: list[Row]) -> None:
+    alike = {(row["item_id"]): row["answer_nll"] for row in rows if row["variant"] == "knorm@0.5"}
+    for row in rows:
+        if row["variant"] in POLICIES:
+            row["answer_nll"] = alike[row["item_id"]]
+    best = best_policy(summarize(with_forms(rows, {"snapkv@0.5": INT4})))
+    assert best is not None and best.label == "snapkv@0.5"
+
+
+@pytest.mark.parametrize(
+    ("missing", "key"),
+    [((), "nll/mean"), (("answer_nll",), "score/mean"), (("answer_nll", "score"), "kl/mean")],
+)
+def test_variants_are_ranked_by_the_first_number_that_there_is(
+    rows: list[Row], missing: tuple[str, ...], key: str
+) -> None:
+    found = ranking(summarize([row | dict.fromkeys(missing) for row in rows]))
+    assert found is not None and found.key == key and found.is_less_better is (key != "score/mean")
+    assert key in listed_keys(summarize(rows))
+
+
+def test_without_policies_nothing_is_ranked(rows: list[Row]) -> None:
+    summary = summarize([row for row in rows if row["variant"] not in POLICIES])
+    assert ranking(summary) is None and best_policy(summary) is None
+
+
+def test_the_sweeps_own_run_counts_what_the_headline_counts(seed: int) -> None:
+    rows = make_sweep_rows(random.Random(seed), POLICIES, TASKS, 60)
+    summary, differences = summed(rows)
+    told = sweep_readings(summary, differences, rows).values
+    (sentence,) = headline(summary, differences)
+    assert f"{told['verdicts/worse']:.0f} of 2 variants" in sentence
+    assert told["verdicts/worse"] + told["verdicts/better"] + told["verdicts/unclear"] == len(POLICIES)
+    few = [row for row in rows if row["item_id"].endswith(("/0", "/1"))]
+    assert not {it for it in sweep_readings(*summed(few), few).values if it.startswith("verdicts/")}
 
 
 def test_one_item_of_each_task_is_charted_for_all_variants_and_stays_it_when_items_are_added(
@@ -108,7 +175,7 @@ def test_one_item_of_each_task_is_charted_for_all_variants_and_stays_it_when_ite
 
     few, many = charted(3), charted(5)
     assert few.keys() == {"full", "full_aa", "no_context", *POLICIES} and few == many
-    assert all(set(found) == {f"memory/trace_bytes/{task}" for task in TASKS} for found in few.values())
+    assert all(set(found) == {f"trace_bytes/{task}" for task in TASKS} for found in few.values())
 
 
 def test_the_charted_item_is_one_the_full_cache_finished(rows: list[Row]) -> None:

@@ -32,7 +32,7 @@ from tests.servers.mlflow_server import Server
 
 PROBE_LIMIT_S = 12.0
 QUICK = Timeouts(request_s=2, finish_s=10.0, retry_pause_s=0.1, num_tries=2)
-SCORE, TRACE = "score/longbench/qasper", "memory/trace_bytes/longbench/qasper"
+SCORE, TRACE = "score/longbench/qasper", "trace_bytes/longbench/qasper"
 LABELS = ("full", "knorm@0.5")
 
 
