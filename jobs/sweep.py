@@ -111,6 +111,11 @@ COMMANDS: dict[str, Command] = {
     "compare": Command(
         "A [B]", "two results folders, or two policies of one, item by item", main_of("jobs.compare")
     ),
+    "choose": Command(
+        "RESULTS_DIR",
+        "the smallest budgets certified to lose little, or what fits a memory",
+        main_of("jobs.choose"),
+    ),
     "mirror": Command(
         "RESULTS_DIR",
         "show finished results in MLflow (after an outage, or scored again)",
