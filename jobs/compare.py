@@ -15,6 +15,7 @@ from pathlib import Path
 from jobs.analysis.comparability import HEAVY_COLUMNS, ComparisonError
 from jobs.analysis.comparison import Comparison, compare_folders, compare_variants
 from jobs.analysis.findings import Findings
+from jobs.analysis.labels import LabelError, label_meant
 from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
 from jobs.console.commands import program
 from jobs.reporting.comparison_table import render_comparison
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         comparison = _comparison(options)
-    except (ComparisonError, ResultError) as error:
+    except (ComparisonError, LabelError, ResultError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     console = report_console(options.width)
@@ -94,11 +95,18 @@ def _comparison(options: argparse.Namespace) -> Comparison:
                 "give two folders, or one folder with `--policy LABEL --against LABEL` for two of its variants"
             )
         rows = _read(options.results_a)
-        return compare_variants(rows, options.policy[0], options.against, margin)
+        policy, against = (label_meant(name, _labels(rows)) for name in (*options.policy, options.against))
+        return compare_variants(rows, policy, against, margin)
     if options.against is not None:
         raise ComparisonError("--against names a variant of one folder; leave it or the second folder out")
-    found = compare_folders(_read(options.results_a), _read(options.results_b), options.policy, margin)
+    sides = _read(options.results_a), _read(options.results_b)
+    meant = [label_meant(name, _labels(*sides)) for name in options.policy]
+    found = compare_folders(*sides, meant, margin)
     return replace(found, name_a=str(options.results_a), name_b=str(options.results_b))
+
+
+def _labels(*sides: Sequence[Row]) -> list[str]:
+    return [row["variant"] for rows in sides for row in rows]
 
 
 def _read(folder: Path) -> list[Row]:

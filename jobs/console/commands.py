@@ -88,8 +88,9 @@ def refuse_no_command(word: str, commands: Mapping[str, Command], settings: Iter
     if Path(word).suffix or Path(word).name != word:
         return
     known = [name for name, command in commands.items() if command.about]
+    other = _NEAR.get(word, "")
     near = difflib.get_close_matches(word, [*known, *settings], n=1) or [
-        it for it in [_NEAR.get(word)] if it in commands
+        it for it in [other] if it in commands
     ]
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise CommandError(

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from evaluators.hints import nearest_name_hint
 from jobs.analysis.comparability import (
     GATE_RUN_COLUMNS,
     ComparisonError,
     check_comparable,
     differences_to_tell,
 )
+from jobs.analysis.labels import LabelError, label_meant
 from jobs.gate.check import BASELINE, TONIGHT, Check, task_sides, with_correction
 from jobs.gate.cost import memory_checks, speed_checks
 from jobs.gate.quality import quality_checks
@@ -70,12 +70,12 @@ def gated_labels(settings: Settings, gate: GateSettings) -> tuple[str, ...]:
     """
     labels = list(dict.fromkeys([FULL, *(spec.label for spec in settings.variants)]))
     gateable = [label for label in labels if label not in (FULL_AA, NO_CONTEXT)]
-    for label in gate.policies or ():
-        if label not in gateable:
-            raise SettingsError(
-                f"gate.policies: {label!r} is no variant of this sweep. {nearest_name_hint(label, gateable)}"
-            )
-    return tuple(gate.policies or gateable)
+    if gate.policies is None:
+        return tuple(gateable)
+    try:
+        return tuple(dict.fromkeys(label_meant(name, gateable) for name in gate.policies))
+    except LabelError as error:
+        raise SettingsError(f"gate.policies: {error}") from error
 
 
 def check_baseline(baseline: Sequence[Row], tonight: Sequence[Row], labels: Sequence[str]) -> None:

@@ -12,20 +12,20 @@ from typing import NamedTuple
 
 from evaluators.statistics.intervals import MIN_CLUSTERS, Interval
 from jobs.analysis.differences import NO_SCALE
+from jobs.analysis.labels import REFERENCE_WORDS
 from jobs.analysis.pairing import ComparedMetric
 from jobs.analysis.published_beside import FigureBeside
 from jobs.analysis.storage import Storage
 from jobs.analysis.summary import ResultSummary, TaskSummary
 from jobs.analysis.variant_summary import Kept, VariantSummary, is_named_by_outcome, without_setup
 from jobs.results.grouping import Setting
-from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
+from kvmerger.variants import FULL, NO_CONTEXT
 
 UNKNOWN = "-"
 TOO_FEW = f"too few to rank policies by ({MIN_CLUSTERS} are needed)"
 NO_SPREAD = "no spread"
 """Stands for an interval where all values are equal."""
 TO = " to "
-_SHOWN_NAMES = {FULL: "full cache", FULL_AA: "full again (A/A noise)", NO_CONTEXT: "no context (tail alone)"}
 _ENDS_OF_SCALE = {FULL: "full-cache", NO_CONTEXT: "no-context"}
 _LEAST_SHOWN_P = 0.001
 _BYTES_PER_UNIT = 1024
@@ -203,7 +203,7 @@ def shown_label(it: Kept) -> str:
 
 def shown_name(it: Kept) -> str:
     """How a variant is called in the tables: the references in words, all others by their label."""
-    return _SHOWN_NAMES.get(it.label, shown_label(it))
+    return REFERENCE_WORDS.get(it.label, shown_label(it))
 
 
 def shown_task(figure: FigureBeside) -> str:

@@ -72,9 +72,12 @@ def test_differences_that_are_all_equal_have_no_interval(
         assert "margin: pass" not in text and "margin: fail" not in text
 
 
-def test_two_variants_of_one_folder(folders: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [folders[0], "--policy", "kvmerger@0.5", "--against", "snapkv@0.5", "--width", "100"]
-    assert main(arguments) == 0
+@pytest.mark.parametrize("names", [("kvmerger@0.5", "snapkv@0.5"), ("kvmerger", "SnapKVPress")])
+def test_two_variants_of_one_folder(
+    folders: tuple[str, str], names: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy, against = names
+    assert main([folders[0], "--policy", policy, "--against", against, "--width", "100"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("A  snapkv@0.5\nB  kvmerger@0.5\n")
     assert "better" in text and "margin: pass" in text and " to -" in text
@@ -134,7 +137,7 @@ def test_policy_and_margin_narrow_it_down(
         (["A", "B", "--against", "snapkv@0.5"], "--against names a variant of one folder"),
         (["A", "C"], "there is no results folder"),
         (["A", "empty"], "there are no results in"),
-        (["A", "B", "--policy", "snap"], "'snap' is not in both"),
+        (["A", "B", "--policy", "snap"], "there is no variant 'snap'"),
     ],
 )
 def test_bad_input_is_told_in_a_sentence(

@@ -179,7 +179,7 @@ def test_settings_without_a_gate_or_with_an_unknown_policy_are_refused(
     assert night(few, "x", "--set", "gate=null") == 2
     assert "`gate` is missing" in capsys.readouterr().err
     assert night(few, "x", "--set", "gate.policies=[Plantd@0.8]") == 2
-    assert f"Did you mean '{LABEL}'" in capsys.readouterr().err
+    assert f"did you mean '{LABEL}'" in capsys.readouterr().err
     assert night(few, "x", "--set", "gate.margins.score_points=0") == 2
     assert "score_points" in capsys.readouterr().err
 

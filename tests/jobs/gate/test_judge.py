@@ -259,6 +259,7 @@ def test_a_new_policy_is_told_and_not_judged(seed: int) -> None:
 def test_gated_labels_are_the_sweeps_and_an_unknown_one_is_named() -> None:
     settings = make_settings(policies=["full", {"name": "knorm", "budget": 0.5}])
     assert gated_labels(settings, GateSettings()) == ("full", "knorm@0.5")
-    assert gated_labels(settings, GateSettings(policies=("knorm@0.5",))) == ("knorm@0.5",)
-    with pytest.raises(SettingsError, match=r"Did you mean 'knorm@0\.5'"):
+    for name in ("knorm@0.5", "knorm", "KnormPress"):
+        assert gated_labels(settings, GateSettings(policies=(name,))) == ("knorm@0.5",)
+    with pytest.raises(SettingsError, match=r"did you mean 'knorm@0\.5'"):
         gated_labels(settings, GateSettings(policies=("knorm@0.6",)))
