@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kvmerger.budget import AskedBudget, BudgetError, budget_of_text, label_referred_to
+from kvmerger.budget import AskedBudget, BudgetError, label_referred_to
+from kvmerger.budget_text import budget_of_text
 from kvmerger.form_names import Split, split_parts, understood
 from kvmerger.merging.protected import threshold_label
 from kvmerger.names import VariantError

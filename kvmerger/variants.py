@@ -17,10 +17,9 @@ from kvmerger.budget import (
     KeptRatio,
     LikeVariant,
     SlotCount,
-    kept_ratio_from_compression_ratio,
     label_referred_to,
-    parse_budget,
 )
+from kvmerger.budget_text import kept_ratio_from_compression_ratio, parse_budget
 from kvmerger.form_names import NAMES as FORM_NAMES
 from kvmerger.form_names import is_form
 from kvmerger.names import VariantError, nearest

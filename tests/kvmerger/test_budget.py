@@ -15,14 +15,12 @@ from kvmerger.budget import (
     LayerBytes,
     LikeVariant,
     SlotCount,
-    budget_of_text,
-    kept_ratio_from_compression_ratio,
     label_referred_to,
     num_slots_for,
-    parse_budget,
     slots_like,
     slots_of_share,
 )
+from kvmerger.budget_text import budget_of_text, kept_ratio_from_compression_ratio, parse_budget
 from kvmerger.cache.forms import registry
 from kvmerger.cache.forms.base import Form
 from kvmerger.cache.forms.shipped import Kivi
@@ -60,6 +58,9 @@ def test_a_count_is_a_count_and_never_more_than_there_is() -> None:
         ("bytes:0.2", BytesShare(0.2)),
         ("bytes:like:a@0.5+b", BytesLike("a@0.5+b")),
         ("like:a", LikeVariant("a")),
+        ("5e-1", KeptRatio(0.5)),
+        ("0.5", KeptRatio(0.5)),
+        ("512", SlotCount(512)),
     ],
 )
 def test_every_spelling_is_read(value: object, expected: object) -> None:
@@ -245,6 +246,23 @@ def test_plain_slots_take_what_the_full_cache_takes_and_log_masses_come_on_top()
     assert slots_of_share(BytesShare(1.0), layer_of("fp8", 64, 3, 2, False), 10) == 10, (
         "no more than there are"
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("50%", "budget '50%' (50% is 0.5) is none of"),
+        ("12.5 %", "(12.5 % is 0.125)"),
+        ("1/2", "budget '1/2' (1/2 is 0.5) is none of"),
+        ("3/2", "budget '3/2' is none of"),
+        ("150%", "budget '150%' is none of"),
+        ({"bytes": "25%"}, "budget {bytes: '25%'} (25% is 0.25) is none of"),
+    ],
+)
+def test_what_people_write_for_a_fraction_is_answered_with_it(value: object, told: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        parse_budget(value)
+    assert told in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [1, 1.0, -0.1, True, "0.5"])
