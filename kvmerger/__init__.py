@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from kvmerger.building import Variant, build_variant
     from kvmerger.cache.forms.base import CodedForm, Form
-    from kvmerger.cache.forms.layouts import CodeLayout, FormError, Grid, Per
+    from kvmerger.cache.forms.layouts import CodeLayout, Grid, Per
     from kvmerger.cache.head_counters import PerHead
     from kvmerger.cache.layer_cache import LayerCache
     from kvmerger.contract.checks import CheckResult, check_policy
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from kvmerger.merging.weights import member_weights, normalised_weights
     from kvmerger.models.loading import LoadedModel, load_model, load_tokenizer
     from kvmerger.models.source import ModelError, ModelInfo
-    from kvmerger.names import VariantError
+    from kvmerger.names import FormError, VariantError
     from kvmerger.policies.base import CacheShape, Policy, PolicyError
     from kvmerger.policies.decoding.base import DecodingPolicy, ScoredDecodingPolicy
     from kvmerger.policies.parameters import (
@@ -113,7 +113,7 @@ _NAMES_OF_MODULE = {
     ),
     "building": "Variant build_variant",
     "cache.forms.base": "CodedForm Form",
-    "cache.forms.layouts": "CodeLayout FormError Grid Per",
+    "cache.forms.layouts": "CodeLayout Grid Per",
     "cache.head_counters": "PerHead",
     "cache.layer_cache": "LayerCache",
     "contract.checks": "CheckResult check_policy",
@@ -131,7 +131,7 @@ _NAMES_OF_MODULE = {
     "merging.weights": "member_weights normalised_weights",
     "models.loading": "LoadedModel load_model load_tokenizer",
     "models.source": "ModelError ModelInfo",
-    "names": "VariantError",
+    "names": "FormError VariantError",
     "policies.base": "CacheShape Policy PolicyError",
     "policies.decoding.base": "DecodingPolicy ScoredDecodingPolicy",
     "policies.parameters": (

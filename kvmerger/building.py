@@ -22,6 +22,7 @@ from kvmerger.budget import (
     slots_like,
     slots_of_share,
 )
+from kvmerger.cache.forms.answers import Answers
 from kvmerger.cache.forms.base import Form
 from kvmerger.form_names import Split, split_parts, understood
 from kvmerger.names import VariantError, nearest
@@ -93,6 +94,11 @@ def is_uneven(policy: Policy) -> bool:
     return any(part.heads_differ or part.layers_differ for part in policy.parts)
 
 
+def sizes_of_form(policy: Policy) -> Answers | None:
+    """What says how many bytes ``policy``'s slots take; None for the model's own dtype. Raises `FormError` when asked."""
+    return None if (form := form_of(policy)) is None else Answers(form)
+
+
 def layer_bytes(policy: Policy, shape: CacheShape) -> LayerBytes:
     """What a layer's slots take as ``policy`` stores them; ``shape`` has its sizes known."""
     assert shape.head_dim is not None and shape.itemsize is not None, "bytes need both sizes"
@@ -100,7 +106,7 @@ def layer_bytes(policy: Policy, shape: CacheShape) -> LayerBytes:
         shape.num_kv_heads,
         shape.head_dim,
         shape.itemsize,
-        form_of(policy),
+        sizes_of_form(policy),
         policy.adds_log_mass,
         is_uneven(policy),
     )
@@ -116,6 +122,7 @@ def in_slots(
 
     Raises:
         BudgetError: not even one slot per head fits.
+        FormError: the form cannot say what slots take.
     """
     match budget:
         case BytesShare():

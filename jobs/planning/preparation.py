@@ -20,6 +20,7 @@ from jobs.planning.policy_contract import require_contracts
 from jobs.planning.sizes import SizeForecast, VariantFacts, itemsize_of
 from jobs.settings.schema import Settings
 from kvmerger.budget import BudgetError, KeptRatio
+from kvmerger.names import FormError
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def prepare(
         spec.label: build_variant(spec) for spec in settings.variants if spec.label not in REFERENCE_LABELS
     }
     read = read_model(settings, find_device())
-    facts = {label: _facts_of(variant) for label, variant in variants.items()}
+    facts = {label: _known_facts_of(variant) for label, variant in variants.items()}
     items = _load_items(settings, read.tokenizer)
     said = read.warnings_for(item for several in items.values() for item in several)
     sizes = SizeForecast({spec.label: spec for spec in settings.variants}, facts, read.info)
@@ -112,7 +113,7 @@ class _VariantCheck:
         try:
             # A form alone keeps everything.
             policy.check(shape, in_slots(spec.budget or KeptRatio(1.0), policy, shape, bytes_of))
-        except (BudgetError, PolicyError) as error:
+        except (BudgetError, FormError, PolicyError) as error:
             return str(error)
         # Policies are plug-ins: one whose check fails costs its own rows, not the sweep.
         except Exception as error:  # noqa: BLE001
@@ -120,8 +121,20 @@ class _VariantCheck:
         return None
 
 
+def _known_facts_of(variant: Variant) -> VariantFacts:
+    from kvmerger.policies.base import PolicyError
+
+    try:
+        return _facts_of(variant)
+    # Policies are plug-ins: what one says of itself, and where its code lies, may raise anything.
+    except Exception as error:
+        raise PolicyError(
+            f"{variant.label!r}: what its policy says of itself raised {type(error).__name__}: {error}"
+        ) from error
+
+
 def _facts_of(variant: Variant) -> VariantFacts:
-    from kvmerger.building import form_of, is_uneven
+    from kvmerger.building import is_uneven, sizes_of_form
 
     policy = variant.policy
     version = "+".join(_version_of(part) for part in policy.parts)
@@ -129,7 +142,7 @@ def _facts_of(variant: Variant) -> VariantFacts:
         version,
         bool(policy.budget_is_outcome),
         _acts(policy),
-        form_of(policy),
+        sizes_of_form(policy),
         bool(policy.adds_log_mass),
         is_uneven(policy),
     )

@@ -20,6 +20,7 @@ from kvmerger.budget import (
     slots_like,
     slots_of_share,
 )
+from kvmerger.names import FormError
 from kvmerger.variants import NO_CONTEXT, REFERENCE_LABELS, VariantSpec
 
 _BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -71,12 +72,12 @@ class SizeForecast:
     _known: dict[tuple[str, int], ForeseenSize | None] = field(default_factory=dict)
 
     def of(self, label: str, num_tokens: int) -> ForeseenSize | None:
-        """The size at `num_tokens` tokens; None where the budget cannot be met there, or leads to no variant."""
+        """The size at `num_tokens` tokens; None where the budget cannot be met or leads nowhere, or the form cannot tell."""
         key = (label, num_tokens)
         if key not in self._known:
             try:
                 self._known[key] = self._foreseen(label, num_tokens)
-            except BudgetError:
+            except (BudgetError, FormError):
                 self._known[key] = None
         return self._known[key]
 

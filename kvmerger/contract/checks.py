@@ -32,6 +32,7 @@ from kvmerger.contract.size_checks import (
     has_log_masses_only_if_it_says_so,
     keeps_no_more_than_its_budget,
 )
+from kvmerger.names import FormError
 from kvmerger.policies.base import PolicyError, declared_needs
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.policies.storage.stored import Everything
@@ -129,8 +130,8 @@ def _run(check: Callable[[Tried], None], case: Tried, where: str) -> CheckResult
     name = f"{check.__name__.removeprefix('_').replace('_', ' ')} ({where})"
     try:
         check(case)
-    # Both are a sentence that names the fault.
-    except (ContractError, PolicyError) as error:
+    # All are a sentence that names the fault.
+    except (ContractError, FormError, PolicyError) as error:
         return CheckResult(name, False, str(error))
     # The policy is a stranger's: whatever it raises is the finding, and so is an exit.
     except (Exception, SystemExit):  # noqa: BLE001

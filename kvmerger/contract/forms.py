@@ -12,12 +12,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from kvmerger.cache.forms.answers import Answers
 from kvmerger.cache.forms.base import Form
-from kvmerger.cache.forms.layouts import FormError
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.cache.packed_layer import PackedLayer
 from kvmerger.cache.slot_table import storage_addresses, storage_bytes
-from kvmerger.contract.case import expect
+from kvmerger.contract.case import ContractError, expect
+from kvmerger.names import FormError
 
 HEAD_DIMS = (64, 80, 128)
 # Ragged, with an empty head and one of one slot; neither a group nor a block divides them.
@@ -62,7 +63,7 @@ def form_cases(form: Form, seed: int, dtypes: Sequence[torch.dtype]) -> list[For
     """One for each dtype and head size that the form takes.
 
     Raises:
-        ContractError: it takes none of `HEAD_DIMS`.
+        ContractError: it takes none of `HEAD_DIMS`, or its check raises what is no `FormError`.
     """
     taken = [head_dim for head_dim in HEAD_DIMS if _takes(form, head_dim)]
     expect(
@@ -86,7 +87,7 @@ def its_parts_take_the_bytes_it_says_in_storages_of_their_own(case: FormCase) ->
     expect(not shared, f"parts {shared} lie in the layer's own memory, which is given back: clone them")
     for num_slots_H in (NUM_SLOTS_H, (0, 0), (1,), (257, 31)):
         held = storage_bytes(case.encode(case.layer(num_slots_H)).values())
-        said = case.form.num_bytes(num_slots_H, case.head_dim)
+        said = Answers(case.form).num_bytes(num_slots_H, case.head_dim)
         expect(
             held == said, f"{num_slots_H} slots of {case.head_dim} take {held} bytes, num_bytes() says {said}"
         )
@@ -94,14 +95,14 @@ def its_parts_take_the_bytes_it_says_in_storages_of_their_own(case: FormCase) ->
 
 def its_bytes_are_no_more_than_it_says_however_heads_share_the_slots(case: FormCase) -> None:
     """`most_bytes` is at least what any split takes, so that budgets of bytes are not exceeded."""
-    generator = torch.Generator().manual_seed(case.seed)
+    generator, answers = torch.Generator().manual_seed(case.seed), Answers(case.form)
     for mean in (1, 7, 40, 300):
         for _ in range(_NUM_SPLITS):
             weight_H = torch.rand(len(NUM_SLOTS_H), generator=generator).square()
             ends = (weight_H.cumsum(0) / weight_H.sum() * mean * len(NUM_SLOTS_H)).round().int().tolist()
             num_slots_H = [end - start for start, end in pairwise([0, *ends])]
-            num_bytes = case.form.num_bytes(num_slots_H, case.head_dim)
-            most = case.form.most_bytes(sum(num_slots_H), len(num_slots_H), case.head_dim)
+            num_bytes = answers.num_bytes(num_slots_H, case.head_dim)
+            most = answers.most_bytes(sum(num_slots_H), len(num_slots_H), case.head_dim)
             expect(
                 num_bytes <= most,
                 f"{num_slots_H} slots of {case.head_dim} take {num_bytes} bytes, most_bytes() says at most {most}",
@@ -179,11 +180,7 @@ def it_is_deterministic_and_changes_nothing(case: FormCase) -> None:
     for name in ("position_S", "log_mass_S"):
         expect(torch.equal(plain.by_name()[name], before.by_name()[name]), f"storing has changed {name}")
     packed.check_integrity()
-    bits = case.form.bits(case.head_dim)
-    expect(
-        len(bits) == 2 and all(0 < number <= 32 for number in bits),
-        f"bits() says {bits}, for keys and values",
-    )
+    Answers(case.form).check(case.head_dim)
 
 
 FORM_CHECKS: Sequence[Callable[[FormCase], None]] = (
@@ -201,4 +198,9 @@ def _takes(form: Form, head_dim: int) -> bool:
         form.check(head_dim)
     except FormError:
         return False
+    # The form is a stranger's: what else it raises says nothing of what it takes.
+    except Exception as error:
+        raise ContractError(
+            f"check({head_dim}) raised {type(error).__name__}: {error}; for heads that it cannot store it raises FormError"
+        ) from error
     return True

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from kvmerger.cache.forms.answers import Answers
 from kvmerger.cache.forms.base import Form
 from kvmerger.cache.head_counters import numbers_of
 from kvmerger.cache.layer_cache import LayerCache
@@ -33,12 +34,12 @@ def stored(kept_L: Sequence[LayerCache], form: Form | None, forbidden: set[int])
         forbidden: addresses of storages that nothing held may lie in.
 
     Raises:
-        FormError: heads that the form cannot store.
+        FormError: heads that the form cannot store, or answers of it that mean nothing.
         ValueError: parts that are not what the form says.
     """
     if form is None or not kept_L:
         return kept_L
-    form.check(kept_L[0].head_dim)
+    Answers(form).check(kept_L[0].head_dim)
     # One layer after the other: the numbers in fp32, on the way to their codes, are many times what is held.
     packed_L = [PackedLayer.of(layer, form).owning(forbidden) for layer in kept_L]
     for packed in packed_L:

@@ -13,7 +13,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, TypeVar
 
 from kvmerger.cache.forms import registry as forms
-from kvmerger.names import VariantError, nearest
+from kvmerger.names import VariantError, nearest, words_of_path
 from kvmerger.policies.base import Policy
 
 PolicyClass = TypeVar("PolicyClass", bound=type[Policy])
@@ -168,9 +168,9 @@ def imported_class(name: str, base: type, kind: str) -> type[Any]:
     """The class that a ``module:Class`` path names, a subclass of ``base``; ``kind`` says what it should be.
 
     Raises:
-        VariantError: it cannot be imported, or is none, with the import's own error.
+        VariantError: it cannot be imported, or is none, with the import's own error; or there is no such path.
     """
-    module_name, _, class_name = name.partition(":")
+    module_name, class_name = words_of_path(name)
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     # A user's code runs here. What else it raises is a bug of its own, and its traceback says more than we could.

@@ -11,13 +11,13 @@ import torch
 
 from kvmerger.cache.forms import registry
 from kvmerger.cache.forms.base import Form
-from kvmerger.cache.forms.layouts import FormError
 from kvmerger.contract.case import ContractError
 from kvmerger.contract.checks import check_policy, first_failure
 from kvmerger.contract.forms import (
     form_cases,
     its_bytes_are_no_more_than_it_says_however_heads_share_the_slots,
 )
+from kvmerger.names import FormError
 
 
 @pytest.mark.parametrize("name", registry.names())
@@ -141,6 +141,30 @@ def test_what_splits_take_is_bounded_by_what_single_heads_take(seed: int) -> Non
             its_bytes_are_no_more_than_it_says_however_heads_share_the_slots(case)
 
 
+@dataclass(frozen=True)
+class CannotSay(Halves):
+    """Raises what is no refusal."""
+
+    def check(self, head_dim):
+        raise LookupError("no table")
+
+
+@dataclass(frozen=True)
+class SaysHalfABit(Halves):
+    """Has one number where there are two."""
+
+    def bits(self, head_dim):
+        return (0.5,)
+
+
+@dataclass(frozen=True)
+class SaysAFloat(Halves):
+    """Divides."""
+
+    def num_bytes(self, num_slots_H, head_dim):
+        return super().num_bytes(num_slots_H, head_dim) / 1
+
+
 @pytest.mark.parametrize(
     ("form", "check", "message"),
     [
@@ -151,6 +175,9 @@ def test_what_splits_take_is_bounded_by_what_single_heads_take(seed: int) -> Non
         (Throws, "is deterministic", "differs when the same layer is encoded once more"),
         (MixesHeads, "do not depend on each other", "alone is decoded to other numbers"),
         (TakesNoHeads, "heads of some size", "refuses heads of"),
+        (CannotSay, "heads of some size", r"^check\(64\) raised LookupError: no table; .* raises FormError$"),
+        (SaysHalfABit, "is deterministic", r"^.*:SaysHalfABit: bits\(64\) must give two numbers"),
+        (SaysAFloat, "take the bytes", r"an int, got \d+\.0: divide by // in place of /$"),
     ],
 )
 def test_a_form_that_breaks_the_contract_is_told_what_it_breaks(

@@ -15,6 +15,8 @@ from fractions import Fraction
 
 import torch
 
+from kvmerger.names import FormError
+
 _SCALE_DTYPES = {
     "signed": torch.float32,
     "e4m3": torch.float32,
@@ -22,10 +24,6 @@ _SCALE_DTYPES = {
     "gaussian": torch.float16,
     "e2m1": torch.float8_e4m3fn,
 }
-
-
-class FormError(ValueError):
-    """A form that does not exist, or that cannot store heads of this size."""
 
 
 class Grid(StrEnum):

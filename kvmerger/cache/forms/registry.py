@@ -8,8 +8,8 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from kvmerger.cache.forms.base import Form
-from kvmerger.cache.forms.layouts import FormError
 from kvmerger.cache.forms.shipped import TOKEN_WISE_BITS, Fp8, Kivi, Nvfp4, TokenWise, TurboQuant
+from kvmerger.names import FormError
 
 # What a name settles; a parameter that is not named here keeps its class's default and can be set.
 _SETTLED: dict[str, tuple[type[Form], dict[str, Any]]] = {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from kvmerger.cache.forms.base import CodedForm
-from kvmerger.cache.forms.layouts import CodeLayout, FormError, Grid, Per
+from kvmerger.cache.forms.layouts import CodeLayout, Grid, Per
+from kvmerger.names import FormError
 
 TOKEN_WISE_BITS = (2, 4, 8)
 KIVI_BITS = (2, 3, 4, 8)
@@ -57,6 +59,8 @@ class Kivi(CodedForm):
     Based on KIVI (arXiv 2402.02750). Scales and smallest numbers are fp16. Where KIVI keeps the newest tokens unpacked, the
     last group of a head is short here; the question and the answer are not packed at all.
     """
+
+    version: ClassVar[int] = 2
 
     bits_k: int
     bits_v: int

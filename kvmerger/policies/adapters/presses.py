@@ -19,7 +19,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from kvmerger.names import VariantError, nearest
+from kvmerger.names import VariantError, nearest, words_of_path
 from kvmerger.nested import top_module
 
 PACKAGE = "kvpress"
@@ -51,7 +51,7 @@ def found_at(path: str) -> object | None:
     Raises:
         VariantError: kvpress has no such press, or cannot be imported.
     """
-    module_name, _, name = path.partition(":")
+    module_name, name = words_of_path(path)
     try:
         module = imported(module_name)
     except ImportError:

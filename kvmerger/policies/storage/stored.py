@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from kvmerger.budget import AskedBudget, Budget, BudgetSpec
+from kvmerger.cache.forms.answers import Answers
 from kvmerger.cache.forms.base import Form
-from kvmerger.cache.forms.layouts import FormError
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.decoding.decode_rule import DecodeRule
+from kvmerger.names import FormError
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.registry import INNER, name_of, register_unlisted
 from kvmerger.policies.wrapper import SlotWrapper
@@ -50,9 +51,11 @@ class Stored(SlotWrapper):
         if shape.head_dim is None:
             return
         try:
-            self.form.check(shape.head_dim)
+            answers = Answers(self.form)
+            answers.check(shape.head_dim)
+            answers.num_bytes((shape.num_tokens,) * shape.num_kv_heads, shape.head_dim)
         except FormError as error:
-            raise PolicyError(f"{name_of(self)}: {error}") from error
+            raise PolicyError(str(error)) from error
 
     def decode_rule(self, prompt_seed: int) -> DecodeRule | None:
         """The wrapped policy's own, where one class does both."""

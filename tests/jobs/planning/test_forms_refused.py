@@ -14,6 +14,7 @@ from jobs.results.store import ResultStore
 from jobs.settings.schema import load_settings
 from jobs.sweep import main
 from kvmerger.models import loading
+from tests.fakes.own_policy import OWN_POLICY
 from tests.fakes.sweeps import save_data, save_settings, save_tiny_model
 
 MODULE = "forms_to_be_told_apart"
@@ -86,6 +87,11 @@ def own_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("{name: knorm, budget: {bytes: 20000}}", "such as {bytes: 0.2}"),
         ("{name: knorm, budget: {bytes: {like: int8}}}", "add int8 to the policies"),
         ("{name: snapkv+int8, budget: {bytes: 0.03}}", "window_size=64"),
+        # Of no module.
+        ("':X@0.5'", "':X' names no class: write the file's name before it"),
+        ("'.mine:X@0.5'", "'.mine:X' names no class"),
+        ("'knorm@0.5+:X'", "':X' names no class"),
+        ("'knorm@0.5+mine:'", "'mine:' names no class"),
     ],
 )
 @pytest.mark.parametrize("command", [[], ["validate"]])
@@ -109,6 +115,81 @@ def test_what_a_users_form_refuses_is_told_in_its_own_words(
     policy = f"{{name: full+{MODULE}:Mine, width: 64}}"
     assert main(["validate", str(config), "--set", f"policies=[{policy}]"]) == 2
     assert "for heads of 64 alone, the model's have 8" in capsys.readouterr().err
+
+
+BROKEN = """
+from dataclasses import dataclass
+
+from kvmerger import Form
+
+
+@dataclass(frozen=True)
+class Mine(Form):
+    def num_bytes(self, num_slots_H, head_dim):
+        return 2 * sum(num_slots_H) * head_dim
+
+    def encode(self, k_SD, v_SD, num_slots_H):
+        return {{"keys": k_SD.half().view(k_SD.dtype)}}
+
+    def decode(self, parts, num_slots_H, head_dim):
+        return parts["keys"], parts["keys"]
+
+    def {method}
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("num_bytes(self, n_H, d): raise KeyError('no table')", "raised KeyError: 'no table'"),
+        ("num_bytes(self, n_H, d): return 1 // (max(n_H) < 40)", "raised ZeroDivisionError"),
+        (
+            "num_bytes(self, n_H, d): return sum(n_H) * d / 2",
+            "must give a whole number of bytes, an int, got",
+        ),
+        ("num_bytes(self, n_H, d): return None", "must give a whole number of bytes, an int, got None"),
+        ("most_bytes(self, n, h, d): raise OSError('gone')", "its most_bytes(1, 1, 8) raised OSError: gone"),
+        ("check(self, d): raise ValueError('odd')", "its check(8) raised ValueError: odd"),
+        ("bits(self, d): raise RuntimeError('none')", "its bits(8) raised RuntimeError: none"),
+        (
+            "bits(self, d): return 4",
+            "bits(8) must give two numbers up to 32, of a key's and a value's numbers, got 4",
+        ),
+        ("layouts(self): raise RuntimeError('none')", "its layouts() raised RuntimeError: none"),
+        ("layouts(self): return ('a', 'b')", "layouts() must give two of CodeLayout"),
+    ],
+)
+@pytest.mark.parametrize(
+    "policy", [f"full+{MODULE}:Mine", f"{{name: 'knorm+{MODULE}:Mine', budget: {{bytes: 0.5}}}}"]
+)
+def test_a_users_form_that_raises_or_answers_nonsense_is_one_sentence_that_names_it(
+    config: Path, own_form: Path, policy: str, method: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_form.write_text(BROKEN.format(method=method))
+    assert main(["validate", str(config), "--set", f"policies=[{policy}]"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and "Traceback" not in err and err.count("\n") == 1
+    assert f"{MODULE}:Mine" in err and told in err
+
+
+@pytest.mark.parametrize("said", ["heads_differ", "budget_is_outcome", "adds_log_mass", "version"])
+def test_a_users_policy_that_raises_where_it_tells_of_itself_is_one_sentence(
+    config: Path, own_form: Path, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_form.write_text(
+        OWN_POLICY.format(body="pass")
+        + f"""
+    @property
+    def {said}(self):
+        raise LookupError("no table")
+"""
+    )
+    assert main(["validate", str(config), "--set", f"policies=[{MODULE}:Mine@0.5]"]) == 2
+    err = capsys.readouterr().err
+    assert (
+        "Mine@0.5': what its policy says of itself raised LookupError: no table" in err
+        and err.count("\n") == 1
+    )
 
 
 def test_a_bare_form_that_no_prompt_can_be_stored_in_is_refused_though_it_has_no_budget(

@@ -197,6 +197,26 @@ def test_a_form_that_fails_costs_its_own_row(seed: int) -> None:
     assert (failed.phase, failed.message) == ("compress", "no codes today")
 
 
+@dataclass(frozen=True)
+class HasNoBits(Breaks):
+    """Is asked for what its rows would say only once they have answered."""
+
+    def bits(self, head_dim):
+        raise LookupError("nobody knows")
+
+
+def test_a_form_that_cannot_say_what_it_holds_fails_before_it_answers(seed: int) -> None:
+    model, prompt = tiny_model(seed), make_prompt(seed, 40, "query_agnostic", num_questions=1)
+    built = variants(f"knorm@0.5+{__name__}:HasNoBits", "int8")
+    compression = compress_all(prefill(model.ours, prompt.context_ids, needs_of(built)), built)
+    assert "int8" in compression.done
+    (failure,) = compression.failed.values()
+    assert failure.message == (
+        f"{__name__}:HasNoBits(bits_k=8,bits_v=8,rotate=False): its bits({model.ours.info.head_dim}) "
+        f"raised LookupError: nobody knows"
+    )
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_more_bits_are_nearer_to_the_full_cache(form: str, seed: int) -> None:
     rows = run(seed, form, "kivi2" if form != "kivi2" else "k2v4")

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from kvmerger.cache.forms import registry
 from kvmerger.cache.forms.bits import packed, unpacked
-from kvmerger.cache.forms.layouts import CodeLayout, FormError, Grid, Per
+from kvmerger.cache.forms.layouts import CodeLayout, Grid, Per
 from kvmerger.cache.forms.quantise import decode, encode, gaussian_points, hadamard, largest_error, rotated
+from kvmerger.names import FormError
 from tests.slow import forms as slow
 
 LAYOUTS = sorted(

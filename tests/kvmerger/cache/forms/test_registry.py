@@ -8,7 +8,7 @@ import pytest
 
 from kvmerger.cache.forms import registry
 from kvmerger.cache.forms.base import Form
-from kvmerger.cache.forms.layouts import FormError
+from kvmerger.names import FormError
 
 # Bytes of one slot and head, keys and values together, positions apart: of the engines' own layouts, as their sources have
 # them (shared cards, table 3.0); kivi's with a group of 32.
