@@ -70,6 +70,8 @@ def build(name: str, params: Mapping[str, Any]) -> Policy:
     parts = [*(() if is_bare else split.before), *((split.form,) if split.form else ()), *split.after]
     makers, known = zip(*(_maker_of(part, index, split) for index, part in enumerate(parts)), strict=True)
     _refuse_order(split)
+    if twice := next((part for part in parts[1:] if parts.count(part) > 1), None):
+        raise VariantError(f"{twice!r} stands twice in {'+'.join(parts)!r}; keep one of them")
     policy: Policy | None = Everything() if is_bare else None
     for part, make, own in zip(parts, makers, _routed(parts, params, known), strict=True):
         inner = {} if policy is None else {registry.INNER: policy}

@@ -51,6 +51,8 @@ class Policy(abc.ABC):
     """Whether it gives the heads of a layer unlike numbers of slots. Of its own doing: what it wraps says so itself."""
     layers_differ: ClassVar[bool] = False
     """Whether it gives layers unlike numbers of slots, of its own doing."""
+    heads_agree: ClassVar[bool] = False
+    """Whether all heads of a layer keep the same tokens: what lets them share one choice while answering."""
     keeps_whole_blocks: ClassVar[bool] = False
     """Whether what it keeps are whole blocks of neighbouring tokens, the same in all heads of a layer."""
 

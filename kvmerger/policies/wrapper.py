@@ -62,6 +62,11 @@ class SlotWrapper(Wrapper):
         return self.inner.keeps_slots_unchanged
 
     @property
+    def heads_agree(self) -> bool:  # type: ignore[override]
+        """As the wrapped policy says."""
+        return self.inner.heads_agree
+
+    @property
     def budget_is_outcome(self) -> bool:
         """As the wrapped policy says."""
         return self.inner.budget_is_outcome

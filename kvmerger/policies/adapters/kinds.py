@@ -183,6 +183,8 @@ def _setting_refused(press: Any, *, is_nested: bool) -> str | None:
         press.decoding_press is not None or press.prefilling_press is None
     ):
         return "acts in prefill alone here: give it a prefilling_press and no decoding_press"
+    if is_a(press, "ComposedPress") and not press.presses:
+        return "has no press to run: name them in presses, as in [{name: KnormPress, compression_ratio: 0.5}]"
     if is_a(press, "ComposedPress") and any(map(rerotates, press.presses[:-1])):
         return "can turn keys to new positions in its last press only"
     return None

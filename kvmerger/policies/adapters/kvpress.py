@@ -44,6 +44,9 @@ class _Press(Policy):
 
     press: str
 
+    # Which tokens a press keeps is known only once it has run; who needs heads to agree looks at that too.
+    heads_agree = True
+
     @property
     def facts(self) -> Facts:
         """What is known of the press."""

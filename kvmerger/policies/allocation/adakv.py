@@ -14,7 +14,7 @@ from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, share_
 from kvmerger.kernels.dispatch import is_among_highest
 from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.parameters import require_share
-from kvmerger.policies.registry import name_of, register_wrapper
+from kvmerger.policies.registry import name_of, path_of, register_wrapper
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.policies.wrapper import RankingWrapper
 from kvmerger.prefill.evidence import Evidence
@@ -43,7 +43,9 @@ class AdaKV(RankingWrapper):
     def __post_init__(self) -> None:
         """Refuse what has no scores, or shares slots out among heads itself, and shares outside 0–1."""
         if not isinstance(self.inner, ScoringPolicy):
-            raise PolicyError(f"adakv needs a policy that ranks tokens by scores, and {self.inner} does not")
+            raise PolicyError(
+                f"adakv needs a policy that ranks tokens by scores, and {path_of(self.inner)} does not"
+            )
         for part in self.inner.parts:
             if part.heads_differ:
                 raise PolicyError(

@@ -57,13 +57,14 @@ class Blocks16(Wrapper, SelectingPolicy):
     block_size: int = 16
     shared_by: Literal["model", "layer"] = "model"
 
+    heads_agree = True
     keeps_whole_blocks = True
 
     def __post_init__(self) -> None:
         """Refuse what has no scores or gives heads unlike numbers of slots, and values outside their domain."""
         if not isinstance(self.inner, ScoringPolicy):
             raise PolicyError(
-                f"blocks16 needs a policy that ranks tokens by scores, and {self.inner} does not"
+                f"blocks16 needs a policy that ranks tokens by scores, and {path_of(self.inner)} does not"
             )
         require_count("blocks16", "block_size", self.block_size)
         require_choice("blocks16", "shared_by", self.shared_by, SHARED_BY)

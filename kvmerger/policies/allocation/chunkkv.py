@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from kvmerger.budget import Budget
 from kvmerger.policies.base import PolicyError
 from kvmerger.policies.parameters import require_count
-from kvmerger.policies.registry import register_wrapper
+from kvmerger.policies.registry import path_of, register_wrapper
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.policies.wrapper import RankingWrapper
 from kvmerger.prefill.evidence import Evidence
@@ -37,6 +37,8 @@ class ChunkKV(RankingWrapper):
 
     chunk_length: int = 20
 
+    heads_agree = True
+
     def __post_init__(self) -> None:
         """Refuse what has no scores or chooses in its own way, and an empty chunk."""
         if (
@@ -45,7 +47,7 @@ class ChunkKV(RankingWrapper):
             or any(part.heads_differ for part in self.inner.parts)
         ):
             raise PolicyError(
-                f"chunkkv keeps the same tokens in all heads, by a policy that scores them alone; {self.inner} is none"
+                f"chunkkv keeps the same tokens in all heads, by a policy that only scores; {path_of(self.inner)} is none"
             )
         require_count("chunkkv", "chunk_length", self.chunk_length)
 

@@ -15,7 +15,7 @@ from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels.dispatch import is_among_highest
 from kvmerger.policies.base import PolicyError
 from kvmerger.policies.parameters import is_number, require_share
-from kvmerger.policies.registry import register_wrapper
+from kvmerger.policies.registry import path_of, register_wrapper
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.policies.selection import take_highest, take_selected
 from kvmerger.policies.wrapper import RankingWrapper
@@ -50,7 +50,7 @@ class CriticalKV(RankingWrapper):
         """Refuse what has no scores, and values outside their domain."""
         if not isinstance(self.inner, ScoringPolicy):
             raise PolicyError(
-                f"criticalkv needs a policy that ranks tokens by scores, and {self.inner} does not"
+                f"criticalkv needs a policy that ranks tokens by scores, and {path_of(self.inner)} does not"
             )
         if not (is_number(self.epsilon) and self.epsilon >= 0):
             raise PolicyError(f"criticalkv: epsilon must be a number from 0 on, got {self.epsilon!r}")

@@ -19,7 +19,7 @@ from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.decoding.decode_rule import DecodeRule
 from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.parameters import require_count
-from kvmerger.policies.registry import name_of
+from kvmerger.policies.registry import name_of, path_of
 from kvmerger.policies.wrapper import SlotWrapper
 from kvmerger.prefill.evidence import ATTENTION_MASS, Evidence, Need
 
@@ -40,8 +40,8 @@ class DecodingPolicy(SlotWrapper):
         """Refuse a second rule, and a room that is no number of tokens."""
         # Any seed will do: only whether there is a rule is asked.
         if self.inner.decode_rule(0) is not None:
-            raise PolicyError(f"{self.inner} acts during decoding already; only one rule can")
-        require_count(type(self).__name__, "room", self.room, at_least=0)
+            raise PolicyError(f"{path_of(self.inner)} acts during decoding already; only one rule can")
+        require_count(name_of(self), "room", self.room, at_least=0)
 
     @property
     def num_needed(self) -> int:
@@ -78,7 +78,7 @@ class DecodingPolicy(SlotWrapper):
     def _require_slots(self, num_slots: int) -> None:
         if num_slots < self.num_needed:
             raise BudgetError(
-                f"{type(self).__name__} needs {self.num_needed} slots per head ({self.needed_for}), and the budget "
+                f"{name_of(self)} needs {self.num_needed} slots per head ({self.needed_for}), and the budget "
                 f"leaves {num_slots}; raise the budget or lower that"
             )
 

@@ -11,9 +11,15 @@ from torch import Tensor
 from kvmerger.budget import Budget, BudgetError
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.decoding.decode_rule import DecodeRule, DecodeStep
+from kvmerger.policies.base import PolicyError
 from kvmerger.policies.decoding.base import DecodingPolicy
-from kvmerger.policies.registry import register_wrapper
+from kvmerger.policies.registry import path_of, register_wrapper
 from kvmerger.prefill.evidence import Evidence
+
+_REMEDY = (
+    "put a policy in front that does not, such as tova, streaming_llm or snapkv+chunkkv, with a budget that is the same for "
+    "all heads, or take another rule, such as h2o_decode"
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,16 @@ class TovaDecode(DecodingPolicy):
     the same tokens in every head: ``tova+tova_decode``.
     """
 
+    def __post_init__(self) -> None:
+        """Refuse a policy whose heads choose each for itself."""
+        super().__post_init__()
+        if not self.inner.heads_agree:
+            raise PolicyError(
+                f"tova_decode makes one choice for all heads of a layer, and {path_of(self.inner)} keeps other tokens in "
+                f"some heads than in others; {_REMEDY}. A policy of your own whose heads all keep the same tokens says "
+                f"so with heads_agree = True"
+            )
+
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """What the wrapped policy keeps; `BudgetError` where heads of a layer keep different tokens."""
         kept = super().compress(layer, evidence, budget)
@@ -46,9 +62,8 @@ class TovaDecode(DecodingPolicy):
         # Waits for the device, once for each stack: a wrong choice here would go on, unseen, through the whole answer.
         if position_LHS is None or bool((position_LHS != position_LHS[:, :1]).any()):
             raise BudgetError(
-                f"tova_decode makes one choice for all heads of a layer, and {self.inner} at this budget keeps "
-                f"other tokens in some heads than in others; put a policy in front that does not, such as "
-                f"streaming_llm, with a budget that is the same for all heads"
+                f"tova_decode makes one choice for all heads of a layer, and {path_of(self.inner)} at this budget keeps "
+                f"other tokens in some heads than in others; {_REMEDY}"
             )
         return kept
 

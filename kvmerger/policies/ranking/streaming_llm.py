@@ -23,6 +23,7 @@ class StreamingLLM(ScoringPolicy):
     n_sink: int = 4
 
     compresses_stacks = True
+    heads_agree = True
 
     def __post_init__(self) -> None:
         """Refuse what is no number of tokens."""

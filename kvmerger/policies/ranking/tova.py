@@ -25,6 +25,7 @@ class TOVA(ScoringPolicy):
     """
 
     compresses_stacks = True
+    heads_agree = True
 
     def needs(self) -> frozenset[Need]:
         """The last token's attention."""

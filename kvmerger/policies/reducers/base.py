@@ -50,6 +50,11 @@ class Reducer(Wrapper):
             )
 
     @property
+    def heads_agree(self) -> bool:  # type: ignore[override]
+        """As the wrapped policy says."""
+        return self.inner.heads_agree
+
+    @property
     def budget_is_outcome(self) -> bool:
         """As the wrapped policy says: merging changes no number of slots."""
         return self.inner.budget_is_outcome

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from kvmerger.budget import BudgetError
 from kvmerger.building import build, build_variant
+from kvmerger.contract.case import Case
 from kvmerger.decoding.decode_rule import DecodeRule
 from kvmerger.engine import Engine
 from kvmerger.generation import Generation, VariantFailure
+from kvmerger.policies import registry
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.decoding.streaming_llm_decode import OldestLeaves
+from kvmerger.policies.ranking.knorm import Knorm
 from kvmerger.variants import parse_policies
 from tests.fakes.tiny_models import tiny_model
 from tests.kvmerger.decoding.test_acting_rows import (
@@ -188,14 +193,49 @@ def test_budgets_that_leave_nothing_to_choose_are_refused_before_the_run(
         variant.policy.check(shape, variant.budget)
 
 
-def test_one_choice_for_all_heads_wants_the_same_tokens_in_all_heads(seed: int) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["knorm", "snapkv+adakv", "snapkv+criticalkv", "kvzip", "pyramidkv", "knorm+d2o", "snapkv+adakv+int4"],
+)
+def test_one_choice_for_all_heads_is_refused_behind_what_keeps_other_tokens_in_some_heads(name: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        build(f"{name}+tova_decode", {})
+    assert f"one choice for all heads of a layer, and {name} keeps" in str(caught.value)
+    assert "put a policy in front that does not, such as tova" in str(caught.value)
+
+
+@dataclass(frozen=True)
+class SaysThatHeadsAgree(Knorm):
+    """And is wrong."""
+
+    heads_agree = True
+
+
+def test_who_says_wrongly_that_heads_agree_has_failed_rows(seed: int) -> None:
     engine = Engine(tiny_model(seed, num_layers=NUM_LAYERS).ours)
-    results = engine.run(
-        make_prompt(seed), built({"name": "knorm+tova_decode", "budget": 0.5, "label": "apart"})
-    )
-    failure = next(row for row in results if row.label == "apart")
+    name = f"{__name__}:SaysThatHeadsAgree"
+    variant = built({"name": f"{name}+tova_decode", "budget": 0.5, "label": "apart"})
+    failure = next(row for row in engine.run(make_prompt(seed), variant) if row.label == "apart")
     assert isinstance(failure, VariantFailure)
-    assert "one choice for all heads" in failure.message
+    assert f"one choice for all heads of a layer, and {name} at this budget keeps" in failure.message
+
+
+def test_heads_agree_where_a_policy_says_so(seed: int) -> None:
+    wrapped = [
+        f"{ranking}+{it}"
+        for it in registry.wrapper_names()
+        for ranking in ("snapkv", "streaming_llm", "tova")
+    ]
+    said = []
+    for name in (*registry.names(), *wrapped):
+        with suppress(PolicyError):
+            if not build(name, {}).heads_agree:
+                continue
+            said.append(name)
+            for layer in Case(name, seed, torch.float32).compressed():
+                assert layer.is_uniform and bool((layer.position_HS == layer.position_HS[:1]).all()), name
+    assert {"tova", "streaming_llm", "snapkv+chunkkv", "snapkv+blocks16", "tova+nearest"} <= set(said)
+    assert not {"knorm", "snapkv+adakv", "tova+adakv", "tova+criticalkv"} & set(said)
 
 
 @pytest.mark.parametrize(

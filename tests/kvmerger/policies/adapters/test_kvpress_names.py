@@ -47,6 +47,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "kvpress:AdaKVPress", "budget": {"like": "full"}, "press": KNORM}, "told its ratio in prefill, before 'full'"),
     ({"name": "kvpress:AdaKVPress", "budget": {"bytes": {"like": "full"}}, "press": KNORM}, "told its ratio in prefill"),
     ({"name": "kvpress:ComposedPress", "presses": [TURNING, KNORM]}, "in its last press only"),
+    ({"name": "kvpress:ComposedPress", "presses": []}, "ComposedPress has no press to run: name them"),
     ({"name": "kvpress:MergingPress+adakv", "budget": 0.5, "press": KNORM}, "needs a policy that ranks"),
     ({"name": "nowhere:Press", "budget": 0.5}, "cannot be imported"),
     ({"name": "json:JSONDecoder", "budget": 0.5}, "not a subclass of kvmerger.Policy"),
