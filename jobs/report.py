@@ -11,23 +11,74 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from jobs.analysis.findings import Findings
+from jobs.analysis.ranking.order import BY_DEFAULT, SORTS
 from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
 from jobs.console.commands import program
-from jobs.console.paths import PathError, local_path
-from jobs.reporting.terminal import render, report_console
+from jobs.console.paths import PathError, local_path, shown
+from jobs.reporting.exports import as_csv, as_json
+from jobs.reporting.headline import headline
+from jobs.reporting.terminal import View, render, report_console
 from jobs.results.schema import ResultError
 from jobs.results.store import ResultStore
 
+_EPILOG = """\
+examples:
+  report results/demo --sort bytes             the table again, the smallest cache first
+  report results/demo --html                   and the page with figures
+  report results/demo --csv > numbers.csv      every number; what is not known is empty, never 0
+"""
 _BESIDE_THE_RESULTS = Path()  # `--html` without a file; None is `--html` not given at all
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of a results folder; 0, or 2 when there is none."""
+    options = _parser().parse_args(arguments)
+    store = ResultStore(options.results_dir)
+    try:
+        store.check_exists()
+        if options.rescore:
+            _rescore(store)
+        if options.submission is not None:
+            return _submit(store, local_path(options.submission))
+        return _report(store, options)
+    except (ResultError, PathError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=program("report"), description="Print the table of a finished, broken off or running sweep."
+        prog=program("report"),
+        description="Print the table of a finished, broken off or running sweep.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("results_dir", type=Path, help="the output_dir of a sweep, such as results/demo")
+    parser.add_argument(
+        "--sort",
+        choices=SORTS,
+        default=BY_DEFAULT,
+        metavar="COLUMN",
+        help=f"{', '.join(SORTS)} (default: nll)",
+    )
+    how_much = parser.add_mutually_exclusive_group()
+    how_much.add_argument(
+        "--brief",
+        dest="is_brief",
+        action="store_true",
+        default=None,
+        help="of several tasks their mean alone",
+    )
+    how_much.add_argument(
+        "--all", dest="is_brief", action="store_false", help="every task, however many lines that are"
+    )
+    for name, what in (("csv", "a line per variant and task"), ("json", "with the headline")):
+        how_much.add_argument(
+            f"--{name}", action="store_true", help=f"all numbers for scripts, and nothing else: {what}"
+        )
     parser.add_argument(
         "--html",
         nargs="?",
@@ -48,43 +99,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="write the answers to ZeroSCROLLS' test set as the leaderboard takes them, a file per variant",
     )
     parser.add_argument("--width", type=int, help="columns to print on (default: the terminal's)")
-    options = parser.parse_args(arguments)
-    store = ResultStore(options.results_dir)
-    try:
-        store.check_exists()
-        if options.rescore:
-            _rescore(store)
-        if options.submission is not None:
-            return _submit(store, local_path(options.submission))
-        html = None if options.html is None else local_path(options.html)
-        return _report(store, html, options.width)
-    except (ResultError, PathError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    return parser
 
 
-def _report(store: ResultStore, html: Path | None, width: int | None) -> int:
+def _report(store: ResultStore, options: argparse.Namespace) -> int:
     findings = Findings.read(store)
     if findings.planned is None and not findings.rows:
         raise ResultError(f"there are no results in {str(store.root)!r}; run jobs/sweep.py")
-    console = report_console(width)
-    console.print(render(findings.summary, console.width))
+    html = None if options.html is None else local_path(options.html)
+    is_for_scripts = options.csv or options.json
+    if options.csv:
+        print(as_csv(findings.summary, options.sort), end="")
+    elif options.json:
+        print(as_json(findings.summary, options.sort, headline(findings.summary, findings.differences)))
+    else:
+        console = report_console(options.width)
+        sentences = headline(findings.summary, findings.differences)
+        view = View(options.sort, options.is_brief)
+        console.print(render(findings.summary, console.width, view, sentences))
     if html is not None:
         # Only now: matplotlib takes half a second to load, which the table does not wait for.
         from jobs.reporting.page import DEFAULT_NAME, render_page, write_page
 
         path = store.root / DEFAULT_NAME if html == _BESIDE_THE_RESULTS else html
         write_page(render_page(findings).html, path)
-        console.print(f"report      {path}", highlight=False, soft_wrap=True)
+        # On stderr beside what a script reads.
+        console = Console(stderr=is_for_scripts)
+        console.print(f"report      {shown(path)}", highlight=False, soft_wrap=True)
     return EXIT_OK
 
 
 def _rescore(store: ResultStore) -> None:
     from jobs.results.rescore import change_lines, rescore_results
 
+    # On stderr, since --csv and --json may follow.
     for line in change_lines(rescore_results(store, time.time())):
-        print(line)
-    print(f"earlier rows stay in {store.rows_folder}, the newest of each are read\n")
+        print(line, file=sys.stderr)
+    print(f"earlier rows stay in {store.rows_folder}, the newest of each are read\n", file=sys.stderr)
 
 
 def _submit(store: ResultStore, folder: Path) -> int:

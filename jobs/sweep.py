@@ -188,9 +188,12 @@ def _sweep(options: argparse.Namespace) -> int:
         for text in check.warnings:
             console.print(f"warning: {check.task}: {text}", style="yellow", markup=False, highlight=False)
     result = SweepRun(settings, prepared, store).run()
-    from jobs.reporting.terminal import render
+    from jobs.reporting.headline import headline
+    from jobs.reporting.terminal import View, render
 
-    console.print(render(result.summary, console.width))
+    # Verdicts take seconds, and who pressed Ctrl-C waits for the prompt; the page has computed them already.
+    sentences = [] if result.is_interrupted else headline(result.summary, result.findings.differences)
+    console.print(render(result.summary, console.width, View(is_brief=None), sentences))
     _print_where_to_go(console, settings, _shown_page(store, result), result)
     if result.is_interrupted:
         console.print("interrupted: the rows so far are kept, and the same command goes on", style="yellow")

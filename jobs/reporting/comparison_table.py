@@ -19,6 +19,7 @@ from jobs.results.grouping import Setting
 
 _ROOMY_COLUMNS = 100
 _BYTES_HEAD = f"{BYTES} A, B"
+_HIDDEN_IF_NARROW = ("pairs", _BYTES_HEAD)
 _LEAST_TOLD_SHARE = 0.01  # policies of one budget end up a few slots apart
 _VERDICT_STYLES = {"better": "green", "worse": "red", "pass": "green", "fail": "red"}
 _LEGEND = (
@@ -41,6 +42,9 @@ def render_comparison(comparison: Comparison, margin_points: float, width: int) 
         for task in sorted({it.task for it, _ in of_setting}, key=lambda task: (task is None, task or "")):
             shown = [(it, margin) for it, margin in of_setting if it.task == task]
             parts += [_table(shown, setting, width), *_notes([it for it, _ in shown]), Text()]
+    if width < _ROOMY_COLUMNS:
+        hidden = f"not shown in {width} columns: {', '.join(_HIDDEN_IF_NARROW)}; --width {_ROOMY_COLUMNS} shows all"
+        parts.append(Text(hidden, style="yellow"))
     legend = f"{_LEGEND}; margin: is the score of B at most {margin_points:g} points below A's (open: not resolved)"
     return Group(*parts, Text(legend, style="dim"), Text(), *_sums(comparison))
 
@@ -60,7 +64,7 @@ def _table(rows: Sequence[tuple[Difference, MarginResult | None]], setting: Sett
     table = titled_table(title, f"{setting.model_name}, {shown_mode(setting)}")
     is_roomy = width >= _ROOMY_COLUMNS
     heads = ("", "pairs", "A", "B", "B - A", "p", "verdict", _BYTES_HEAD)
-    shown_heads = [head for head in heads if is_roomy or head not in ("pairs", _BYTES_HEAD)]
+    shown_heads = [head for head in heads if is_roomy or head not in _HIDDEN_IF_NARROW]
     for head in shown_heads:
         add_folding_column(table, head, "left" if head in ("", "verdict") else "right")
     ordered = sorted(rows, key=lambda pair: _place(pair[0], [it for it, _ in rows]))

@@ -24,20 +24,31 @@ from jobs.reporting.cells import (
     silent_columns,
     task_cells,
 )
-from jobs.reporting.notation import NO_SPREAD, TO, Shown, percent, setting_in_words, shown_count, shown_name
+from jobs.reporting.notation import (
+    NO_SPREAD,
+    TO,
+    UNKNOWN,
+    Shown,
+    percent,
+    setting_in_words,
+    shown_count,
+    shown_name,
+)
 from jobs.results.grouping import Setting
 from kvmerger.variants import REFERENCE_LABELS
 
 WIDE_COLUMNS = 150
 """From this width on an interval stands beside its mean, below it on a line of its own."""
-_ROOMY_COLUMNS = 100
+
+WHOLE_COLUMNS = 100
+"""From this width on no column is left out."""
 _BITS_COLUMNS = 120
 """Below this width bits stand under the slots, and bytes read under the table."""
 _LONG_NAME, _LONG_IF_NARROW = 24, 20  # characters: longer names take their room from the numbers
-_COUNT = "n"
+_COUNT, TOP1 = "n", "top-1"
 # Of `Cells`, in its order.
-_HEADS = ("answer NLL", "recov.", "KL (nats)", "top-1", "score", BYTES, SLOTS, BITS, READ, POSITIONS)
-_HIDDEN_IF_NARROW = (_COUNT, "top-1")
+_HEADS = ("answer NLL", "recov.", "KL (nats)", TOP1, "score", BYTES, SLOTS, BITS, READ, POSITIONS)
+_HIDDEN_IF_NARROW = (_COUNT, TOP1)
 _HIDDEN = frozenset({POSITIONS})  # the page has room for them
 
 
@@ -48,7 +59,7 @@ def task_table(task: TaskSummary, width: int) -> Table:
     since numbers are hard to read once their cells fold.
     """
     is_wide, silent = width >= WIDE_COLUMNS, silent_columns(task.variants)
-    narrow = _HIDDEN_IF_NARROW if width < _ROOMY_COLUMNS else ()
+    narrow = hidden_columns(width)
     stacked = () if width >= _BITS_COLUMNS else (BITS, READ)
     hidden = silent.union(_HIDDEN, narrow, stacked)
     heads = [head for head in (_COUNT, *_HEADS) if head not in hidden]
@@ -56,7 +67,7 @@ def task_table(task: TaskSummary, width: int) -> Table:
     last_reference = [it.label for it in task.variants if it.label in REFERENCE_LABELS][-1:]
     for variant in task.variants:
         shown = _by_head(task_cells(variant))
-        if stacked and BITS not in silent:
+        if stacked and BITS not in silent and shown[BITS].mean != UNKNOWN:
             shown[SLOTS] = Shown(shown[SLOTS].mean, f"{shown[BITS].mean} bit")
         numbers = {head: _cell(it, is_wide) for head, it in shown.items()}
         cells: dict[str, Text | str] = {_COUNT: shown_count(variant), **numbers}
@@ -65,6 +76,11 @@ def task_table(task: TaskSummary, width: int) -> Table:
             _name_cell(variant, width), *(cells[head] for head in heads), end_section=is_last_reference
         )
     return table
+
+
+def hidden_columns(width: int) -> tuple[str, ...]:
+    """The columns that a terminal of ``width`` columns has no room for."""
+    return _HIDDEN_IF_NARROW if width < WHOLE_COLUMNS else ()
 
 
 def read_note(task: TaskSummary, width: int) -> str:
@@ -77,16 +93,21 @@ def read_note(task: TaskSummary, width: int) -> str:
     return f"{READ} at each step, where that is another share than {BYTES} held: {', '.join(shown)}"
 
 
-def overall_table(setting: Setting, means: Sequence[MacroMean], num_tasks: int) -> Table:
-    """Means over tasks, each task weighing the same."""
-    hidden = silent_columns(means) | _HIDDEN
+def overall_table(setting: Setting, means: Sequence[MacroMean], num_tasks: int, width: int) -> Table:
+    """Means over tasks, each task weighing the same, for a terminal of ``width`` columns."""
+    hidden = silent_columns(means).union(_HIDDEN, hidden_columns(width))
     heads = [head for head in _HEADS if head not in hidden]
     table = _empty_table(f"all {num_tasks} tasks, mean of the tasks' means", setting, heads)
     last_reference = [it.label for it in means if it.label in REFERENCE_LABELS][-1:]
     for mean in means:
         cells = _by_head(mean_cells(mean))
+        name = shown_name(mean)  # without intervals beside it, only a narrow terminal lacks room for it
         shown = (cells[head].mean for head in heads)
-        table.add_row(Text(shown_name(mean)), *shown, end_section=[mean.label] == last_reference)
+        table.add_row(
+            Text(name if width >= WHOLE_COLUMNS else broken_name(name, width)),
+            *shown,
+            end_section=[mean.label] == last_reference,
+        )
     return table
 
 
@@ -121,7 +142,7 @@ def add_folding_column(table: Table, head: str, justify: JustifyMethod = "left")
 def broken_name(name: str, width: int) -> str:
     """The name on two lines where it is long for a terminal of `width` columns, the second beginning with its budget."""
     # Folded anywhere, the budget's number would be cut in two.
-    longest = _LONG_NAME if width >= _ROOMY_COLUMNS else _LONG_IF_NARROW
+    longest = _LONG_NAME if width >= WHOLE_COLUMNS else _LONG_IF_NARROW
     return name.replace("@", "\n@", 1) if len(name) > longest else name
 
 

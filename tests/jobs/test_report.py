@@ -1,6 +1,9 @@
 """The report: everything a reader needs stands in the text, at every width, from the files alone."""
 
+import csv
+import io
 import json
+import random
 import re
 import subprocess
 import sys
@@ -11,14 +14,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from jobs.analysis.ranking.order import in_order
 from jobs.analysis.summary import summarize
 from jobs.planning.work import RowKey
 from jobs.report import main
-from jobs.reporting.terminal import render
+from jobs.reporting.terminal import View, render
 from jobs.results.schema import FAILED, TRUNCATED, Row
 from jobs.results.store import ResultStore
 from tests.fakes.rows import make_row
 
+_EVERYTHING = View()
+_NUMBERS = ("answer_nll", "kl_mean", "top1_agreement", "score", "kept_ratio", "slots", "kv_bytes")
 LABELS = ("full", "no_context", "full_aa", "knorm@0.5", "streaming_llm@0.35")
 
 
@@ -40,10 +46,10 @@ def rows_of(task: str, **values: Any) -> list[Row]:
     ]
 
 
-def text_of(rows: list[Row], width: int) -> str:
+def text_of(rows: list[Row], width: int, view: View = _EVERYTHING) -> str:
     console = Console(width=width, color_system=None)
     with console.capture() as captured:
-        console.print(render(summarize(rows), width))
+        console.print(render(summarize(rows), width, view))
     return captured.get()
 
 
@@ -68,7 +74,10 @@ def test_a_narrow_table_leaves_columns_out_and_cuts_no_number() -> None:
 def test_where_there_is_no_room_cells_fold_and_nothing_is_cut(width: int) -> None:
     text, whole = (text_of(rows_of("task"), it) for it in (width, 99))
     assert "…" not in text and max(map(len, text.splitlines())) <= width
-    shown, all_there = (Counter("".join(it.replace("─", "").split())) for it in (text, whole))
+    # The line that says what is not shown names the width.
+    shown, all_there = (
+        Counter(re.sub(r"in\d+columns", "", "".join(it.replace("─", "").split()))) for it in (text, whole)
+    )
     assert shown == all_there
 
 
@@ -202,3 +211,84 @@ def test_a_published_number_that_is_no_mean_of_items_is_shown_beside_it() -> Non
     assert "full cache 72.11" in text_of(rows, 140)
     rows[0] |= {"score_parts": None}
     assert "full cache 72.11" not in text_of(rows, 140)
+
+
+def test_variants_are_ranked_by_default_and_by_the_column_that_is_asked_for(seed: int) -> None:
+    draw = random.Random(seed)
+    nll, held = ({label: draw.random() for label in LABELS} for _ in range(2))
+    rows = [
+        row | {"answer_nll": nll[row["variant"]], "score": held[row["variant"]]} for row in rows_of("task")
+    ]
+
+    def order(**view: str) -> list[str]:
+        lines = text_of(rows, 100, View(**view)).splitlines()  # type: ignore[arg-type]
+        return [line.split()[0] for line in lines if line.startswith(("knorm@", "streaming_llm@"))]
+
+    policies = LABELS[3:]
+    assert order() == sorted(policies, key=lambda label: nll[label])
+    assert order(sort="score") == sorted(policies, key=lambda label: -held[label])
+    assert order(sort="configured") == list(policies)
+
+
+@pytest.mark.parametrize("sort", ["nll", "kl", "top1", "score", "slots", "configured"])
+def test_what_is_not_known_ranks_last_and_references_stay_first(sort: str) -> None:
+    rows = [row | dict.fromkeys(_NUMBERS) for row in rows_of("task") if row["variant"] != "knorm@0.5"]
+    (task,) = summarize(rows + [row for row in rows_of("task") if row["variant"] == "knorm@0.5"]).tasks
+    labels = [it.label for it in in_order(task.variants, sort)]
+    assert set(labels[:3]) == set(LABELS[:3])
+    assert labels[3:] == (
+        ["streaming_llm@0.35", "knorm@0.5"] if sort == "configured" else ["knorm@0.5", "streaming_llm@0.35"]
+    )
+
+
+def test_many_lines_are_cut_to_the_mean_over_tasks_and_the_way_to_all_is_told() -> None:
+    few, many = ([row for number in range(count) for row in rows_of(f"task{number}")] for count in (2, 16))
+    auto = View(is_brief=None)
+    assert "task0" in text_of(few, 100, auto) and "--all" not in text_of(few, 100, auto)
+    text = text_of(many, 100, auto)
+    assert "all 16 tasks" in text and "benchmark/task0" not in text and "--all` shows each of them" in text
+    assert "too few to rank policies by" in text and "planned 320 = 320 ok" in text
+    assert "benchmark/task0" in text_of(many, 100) and "all 2 tasks" in text_of(few, 100, View(is_brief=True))
+
+
+def test_one_task_is_shown_however_brief() -> None:
+    assert "1.250" in text_of(rows_of("task"), 100, View(is_brief=True))
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_column_that_is_left_out_is_named(width: int) -> None:
+    text = text_of(rows_of("task"), width)
+    assert ("not shown in 80 columns: n, top-1;" in text) == (width == 80)
+    # Nothing is explained that is not there.
+    assert ("KL and top-1:" in " ".join(text.split())) == (width == 100)
+
+
+def test_the_headline_comes_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ResultStore(tmp_path).write_unit("u1", rows_of("task"))
+    assert main([str(tmp_path)]) == 0
+    last = " ".join(capsys.readouterr().out.partition("planned 20 = ")[2].split())
+    assert "Too few to rank policies by (4 contexts; 50 are needed)." in last
+
+
+def test_scripts_get_every_number_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [*rows_of("one"), *rows_of("two", kl_mean=None)]
+    ResultStore(tmp_path).write_unit("u1", rows)
+    assert main([str(tmp_path), "--csv", "--html", "--sort", "configured"]) == 0
+    captured = capsys.readouterr()
+    lines = list(csv.DictReader(io.StringIO(captured.out)))
+    assert "report.html" in captured.err
+    assert [(it["task"], it["variant"]) for it in lines] == [
+        (task, label)
+        for task in ("benchmark/one", "benchmark/two", "")
+        for label in ("full", "full_aa", "no_context", *LABELS[3:])
+    ]
+    assert {it["answer_nll"] for it in lines} == {"1.25"}
+    assert [it["kl"] for it in lines[3:10:5]] == ["0.5", ""]  # not known is empty, not 0
+    assert main([str(tmp_path), "--json", "--sort", "configured"]) == 0
+    loaded = json.loads(capsys.readouterr().out)
+    assert loaded["rows"]["planned"] == len(rows) and loaded["headline"]
+    assert [
+        {key: "" if it[key] is None else str(it[key]) for key in it} for it in loaded["variants"]
+    ] == lines

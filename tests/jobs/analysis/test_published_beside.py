@@ -186,7 +186,7 @@ def test_the_other_tables_do_not_know_of_it() -> None:
     """A published figure changes no mean: all but the table itself is what it is for an unknown model."""
     own, other = (text_of(rows_of(model=name), 140) for name in (LLAMA, "x/Llama-9-7b-chat-hf"))
     start = own.index("published beside ours")
-    end = own.index("NLL: nats per token")
+    end = own.index("variants by answer NLL")
     assert (own[:start] + own[end:]).replace("meta-llama/Llama-2", "x/Llama-9").split() == other.split()
     assert "published" not in other
 
