@@ -8,7 +8,7 @@ import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from evaluators.benchmark import UnknownNameError
 from evaluators.hints import nearest_name_hint
@@ -55,6 +55,14 @@ class _Scorer:
     details: str = ""
     package: str = ""
     uses_classes: bool = False
+
+
+class MetricInfo(NamedTuple):
+    """A metric for a list: what it gives, and whether a row needs `all_classes` for it."""
+
+    name: str
+    about: str
+    uses_classes: bool
 
 
 class MetricError(ValueError):
@@ -108,6 +116,16 @@ def list_metrics() -> list[str]:
     # Here and not at the top: the metrics import this module to register themselves.
     import_shipped("evaluators.metrics")
     return sorted(_scorers)
+
+
+def describe_metrics() -> list[MetricInfo]:
+    """What `ls metrics` says of each, sorted by name."""
+    found = []
+    for name in list_metrics():
+        scorer = _scorers[name]
+        doc = (scorer.metric or scorer.parts_metric).__doc__ or ""
+        found.append(MetricInfo(name, " ".join(doc.partition("\n\n")[0].split()), scorer.uses_classes))
+    return found
 
 
 def scorer_details(name: str) -> str:

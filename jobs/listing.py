@@ -1,10 +1,10 @@
-"""`python jobs/sweep.py ls policies|tasks|models`: what can stand in a settings file."""
+"""`python jobs/sweep.py ls policies|tasks|metrics|models|settings`: what a settings file can name, and which are shipped."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from rich import box
@@ -14,21 +14,41 @@ from rich.text import Text
 
 from evaluators.benchmark import TaskInfo
 from jobs.console.command_line import EXIT_OK
+from jobs.console.commands import program
 from jobs.reporting.terminal import report_console
+from kvmerger.names import nearest
 
 if TYPE_CHECKING:
     from kvmerger.policies.registry import Description
     from kvmerger.serving import Serving
 
 
+class ListingError(ValueError):
+    """A word that none of the lists is called."""
+
+
+class _List(NamedTuple):
+    about: str
+    table: Callable[[], RenderableType]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print one of the lists."""
-    parser = argparse.ArgumentParser(prog="sweep.py ls", description="List what a settings file can name.")
-    parser.add_argument("what", choices=sorted(_TABLES))
+    parser = argparse.ArgumentParser(prog=program("ls"), description="List what a settings file can name.")
+    parser.add_argument(
+        "what", nargs="?", metavar="WHAT", help=f"{', '.join(_LISTS)} (default: what there is)"
+    )
     parser.add_argument("--width", type=int, help="columns to print on (default: the terminal's)")
     options = parser.parse_args(arguments)
     console = report_console(options.width)
-    console.print(_TABLES[options.what]())
+    if options.what is None:
+        console.print(_table(("ls", ""), ((name, it.about) for name, it in _LISTS.items())))
+        return EXIT_OK
+    if options.what not in _LISTS:
+        raise ListingError(
+            f"there is no list of {options.what!r}{nearest(options.what, _LISTS)}; ls shows {', '.join(_LISTS)}"
+        )
+    console.print(_LISTS[options.what].table())
     return EXIT_OK
 
 
@@ -86,6 +106,29 @@ def _task(info: TaskInfo) -> str:
     return info.name.partition("/")[2]
 
 
+def _metrics() -> Table:
+    from evaluators import scoring
+
+    rows = (
+        (it.name, it.about, "all_classes" if it.uses_classes else "") for it in scoring.describe_metrics()
+    )
+    return _table(
+        ("metric", "what it gives", "a row needs"),
+        rows,
+        caption="`metric` of a row of your own (file/rows; default qa_f1). Scores are 0 to 1, the best of a row's answers.",
+    )
+
+
+def _settings() -> Table:
+    from jobs.settings.file import first_words, shipped_names
+
+    return _table(
+        ("settings", ""),
+        ((name, first_words(name)) for name in shipped_names()),
+        caption="by name: `sweep.py demo`, `sweep.py validate nightly.yaml`; a file of yours of that name goes first",
+    )
+
+
 def _models() -> Table:
     from kvmerger.models.source import SUPPORTED_MODEL_TYPES, SUPPORTED_ROPE_TYPES
 
@@ -122,4 +165,10 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str | N
     return table
 
 
-_TABLES: dict[str, Callable[[], RenderableType]] = {"policies": _policies, "tasks": _tasks, "models": _models}
+_LISTS = {
+    "policies": _List("what compresses the cache, and the forms it is stored in", _policies),
+    "tasks": _List("what is asked, by benchmark", _tasks),
+    "metrics": _List("how answers are scored: what rows of your own can name", _metrics),
+    "models": _List("whose cache: families, and what is in this machine's hub cache", _models),
+    "settings": _List("shipped settings, by their names", _settings),
+}

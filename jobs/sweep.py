@@ -104,7 +104,11 @@ COMMANDS: dict[str, Command] = {
     "validate": Command(
         "[CONFIG]", "prompts, plan, bytes and hours, and what cannot work; loads no weights", _validate
     ),
-    "ls": Command("[WHAT]", "what settings can name: policies, tasks, models", main_of("jobs.listing")),
+    "ls": Command(
+        "[WHAT]",
+        "what settings can name: policies, tasks, metrics, models, settings",
+        main_of("jobs.listing"),
+    ),
     "report": Command(
         "RESULTS_DIR", "the table again, and the page with figures (--html)", main_of("jobs.report")
     ),
@@ -120,6 +124,9 @@ COMMANDS: dict[str, Command] = {
         "RESULTS_DIR",
         "show finished results in MLflow (after an outage, or scored again)",
         main_of("jobs.mirror"),
+    ),
+    "new-policy": Command(
+        "FILE", "write a policy in ten lines, to start your own from", main_of("jobs.new_policy")
     ),
     "nightly": Command("[CONFIG]", "run a sweep and hold it against a baseline", main_of("jobs.nightly")),
 }

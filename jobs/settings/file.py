@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,15 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def shipped_names() -> list[str]:
     """What the shipped settings are called where no file is meant: their names without an ending."""
     return [Path(name).stem for name in _yaml_names(SHIPPED_CONFIGS)]
+
+
+def first_words(name: str) -> str:
+    """The first sentence of the comment that shipped settings begin with."""
+    lines = (SHIPPED_CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    words = " ".join(
+        it.removeprefix("#").strip() for it in itertools.takewhile(lambda it: it.startswith("#"), lines)
+    )
+    return re.split(r"(?<=[.?])\s", words, maxsplit=1)[0]
 
 
 def settings_file(path: Path) -> Path:

@@ -3,6 +3,8 @@
 import pytest
 
 from evaluators import registry as benchmarks
+from evaluators import scoring
+from jobs.settings.file import shipped_names
 from jobs.sweep import main
 from kvmerger.cache.forms import registry as forms
 from kvmerger.models.source import SUPPORTED_MODEL_TYPES
@@ -46,8 +48,32 @@ def test_models_are_listed_with_their_families(capsys: pytest.CaptureFixture[str
     assert all(name in out for name in ["demo", *SUPPORTED_MODEL_TYPES])
 
 
-def test_another_word_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["ls", "polices"])
-    assert ended.value.code == 2
-    assert "choose from" in capsys.readouterr().err
+def test_every_metric_that_a_row_can_name_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = {line.split()[0]: line for line in printed(capsys, "metrics").splitlines() if line.strip()}
+    assert set(scoring.list_metrics()) <= set(lines)
+    for name in scoring.list_metrics():
+        assert ("all_classes" in lines[name]) == scoring.uses_classes(name)
+        assert len(lines[name].split()) > 3  # each says what it gives
+
+
+def test_shipped_settings_are_listed_by_the_names_they_are_found_by(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = printed(capsys, "settings").splitlines()
+    assert [line.split()[0] for line in lines[2:-1]] == shipped_names()
+    assert all(len(line.split()) > 3 for line in lines[2:-1])
+
+
+def test_ls_alone_lists_the_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    words = printed(capsys).split()
+    assert {"policies", "tasks", "metrics", "models", "settings"} <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("polices", "policies"), ("metric", "metrics"), ("Tasks", "tasks")]
+)
+def test_another_word_is_answered_with_the_nearest(
+    word: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ls", word]) == 2
+    assert f"there is no list of {word!r} (did you mean {meant!r}?); ls shows" in capsys.readouterr().err
