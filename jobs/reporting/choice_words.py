@@ -61,7 +61,7 @@ def certificate_answer(found: Certificates, group: CertificateGroup) -> str:
 def certificate_notes(group: CertificateGroup) -> Iterator[str]:
     """What a reader must know of the contexts behind the certificates."""
     tasks = ", ".join(f"{name} {number}" for name, number in group.contexts_by_task.items())
-    allowed = "" if group.most_lost is None else f"; certified up to {group.most_lost} lost in a sequence"
+    allowed = "" if group.most_lost is None else f"; a variant may lose at most {group.most_lost} of them"
     yield f"contexts: {group.num_contexts}{f' ({tasks})' if tasks else ''}{allowed}"
     if group.num_safe:
         yield (
@@ -80,9 +80,9 @@ def certificate_notes(group: CertificateGroup) -> Iterator[str]:
     if idle:
         told = ", ".join(f"{shown_label(it)} on {counted(it.num_degenerate, 'item')}" for it in idle)
         yield f"dropped nothing, at the full cache's bytes: {told}"
-    single = [chain.name for chain in group.chains if len(chain.levels) == 1 and chain.smallest]
-    if single:
-        yield f"one budget only, so a smaller one may do: {', '.join(single)}"
+    last = [chain.name for chain in group.chains if chain.smallest and chain.refused is None]
+    if last:
+        yield f"no smaller budget was tried, and one may do: {', '.join(last)}"
 
 
 def no_promise() -> str:
