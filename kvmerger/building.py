@@ -8,6 +8,7 @@ policy carries state from one item to the next.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,7 @@ def build(name: str, params: Mapping[str, Any]) -> Policy:
     split = split_parts([understood(part) for part in name.split("+")])
     is_bare = split.form is not None and split.before in ((), (FULL,))
     parts = [*(() if is_bare else split.before), *((split.form,) if split.form else ()), *split.after]
+    _refuse_wrapper_first(split)
     makers, known = zip(*(_maker_of(part, index, split) for index, part in enumerate(parts)), strict=True)
     _refuse_order(split)
     if twice := next((part for part in parts[1:] if parts.count(part) > 1), None):
@@ -143,6 +145,22 @@ def _maker_of(part: str, index: int, split: Split) -> tuple[Callable[..., Policy
         return press
     part_class = registry.get_wrapper(part) if index else registry.get(part)
     return part_class, [field.name for field in registry.parameters_of(part_class)]
+
+
+def _refuse_wrapper_first(split: Split) -> None:
+    """Raise `VariantError` where a name begins with what follows a `+`, as kvpress's nested presses do."""
+    wrappers = registry.wrapper_names()
+    if not split.before or split.before[0] not in wrappers or split.before[0] in registry.names():
+        return
+    leading = list(itertools.takewhile(wrappers.__contains__, split.before))
+    others = split.before[len(leading) :]
+    # Nested presses name the outer one first, and here it comes last.
+    turned = [*(others[:1] or ("snapkv",)), *reversed(leading), *others[1:]]
+    meant = "+".join([*turned, *([split.form] if split.form else []), *split.after])
+    or_another = "" if others else " or another policy"
+    raise VariantError(
+        f"{leading[0]!r} stands behind the policy that it changes; write {meant!r}{or_another}"
+    )
 
 
 def _refuse_order(split: Split) -> None:

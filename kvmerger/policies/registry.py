@@ -8,13 +8,17 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+import sys
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from kvmerger.cache.forms import registry as forms
 from kvmerger.names import VariantError, nearest, words_of_path
 from kvmerger.policies.base import Policy
+from kvmerger.variant_names import ALIASES
 
 PolicyClass = TypeVar("PolicyClass", bound=type[Policy])
 INNER = "inner"
@@ -158,8 +162,7 @@ def get(name: str) -> type[Policy]:
         return _POLICIES[name]
     if ":" not in name:
         raise VariantError(
-            f"unknown policy {name!r}{nearest(name, [*names(), *forms.names()])}; there is {names()}, "
-            f"or name your own as `module:Class`"
+            f"unknown policy {name!r}{_likely(name)}; `sweep.py ls policies` shows all, or name your own as `module:Class`"
         )
     return imported_class(name, Policy, "policy")
 
@@ -176,11 +179,38 @@ def imported_class(name: str, base: type, kind: str) -> type[Any]:
     # A user's code runs here. What else it raises is a bug of its own, and its traceback says more than we could.
     except (ImportError, AttributeError) as error:
         raise VariantError(
-            f"{kind} {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?"
+            f"{kind} {name!r} cannot be imported: {_why_not_imported(error, module_name, class_name)}"
         ) from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise VariantError(f"{kind} {name!r} is not a subclass of kvmerger.{base.__name__}")
     return found
+
+
+def _likely(name: str) -> str:
+    """The policy that is meant by a name that is none: the nearest, or the user's own with a dot for its colon."""
+    near = nearest(name, [*names(), *wrapper_names(), *forms.names(), *ALIASES])
+    module_name, dot, class_name = name.rpartition(".")
+    return f" (did you mean '{module_name}:{class_name}'?)" if dot and not near else near
+
+
+def _why_not_imported(error: ImportError | AttributeError, module_name: str, class_name: str) -> str:
+    """What is missing, and where: the module itself, the class in it, or what the module's own lines ask for."""
+    is_itself = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+    if is_itself:
+        return f"{error}; is its folder on PYTHONPATH?"
+    frames = traceback.extract_tb(error.__traceback__)
+    # The machinery of imports stands between ours and the module's lines.
+    own = [
+        it
+        for it in frames[1:]
+        if not it.filename.startswith("<frozen ") and it.filename != importlib.__file__
+    ]
+    if own:
+        where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}"
+        if isinstance(error, ModuleNotFoundError):
+            return f"{where}, imports {error.name!r}, which is not installed"
+        return f"{where}: {error}"
+    return f"{error}{nearest(class_name, vars(sys.modules[module_name]))}"
 
 
 # An import that fails is not cached: it is tried, and raises, again.

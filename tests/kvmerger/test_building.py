@@ -49,6 +49,14 @@ def test_kvpress_names_for_adakv_are_the_same_variant() -> None:
     [
         ("snapkv+adakw", {}, VariantError, "did you mean 'adakv'"),
         ("snpkv+adakv", {}, VariantError, "did you mean 'snapkv'"),
+        ("adakv+snapkv", {}, VariantError, r"write 'snapkv\+adakv'$"),
+        (
+            "criticalkv+adakv+snapkv+int4",
+            {},
+            VariantError,
+            r"write 'adakv\+snapkv\+criticalkv|write 'snapkv\+",
+        ),
+        ("adakv", {}, VariantError, r"write 'snapkv\+adakv' or another policy"),
         ("snapkv+adakv", {"alhpa": 0.5}, VariantError, "did you mean 'alpha'"),
         ("snapkv+adakv", {"inner": 1}, VariantError, "no parameter 'inner'"),
         ("highest_attention+attention_matching", {"num_queries": 8}, VariantError, "more than one part"),

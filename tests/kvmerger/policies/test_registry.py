@@ -8,6 +8,7 @@ import pytest
 
 from kvmerger.building import build
 from kvmerger.cache.forms import registry as form_registry
+from kvmerger.names import VariantError
 from kvmerger.policies import registry
 
 DESCRIBED = {(described.name, described.is_wrapper): described for described in registry.describe()}
@@ -65,3 +66,58 @@ def test_the_documentation_has_each_forms_bytes_and_options(name: str, repo_root
         of_heads = form.num_bytes((num_slots, num_slots), head_dim) - form.num_bytes((num_slots,), head_dim)
         assert told == str(of_heads // num_slots), head_dim
     assert set(re.findall(r"`(\w+)`", options or "")) == set(form_registry.parameters_of(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SnapKV", "snapkv"),
+        ("SnapKVPress", "snapkv"),
+        ("StreamingLLMPress", "streaming_llm"),
+        ("KeyDiff-Press", "keydiff"),
+        ("observed-attention", "observed_attention"),
+        ("h2o_decod", "h2o_decode"),
+        ("NVFP4_", "nvfp4"),
+        ("mypol.Vnorm", "mypol:Vnorm"),
+    ],
+)
+def test_a_name_as_others_write_it_is_answered_with_ours(name: str, meant: str) -> None:
+    with pytest.raises(VariantError) as caught:
+        registry.get(name)
+    assert f"unknown policy {name!r} (did you mean {meant!r}?)" in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "told"),
+    [
+        ("x = 1\nimport nosuchlib\n", "{}:X", "{}.py, line 2, imports 'nosuchlib', which is not installed"),
+        (
+            "from os import nothing_there\n",
+            "{}:X",
+            "{}.py, line 1: cannot import name 'nothing_there' from 'os'",
+        ),
+        (
+            "import os\nos.nothing_there\n",
+            "{}:X",
+            "{}.py, line 2: module 'os' has no attribute 'nothing_there'",
+        ),
+        ("class Vnorm: pass\n", "{}:Vnrm", "has no attribute 'Vnrm' (did you mean 'Vnorm'?)"),
+        ("", "no_such_{}:X", "No module named 'no_such_{}'; is its folder on PYTHONPATH?"),
+        ("", "no_such_{}.inner:X", "No module named 'no_such_{}'; is its folder on PYTHONPATH?"),
+    ],
+)
+def test_what_keeps_a_users_module_from_being_imported_is_told_where_it_is(
+    text: str,
+    path: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    module = f"users_{abs(hash(request.node.name))}"  # a name of its own: what is imported stays imported
+    (tmp_path / f"{module}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(VariantError) as caught:
+        registry.get(path.format(module))
+    assert "cannot be imported: " in str(caught.value) and told.format(module) in str(caught.value)
