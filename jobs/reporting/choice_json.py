@@ -78,6 +78,8 @@ def _fit_group(found: Fits, group: FitGroup) -> dict[str, Any]:
         "setting": asdict(group.setting),
         "tasks": list(group.tasks),
         "measured_tokens": list(group.tokens),
+        "dtypes": list(group.dtypes),
+        "devices": [name or kind for kind, name in group.devices],
         "is_length_measured": not found.is_far(group),
         "answer": fit_answer(found, group),
         "variants": [_fit(it) for it in group.fits],

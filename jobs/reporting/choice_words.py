@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from jobs.analysis.choosing.certificates import CertificateGroup, Certificates, Contract, Level
 from jobs.analysis.choosing.fits import FitGroup, Fits
 from jobs.analysis.choosing.losses import LOSES_MORE
-from jobs.reporting.notation import counted, human_bytes, percent, shown_label
+from jobs.reporting.notation import counted, human_bytes, percent, shown_device, shown_label
 from kvmerger.variants import FULL
 
 _NO_PROMISE = (
@@ -111,6 +111,7 @@ def fit_answer(found: Fits, group: FitGroup) -> str:
 def fit_notes(found: Fits, group: FitGroup) -> Iterator[str]:
     """What is counted, what is not, and what was measured elsewhere."""
     demand = found.demand
+    dtype = f" in {', '.join(it.rpartition('.')[2] for it in group.dtypes)}" if group.dtypes else ""
     weights = (
         "not counted: weights (results do not tell their bytes: give --weights)"
         if demand.weights_bytes is None
@@ -118,9 +119,9 @@ def fit_notes(found: Fits, group: FitGroup) -> Iterator[str]:
     )
     joined = ", " if demand.weights_bytes is None else " "
     yield (
-        "counted: bytes that a request's context was measured to hold, scales and positions included, carried over to "
-        f"{demand.num_tokens:,} tokens; {weights}{joined}question and answer, activations, what the allocator wastes, and "
-        "the full cache that a prefill holds until it is compressed"
+        f"counted: bytes that a request's context was measured to hold{dtype}, scales and positions included, carried over "
+        f"to {demand.num_tokens:,} tokens; {weights}{joined}question and answer, activations, what the allocator wastes, "
+        "and the full cache that a prefill holds until it is compressed"
     )
     least, most = group.tokens
     if found.is_far(group):
@@ -130,12 +131,19 @@ def fit_notes(found: Fits, group: FitGroup) -> Iterator[str]:
     yield "ranked by mean loss: a difference inside the 95 % intervals ranks nothing (`compare` tests two variants)"
     if any(it.num_unpaired for it in group.fits):
         yield "variants with rows that failed or are missing stand behind those with all of them: their means leave those out"
-    if not group.is_measured_there:
-        batch = f"{demand.num_requests} requests" if demand.num_requests else "as many requests as fit"
+    if group.is_measured_there:
+        devices = ", ".join(shown_device(*it) for it in group.devices)
+        yield f"step and tokens/s: measured with {_batch(found)}, the variant alone on {devices or 'an unknown device'}"
+    else:
         yield (
-            f"step time and tokens/s with {batch} at this length: not measured (rows of `execution: isolated` "
+            f"step time and tokens/s with {_batch(found)} at this length: not measured (rows of `execution: isolated` "
             "tell them for batches as large as a context has questions)"
         )
+
+
+def _batch(found: Fits) -> str:
+    number = found.demand.num_requests
+    return counted(number, "request") if number else "as many requests as fit"
 
 
 def _percent(ratio: float) -> str:

@@ -92,12 +92,14 @@ class Fit:
 class FitGroup:
     """The variants of one setting: those that fit first, each part ranked by what it loses. The full cache is one of them.
 
-    `tokens` are the shortest and the longest context of the rows.
+    `tokens` are the shortest and the longest context of the rows, `dtypes` and `devices` (kind, name) theirs.
     """
 
     setting: Setting
     tasks: tuple[str, ...]
     tokens: tuple[int, int]
+    dtypes: tuple[str, ...]
+    devices: tuple[tuple[str, str | None], ...]
     fits: tuple[Fit, ...]
 
     @property
@@ -157,6 +159,8 @@ def _group(setting: Setting, rows: Sequence[Row], demand: Demand, kinds: tuple[L
         setting=setting,
         tasks=tuple(dict.fromkeys(map(task_of, rows))),
         tokens=(min(tokens, default=0), max(tokens, default=0)),
+        dtypes=tuple(dict.fromkeys(row["dtype"] for row in rows if row["dtype"])),
+        devices=tuple(dict.fromkeys((row["device"], row["device_name"]) for row in rows if row["device"])),
         fits=tuple(sorted(fits, key=lambda it: _rank(it, kinds))),
     )
 

@@ -14,6 +14,24 @@ from jobs.results.schema import Row
 from tests.fakes.rows import make_sweep_rows
 
 
+def test_measured_steps_say_where_and_bytes_in_what(seed: int) -> None:
+    rows = [
+        row
+        | {
+            "execution": "isolated",
+            "new_tokens": 3,
+            "seconds": '{"decode_shared_s": 1.0}',
+            "dtype": "torch.bfloat16",
+        }
+        | {"device": "cuda", "device_name": "NVIDIA H200"}
+        for row in sweep(seed, 3, 1.0)
+    ]
+    found = what_fits(rows, Demand(10**9, 4000, 1), LOSS_KINDS["score"])
+    notes = "; ".join(fit_notes(found, found.groups[0]))
+    assert "measured with 1 request, the variant alone on cuda (NVIDIA H200)" in notes
+    assert "to hold in bfloat16, scales" in notes and "not measured" not in notes
+
+
 def sweep(seed: int, num_items: int, score: float) -> list[Row]:
     """One policy, of that score everywhere; the full cache has 1 and no context 0."""
     rows = make_sweep_rows(random.Random(seed), {"snapkv@0.5": 0.5}, ["b/t"], num_items)
