@@ -90,6 +90,7 @@ def _night(options: argparse.Namespace) -> int:
     from jobs.settings.file import settings_file
     from jobs.settings.schema import load_settings
 
+    options.named_config = options.config or options.config_flag
     options.config = settings_file(config_of(options, _DEFAULT_CONFIG))
     find_policies_beside(options.config)
     settings = load_settings(options.config, overrides_of(options), options.limit)
@@ -138,7 +139,11 @@ def _command(options: argparse.Namespace) -> str:
     """The command line again, for messages, without the flags that belong to one night only."""
     from jobs.console.paths import called, shown
 
-    words = [*called("nightly"), shown(options.config)]
+    words = called("nightly")
+    named = options.named_config
+    if named is not None:
+        # Shipped settings by the name they were asked for, and not by where they happen to lie.
+        words.append(shown(named) if named.exists() else str(named))
     for override in options.overrides:
         words += ["--set", override]
     given = {"--limit": options.limit, "--output_dir": options.output_dir, "--executor": options.executor}

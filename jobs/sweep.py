@@ -47,10 +47,13 @@ exit codes: 0 all rows are there, 2 bad input, 3 some rows failed, 70 an error n
 commands (each has --help; without one, the sweep of the settings is run):
 {commands}
 examples:
-  {program:<61} the packaged demo model, 2 minutes on 2 idle cores
-  {program} --set tasks.0.limit=2 --executor inline  a quick look, without Ray
-  {program} my.yaml --dry-run                        what it would do, without loading weights
+{examples}
 """
+_EXAMPLES = {
+    "": "the packaged demo model, 2 minutes on 2 idle cores",
+    "--set tasks.0.limit=2 --executor inline": "a quick look, without Ray",
+    "my.yaml --dry-run": "what it would do, without loading weights",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,10 +138,11 @@ COMMANDS: dict[str, Command] = {
 
 def build_parser(command: str = "") -> argparse.ArgumentParser:
     """What `command` takes, as what is run without one does."""
+    examples = "\n".join(f"  {f'{program()} {words}':<50} {about}" for words, about in _EXAMPLES.items())
     parser = argparse.ArgumentParser(
         prog=program(command),
         description="Evaluate KV-cache compression policies on long-context benchmarks: one prefill, every policy.",
-        epilog=_EPILOG.format(commands=listed(COMMANDS), program=program()),
+        epilog=_EPILOG.format(commands=listed(COMMANDS), examples=examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_settings_arguments(parser, "the demo")
@@ -168,9 +172,10 @@ def _sweep(options: argparse.Namespace) -> int:
 
     console = report_console()
     store = ResultStore(settings.output_dir)
-    from jobs.execution.on_ray.resources import device_of_the_actors
+    from jobs.execution.on_ray.resources import device_of_the_actors, refuse_absent_gpus
     from jobs.planning.preparation import prepare
 
+    refuse_absent_gpus(settings)
     with console.status("reading the model's configuration, tokenizer and items …") as status:
         prepared = prepare(
             settings, store.identities(), lambda: device_of_the_actors(settings), status.update
@@ -178,6 +183,7 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.dry_run:
         console.print(_dry_run(settings, prepared, store))
         return EXIT_OK
+    from jobs.console.interrupts import told_interrupts
     from jobs.planning.prompt_check import check_prompts
     from jobs.reporting.dry_run import shown_query_mode
     from jobs.runs.sweep_run import SweepRun
@@ -194,7 +200,8 @@ def _sweep(options: argparse.Namespace) -> int:
     for check in check_prompts(plan, prepared.tokenizer):
         for text in check.warnings:
             console.print(f"warning: {check.task}: {text}", style="yellow", markup=False, highlight=False)
-    result = SweepRun(settings, prepared, store).run()
+    with told_interrupts():
+        result = SweepRun(settings, prepared, store).run()
     from jobs.reporting.headline import headline
     from jobs.reporting.terminal import View, render
 
@@ -257,7 +264,8 @@ def _print_where_to_go(console: Console, settings: Settings, page: str, result: 
     folder = shown(settings.output_dir)
     line("report", page)
     line("results", f"{folder} (table again: {command_line('report', folder)})")
-    line("MLflow", result.how_to_open)
+    for head, text in zip(("MLflow", ""), result.how_to_open.split("\n"), strict=False):
+        line(head, text)
     if not result.is_mirrored:
         line(
             "",

@@ -22,6 +22,7 @@ from jobs.settings.mlflow_variables import origin_of, origin_of_id
 from jobs.settings.schema import Settings
 
 _S_PER_MIN, _S_PER_HOUR = 60, 3600
+_UNIT_DIGITS = 8  # enough to find its file by
 _MILLION = 1e6
 _MAX_UNITS_SHOWN = 20
 
@@ -140,7 +141,7 @@ def _unit_table(plan: Plan) -> Table:
             str(it.num_rows),
             human_bytes(it.kv_bytes),
         )
-        table.add_row(it.unit_id, *numbers)
+        table.add_row(it.unit_id[:_UNIT_DIGITS], *numbers)
     if len(largest) > _MAX_UNITS_SHOWN:
         table.add_row(f"… and {len(largest) - _MAX_UNITS_SHOWN} smaller ones")
     return table

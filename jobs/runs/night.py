@@ -16,6 +16,7 @@ from rich.console import Console
 
 from jobs.analysis.comparability import ComparisonError
 from jobs.console.command_line import EXIT_INTERRUPTED
+from jobs.console.interrupts import told_interrupts
 from jobs.console.paths import shown
 from jobs.execution.on_ray.resources import device_of_the_actors, name_of_the_device
 from jobs.gate.baseline import Baseline, BaselineError, Baselines, FolderBaseline, PromotedNight
@@ -193,11 +194,13 @@ class Night:
         mark_delivered(self._store, False)  # a crash must leave the next run in doubt
         if not self._down:
             try:
-                return SweepRun(self.settings, prepared, self._store).run()
+                with told_interrupts():
+                    return SweepRun(self.settings, prepared, self._store).run()
             except TrackingError as error:
                 self._down = str(error)
                 self._say(f"the server is down: {error}; the night runs all the same, and its rows are kept")
-        return SweepRun(self.settings, prepared, self._store, UnreachableTracker()).run()
+        with told_interrupts():
+            return SweepRun(self.settings, prepared, self._store, UnreachableTracker()).run()
 
     def _judge(self, result: RunResult) -> int:
         rows = result.findings.rows_with(*HEAVY_COLUMNS)

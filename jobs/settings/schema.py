@@ -7,6 +7,7 @@ are made absolute when read, because a Ray job runs in an unpacked copy of the f
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -148,7 +149,7 @@ class Settings(_Section):
     items_at_once: Literal["auto"] | PositiveCount = "auto"  # whose rows decode in one batch
     executor: Literal["ray", "inline"] = "ray"
     actors: ActorSettings = ActorSettings()
-    output_dir: Path = Field(default=Path("results/sweep"), validate_default=True)
+    output_dir: Path = Field(default=Path("results/sweep"), validate_default=True)  # of a file: results/NAME
     tracking: TrackingSettings = TrackingSettings()
     gate: GateSettings | None = None
     seed: Seed = 0
@@ -249,6 +250,9 @@ def load_settings(
     path = settings_file(Path(path).expanduser())  # a shell expands no ~ behind an "="
     # Before the overrides too: `--set model.dtype=…` changes a `model: NAME` of the file.
     raw = written_out(apply_overrides(written_out(read_settings_file(path)), overrides))
+    if "output_dir" not in raw and isinstance(name := raw.get("name"), str):
+        # Of its own, so that two files without one do not share a folder. A name may hold what no folder's can.
+        raw["output_dir"] = str(Path("results") / re.sub(r"[^\w.-]", "_", name).strip("."))
     if limit is not None and isinstance(raw.get("tasks"), list):
         raw["tasks"] = [_limited(task, limit) for task in raw["tasks"]]
     try:

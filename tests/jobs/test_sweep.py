@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.console.interrupts import STOPPING
 from jobs.results.store import ResultStore
 from jobs.sweep import main
 from tests.fakes.own_policy import OWN_POLICY
@@ -169,15 +170,17 @@ def test_an_interrupt_keeps_rows_and_prints_a_partial_table(
     command = [sys.executable, "jobs/sweep.py", str(config), "--set", "tasks.0.max_new_tokens=64"]
     # One thread: a tiny model gains nothing from more, and waits for them where the machine is busy.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     running = subprocess.Popen(
-        command, cwd=repo_root, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=hear_interrupts
+        command, cwd=repo_root, **pipes, text=True, env=environment, preexec_fn=hear_interrupts
     )
     deadline_s = time.monotonic() + TIMEOUT_S
     while not list(store.rows_folder.glob("*.parquet")) and time.monotonic() < deadline_s:
         time.sleep(0.05)
     running.send_signal(number)
-    out, _ = running.communicate(timeout=TIMEOUT_S)
-    assert running.returncode == 130, out
+    out, err = running.communicate(timeout=TIMEOUT_S)
+    assert running.returncode == 130, out + err
+    assert err.count(STOPPING) == 1 and "Traceback" not in err
     store.check_integrity()
     num_rows = store.read_table().num_rows
     num_planned = NUM_MANY_ITEMS * (NUM_REFERENCES + 1)

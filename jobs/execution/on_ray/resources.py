@@ -108,6 +108,23 @@ def name_of_the_device(settings: Settings, device: str) -> str | None:
     return names.pop() if len(names) == 1 else None
 
 
+def refuse_absent_gpus(settings: Settings) -> None:
+    """Raise `ResourcesError` where actors ask for a GPU and the Ray that a sweep starts here would have none.
+
+    Of a cluster that is joined nothing is known here, and nothing is refused.
+    """
+    asked = settings.actors.num_gpus
+    if not asked or settings.executor != "ray" or os.environ.get("RAY_ADDRESS"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ResourcesError(
+            f"actors.num_gpus is {asked:g}, and this machine has no GPU that torch can use; leave it at its default, or "
+            "join a cluster with RAY_ADDRESS"
+        )
+
+
 def num_that_fit(totals: Iterable[Mapping[str, float]], num_cpus: float, num_gpus: float) -> int:
     """How many actors the nodes hold together; each lives on one node, and a fraction of a GPU on one GPU."""
     return sum(_num_on_node(total, num_cpus, num_gpus) for total in totals)

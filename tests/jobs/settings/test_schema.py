@@ -175,6 +175,19 @@ def test_tracking_can_be_switched_with_a_word(tmp_path: Path, text: str, is_enab
     assert settings.tracking_uri == f"sqlite:///{tmp_path}/results/mlflow.db"
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [(None, "sweep"), ("mine", "mine"), ("a b/c", "a_b_c"), ("..", ""), ("2026.12", "2026.12")],
+)
+def test_without_an_output_dir_results_go_where_the_name_says(
+    name: str | None, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings(write(tmp_path), [] if name is None else [f"name='{name}'"])
+    assert settings.output_dir == tmp_path / "results" / folder
+    assert load_settings(write(tmp_path), ["name=mine", "output_dir=out"]).output_dir == tmp_path / "out"
+
+
 def test_a_database_is_found_again_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for uri in ("sqlite:///x.db", f"sqlite:///{tmp_path}/x.db"):

@@ -3,9 +3,17 @@
 from typing import Any
 
 import pytest
+import torch
 
-from jobs.execution.on_ray.resources import ActorResources, ResourcesError, num_that_fit, resources_for
+from jobs.execution.on_ray.resources import (
+    ActorResources,
+    ResourcesError,
+    num_that_fit,
+    refuse_absent_gpus,
+    resources_for,
+)
 from jobs.settings.schema import ActorSettings
+from tests.fakes.engine import make_settings
 
 
 def node(is_alive: bool = True, **resources: float) -> dict[str, Any]:
@@ -91,3 +99,35 @@ def test_no_share_of_cores_is_larger_than_fits() -> None:
                     placed += 1
                 assert (placed == count) is fits, (sizes, count, cores)
             assert num_that_fit([{"CPU": size} for size in sizes], share, 0) >= count
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "executor", "address", "has_cuda", "is_refused"),
+    [
+        (1, "ray", None, False, True),
+        (0.5, "ray", None, False, True),
+        (1, "ray", None, True, False),
+        (0, "ray", None, False, False),
+        (None, "ray", None, False, False),
+        (1, "inline", None, False, False),
+        (1, "ray", "head:6379", False, False),
+    ],
+)
+def test_gpus_that_this_machine_lacks_are_refused_before_the_run(
+    num_gpus: float | None,
+    executor: str,
+    address: str | None,
+    has_cuda: bool,
+    is_refused: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    settings = make_settings(actors={"num_gpus": num_gpus}, executor=executor)
+    if not is_refused:
+        refuse_absent_gpus(settings)
+        return
+    with pytest.raises(ResourcesError, match=f"actors.num_gpus is {num_gpus:g}, and this machine has no GPU"):
+        refuse_absent_gpus(settings)
