@@ -84,6 +84,8 @@ class Budget:
 
     num_slots_H: tuple[int, ...]
     asked_ratio: float
+    num_bytes_H: tuple[int, ...] | None = None
+    """Bytes of every head, for a policy that spends bytes; slots are then the most there can be."""
 
     @property
     def num_slots(self) -> int:

@@ -23,6 +23,7 @@ from kvmerger.budget import (
     slots_like,
     slots_of_share,
 )
+from kvmerger.byte_counts import bytes_like, bytes_of_share
 from kvmerger.cache.forms.answers import Answers
 from kvmerger.cache.forms.base import Form
 from kvmerger.form_names import Split, split_parts, understood
@@ -103,6 +104,11 @@ def sizes_of_form(policy: Policy) -> Answers | None:
     return None if (form := form_of(policy)) is None else Answers(form)
 
 
+def spends_bytes(policy: Policy) -> bool:
+    """Whether ``policy`` is given bytes in place of slots."""
+    return any(part.spends_bytes for part in policy.parts)
+
+
 def layer_bytes(policy: Policy, shape: CacheShape) -> LayerBytes:
     """What a layer's slots take as ``policy`` stores them; ``shape`` has its sizes known."""
     assert shape.head_dim is not None and shape.itemsize is not None, "bytes need both sizes"
@@ -119,7 +125,8 @@ def layer_bytes(policy: Policy, shape: CacheShape) -> LayerBytes:
 def in_slots(
     budget: AskedBudget, policy: Policy, shape: CacheShape, bytes_of: Callable[[str], int]
 ) -> BudgetSpec:
-    """``budget`` as ``policy`` is asked about it: one of bytes becomes the number of slots per head that its form leaves.
+    """``budget`` as ``policy`` is asked about it: one of bytes becomes the number of slots per head that its form leaves, or,
+    for a policy that spends bytes, the bytes per head.
 
     ``bytes_of`` gives the bytes that the variant of a label holds over all layers, positions apart; it is asked for a budget
     that is like another's bytes alone.
@@ -128,6 +135,13 @@ def in_slots(
         BudgetError: not even one slot per head fits.
         FormError: the form cannot say what slots take.
     """
+    if spends_bytes(policy):
+        match budget:
+            case BytesShare():
+                return bytes_of_share(budget, layer_bytes(policy, shape), shape.num_tokens)
+            case BytesLike(label=label):
+                layer = layer_bytes(policy, shape)
+                return bytes_like(bytes_of(label), shape.num_layers, layer, shape.num_tokens)
     match budget:
         case BytesShare():
             return SlotCount(slots_of_share(budget, layer_bytes(policy, shape), shape.num_tokens))
@@ -143,7 +157,9 @@ def _maker_of(part: str, index: int, split: Split) -> tuple[Callable[..., Policy
         return forms.maker_of(part), forms.parameter_names(part)
     if not index and ":" in part and (press := kvpress.maker_of(part)):
         return press
-    part_class = registry.get_wrapper(part) if index else registry.get(part)
+    part_class = (
+        registry.get_wrapper(part) if index else registry.get(part, is_before_form=split.form is not None)
+    )
     return part_class, [field.name for field in registry.parameters_of(part_class)]
 
 
@@ -166,6 +182,7 @@ def _refuse_wrapper_first(split: Split) -> None:
 def _refuse_order(split: Split) -> None:
     """Raise `VariantError` where a form stands before what merges or behind what acts while answering."""
     if split.form is None:
+        _refuse_changes(split)
         return
     # Of wrappers alone: a user's policy may act in the class that chooses slots, and then has no other place.
     early = [part for part in split.before[1:] if _acts(part)]
@@ -177,6 +194,18 @@ def _refuse_order(split: Split) -> None:
         raise VariantError(
             f"{given!r}: a form stores what is left once slots are chosen and merged, and what acts while answering follows "
             f"it; write {'+'.join([*chosen, split.form, *acting])!r}"
+        )
+
+
+def _refuse_changes(split: Split) -> None:
+    """Raise `VariantError` where something would change slots of a policy that has chosen their widths already."""
+    first, *wrappers = split.before
+    changing = [part for part in wrappers if not _acts(part)]
+    if changing and ":" not in first and registry.get(first).spends_bytes:
+        raise VariantError(
+            f"{'+'.join(split.before)!r}: {first!r} gives every slot a width of its own and stores it so; {changing[0]!r} "
+            f"would change which slots there are, or what is in them; for its ranking alone put a form behind, as in "
+            f"{'+'.join([first, *changing, 'int4'])!r}"
         )
 
 

@@ -134,7 +134,7 @@ def _known_facts_of(variant: Variant) -> VariantFacts:
 
 
 def _facts_of(variant: Variant) -> VariantFacts:
-    from kvmerger.building import is_uneven, sizes_of_form
+    from kvmerger.building import is_uneven, sizes_of_form, spends_bytes
 
     policy = variant.policy
     version = "+".join(_version_of(part) for part in policy.parts)
@@ -145,6 +145,7 @@ def _facts_of(variant: Variant) -> VariantFacts:
         sizes_of_form(policy),
         bool(policy.adds_log_mass),
         is_uneven(policy),
+        spends_bytes=spends_bytes(policy),
     )
 
 

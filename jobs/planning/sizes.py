@@ -20,6 +20,7 @@ from kvmerger.budget import (
     slots_like,
     slots_of_share,
 )
+from kvmerger.byte_counts import bytes_like, bytes_of_share
 from kvmerger.names import FormError
 from kvmerger.variants import NO_CONTEXT, REFERENCE_LABELS, VariantSpec
 
@@ -37,6 +38,7 @@ class VariantFacts:
         form: what slots are stored in; None for the model's dtype.
         adds_log_mass: whether a slot may have a log mass.
         is_uneven: whether heads or layers may hold unlike numbers of slots.
+        spends_bytes: whether it decides itself how many slots its bytes hold.
     """
 
     version: str
@@ -45,6 +47,7 @@ class VariantFacts:
     form: Measured | None = None
     adds_log_mass: bool = False
     is_uneven: bool = False
+    spends_bytes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +92,27 @@ class SizeForecast:
         if label in REFERENCE_LABELS:
             num_slots = 0 if label == NO_CONTEXT else num_tokens
             return ForeseenSize(num_slots, self.full_bytes(num_slots))
+        if label in self.facts and self.facts[label].spends_bytes:
+            return self._spent(label, num_tokens)
         slots = self._slots(label, num_tokens)
         if slots is None:
             return None
         num_slots, is_at_most = slots
         of_layer = self._layer(label).most_of(num_slots)
         return ForeseenSize(num_slots, of_layer * self.model.num_layers, is_at_most)
+
+    def _spent(self, label: str, num_tokens: int) -> ForeseenSize | None:
+        """At most the bytes asked for, in any number of slots; None where there is no budget to ask."""
+        layer, num_layers = self._layer(label), self.model.num_layers
+        match self.specs[label].budget if label in self.specs else None:
+            case BytesShare() as share:
+                count = bytes_of_share(share, layer, num_tokens)
+            case BytesLike(label=other) if like := self.of(other, num_tokens):
+                count = bytes_like(like.num_bytes, num_layers, layer, num_tokens)
+            case _:
+                return None
+        num_bytes = min(count.num_bytes * layer.num_heads, layer.full(num_tokens))
+        return ForeseenSize(num_tokens, num_bytes * num_layers, is_at_most=True)
 
     def _slots(self, label: str, num_tokens: int) -> tuple[int, bool] | None:
         """Slots per head, and whether they may be fewer; None where the variant that the budget refers to has none."""

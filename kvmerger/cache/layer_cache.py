@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from kvmerger.cache.forms.widths import Widths
 from kvmerger.cache.head_counters import HeadCounters, PerHead
 from kvmerger.cache.slot_table import SlotTable, owned
 
@@ -36,6 +37,8 @@ class LayerCache(SlotTable):
             rule asks for it.
         next_position: where the first token behind these slots stands, for keys that have been given new positions; None:
             at the length of the prompt. The layers of a variant may differ: the last of them counts.
+        widths: what each slot's value and each channel's keys are to be stored in, for the policy's own form; None where
+            it has none. They are told once and not held: what is stored says its own widths.
     """
 
     k_SD: Tensor
@@ -46,6 +49,7 @@ class LayerCache(SlotTable):
     counters: Mapping[str, float] = field(default_factory=dict)
     score_S: Tensor | None = None
     next_position: int | None = None
+    widths: Widths | None = None
 
     @classmethod
     def from_dense(cls, k_HND: Tensor, v_HND: Tensor) -> LayerCache:
@@ -183,6 +187,19 @@ class LayerCache(SlotTable):
             )
         for name, tensor in self.by_name().items():
             self._check_tensor(name, tensor)
+        if self.widths is not None:
+            self._check_widths(self.widths)
+
+    def _check_widths(self, widths: Widths) -> None:
+        for name, tensor, shape in (
+            ("widths.v_S", widths.v_S, (self.num_slots,)),
+            ("widths.k_HD", widths.k_HD, (self.num_heads, self.head_dim)),
+        ):
+            if tensor.shape != shape or tensor.dtype != torch.uint8 or tensor.device != self.k_SD.device:
+                raise ValueError(
+                    f"{name} must be torch.uint8 {shape} on {self.k_SD.device}, got {tensor.dtype} {tuple(tensor.shape)} on "
+                    f"{tensor.device}"
+                )
 
     def _check_tensor(self, name: str, tensor: Tensor) -> None:
         device = self.k_SD.device

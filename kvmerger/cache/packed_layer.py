@@ -45,7 +45,7 @@ class PackedLayer(SlotTable):
     def of(cls, layer: LayerCache, form: Form) -> PackedLayer:
         """``layer`` stored in ``form``; shares its positions, log masses and scores, and nothing else."""
         return cls(
-            MappingProxyType(form.encode(layer.k_SD, layer.v_SD, layer.num_slots_H)),
+            MappingProxyType(form.encode_in(layer.k_SD, layer.v_SD, layer.num_slots_H, layer.widths)),
             form,
             layer.head_dim,
             layer.dtype,
@@ -101,7 +101,7 @@ class PackedLayer(SlotTable):
         Does not wait for the device.
         """
         num_bytes = sum(part.numel() * part.element_size() for part in self.parts.values())
-        expected = self.form.num_bytes(self.num_slots_H, self.head_dim)
+        expected = self.form.num_bytes_of(self.parts, self.num_slots_H, self.head_dim)
         if num_bytes != expected:
             raise ValueError(f"the form's parts take {num_bytes} bytes, it says that they take {expected}")
         for name, tensor in self.by_name().items():

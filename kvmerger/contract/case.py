@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 
-from kvmerger.budget import BudgetError, KeptRatio
-from kvmerger.building import Variant, build
+from kvmerger.budget import Budget, BudgetError, BytesShare, KeptRatio
+from kvmerger.building import Variant, build, form_of
 from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.cache.packed_layer import PackedLayer
 from kvmerger.contract.layers import NUM_TOKENS, random_prefill
+from kvmerger.decoding.ragged_cache import Prefix
+from kvmerger.engine.budgets import allocated, asked, shape_of
 from kvmerger.engine.compress import CompressFailure, compress_all
 from kvmerger.policies.base import Policy, PolicyError
 from kvmerger.policies.storage.stored import unstored
@@ -40,22 +43,44 @@ class Case:
         return Variant(_LABEL, made, self.budget(made))
 
     @staticmethod
-    def budget(policy: Policy) -> KeptRatio | None:
-        """That of all checks; None for a policy that takes none."""
-        asked = KeptRatio(KEPT_RATIO)
-        return None if policy.parts[0].budget_refusal(asked) else asked
+    def budget(policy: Policy) -> KeptRatio | BytesShare | None:
+        """That of all checks, in bytes for a policy that takes no other; None for one that takes none."""
+        possible = (KeptRatio(KEPT_RATIO), BytesShare(KEPT_RATIO))
+        return next((it for it in possible if not policy.parts[0].budget_refusal(it)), None)
+
+    def budgets(self, prefilled: Prefilled) -> Sequence[Budget]:
+        """Every layer's, as the policy allocates it."""
+        variant = self.variant()
+        return allocated(prefilled, variant, asked(shape_of(prefilled), variant, {}))
 
     def prefilled(self, num_tokens: int = NUM_TOKENS) -> Prefilled:
         """The layers and the policy's evidence."""
         policy = self.variant().policy
-        return random_prefill(self.seed, self.dtype, policy, num_tokens, self.budget(policy))
+        budget = self.budget(policy)
+        of_slots = budget if isinstance(budget, KeptRatio) else None
+        return random_prefill(self.seed, self.dtype, policy, num_tokens, of_slots)
 
     def failure(self, prefilled: Prefilled) -> CompressFailure | None:
         """Why the policy cannot compress ``prefilled``; None where it can."""
         return compress_all(prefilled, [self.variant()]).failed.get(_LABEL)
 
     def compressed(self, prefilled: Prefilled | None = None) -> Sequence[LayerCache]:
-        """What the policy keeps of every layer.
+        """What the policy keeps of every layer, decoded where it brings a form of its own.
+
+        Raises:
+            ContractError: it raised something.
+        """
+        return [layer.plain() for layer in self.held(prefilled)]
+
+    def alone(self, prefilled: Prefilled, index: int, budget: Budget) -> LayerCache:
+        """`compressed` of one layer by itself."""
+        policy = self.variant().policy
+        kept = policy.compress(prefilled.layers[index], prefilled.evidence[index], budget)
+        form = None if kept.widths is None else form_of(policy)
+        return kept if form is None else PackedLayer.of(kept, form).plain()
+
+    def held(self, prefilled: Prefilled | None = None) -> Prefix:
+        """What the policy keeps of every layer, as it is held.
 
         Raises:
             ContractError: it raised something.
@@ -69,7 +94,7 @@ class Case:
                 if is_sentence
                 else f"compress raised\n{failure.traceback}"
             )
-        return [layer.plain() for layer in compression.done[_LABEL].prefix]
+        return compression.done[_LABEL].prefix
 
 
 def expect(is_met: bool, message: str) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from kvmerger.building import is_uneven
+from kvmerger.building import is_uneven, spends_bytes
 from kvmerger.contract.case import KEPT_RATIO, Case, expect
 from kvmerger.contract.layers import NUM_KV_HEADS, NUM_LAYERS, NUM_TOKENS
+from kvmerger.engine.storing import sizes_of
 
 _ALLOWED = int(KEPT_RATIO * NUM_TOKENS)
 
 
 def keeps_no_more_than_its_budget(case: Case) -> None:
     """Over all layers and heads, unless its budget is an outcome; something is kept."""
+    if spends_bytes(case.variant().policy):
+        prefilled = case.prefilled()
+        most, held = sizes_of(prefilled.layers).read * KEPT_RATIO, sizes_of(case.held(prefilled)).read
+        expect(0 < held <= most, f"the budget allows {most:.0f} bytes over all layers, {held} are held")
+        return
     kept = sum(layer.num_slots for layer in case.compressed())
     allowed = _ALLOWED * NUM_KV_HEADS * NUM_LAYERS
     is_within = case.variant().policy.budget_is_outcome or kept <= allowed

@@ -16,7 +16,8 @@ from kvmerger.budget import (
     label_referred_to,
     num_slots_for,
 )
-from kvmerger.building import Variant, in_slots
+from kvmerger.building import Variant, in_slots, layer_bytes
+from kvmerger.byte_counts import ByteCount
 from kvmerger.generation import Prompt
 from kvmerger.models.source import DTYPES, ModelInfo
 from kvmerger.names import VariantError
@@ -85,6 +86,10 @@ def asked(shape: CacheShape, variant: Variant, kept: Mapping[str, Kept]) -> Sequ
         return _like(budget.label, shape, kept)
     num_slots = num_slots_for(budget, shape.num_tokens)
     even = Budget.uniform(num_slots, shape.num_kv_heads, effective_ratio(budget, shape.num_tokens))
+    if isinstance(budget, ByteCount):
+        full = layer_bytes(variant.policy, shape).full(shape.num_tokens)
+        bytes_H = (budget.num_bytes,) * shape.num_kv_heads
+        even = Budget(even.num_slots_H, min(1.0, sum(bytes_H) / full), bytes_H)
     return [even] * shape.num_layers
 
 

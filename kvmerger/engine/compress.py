@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kvmerger.budget import Budget
-from kvmerger.building import Variant, form_of
+from kvmerger.building import Variant, form_of, spends_bytes
 from kvmerger.cache.forms.base import Form
 from kvmerger.cache.head_counters import combined, numbers_of
 from kvmerger.cache.layer_cache import LayerCache
@@ -151,8 +151,14 @@ def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression, stac
     budget_L = allocated(prefilled, variant, asked_L)
     form = form_of(variant.policy)
     kept_L = _kept_layers(variant.policy, budget_L, stacks, is_to_be_stored=form is not None)
-    prefix = stored(kept_L, form, stacks.storages)
-    asked_slots = None if variant.budget is None else sum(budget.num_slots for budget in asked_L)
+    if spends_bytes(variant.policy) and all(kept.widths is None for kept in kept_L):
+        # Its bytes hold everything as it is.
+        prefix: Sequence[HeldLayer] = [kept.owning(stacks.storages) for kept in kept_L]
+    else:
+        prefix = stored(kept_L, form, stacks.storages)
+    # Of a budget that is bytes all through no slots were asked.
+    is_of_slots = variant.budget is not None and not spends_bytes(variant.policy)
+    asked_slots = sum(budget.num_slots for budget in asked_L) if is_of_slots else None
     return Compressed(
         variant.label,
         tuple(prefix),
@@ -182,6 +188,7 @@ def _kept_layers(
             kept_by[stretch].check_shapes()
             kept_by[stretch].check_same_kind(layer)
             _require_end(policy, kept, stacks.num_tokens)
+            _require_reader(policy, kept, is_to_be_stored=is_to_be_stored)
     num_tokens = stacks.num_tokens
     is_sound = torch.stack(
         [
@@ -215,6 +222,11 @@ def _require_end(policy: Policy, kept: LayerCache, num_tokens: int) -> None:
         raise PolicyError(
             f"{path_of(policy)}: next_position must be from 0 to the prompt's length, {num_tokens}, got {kept.next_position}"
         )
+
+
+def _require_reader(policy: Policy, kept: LayerCache, *, is_to_be_stored: bool) -> None:
+    if kept.widths is not None and not is_to_be_stored:
+        raise PolicyError(f"{path_of(policy)}: it chooses widths and has no form that stores slots in them")
 
 
 def _raise_why(
@@ -256,7 +268,8 @@ def _why_degenerate(variant: Variant, kept_L: Sequence[LayerCache], full: Prefix
     policy, is_stored = variant.policy, form_of(variant.policy) is not None
     if all(kept.num_slots == whole.num_slots for kept, whole in zip(kept_L, full, strict=True)):
         if is_stored:
-            return None if variant.budget is None else FORM_HOLDS_ALL
+            has_widths = any(kept.widths is not None for kept in kept_L)
+            return None if variant.budget is None or has_widths else FORM_HOLDS_ALL
         # Waits for the device, where everything is kept and something may have been done to it.
         is_untouched = policy.keeps_slots_unchanged or all(map(_is_alike, kept_L, full))
         return DID_NOTHING if is_untouched else None

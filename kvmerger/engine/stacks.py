@@ -10,12 +10,13 @@ Shapes: L layers, H KV heads of all layers of a stack, N tokens, S slots, D head
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 
 import torch
 from torch import Tensor
 
 from kvmerger.budget import Budget
+from kvmerger.cache.forms.widths import Widths
 from kvmerger.cache.head_counters import HeadCounters
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.cache.slot_table import storage_addresses
@@ -101,9 +102,12 @@ class Stacks:
 
 
 def stacked_budget(budget_L: Sequence[Budget]) -> Budget:
-    """Every head's slots; the ratio is the first layer's."""
+    """Every head's slots, and bytes where all layers have them; the ratio is the first layer's."""
+    bytes_LH = [budget.num_bytes_H for budget in budget_L if budget.num_bytes_H is not None]
     return Budget(
-        tuple(num_slots for budget in budget_L for num_slots in budget.num_slots_H), budget_L[0].asked_ratio
+        tuple(num_slots for budget in budget_L for num_slots in budget.num_slots_H),
+        budget_L[0].asked_ratio,
+        tuple(chain.from_iterable(bytes_LH)) if len(bytes_LH) == len(budget_L) else None,
     )
 
 
@@ -150,9 +154,17 @@ def unstacked(kept: LayerCache, num_layers: int) -> list[LayerCache]:
             counters.by_layer(num_layers),
             parts(kept.score_S),
             [kept.next_position] * num_layers,
+            _widths_by_layer(kept.widths, num_slots_L),
             strict=True,
         )
     ]
+
+
+def _widths_by_layer(widths: Widths | None, num_slots_L: Sequence[int]) -> Sequence[Widths | None]:
+    if widths is None:
+        return [None] * len(num_slots_L)
+    k_LHD = widths.k_HD.unflatten(0, (len(num_slots_L), -1))
+    return [Widths(v_S, k_HD) for v_S, k_HD in zip(widths.v_S.split(num_slots_L), k_LHD, strict=True)]
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from operator import mul
 from typing import NamedTuple
 
 from kvmerger.cache.forms.answers import Answers
@@ -61,9 +62,19 @@ def sizes_of(prefix: Collection[HeldLayer]) -> Sizes:
 
 
 def bits_of(prefix: Sequence[HeldLayer]) -> tuple[float, float]:
-    """Bits of a stored key's number and of a value's, scales apart; all layers are stored alike."""
-    first = prefix[0]
-    if isinstance(first, PackedLayer):
-        return first.form.bits(first.head_dim)
-    both = 8.0 * first.dtype.itemsize
+    """Bits of a stored key's number and of a value's, scales apart: the mean over all slots."""
+    of_layers = [_bits_of_layer(layer) for layer in prefix]
+    if len(set(of_layers)) == 1:
+        return of_layers[0]
+    num_slots = [layer.num_slots for layer in prefix]
+    bits_k, bits_v = (
+        sum(map(mul, num_slots, of_side)) / max(1, sum(num_slots)) for of_side in zip(*of_layers, strict=True)
+    )
+    return bits_k, bits_v
+
+
+def _bits_of_layer(layer: HeldLayer) -> tuple[float, float]:
+    if isinstance(layer, PackedLayer):
+        return layer.form.bits_of(layer.parts, layer.num_slots_H, layer.head_dim)
+    both = 8.0 * layer.dtype.itemsize
     return both, both

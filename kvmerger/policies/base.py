@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvmerger.budget import AskedBudget, Budget, BudgetSpec
+from kvmerger.budget import AskedBudget, Budget, BudgetSpec, BytesLike, BytesShare
 from kvmerger.cache.forms.base import Form
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.decoding.decode_rule import DecodeRule
@@ -57,7 +57,11 @@ class Policy(abc.ABC):
     """Whether what it keeps are whole blocks of neighbouring tokens, the same in all heads of a layer."""
 
     form: ClassVar[Form | None] = None
-    """What the engine stores slots in once `compress` has chosen them; None, as of every policy but a form's own part."""
+    """What the engine stores slots in once `compress` has chosen them; None where a form's own part in the name decides.
+
+    A policy that has one is stored in it alone, and may choose widths (`LayerCache.widths`) that it reads."""
+    spends_bytes: ClassVar[bool] = False
+    """Whether it is given bytes (`Budget.num_bytes_H`), and decides itself how many slots of which widths they hold."""
 
     compresses_stacks: ClassVar[bool] = False
     """Whether `compress` accepts a stack: neighbouring layers passed as one layer that has the heads of all of them.
@@ -102,6 +106,9 @@ class Policy(abc.ABC):
 
         Asked once, of the part that chooses slots, when a variant is made.
         """
+        if self.spends_bytes and not isinstance(budget, BytesShare | BytesLike):
+            got = "none" if budget is None else f"{budget}, which counts slots"
+            return f"gives slots unlike widths and needs a budget in bytes, such as `budget: {{bytes: 0.25}}`; got {got}"
         if budget is None and not self.budget_is_outcome:
             return "needs a budget, such as `budget: 0.5`"
         return None

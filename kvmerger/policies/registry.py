@@ -26,6 +26,7 @@ INNER = "inner"
 _POLICIES: dict[str, type[Policy]] = {}
 _WRAPPERS: dict[str, type[Policy]] = {}
 _UNLISTED: dict[str, type[Policy]] = {}
+_BEFORE_FORMS: dict[str, type[Policy]] = {}
 
 
 def register(name: str) -> Callable[[PolicyClass], PolicyClass]:
@@ -45,6 +46,16 @@ def register_wrapper(name: str) -> Callable[[PolicyClass], PolicyClass]:
     def add(wrapper_class: PolicyClass) -> PolicyClass:
         _WRAPPERS[name] = wrapper_class
         return wrapper_class
+
+    return add
+
+
+def register_before_form(name: str) -> Callable[[PolicyClass], PolicyClass]:
+    """Register the decorated policy as what ``name`` stands for where a form follows, which ``name`` alone brings itself."""
+
+    def add(policy_class: PolicyClass) -> PolicyClass:
+        _BEFORE_FORMS[name] = policy_class
+        return policy_class
 
     return add
 
@@ -115,14 +126,14 @@ def _name_and_default(field: Field) -> tuple[str, Any]:
 
 
 def name_of(policy: Policy) -> str:
-    """What users call ``policy``: the name its class is registered under, its class's own, or that of its form."""
-    if policy.form is not None:
-        return forms.name_of(policy.form)
+    """What users call ``policy``: the name its class is registered under, or its class's own, unless it says so itself."""
     if policy.given_name is not None:
         return policy.given_name
     # By the class itself: a subclass of `SnapKV` that has no name must not be called snapkv.
     registered = {
-        found: name for classes in (_POLICIES, _WRAPPERS, _UNLISTED) for name, found in classes.items()
+        found: name
+        for classes in (_POLICIES, _WRAPPERS, _UNLISTED, _BEFORE_FORMS)
+        for name, found in classes.items()
     }
     return registered.get(type(policy), type(policy).__name__)
 
@@ -151,13 +162,15 @@ def get_wrapper(name: str) -> type[Policy]:
     return _WRAPPERS[name]
 
 
-def get(name: str) -> type[Policy]:
-    """The policy class called ``name``, or the class a ``module:Class`` path names.
+def get(name: str, *, is_before_form: bool = False) -> type[Policy]:
+    """The policy class called ``name`` (before a form, where that is another), or the class a ``module:Class`` path names.
 
     Raises:
         VariantError: there is none, with the nearest name or the import's own error.
     """
     _import_shipped()
+    if is_before_form and name in _BEFORE_FORMS:
+        return _BEFORE_FORMS[name]
     if name in _POLICIES:
         return _POLICIES[name]
     if ":" not in name:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kvmerger.cache.forms.layouts import CodeLayout, Grid, Per
 from kvmerger.cache.forms.quantise import decode, encode, largest_error, num_saturated
+from kvmerger.cache.forms.widths import Widths
 
 # Any usual number of slots that share something divides it.
 _MANY_SLOTS = 2**10 * 3**2 * 5**2 * 7
@@ -41,6 +42,12 @@ class Form(abc.ABC):
         """Bits of a stored key and of a stored value, scales apart; by default what `num_bytes` comes to, with them."""
         both = self.num_bytes((1024,), head_dim) * 8 / (2 * 1024 * head_dim)
         return both, both
+
+    def bits_of(
+        self, parts: Mapping[str, Tensor], num_slots_H: Sequence[int], head_dim: int
+    ) -> tuple[float, float]:
+        """`bits` of what ``parts`` hold: the same, unless numbers differ in width."""
+        return self.bits(head_dim)
 
     def largest_errors(
         self, k_SD: Tensor, v_SD: Tensor, parts: Mapping[str, Tensor], num_slots_H: Sequence[int]
@@ -73,9 +80,19 @@ class Form(abc.ABC):
         )
         return -(-(num_slots * of_slot + num_heads * max(0, above)) // _MANY_SLOTS)
 
+    def num_bytes_of(self, parts: Mapping[str, Tensor], num_slots_H: Sequence[int], head_dim: int) -> int:
+        """Bytes that ``parts`` must take: `num_bytes`, unless numbers differ in width. Does not wait for the device."""
+        return self.num_bytes(num_slots_H, head_dim)
+
     @abc.abstractmethod
     def encode(self, k_SD: Tensor, v_SD: Tensor, num_slots_H: Sequence[int]) -> dict[str, Tensor]:
         """Parts by name, each contiguous and in a storage of its own; what they are is the form's own matter."""
+
+    def encode_in(
+        self, k_SD: Tensor, v_SD: Tensor, num_slots_H: Sequence[int], widths: Widths | None
+    ) -> dict[str, Tensor]:
+        """`encode`, in the ``widths`` that the policy chose for this layer; one with widths of its own ignores them."""
+        return self.encode(k_SD, v_SD, num_slots_H)
 
     @abc.abstractmethod
     def decode(

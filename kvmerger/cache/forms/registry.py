@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from kvmerger.cache.forms.base import Form
+from kvmerger.cache.forms.mixed_widths import MixedWidths
 from kvmerger.cache.forms.shipped import TOKEN_WISE_BITS, Fp8, Kivi, Nvfp4, TokenWise, TurboQuant
 from kvmerger.names import FormError
 
@@ -34,6 +35,9 @@ _SETTLED: dict[str, tuple[type[Form], dict[str, Any]]] = {
 _PROPOSED: dict[str, tuple[type[Form], dict[str, Any]]] = {
     f"kivi{bits}": (Kivi, {"bits_k": bits, "bits_v": bits}) for bits in (4, 3, 2)
 }
+
+# Forms that policies bring, which choose widths for them: no names that users could put behind another policy.
+_UNLISTED: dict[type[Form], str] = {MixedWidths: "mixed_widths"}
 
 
 def names() -> list[str]:
@@ -67,6 +71,8 @@ def name_of(form: Form) -> str:
     values = {field.name: getattr(form, field.name) for field in fields(form)}
     # Of several names of one class, the one that leaves the least to be said.
     alike = {name: _not_alike(values, vars(get(name)())) for name in names() if _entry(name)[0] is type(form)}
+    if type(form) in _UNLISTED:
+        return _UNLISTED[type(form)]
     own = min(
         alike, key=lambda name: len(alike[name]), default=f"{type(form).__module__}:{type(form).__name__}"
     )

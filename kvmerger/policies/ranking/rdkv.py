@@ -1,4 +1,4 @@
-"""RDKV's weights: what the last queries attend to, as eviction with no bits at all weighs it against storing.
+"""RDKV's weights of tokens: what the last queries attend to. Before a form they are a ranking, ``rdkv+int4``.
 
 Shapes: Q query heads, H KV heads, N tokens, W tokens of the window.
 """
@@ -12,21 +12,19 @@ from torch.nn import functional as F
 from kvmerger.budget import BudgetError, BudgetSpec
 from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.parameters import require_count
-from kvmerger.policies.registry import register
+from kvmerger.policies.registry import register_before_form
 from kvmerger.policies.scoring import ScoringPolicy
 from kvmerger.prefill.evidence import Evidence, Need, window_attention
 
 
-@register("rdkv")
+@register_before_form("rdkv")
 @dataclass(frozen=True)
-class RDKV(ScoringPolicy):
+class RDKVRanking(ScoringPolicy):
     """Keep the tokens that the last queries attend to most, none of them forced: bits for those, and none for the others.
 
-    Based on RDKV (arXiv 2605.08317), which gives each token's value one of several widths, none at all among them, by reverse
-    water-filling: a bit goes where weight times the fall of the error is largest. With one width, as a form has it, that is a
-    threshold on weights: ``rdkv+int4`` at a budget of bytes has the widths 0 and 4. Widths that differ among a layer's slots,
-    and those of keys' channels, are not there. A weight is the window's attention, summed over it and divided by how many of
-    its queries see the token, averaged over the group and over neighbours.
+    Based on RDKV (arXiv 2605.08317), whose water-filling is a threshold on weights where there is one width beside none, as
+    with a form behind it; ``rdkv`` alone is the whole method (`policies.widths.rdkv`). A weight is the window's attention,
+    summed over it and divided by how many of its queries see the token, averaged over the group and over neighbours.
 
     Attributes:
         window_size: last tokens whose attention counts.

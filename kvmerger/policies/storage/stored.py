@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from kvmerger.budget import AskedBudget, Budget, BudgetSpec
+from kvmerger.cache.forms import registry as forms
 from kvmerger.cache.forms.answers import Answers
 from kvmerger.cache.forms.base import Form
 from kvmerger.cache.layer_cache import LayerCache
@@ -38,6 +39,11 @@ class Stored(SlotWrapper):
                 raise PolicyError(
                     f"{name_of(self)} cannot store what {name_of(part)} has stored: a cache has one form; keep one of them"
                 )
+
+    @property
+    def given_name(self) -> str:
+        """The form's."""
+        return forms.name_of(self.form)
 
     # A property takes the place of a class variable: the answer is the form's.
     @property

@@ -1,4 +1,4 @@
-"""RDKV's weights, query by query in float64; with one width its water-filling is a threshold on them."""
+"""RDKV's weights of tokens, query by query in float64; with one width its water-filling is a threshold on them."""
 
 import itertools
 
@@ -8,7 +8,7 @@ import torch
 from kvmerger.budget import Budget, BudgetError, SlotCount
 from kvmerger.building import build
 from kvmerger.policies.base import CacheShape, PolicyError
-from kvmerger.policies.ranking.rdkv import RDKV
+from kvmerger.policies.ranking.rdkv import RDKVRanking
 from kvmerger.prefill.evidence import Evidence
 from tests.fakes.planted_layers import NUM_HEADS, NUM_TOKENS, planted_states, slow_logits
 
@@ -37,7 +37,7 @@ def slow_weights(seed: int, window_size: int, kernel_size: int) -> list[list[flo
 
 @pytest.mark.parametrize(("window_size", "kernel_size"), [(32, 5), (8, 1), (1, 7)])
 def test_weights_equal_loops_over_queries(window_size: int, kernel_size: int, seed: int) -> None:
-    policy = RDKV(window_size, kernel_size)
+    policy = RDKVRanking(window_size, kernel_size)
     evidence = Evidence(planted_states(seed, torch.float32), 3, 8, prompt_seed=7)
     evidence.capture(policy.needs())
     expected = torch.tensor(slow_weights(seed, window_size, kernel_size), dtype=torch.float64)
@@ -58,10 +58,10 @@ def test_of_two_widths_the_least_weighted_error_is_the_threshold(seed: int) -> N
 
 def test_short_prompts_and_even_kernels_are_refused(seed: int) -> None:
     with pytest.raises(BudgetError, match="more than 32"):
-        RDKV().check(CacheShape(32, 4, 2), SlotCount(8))
+        RDKVRanking().check(CacheShape(32, 4, 2), SlotCount(8))
     with pytest.raises(PolicyError, match="kernel_size must be odd"):
-        build("rdkv", {"kernel_size": 4})
-    assert RDKV().num_protected == 0
+        build("rdkv+int4", {"kernel_size": 4})
+    assert RDKVRanking().num_protected == 0
     evidence = Evidence(planted_states(seed, torch.float32), 3, 8, prompt_seed=7)
-    evidence.capture(RDKV().needs())
-    assert RDKV().select(evidence, Budget.uniform(5, NUM_HEADS, 0.05)).sum() == 5 * NUM_HEADS
+    evidence.capture(RDKVRanking().needs())
+    assert RDKVRanking().select(evidence, Budget.uniform(5, NUM_HEADS, 0.05)).sum() == 5 * NUM_HEADS
