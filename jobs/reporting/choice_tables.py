@@ -74,7 +74,7 @@ def _certificate_table(group: CertificateGroup, width: int) -> Table:
         if len(group.contexts_by_task) == 1
         else f"{len(group.contexts_by_task)} tasks"
     )
-    table = titled_table(title, setting_in_words(group.setting))
+    table = _table(title, group, width)
     has_stops = any(chain.smallest and chain.refused for chain in group.chains)
     for head in ("certified", "bytes", "a token", "lose more", *([_STOPPED] if has_stops else [])):
         add_folding_column(table, head, "left" if head in ("certified", _STOPPED) else "right")
@@ -98,6 +98,14 @@ def _certificate_table(group: CertificateGroup, width: int) -> Table:
             _lost(level),
             *([_stop(chain)] if has_stops else []),
         )
+    return table
+
+
+def _table(title: str, group: CertificateGroup | FitGroup, width: int) -> Table:
+    where = setting_in_words(group.setting)
+    table = titled_table(title, where)
+    # A title folds at the width of its table, and few columns make a narrow one.
+    table.min_width = min(width, len(f"{title}  {where}"))
     return table
 
 
@@ -130,7 +138,7 @@ def _stop(chain: Chain) -> Text:
 
 def _fit_table(found: Fits, group: FitGroup, width: int) -> Table:
     title = group.tasks[0] if len(group.tasks) == 1 else f"mean over {len(group.tasks)} tasks"
-    table = titled_table(title, setting_in_words(group.setting))
+    table = _table(title, group, width)
     kinds = [it for it in found.kinds if any(fit.losses[it.name] for fit in group.fits)]
     heads = ["requests", "a request", "bytes", *(_LOSS_HEADS[it.name] for it in kinds)]
     heads += ["step", "tokens/s"] if group.is_measured_there else []
