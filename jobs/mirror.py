@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ResultError, TrackingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    print(f"MLflow  {how_to_open}")
+    print("MLflow  " + how_to_open.replace("\n", "\n        "))
     if not is_delivered:
         print("error: not everything arrived; the same command sends what is missing", file=sys.stderr)
         return EXIT_BAD_INPUT

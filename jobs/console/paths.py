@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -49,6 +50,12 @@ def local_path(path: Path | str) -> Path:
 def is_in_a_job() -> bool:
     """Whether this is a Ray job's driver: its current folder is then none that the submitter knows."""
     return JOB_VARIABLE in os.environ
+
+
+def job_submission() -> str | None:
+    """The submission id of the Ray job that this process drives, as `ray job list` has it; None outside a job."""
+    metadata = json.loads(os.environ.get(JOB_VARIABLE, "{}")).get("metadata") or {}
+    return metadata.get("job_submission_id")
 
 
 def shown(path: Path) -> str:

@@ -21,6 +21,14 @@ class Advice:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterJoined:
+    """A cluster that outlives the run has taken it in as the job `job_id`; `dashboard` is an address, or None."""
+
+    job_id: str
+    dashboard: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ActorStarting:
     """An actor is being started; loading its model can take minutes."""
 
@@ -67,7 +75,7 @@ class UnitEnded:
         return cls(unit.unit_id, unit.cost_tokens, len(rows), num_failed)
 
 
-RunEvent = Advice | ActorStarting | ActorLoaded | ActorLost | UnitStarted | UnitEnded
+RunEvent = Advice | ClusterJoined | ActorStarting | ActorLoaded | ActorLost | UnitStarted | UnitEnded
 OnEvent = Callable[[RunEvent], None]
 OnRows = Callable[[WorkUnit, list[Row]], None]
 """Takes over a unit's rows; called once per unit, from the driver's thread. What it raises ends the run."""

@@ -18,6 +18,7 @@ from jobs.execution.run_events import (
     ActorLost,
     ActorStarting,
     Advice,
+    ClusterJoined,
     RunEvent,
     UnitEnded,
     UnitStarted,
@@ -88,7 +89,7 @@ class ProgressView:
                 self._say(f"{actor}: ready", is_news=True)
             case ActorLost(actor=actor, kind=kind):
                 self._say(f"{actor}: lost ({kind.value})", is_news=True)
-            case UnitStarted():
+            case UnitStarted() | ClusterJoined():
                 pass
             case UnitEnded():
                 self._count(event)

@@ -15,7 +15,8 @@ from typing import Protocol
 
 from jobs.analysis.findings import Findings
 from jobs.analysis.summary import ResultSummary
-from jobs.execution.run_events import OnEvent, OnRows
+from jobs.console.paths import job_submission
+from jobs.execution.run_events import ClusterJoined, OnEvent, OnRows, RunEvent
 from jobs.planning.identity import unit_id
 from jobs.planning.preparation import Prepared
 from jobs.planning.rows import PlannedRow
@@ -27,7 +28,7 @@ from jobs.results.schema import DONE_STATUSES, ResultError, Row
 from jobs.results.store import ResultStore
 from jobs.runs.progress import ProgressView
 from jobs.settings.schema import Settings
-from jobs.tracking.content import shared_tags, sweep_report, tracked_sweep, tracked_variant
+from jobs.tracking.content import links_of, shared_tags, sweep_report, tracked_sweep, tracked_variant
 from jobs.tracking.mlflow_tracker import make_tracker
 from jobs.tracking.tracker import RunStatus, TrackedSweep, Tracker
 
@@ -114,7 +115,20 @@ class SweepRun:
         run_units = _executor(self._settings.executor)
         with ProgressView(units) as progress:
             settings = self._prepared.settled(self._settings)
-            run_units(units, settings, self._context(), on_rows=self._keep, on_event=progress.on_event)
+
+            def on_event(event: RunEvent) -> None:
+                if isinstance(event, ClusterJoined):
+                    self._note_job(event)
+                progress.on_event(event)
+
+            run_units(units, settings, self._context(), on_rows=self._keep, on_event=on_event)
+
+    def _note_job(self, event: ClusterJoined) -> None:
+        """Write down in which Ray job the run is, and tell the tracker at once: a sweep may run for days."""
+        ray = {"job_id": event.job_id, "submission_id": job_submission(), "dashboard": event.dashboard}
+        self._meta = {**self._meta, "ray": ray}
+        self._store.write_run_meta(self._meta)
+        self._tracker.record_links(links_of(self._meta))
 
     def _keep(self, unit: WorkUnit, rows: list[Row]) -> None:
         # In this order: what the tracker shows must be on disk, whatever happens next.

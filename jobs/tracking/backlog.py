@@ -24,11 +24,12 @@ _SAME = 1e-12  # the order of a sum may change its last bits
 
 
 class PointBatch(NamedTuple):
-    """One call: points of one run, and the last step its numbers have used after it (None: as before)."""
+    """One call: points and tags of one run, and the last step its numbers have used after it (None: as before)."""
 
     run: str
     points: tuple[MetricPoint, ...]
     last_step: int | None
+    tags: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(slots=True)
@@ -68,6 +69,10 @@ class Backlog:
             values[key] = last
             renamed = tuple(point._replace(key=key) for point in points)
             self._batches.append(PointBatch(run, renamed, None))
+
+    def want_tags(self, run: str, tags: Mapping[str, str]) -> None:
+        """The run should carry these tags, at most a batch."""
+        self._batches.append(PointBatch(run, (), None, tuple(tags.items())))
 
     def next_batch(self) -> PointBatch | None:
         """What to send now; the same again until `confirm`. None: the server shows all that is wanted."""

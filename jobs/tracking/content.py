@@ -16,19 +16,23 @@ from rich.console import Console
 
 from jobs.analysis.findings import Findings
 from jobs.analysis.summary import ResultSummary
+from jobs.analysis.worst_items import worst_items
 from jobs.reporting.facts import setting_facts, without_passwords
-from jobs.reporting.notation import shown_mode
+from jobs.reporting.notation import shown_mode, shown_name
 from jobs.reporting.page import ReportPage
 from jobs.reporting.table import WIDE_COLUMNS
 from jobs.reporting.terminal import render
 from jobs.results.grouping import setting_of
 from jobs.results.schema import ResultError
+from jobs.tracking.datasets import tracked_datasets
 from jobs.tracking.description import summary_text, sweep_description, variant_description
-from jobs.tracking.files import write_report, write_rows, write_texts
+from jobs.tracking.files import WORST_ITEMS, write_report, write_rows, write_texts, write_worst_items
 from jobs.tracking.final_metrics import (
+    best_policy,
     charted_traces,
     flat_params,
     listed_keys,
+    ranking,
     sweep_readings,
     variant_readings,
 )
@@ -36,7 +40,7 @@ from jobs.tracking.tracker import RunStatus, SweepReport, TrackedSweep, TrackedV
 from kvmerger.variants import REFERENCE_LABELS
 
 _NOT_KNOWN = "not known"
-_TOLD_COLUMNS = ("trace", "prediction", "answers", "seconds")
+_TOLD_COLUMNS = ("trace", "prediction", "answers", "prompt_tail", "seconds")
 _COMMIT_DIGITS = 12
 _NUM_PICTURES = 2  # in the description; the others are in the report and in `figures/`
 _MS_PER_S = 1000
@@ -50,16 +54,19 @@ def sweep_report(findings: Findings, status: RunStatus, page: ReportPage | None,
     write_texts(folder, summary_md, findings.settings_yaml, environment(findings))
     # Only here, after the page has let go of its own heavy columns.
     rows = findings.rows_with(*_TOLD_COLUMNS)
+    names = table_names(summary)
     figures: list[str] = []
     if page is not None:
         figures = write_report(folder, page)
-        write_rows(folder, findings.table, rows)
+        write_worst_items(folder, worst_items(rows), names)
+        write_rows(folder, findings.table, rows, names)
     traces = charted_traces(rows)
     variants = {
         label: VariantReport(
             readings,
             traces.get(label, ()),
-            variant_description(label, summary, differences),
+            name=names.get(label, ""),
+            description=variant_description(label, summary, differences),
             tags=_form_of(label, summary),
         )
         for label, readings in variant_readings(summary, differences, rows).items()
@@ -69,11 +76,33 @@ def sweep_report(findings: Findings, status: RunStatus, page: ReportPage | None,
         sweep_description(findings.name, facts, summary, differences, _best(figures)),
         sweep_readings(summary, differences, rows),
         variants,
-        listed_keys(summary),
-        folder,
+        columns=listed_keys(summary),
+        ranking=ranking(summary),
+        # Of all items or of none: a digest of those that an interrupted sweep came to would be of no dataset.
+        datasets=[] if summary.num_missing else tracked_datasets(rows, findings.settings),
+        tables=[] if page is None else [WORST_ITEMS],
+        folder=folder,
         is_hurried=page is None,
         tags={"device_name": _device_names(summary)},
+        own_tags=_best_tag(summary, names) | links_of(findings.meta),
     )
+
+
+def table_names(summary: ResultSummary) -> dict[str, str]:
+    """Label → what tables call the variant; of several tasks the name that it has in their mean."""
+    means = (mean for setting in summary.settings() for mean in summary.macro_means(setting))
+    return {mean.label: shown_name(mean) for mean in means}
+
+
+def _best_tag(summary: ResultSummary, names: Mapping[str, str]) -> dict[str, str]:
+    best = best_policy(summary)
+    return {} if best is None else {"best": names[best.label]}
+
+
+def links_of(meta: Mapping[str, Any]) -> dict[str, str]:
+    """The tags that say in which Ray job the folder's latest run was; none of a run outside a cluster."""
+    ray = meta.get("ray") or {}
+    return {f"ray_{name}": str(value) for name, value in ray.items() if value}
 
 
 def environment(findings: Findings) -> dict[str, Any]:

@@ -1,17 +1,19 @@
-"""The description a run opens with: what ran, the verdict, a table, and where the rest is. Markdown for MLflow's page.
+"""The description a run opens with: a ranked table, the verdict, what ran, and where the rest is. Markdown for MLflow's page.
 
 What does not fit is left out by whole lines or tables, and the text says where it is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 from urllib.parse import quote
 
 from jobs.analysis.differences import Difference
 from jobs.analysis.pairing import SCORE
 from jobs.analysis.summary import MacroMean, ResultSummary, TaskSummary
-from jobs.analysis.variant_summary import VariantSummary
+from jobs.analysis.variant_summary import VariantSummary, mean_of
 from jobs.reporting.cells import (
     BITS,
     BYTES,
@@ -34,15 +36,17 @@ from jobs.reporting.notation import (
 )
 from jobs.results.grouping import Setting
 from jobs.tracking.metrics import file_name
-from jobs.tracking.tracker import EXPERIMENT_ID, RUN_ID, VIEW
+from jobs.tracking.tracker import EXPERIMENT_ID, RUN_ID, VIEW, WORKSPACE
+from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
 MAX_CHARS = 5000
 """Of one description: servers older than 3.0 refuse more."""
 
 _ID_CHARS = 32  # of a run's id, and the most of an experiment's
-# MLflow's tables leave no room between columns, and blanks alone are trimmed away.
-_GAP = "\u200b\u2003"
 _NO_BREAK = "\u00a0"
+# MLflow's tables leave no room between columns, and blanks alone are trimmed away. Behind the cell, since an interval that
+# stands under its mean would touch its neighbour; without a place to break, or the gap becomes a line.
+_GAP = f"{2 * _NO_BREAK}\u2060"
 _SIGNS = {"better": "▲", "worse": "▼"}
 _VERDICT = "verdict"
 _HEADS = ("score", "- full cache", _VERDICT, "NLL", "recovered", BYTES, SLOTS, BITS, READ)
@@ -57,9 +61,10 @@ _ELSEWHERE = (
     "runs below this one."
 )
 _LINKS = (
-    f"[Variants side by side](#/experiments/{EXPERIMENT_ID}/runs?viewStateShareKey={VIEW}), "
-    f"[report](#/experiments/{EXPERIMENT_ID}/runs/{RUN_ID}/artifacts/report.html)"
+    f"**[Ranked list of variants](#/experiments/{EXPERIMENT_ID}/runs?viewStateShareKey={VIEW}&{WORKSPACE})**, "
+    f"[report](#/experiments/{EXPERIMENT_ID}/runs/{RUN_ID}/artifacts/report.html?{WORKSPACE})"
 )
+_LAST = (FULL_AA, NO_CONTEXT)
 
 
 def sweep_description(
@@ -70,33 +75,36 @@ def sweep_description(
     figures: Sequence[str],
 ) -> str:
     """The parent's description. `facts` is a sentence on model and data, `figures` are names in `figures/`, best first."""
-    # MLflow folds a long description: what is above the fold must be enough for a glance.
-    blocks = [
-        f"**{name}**: {facts}. {_LINKS}",
+    tables = [table for setting in summary.settings() for table in _tables(summary, setting, differences)]
+    # MLflow folds a description behind some 100 px: the links, and how the first lines of the table begin.
+    opening = f"{_LINKS}: {tables[0].title}" if tables else _LINKS
+    told = [
         *(f"**{it}**" for it in headline(summary, differences)),
-        where_rows_went(summary),
+        f"**{name}**: {facts}. {where_rows_went(summary).capitalize()}.",
     ]
     last, legend = [_ELSEWHERE], _legend([it for task in summary.tasks for it in task.variants])
     pictures = [_picture(figure) for figure in figures]
-    tables = [table for setting in summary.settings() for table in _tables(summary, setting, differences)]
     # Reserved before any table is taken: what stands after the tables, blank lines between the blocks, and the ids that
     # will take the places of RUN_ID and EXPERIMENT_ID.
     room = (
         MAX_CHARS
-        - sum(len(it) + 2 for it in (*blocks, *last, *pictures, legend))
+        - sum(len(it) + 2 for it in (opening, *told, *last, *pictures, legend))
         - _ID_CHARS * (len(pictures) + 3)
         - len(_more_tables(len(tables)))
         - 2
     )
-    for index, table in enumerate(tables):
-        part = _fitting(table, room)
-        blocks += [part] if part else []
+    shown: list[str] = []
+    for index, (title, table) in enumerate(tables):
+        whole = f"{title}\n\n{table}" if index else table
+        part = _fitting(whole, room)
+        shown += [part] if part else []
         room -= len(part) + 2
-        if part != table:
+        if part != whole:
             num_left = len(tables) - index - bool(part)
-            blocks += [_more_tables(num_left)] if num_left else []
+            shown += [_more_tables(num_left)] if num_left else []
             break
-    return "\n\n".join([*blocks, *([legend] if tables else []), *pictures, *last])
+    blocks = [opening, *shown[:1], *told, *shown[1:], *([legend] if tables else []), *pictures, *last]
+    return "\n\n".join(blocks)
 
 
 def variant_description(label: str, summary: ResultSummary, differences: Sequence[Difference]) -> str:
@@ -123,21 +131,28 @@ def summary_text(
     return "\n\n".join(lines) + "\n"
 
 
-def _tables(summary: ResultSummary, setting: Setting, differences: Sequence[Difference]) -> list[str]:
+class _Table(NamedTuple):
+    title: str
+    text: str
+
+
+def _tables(summary: ResultSummary, setting: Setting, differences: Sequence[Difference]) -> list[_Table]:
     """The mean over tasks first, then the tasks."""
     tasks = [task for task in summary.tasks if task.setting == setting]
     of_setting = [it for it in differences if it.setting == setting]
     tables = [
-        f"**{task.task}**, {setting_in_words(setting)}\n\n{_task_table(task, of_setting)}" for task in tasks
+        _Table(f"**{task.task}**, {setting_in_words(setting)}", _task_table(task, of_setting))
+        for task in tasks
     ]
     if len(tasks) > 1:
         means = _mean_table(summary.macro_means(setting), of_setting)
-        tables.insert(0, f"**Mean of {len(tasks)} tasks**, {setting_in_words(setting)}\n\n{means}")
+        tables.insert(0, _Table(f"**mean of {len(tasks)} tasks**, {setting_in_words(setting)}", means))
     return tables
 
 
 def _task_table(task: TaskSummary, differences: Sequence[Difference]) -> str:
-    lines = [(shown_name(it), _task_cells(it, task, differences)) for it in task.variants]
+    ranked = sorted(task.variants, key=lambda it: _place(it.label, mean_of(it.answer_nll), mean_of(it.score)))
+    lines = [(shown_name(it), _task_cells(it, task, differences)) for it in ranked]
     return _table("variant", lines, silent_columns(task.variants))
 
 
@@ -146,8 +161,19 @@ def _task_cells(variant: VariantSummary, task: TaskSummary, differences: Sequenc
 
 
 def _mean_table(means: Sequence[MacroMean], differences: Sequence[Difference]) -> str:
-    lines = [(shown_name(it), _cells(it.label, None, mean_cells(it), differences)) for it in means]
+    ranked = sorted(means, key=lambda it: _place(it.label, it.answer_nll, it.score))
+    lines = [(shown_name(it), _cells(it.label, None, mean_cells(it), differences)) for it in ranked]
     return _table("variant", lines, silent_columns(means))
+
+
+def _place(label: str, answer_nll: float | None, score: float | None) -> tuple[float, ...]:
+    """The full cache first, then the policies by NLL, of equal ones by score, and the other references."""
+    group = 0 if label == FULL else 2 if label in _LAST else 1
+    return (
+        group,
+        math.inf if answer_nll is None else answer_nll,
+        math.inf if score is None else -score,
+    )
 
 
 def _cells(label: str, task: str | None, cells: Cells, differences: Sequence[Difference]) -> list[str]:
@@ -178,7 +204,7 @@ def _table(first_head: str, lines: Sequence[tuple[str, Sequence[str]]], silent: 
 
 
 def _line(name: str, cells: Sequence[str]) -> str:
-    return f"|{_escaped(name)}|" + "".join(f"{_GAP}{_kept_together(_escaped(cell))}|" for cell in cells)
+    return f"|{_escaped(name)}{_GAP}|" + "".join(f"{_kept_together(_escaped(cell))}{_GAP}|" for cell in cells)
 
 
 def _kept_together(cell: str) -> str:

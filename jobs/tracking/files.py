@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.analysis.worst_items import Loss, PolicyLosses
 from jobs.reporting.facts import without_passwords
 from jobs.reporting.figures.standalone import page_colors, standalone
+from jobs.reporting.notation import visible
 from jobs.reporting.page import DEFAULT_NAME, TEMPLATES, ReportPage, SettingPage
 from jobs.results.grouping import grouped, task_of
 from jobs.results.schema import Row
 from jobs.tracking.metrics import file_name
 
 SUMMARY, SETTINGS, ENVIRONMENT = "summary.md", "settings.yaml", "environment.json"
+WORST_ITEMS = "worst_items.json"
+"""The items on which each policy loses most, which MLflow shows as a table."""
 ROWS = "rows/rows.parquet"
 """All rows of the sweep, whole: what another sweep can be compared with."""
 
@@ -35,6 +40,17 @@ _TRACE_SCHEMA = pa.schema(
         pa.field("reserved_bytes", pa.int64(), nullable=False),
     ]
 )
+_WORST_COLUMNS = (
+    "variant",
+    "nll_loss",
+    "answer",
+    "full_cache_answer",
+    "gold",
+    "score_loss",
+    "task",
+    "item_id",
+)
+_DIGITS = 4  # behind the point: the column would show sixteen
 _PREDICTION_COLUMNS = ("item_id", "variant", "score", "prediction", "answers", "answer_nll", "status")
 
 
@@ -46,8 +62,39 @@ def write_texts(folder: Path, summary_md: str, settings_yaml: str, environment: 
     folder.joinpath(ENVIRONMENT).write_text(without_passwords(text) + "\n", encoding="utf-8")
 
 
-def write_rows(folder: Path, table: pa.Table, rows: Sequence[Row]) -> None:
-    """`rows/rows.parquet` from the table; of its rows, `traces/<task>.parquet` and `predictions/<task>.csv`."""
+def write_worst_items(folder: Path, losses: Sequence[PolicyLosses], names: Mapping[str, str]) -> None:
+    """`worst_items.json`, the largest loss of answer NLL first; `names` are what tables call variants."""
+    told = [loss for of_policy in losses for loss in of_policy.losses]
+    told.sort(key=lambda loss: -math.inf if loss.nll_loss is None else loss.nll_loss, reverse=True)
+    # As pandas writes a table that is "split", which is what MLflow's page reads.
+    data = [_worst_item(loss, names) for loss in told]
+    text = json.dumps({"columns": list(_WORST_COLUMNS), "data": data}, ensure_ascii=True)
+    folder.joinpath(WORST_ITEMS).write_text(text, encoding="utf-8")
+
+
+def _worst_item(loss: Loss, names: Mapping[str, str]) -> list[str | float | None]:
+    """The cells under `_WORST_COLUMNS`."""
+    return [
+        names.get(loss.policy.label, loss.policy.label),
+        _rounded(loss.nll_loss),
+        visible(loss.policy.text),
+        visible(loss.full.text),
+        visible(json.dumps(loss.gold, ensure_ascii=False)),
+        _rounded(loss.score_loss),
+        loss.task,
+        loss.item_id,
+    ]
+
+
+def _rounded(loss: float | None) -> float | None:
+    return None if loss is None else round(loss, _DIGITS)
+
+
+def write_rows(folder: Path, table: pa.Table, rows: Sequence[Row], names: Mapping[str, str]) -> None:
+    """`rows/rows.parquet` from the table; of its rows, `traces/<task>.parquet` and `predictions/<task>.csv`.
+
+    `names` are what tables call variants, and so do the predictions; the parquet files have labels.
+    """
     path = folder / ROWS
     path.parent.mkdir()
     pq.write_table(table, path)
@@ -55,7 +102,7 @@ def write_rows(folder: Path, table: pa.Table, rows: Sequence[Row]) -> None:
         (folder / name).mkdir()
     for task, of_task in grouped(rows, task_of).items():
         _write_traces(folder / "traces" / f"{file_name(task)}.parquet", of_task)
-        _write_predictions(folder / "predictions" / f"{file_name(task)}.csv", of_task)
+        _write_predictions(folder / "predictions" / f"{file_name(task)}.csv", of_task, names)
 
 
 def write_report(folder: Path, page: ReportPage) -> list[str]:
@@ -94,7 +141,7 @@ def _write_traces(path: Path, rows: Sequence[Row]) -> None:
         pq.write_table(pa.Table.from_pylist(entries, schema=_TRACE_SCHEMA), path)
 
 
-def _write_predictions(path: Path, rows: Sequence[Row]) -> None:
+def _write_predictions(path: Path, rows: Sequence[Row], names: Mapping[str, str]) -> None:
     """A table that MLflow shows in the browser, with an item's answers under all variants below each other."""
     order = {item_id: place for place, item_id in enumerate(dict.fromkeys(row["item_id"] for row in rows))}
     # The csv module writes its own line ends; a second translation would leave blank lines on Windows.
@@ -103,5 +150,5 @@ def _write_predictions(path: Path, rows: Sequence[Row]) -> None:
         writer.writerow(_PREDICTION_COLUMNS)
         for row in sorted(rows, key=lambda it: order[it["item_id"]]):
             answers = json.dumps(row["answers"] or [], ensure_ascii=False)
-            shown = {**row, "answers": answers}
+            shown = {**row, "answers": answers, "variant": names.get(row["variant"], row["variant"])}
             writer.writerow([shown[name] for name in _PREDICTION_COLUMNS])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from evaluators.statistics.intervals import Interval
 from jobs.analysis.differences import Difference
@@ -26,6 +26,7 @@ from jobs.tracking.metrics import (
     HIGH,
     LOW,
     MetricPoint,
+    Ranking,
     Readings,
     is_finite,
     mean_numbers,
@@ -47,13 +48,6 @@ _TOLD_OF_BEST = (
     what.HELD_SHARE,
     what.KEPT_RATIO,
 )
-
-
-class Ranking(NamedTuple):
-    """By what variants are ranked: the key, and whether less is better."""
-
-    key: str
-    is_less_better: bool
 
 
 def sweep_readings(
@@ -91,7 +85,8 @@ def variant_readings(
 
 def listed_keys(summary: ResultSummary) -> list[str]:
     """The few numbers that a list of variants shows: means over the tasks."""
-    measures = (what.SCORE, _DELTA, what.ANSWER_NLL, what.KL, what.HELD_SHARE, what.KEPT_RATIO)
+    # MLflow sorts columns by name and shows three in a window of 1400 px, so no fourth may come between these.
+    measures = (what.HELD_SHARE, what.ANSWER_NLL, what.SCORE)
     return [metric_key(measure, _MEAN) for measure in measures] if summary.tasks else []
 
 

@@ -67,6 +67,13 @@ class MetricPoint(NamedTuple):
     step: int
 
 
+class Ranking(NamedTuple):
+    """By what variants are ranked: the key, and whether less is better."""
+
+    key: str
+    is_less_better: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Readings:
     """What one run should show: key → value, from `num_rows` rows of which the newest was made at `time_ms`."""

@@ -5,6 +5,7 @@ Every call may raise whatever MLflow, requests or SQLAlchemy raise. Nothing live
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +14,14 @@ from typing import Any
 
 from jobs.settings.mlflow_variables import origin_of_id
 from jobs.tracking.backlog import PARENT, PointBatch, RunState
+from jobs.tracking.metrics import Ranking
 from jobs.tracking.tracker import (
     EXPERIMENT_ID,
     RUN_ID,
     VIEW,
     RunStatus,
     SweepReport,
+    TrackedDataset,
     TrackedSweep,
     TrackingError,
 )
@@ -34,8 +37,11 @@ _PARENT_RUN, _NOTE = "mlflow.parentRunId", "mlflow.note.content"
 _NO_SUCH_ID = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter where it cannot be an id
 # Opens the experiment on its list of runs; an unknown kind is taken for an application that calls models.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-# Where MLflow's page keeps a view that somebody shares; a page that does not know it shows its own columns.
-_VIEW = f"mlflow.sharedViewState.{VIEW}"
+# Where MLflow's page keeps views that somebody shares; a page that does not know one shows its own columns.
+_VIEWS = "mlflow.sharedViewState."
+_VIEW_DIGITS = 8
+# What `log_table` notes for the page. It is not called, since it appends: a second end would double the table.
+_TABLES = "mlflow.loggedArtifacts"
 _ONLY_AT_FIRST = ("baseline",)  # promotion may have changed it
 
 
@@ -45,7 +51,10 @@ class MlflowRuns:
     def __init__(self, client: Any, experiment_id: str) -> None:
         self._client = client
         self.experiment_id = experiment_id
+        self._sweep_id = ""
         self._ids: dict[str, str] = {}
+        self._names: dict[str, str] = {}
+        self._datasets: dict[str, set[tuple[str, str]]] = {}
         self.known: dict[str, RunState] = {}
 
     @property
@@ -55,6 +64,7 @@ class MlflowRuns:
 
     def find_or_create(self, sweep: TrackedSweep) -> None:
         """Take up the runs of an earlier start, and make those that are missing."""
+        self._sweep_id = sweep.sweep_id
         found = self._find(sweep.sweep_id)
         source = {"mlflow.source.name": "jobs/sweep.py", "mlflow.source.git.commit": sweep.git_commit or ""}
         shared = {SWEEP_TAG: sweep.sweep_id, **source}
@@ -80,7 +90,9 @@ class MlflowRuns:
         """Log a batch; the same one again adds nothing, since every point has its time and step."""
         from mlflow.entities import Metric, RunTag
 
-        tags = [] if batch.last_step is None else [RunTag(_STEP, str(batch.last_step))]
+        tags = [RunTag(key, value[:_MAX_TAG_CHARS]) for key, value in batch.tags]
+        if batch.last_step is not None:
+            tags.append(RunTag(_STEP, str(batch.last_step)))
         metrics = [Metric(*point) for point in batch.points]
         self._client.log_batch(self._ids[batch.run], metrics=metrics, tags=tags, synchronous=True)
 
@@ -89,18 +101,46 @@ class MlflowRuns:
         if report.folder is not None:
             self._client.log_artifacts(self.parent_id, str(report.folder))
         if report.columns:
-            self._client.set_experiment_tag(self.experiment_id, _VIEW, _view(report.columns))
-        ids = {RUN_ID: self.parent_id, EXPERIMENT_ID: self.experiment_id}
+            view = _view(self._sweep_id, report.columns, report.ranking)
+            self._client.set_experiment_tag(self.experiment_id, f"{_VIEWS}{view_key(self._sweep_id)}", view)
+        ids = {RUN_ID: self.parent_id, EXPERIMENT_ID: self.experiment_id, VIEW: view_key(self._sweep_id)}
         description = report.description
         for place, value in ids.items():
             description = description.replace(place, value)
-        self._set_tags(PARENT, {**report.tags, _NOTE: description})
+        tables = {_TABLES: json.dumps([{"path": path, "type": "table"} for path in report.tables])}
+        own = {**report.tags, **report.own_tags, **(tables if report.tables else {}), _NOTE: description}
+        self._set_tags(PARENT, own)
+        self._log_datasets(PARENT, report.datasets)
         for label, variant in report.variants.items():
             if label in self._ids:
                 self._set_tags(label, {**report.tags, **variant.tags, _NOTE: variant.description})
+                self._rename(label, variant.name)
+                self._log_datasets(label, report.datasets)
                 self._end(label, report.status, variant.readings.time_ms)
         # The parent last: whoever waits for it to end then finds its children whole.
         self._end(PARENT, report.status, report.readings.time_ms)
+
+    def _rename(self, label: str, name: str) -> None:
+        if name and name != self._names[label]:
+            self._client.update_run(self._ids[label], name=name)
+            self._names[label] = name
+
+    def _log_datasets(self, label: str, datasets: Sequence[TrackedDataset]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        # MLflow stores an input once; not to ask again spares a sweep that goes on a call for each variant.
+        there = self._datasets.setdefault(label, set())
+        new = [it for it in datasets if (it.name, it.digest) not in there]
+        if new:
+            tags = [InputTag("mlflow.data.context", "eval")]
+            inputs = [
+                DatasetInput(
+                    Dataset(it.name, it.digest, it.source_type, it.source, profile=_profile(it)), tags
+                )
+                for it in new
+            ]
+            self._client.log_inputs(self._ids[label], inputs)
+            there |= {(it.name, it.digest) for it in new}
 
     def _end(self, label: str, status: RunStatus, time_ms: int) -> None:
         self._client.set_terminated(self._ids[label], status=status, end_time=time_ms or None)
@@ -145,9 +185,12 @@ class MlflowRuns:
                 self.experiment_id, tags=told, run_name=name, start_time=started_at_ms
             )
             self._ids[label], self.known[label] = run.info.run_id, RunState()
+            self._names[label] = name
             self._log_params(label, params)
             return
-        self._ids[label] = found.info.run_id
+        self._ids[label], self._names[label] = found.info.run_id, found.info.run_name
+        inputs = found.inputs.dataset_inputs if found.inputs else []
+        self._datasets[label] = {(it.dataset.name, it.dataset.digest) for it in inputs}
         self.known[label] = RunState(dict(found.data.metrics), int(found.data.tags.get(_STEP, -1)))
         changed = {key: value for key, value in told.items() if found.data.tags.get(key) != value}
         self._set_tags(label, {key: value for key, value in changed.items() if key not in _ONLY_AT_FIRST})
@@ -169,18 +212,29 @@ class MlflowRuns:
             self._client.log_batch(self._ids[label], params=part, synchronous=True)
 
 
-def _view(columns: Sequence[str]) -> str:
-    """The list of runs with policy, budget and these metrics as its columns, newest first."""
-    shown = ["tags.`policy`", "tags.`budget`", *(f"metrics.`{key}`" for key in columns)]
+def view_key(sweep_id: str) -> str:
+    """The name of the view that `_view` makes."""
+    # A digest, since an id may be as long as its sweep's name, and the address is printed.
+    return f"kvmerger-{hashlib.sha256(sweep_id.encode()).hexdigest()[:_VIEW_DIGITS]}"
+
+
+def _view(sweep_id: str, columns: Sequence[str], ranking: Ranking | None) -> str:
+    """The list of a sweep's variants with these metrics, policy and budget as its columns, the best first."""
+    shown = [*(f"metrics.`{key}`" for key in columns), "tags.`policy`", "tags.`budget`"]
+    # Ordered by a metric, MLflow lists runs flat; by time it would fold the variants under the sweep's own run.
     state = {
         "selectedColumns": shown,
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": False,
-        "searchFilter": "",
+        "orderByKey": f"metrics.`{ranking.key}`" if ranking else "attributes.start_time",
+        "orderByAsc": ranking is not None and ranking.is_less_better,
+        "searchFilter": f"tags.`{SWEEP_TAG}` = '{sweep_id}' and tags.`{ROLE_TAG}` = 'variant'",
         "startTime": "ALL",
         "lifecycleFilter": "Active",
     }
     return json.dumps(state)
+
+
+def _profile(dataset: TrackedDataset) -> str:
+    return json.dumps({"num_rows": dataset.num_items, "num_contexts": dataset.num_contexts})
 
 
 def open_runs(uri: str, artifact_dir: Path, sweep: TrackedSweep) -> MlflowRuns:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +21,19 @@ from jobs.tracking.backlog import PARENT, Backlog
 from jobs.tracking.metrics import RunningMeans
 from jobs.tracking.mlflow_runs import MlflowRuns, open_runs
 from jobs.tracking.sender import Sender
-from jobs.tracking.tracker import NullTracker, SweepReport, TrackedSweep, Tracker, TrackingError
+from jobs.tracking.tracker import (
+    WORKSPACE,
+    NullTracker,
+    SweepReport,
+    TrackedSweep,
+    Tracker,
+    TrackingError,
+)
 from jobs.tracking.uri import check_usable, is_http
 
 logger = logging.getLogger(__name__)
+
+_UI_ADDRESS = "http://127.0.0.1:5000"  # of `mlflow ui` without options
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +108,12 @@ class MlflowTracker:
                 self._backlog.want(label, self._means[label].readings())
         self._sender.wake()
 
+    def record_links(self, links: Mapping[str, str]) -> None:
+        """Put the tags into the backlog, so that they can be followed while the sweep runs."""
+        with self._sender.lock:
+            self._backlog.want_tags(PARENT, links)
+        self._sender.wake()
+
     def finish(self, report: SweepReport) -> bool:
         """Send what is left, the final numbers, the files and the answer in words; close the runs."""
         limit_s = self.timeouts.hurried_s if report.is_hurried else self.timeouts.finish_s
@@ -112,11 +127,12 @@ class MlflowTracker:
 
     @property
     def how_to_open(self) -> str:
-        """The command, or the address, that shows the sweep's own run."""
+        """The address of the sweep's own run; before it, where no server is there, the command that starts one."""
+        # The workspace in the address: by itself MLflow's page takes experiments for applications that call models.
+        page = f"#/experiments/{self._runs.experiment_id}/runs/{self._runs.parent_id}?{WORKSPACE}"
         if is_http(self.uri):
-            page = f"#/experiments/{self._runs.experiment_id}/runs/{self._runs.parent_id}"
             return f"{self.uri.rstrip('/')}/{page}"
-        return f"{python()} -m mlflow ui --backend-store-uri {self.uri}"
+        return f"{python()} -m mlflow ui --backend-store-uri {self.uri}\nthen open {_UI_ADDRESS}/{page}"
 
     def _want_final(self, report: SweepReport) -> None:
         self._backlog.want(PARENT, report.readings)

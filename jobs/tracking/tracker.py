@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from jobs.results.schema import Row
-from jobs.tracking.metrics import MetricPoint, Readings
+from jobs.tracking.metrics import MetricPoint, Ranking, Readings
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
-RUN_ID, EXPERIMENT_ID = "{run_id}", "{experiment_id}"
-"""Stand in a description for the ids of the sweep's own run and of its experiment."""
+RUN_ID, EXPERIMENT_ID, VIEW = "{run_id}", "{experiment_id}", "{view}"
+"""Stand in a description for the ids of the sweep's own run, of its experiment, and of the ranked list of its variants."""
 
-VIEW = "kvmerger"
-"""Names the list of an experiment's runs with the columns that its latest sweep asked for."""
+
+WORKSPACE = "workflowType=machine_learning"
+"""In an address of MLflow's page: that of runs with metrics, not of applications that call models."""
 
 
 class TrackingError(ValueError):
@@ -62,25 +63,40 @@ class TrackedSweep:
 
 
 @dataclass(frozen=True, slots=True)
+class TrackedDataset:
+    """The items of a task. `digest` differs where any item, context or answer does; `source` is JSON."""
+
+    name: str
+    digest: str
+    source_type: str
+    source: str
+    num_items: int
+    num_contexts: int
+
+
+@dataclass(frozen=True, slots=True)
 class VariantReport:
     """The final numbers of a variant, a trace of each task, and the same in words (markdown).
 
-    `tags` are those of its run that only finished rows tell.
+    `name` is what tables call it, which may tell what it kept; "" where they have not named it. `tags` are those of its run
+    that only finished rows tell.
     """
 
     readings: Readings
     traces: Sequence[Sequence[MetricPoint]] = ()
     description: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SweepReport:
     """What the tracker is told at the end: how it ended, the answer in markdown, the final numbers, and files.
 
-    `columns` are the numbers by which the variants are listed. `folder` holds the files that go with the sweep's own run,
-    None where there are none. `is_hurried`: its user waits for the prompt, and the next run can deliver the rest. `tags` are
-    those of all runs that only finished rows tell.
+    `columns` are the numbers by which the variants are listed, and `ranking` says in which order. `datasets` are what all
+    runs read, empty while items are missing. `folder` holds the files that go with the sweep's own run, None where there are
+    none; those named in `tables` are shown as tables. `is_hurried`: its user waits for the prompt, and the next run can
+    deliver the rest. `tags` are those of all runs that only finished rows tell, `own_tags` of the sweep's own.
     """
 
     status: RunStatus
@@ -88,9 +104,13 @@ class SweepReport:
     readings: Readings
     variants: Mapping[str, VariantReport] = field(default_factory=dict)
     columns: Sequence[str] = ()
+    ranking: Ranking | None = None
+    datasets: Sequence[TrackedDataset] = ()
+    tables: Sequence[str] = ()
     folder: Path | None = None
     is_hurried: bool = False
     tags: Mapping[str, str] = field(default_factory=dict)
+    own_tags: Mapping[str, str] = field(default_factory=dict)
 
 
 class Tracker(Protocol):
@@ -104,13 +124,17 @@ class Tracker(Protocol):
         """Take rows in, to be shown when the server can. Never raises, never waits; rows may come again."""
         ...
 
+    def record_links(self, links: Mapping[str, str]) -> None:
+        """Take in tags of the sweep's own run that say where it runs. Never raises, never waits."""
+        ...
+
     def finish(self, report: SweepReport) -> bool:
         """Send what is left and close the runs. Never raises; returns whether everything was delivered."""
         ...
 
     @property
     def how_to_open(self) -> str:
-        """One line for the user: where to look at the runs."""
+        """A line for the user: where to look at the runs. A command has a second line: the address to open then."""
         ...
 
 
@@ -121,6 +145,9 @@ class NullTracker:
         """Do nothing."""
 
     def record_rows(self, rows: Sequence[Row]) -> None:
+        """Do nothing."""
+
+    def record_links(self, links: Mapping[str, str]) -> None:
         """Do nothing."""
 
     def finish(self, report: SweepReport) -> bool:

@@ -161,3 +161,5 @@ def test_job_stop_keeps_rows_and_prints_a_partial_table(
     assert 0 < num_rows < num_planned
     assert re.search(rf"planned {num_planned} = {num_rows} ok .* missing", log), log[-3000:]
     assert "interrupted" in log
+    told = store.read_run_meta()["ray"]
+    assert (told["submission_id"], told["dashboard"]) == ("to-be-stopped", head.dashboard) and told["job_id"]

@@ -16,9 +16,11 @@ import pytest
 from mlflow import MlflowClient
 
 from jobs.analysis.findings import Findings
+from jobs.analysis.worst_items import worst_items
 from jobs.mirror import main
 from jobs.planning.work import RowKey
 from jobs.report import main as report
+from jobs.reporting.notation import shown_name
 from jobs.results.grouping import grouped
 from jobs.results.schema import RESULT_SCHEMA, Row
 from jobs.results.store import ResultStore
@@ -74,12 +76,18 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory, rows: list[Row], empty_da
 def runs(store: ResultStore) -> dict[str, Any]:
     client = MlflowClient(tracking_uri=f"sqlite:///{store.root.parent / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("night")
-    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    found = client.search_runs([experiment.experiment_id])
+    return {run.data.tags.get("kvmerger.variant", run.info.run_name): run for run in found}
 
 
 def artifacts(store: ResultStore) -> dict[str, Path]:
     root = next((store.root.parent / "mlartifacts").glob("*/artifacts"))
     return {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+
+
+def predictions(store: ResultStore) -> list[dict[str, str]]:
+    with artifacts(store)["predictions/longbench-qasper.csv"].open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def num_points(store: ResultStore) -> int:
@@ -105,7 +113,40 @@ def test_runs_carry_the_reports_numbers_and_the_tags_to_find_them_by(mirrored: R
         "delta_nll/mean",
     } <= child.data.metrics.keys()
     assert found["night"].data.metrics["rows/ok"] == 2 * 4 * 5
-    assert found["night"].data.tags["mlflow.note.content"].startswith("**night**: ")
+    assert "best/score" in found["night"].data.metrics
+    opening = found["night"].data.tags["mlflow.note.content"].split("\n\n")[:2]
+    assert "#/experiments/" in opening[0] and opening[1].startswith("|variant")
+
+
+def test_every_run_is_called_what_the_tables_call_it_and_names_its_datasets(mirrored: ResultStore) -> None:
+    findings, found = Findings.read(mirrored), runs(mirrored)
+    (setting,) = findings.summary.settings()
+    names = {it.label: shown_name(it) for it in findings.summary.macro_means(setting)}
+    assert {label: run.info.run_name for label, run in found.items() if label != "night"} == names
+    assert found["night"].data.tags["best"] in names.values()
+    for run in found.values():
+        assert [it.dataset.name for it in run.inputs.dataset_inputs] == list(TASKS)
+        assert all(json.loads(it.dataset.profile)["num_rows"] == 4 for it in run.inputs.dataset_inputs)
+    assert {row["variant"] for row in predictions(mirrored)} == set(names.values())
+
+
+def test_the_worst_items_are_a_table_for_mlflow(
+    mirrored: ResultStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{mirrored.root.parent / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # the client looks for tables of its surroundings' server
+    run = runs(mirrored)["night"]
+    client = MlflowClient(tracking_uri=uri)
+    table = client.load_table(run.info.experiment_id, "worst_items.json", [run.info.run_id])
+    findings = Findings.read(mirrored)
+    losses = worst_items(findings.rows_with("prediction", "answers", "prompt_tail"))
+    expected = sorted(
+        ((it.nll_loss or 0.0, it.item_id, it.policy.text) for policy in losses for it in policy.losses),
+        reverse=True,
+    )
+    found = table[["nll_loss", "item_id", "answer"]].values.tolist()
+    assert [(item, answer) for _, item, answer in found] == [(item, answer) for _, item, answer in expected]
+    assert [loss for loss, *_ in found] == pytest.approx([loss for loss, *_ in expected], abs=1e-4)
 
 
 def test_files_hold_every_row_the_traces_and_the_answers(mirrored: ResultStore, rows: list[Row]) -> None:
@@ -116,9 +157,7 @@ def test_files_hold_every_row_the_traces_and_the_answers(mirrored: ResultStore, 
     trace = pq.read_table(files["traces/longbench-qasper.parquet"]).to_pylist()
     of_task = [row for row in rows if row["task"] == "qasper"]
     assert [it["live_bytes"] for it in trace] == [it[2] for row in of_task for it in json.loads(row["trace"])]
-    with files["predictions/longbench-qasper.csv"].open(encoding="utf-8", newline="") as file:
-        answers = list(csv.DictReader(file))
-    assert [it["prediction"] for it in answers] == [row["prediction"] for row in of_task]
+    assert [it["prediction"] for it in predictions(mirrored)] == [row["prediction"] for row in of_task]
     assert len([name for name in files if name.startswith("predictions/")]) == len(TASKS)
     assert any(name.startswith("figures/") and name.endswith(".svg") for name in files)
     assert json.loads(files["environment.json"].read_text())["versions"] == {"torch": "2"}
@@ -128,6 +167,7 @@ def test_mirrored_twice_is_mirrored_once(mirrored: ResultStore) -> None:
     first = num_points(mirrored)
     assert main([str(mirrored.root)]) == 0
     assert num_points(mirrored) == first > 0 and len(runs(mirrored)) == 6
+    assert {len(run.inputs.dataset_inputs) for run in runs(mirrored).values()} == {len(TASKS)}
 
 
 def test_scores_made_anew_reach_the_runs(store: ResultStore, rows: list[Row]) -> None:
@@ -158,6 +198,8 @@ def test_a_folder_that_misses_rows_is_not_called_finished(store: ResultStore) ->
     next(iter(store.rows_folder.glob("*.parquet"))).unlink()
     assert main([str(store.root)]) == 0
     assert {run.info.status for run in runs(store).values()} == {"KILLED"}
+    # A digest of the items that happen to be there would be of no dataset.
+    assert not any(run.inputs.dataset_inputs for run in runs(store).values())
 
 
 @pytest.mark.parametrize(

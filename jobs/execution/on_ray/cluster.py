@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,15 @@ class RayStartError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What a run sees at its start: `nodes` is `ray.nodes()`; `can_grow`: an autoscaler may add machines."""
+    """What a run sees at its start: `nodes` is `ray.nodes()`; `can_grow`: an autoscaler may add machines.
+
+    `job_id` is the run's in a cluster that it joined, None in one that ends with it; `dashboard` is an address.
+    """
 
     nodes: Sequence[Mapping[str, Any]]
     can_grow: bool
+    job_id: str | None = None
+    dashboard: str | None = None
 
 
 @contextmanager
@@ -58,7 +63,7 @@ def connected(code: Sequence[Path]) -> Iterator[Cluster]:
     address = os.environ.get("RAY_ADDRESS")
     with sigterm_interrupts():
         try:
-            _join(address, code) if address else _start(code)
+            context = _join(address, code) if address else _start(code)
         except (
             OSError,
             RuntimeError,
@@ -73,7 +78,7 @@ def connected(code: Sequence[Path]) -> Iterator[Cluster]:
         try:
             # Once more, since `ray.init` puts a handler of its own in the place of ours.
             with sigterm_interrupts():
-                yield _cluster() if address else Cluster(ray.nodes(), can_grow=False)
+                yield _joined(context) if address else Cluster(ray.nodes(), can_grow=False)
         finally:
             ray.shutdown()
 
@@ -100,9 +105,15 @@ def _can_grow(nodes: Sequence[Mapping[str, Any]]) -> bool:
     return not types <= {f"node_{node['NodeID']}" for node in nodes}
 
 
-def _join(address: str, code: Sequence[Path]) -> None:
+def _joined(context: Any) -> Cluster:
+    """The cluster that `ray.init` has joined, and returned `context` of."""
+    dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
+    return replace(_cluster(), job_id=ray.get_runtime_context().get_job_id(), dashboard=dashboard)
+
+
+def _join(address: str, code: Sequence[Path]) -> Any:
     _check_listening(address)
-    ray.init(
+    return ray.init(
         address=address,
         log_to_driver=False,
         logging_level=logging.WARNING,
@@ -110,10 +121,10 @@ def _join(address: str, code: Sequence[Path]) -> None:
     )
 
 
-def _start(code: Sequence[Path]) -> None:
+def _start(code: Sequence[Path]) -> Any:
     # Ray warns that a cluster it starts is protected by a token; whoever runs a sweep has nothing to do about it.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    ray.init(
+    return ray.init(
         address="local",
         include_dashboard=False,
         log_to_driver=False,

@@ -88,6 +88,8 @@ def run_units(
     with connected(
         source_paths((path for spec in settings.variants for path in spec.paths), sys.modules)
     ) as cluster:
+        if cluster.job_id is not None:
+            on_event(run_events.ClusterJoined(cluster.job_id, cluster.dashboard))
         resources = resources or resources_for(
             cluster.nodes, device=settings.model.device, asked=settings.actors, can_grow=cluster.can_grow
         )

@@ -1,11 +1,12 @@
 """Printed paths work where they are printed."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from jobs.console.paths import JOB_VARIABLE, called, command_line, python, shown
+from jobs.console.paths import JOB_VARIABLE, called, command_line, job_submission, python, shown
 
 
 def test_a_path_inside_the_current_folder_is_relative(
@@ -52,3 +53,14 @@ def test_an_installed_program_is_called_by_its_name_where_a_shell_finds_it(
     monkeypatch.setenv("PATH", str(program.parent) if is_on_path else "/nowhere")
     expected = "kvmerger" if is_on_path else str(program).removeprefix("/")
     assert command_line("report", "my results") == f"{expected} report 'my results'"
+
+
+def test_the_submission_is_what_ray_calls_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(JOB_VARIABLE, raising=False)
+    assert job_submission() is None
+    # As Ray's job supervisor writes it.
+    told = {"runtime_env": {}, "metadata": {"job_submission_id": "night-1", "job_name": "night-1"}}
+    monkeypatch.setenv(JOB_VARIABLE, json.dumps(told))
+    assert job_submission() == "night-1"
+    monkeypatch.setenv(JOB_VARIABLE, "{}")
+    assert job_submission() is None

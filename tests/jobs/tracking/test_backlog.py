@@ -54,6 +54,18 @@ def test_numbers_arrive_at_the_number_of_rows_behind_them() -> None:
     assert store.steps == {"a": 7}
 
 
+def test_tags_go_once_and_leave_the_steps_as_they_are() -> None:
+    store, backlog = Store(), Backlog({})
+    backlog.want("a", readings({"x": 1.0}, 7))
+    backlog.want_tags("a", {"ray_job_id": "1", "ray_dashboard": "http://x"})
+    deliver(backlog, store)
+    deliver(backlog, store)
+    assert [dict(call.tags) for call in store.calls if call.tags] == [
+        {"ray_job_id": "1", "ray_dashboard": "http://x"}
+    ]
+    assert store.steps == {"a": 7} and store.latest("a") == {"x": 1.0}
+
+
 def test_what_the_server_holds_is_not_sent_again() -> None:
     store = Store()
     for _ in range(3):

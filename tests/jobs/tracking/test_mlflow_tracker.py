@@ -2,116 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 
 from jobs.results.schema import Row
 from jobs.tracking import mlflow_tracker
-from jobs.tracking.metrics import MetricPoint, Readings
 from jobs.tracking.mlflow_tracker import MlflowTracker, Timeouts, make_tracker
-from jobs.tracking.tracker import (
-    EXPERIMENT_ID,
-    RUN_ID,
-    VIEW,
-    NullTracker,
-    SweepReport,
-    TrackedSweep,
-    TrackedVariant,
-    TrackingError,
-    VariantReport,
-)
-from tests.fakes.rows import make_row as make_any_row
+from jobs.tracking.tracker import WORKSPACE, NullTracker, SweepReport
 from tests.servers.mlflow_server import Server
+from tests.servers.tracked_sweeps import (
+    LABELS,
+    QUICK,
+    SCORE,
+    TRACE,
+    history,
+    make_report,
+    make_row,
+    make_sweep,
+    run_once,
+    runs_of,
+    sqlite_tracker,
+)
 
 PROBE_LIMIT_S = 12.0
-QUICK = Timeouts(request_s=2, finish_s=10.0, retry_pause_s=0.1, num_tries=2)
-SCORE, TRACE = "score/longbench/qasper", "trace_bytes/longbench/qasper"
-LABELS = ("full", "knorm@0.5")
-
-
-def make_row(variant: str = "knorm@0.5", item: int = 0, score: float = 1.0, **changes: Any) -> Row:
-    values = {"benchmark": "longbench", "task": "qasper", "score": score, "kv_bytes": 4096}
-    asked = {"variant": variant, "item_id": f"item{item}"}
-    return make_any_row(f"{variant}-{item}", **(values | asked | {"created_at_s": 1.7e9 + item} | changes))
-
-
-def make_sweep(**changes: Any) -> TrackedSweep:
-    settings: dict[str, Any] = {
-        "sweep_id": "demo-1",
-        "name": "demo",
-        "experiment": "kv",
-        "variants": {label: TrackedVariant({"policy": label[:5]}, {"window_size": "32"}) for label in LABELS},
-        "tags": {"mode": "query_aware", "baseline": "false"},
-        "params": {"model.name": "demo"},
-        "git_commit": "abc123",
-        "started_at_ms": 1_600_000_000_000,
-    }
-    return TrackedSweep(**(settings | changes))
-
-
-def make_report(
-    values: Mapping[str, float], num_rows: int = 2, trace: tuple[float, ...] = (), **changes: Any
-) -> SweepReport:
-    points = [MetricPoint(TRACE, value, 1, step) for step, value in enumerate(trace)]
-    ended_ms = 1_700_000_000_000
-    variant = VariantReport(Readings(values, num_rows, ended_ms), [points], "child **note**")
-    settings: dict[str, Any] = {
-        "status": "FINISHED",
-        "description": f"the answer of {RUN_ID} in {EXPERIMENT_ID}",
-        "readings": Readings({"rows/ok": float(num_rows)}, num_rows, ended_ms),
-        "variants": {"knorm@0.5": variant},
-    }
-    return SweepReport(**(settings | changes))
-
-
-def sqlite_tracker(folder: Path) -> MlflowTracker:
-    return MlflowTracker(f"sqlite:///{folder / 'new' / 'mlflow.db'}", folder / "new" / "artifacts", QUICK)
-
-
-def runs_of(uri: str) -> dict[str, Any]:
-    """Role or variant → run, over every experiment."""
-    client = MlflowClient(tracking_uri=uri)
-    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    tags = [(run.data.tags, run) for run in runs]
-    found = {tag.get("kvmerger.variant", tag["kvmerger.role"]): run for tag, run in tags}
-    assert len(found) == len(runs), "two runs for one variant"
-    return found
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A database MLflow has made its tables in, which takes it seconds."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments(max_results=1)
-    return path.read_bytes()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, empty_database: bytes) -> Path:
-    """A folder with such a database, as `sqlite_tracker` wants it."""
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "mlflow.db").write_bytes(empty_database)
-    return tmp_path
-
-
-def history(uri: str, run: Any, key: str) -> list[tuple[int, float]]:
-    metrics = MlflowClient(tracking_uri=uri).get_metric_history(run.info.run_id, key)
-    return sorted((metric.step, metric.value) for metric in metrics)
-
-
-def run_once(folder: Path, rows: list[Row], report: SweepReport, **changes: Any) -> MlflowTracker:
-    tracker = sqlite_tracker(folder)
-    tracker.start(make_sweep(**changes))
-    tracker.record_rows(rows)
-    assert tracker.finish(report)
-    return tracker
 
 
 def test_sweep_has_one_parent_and_a_child_per_variant_with_the_final_numbers(folder: Path) -> None:
@@ -130,21 +48,31 @@ def test_sweep_has_one_parent_and_a_child_per_variant_with_the_final_numbers(fol
     assert (parent.info.start_time, parent.info.end_time) == (1_600_000_000_000, 1_700_000_000_000)
 
 
-def test_parent_opens_with_the_answer_and_holds_the_files(folder: Path, tmp_path: Path) -> None:
-    files = tmp_path / "files"
-    (files / "figures").mkdir(parents=True)
-    (files / "figures" / "a.svg").write_text("<svg/>")
-    (files / "summary.md").write_text("all tables")
-    tracker = run_once(folder, [], make_report({}, folder=files, columns=[SCORE]))
-    parent = runs_of(tracker.uri)["sweep"]
-    experiment = MlflowClient(tracking_uri=tracker.uri).get_experiment(parent.info.experiment_id)
-    answer = f"the answer of {parent.info.run_id} in {experiment.experiment_id}"
-    assert parent.data.tags["mlflow.note.content"] == answer
-    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{VIEW}"])
-    assert f"metrics.`{SCORE}`" in view["selectedColumns"]
-    assert runs_of(tracker.uri)["knorm@0.5"].data.tags["mlflow.note.content"] == "child **note**"
-    stored = {path.name: path.read_text() for path in (folder / "new" / "artifacts").rglob("*.*")}
-    assert stored == {"a.svg": "<svg/>", "summary.md": "all tables"}
+def test_links_are_tags_of_the_sweeps_own_run_while_it_still_runs(folder: Path) -> None:
+    tracker = sqlite_tracker(folder)
+    tracker.start(make_sweep())
+    tracker.record_links({"ray_job_id": "02000000"})
+    deadline_s = time.monotonic() + PROBE_LIMIT_S
+    while "ray_job_id" not in runs_of(tracker.uri)["sweep"].data.tags:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+    assert runs_of(tracker.uri)["sweep"].info.status == "RUNNING"
+    assert tracker.finish(make_report({}, own_tags={"best": "knorm@0.5"}))
+    runs = runs_of(tracker.uri)
+    assert (runs["sweep"].data.tags["ray_job_id"], runs["sweep"].data.tags["best"]) == (
+        "02000000",
+        "knorm@0.5",
+    )
+    assert not {"ray_job_id", "best"} & runs["knorm@0.5"].data.tags.keys()
+
+
+def test_without_a_server_the_command_comes_first_and_then_the_address_to_open(folder: Path) -> None:
+    tracker = run_once(folder, [], make_report({}))
+    command, then = tracker.how_to_open.split("\n")
+    assert command.endswith(f"-m mlflow ui --backend-store-uri {tracker.uri}")
+    parent = runs_of(tracker.uri)["sweep"].info
+    page = f"#/experiments/{parent.experiment_id}/runs/{parent.run_id}?{WORKSPACE}"
+    assert then == f"then open http://127.0.0.1:5000/{page}"
 
 
 def test_resumed_sweep_continues_its_runs_and_what_is_told_again_adds_nothing(folder: Path) -> None:
@@ -168,58 +96,10 @@ def test_rows_that_are_new_or_scored_again_change_the_latest_value_and_never_sha
     assert history(tracker.uri, child, SCORE) == [(2, 1.0), (3, 0.75), (4, 0.5), (5, 0.25)]
 
 
-def test_a_promoted_baseline_stays_one_when_its_sweep_goes_on(folder: Path) -> None:
-    tracker = run_once(folder, [], make_report({}))
-    client, parent = MlflowClient(tracking_uri=tracker.uri), runs_of(tracker.uri)["sweep"]
-    assert parent.data.tags["baseline"] == "false"
-    client.set_tag(parent.info.run_id, "baseline", "true")
-    run_once(folder, [], make_report({}), tags={"mode": "query_aware", "baseline": "false", "policy": "new"})
-    tags = runs_of(tracker.uri)["sweep"].data.tags
-    assert (tags["baseline"], tags["policy"]) == ("true", "new")
-
-
-def test_what_only_finished_rows_tell_is_a_tag_of_every_run(folder: Path) -> None:
-    tracker = run_once(folder, [], make_report({}, tags={"device_name": "NVIDIA H200"}))
-    runs = runs_of(tracker.uri)
-    assert {runs[name].data.tags["device_name"] for name in ("sweep", "knorm@0.5")} == {"NVIDIA H200"}
-
-
-def test_of_two_runs_for_one_variant_the_empty_one_goes(folder: Path) -> None:
-    """The answer to a creation got lost, and the client asked again."""
-    tracker = run_once(folder, [make_row()], make_report({SCORE: 1.0}))
-    client, child = MlflowClient(tracking_uri=tracker.uri), runs_of(tracker.uri)["knorm@0.5"]
-    client.create_run(child.info.experiment_id, tags=child.data.tags)
-    run_once(folder, [make_row()], make_report({SCORE: 1.0}))
-    assert runs_of(tracker.uri)["knorm@0.5"].info.run_id == child.info.run_id
-
-
 def test_more_points_than_one_batch_holds_all_arrive(folder: Path) -> None:
     values = {f"x{index}": float(index) for index in range(1500)}
     tracker = run_once(folder, [], make_report(values))
     assert runs_of(tracker.uri)["knorm@0.5"].data.metrics == values
-
-
-def test_deleted_experiment_is_refused_with_the_way_to_restore_it(folder: Path) -> None:
-    tracker = run_once(folder, [], make_report({}))
-    client = MlflowClient(tracking_uri=tracker.uri)
-    client.delete_experiment(client.get_experiment_by_name("kv").experiment_id)
-    with pytest.raises(TrackingError, match="experiments restore"):
-        sqlite_tracker(folder).start(make_sweep())
-
-
-def test_runs_go_to_the_experiment_of_the_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = MlflowClient(tracking_uri=sqlite_tracker(folder).uri)
-    there = client.create_experiment("theirs", artifact_location=(folder / "new" / "artifacts").as_uri())
-    run_once(folder, [], make_report({}), experiment_id=there)
-    assert len(client.search_runs([there])) == 1 + len(LABELS)
-    assert client.get_experiment_by_name("kv") is None
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "77")
-    for wrong, said in (
-        ("77", r"no experiment with the id '77' \(of MLFLOW_EXPERIMENT_ID\)"),
-        ("x", "id 'x' at"),
-    ):
-        with pytest.raises(TrackingError, match=said):
-            sqlite_tracker(folder).start(make_sweep(experiment_id=wrong))
 
 
 def test_limits_on_http_do_not_outlive_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +164,7 @@ def test_server_that_hangs_or_dies_stops_nothing_and_gets_everything_once(
     for key, steps in {SCORE: [2], TRACE: [0, 1]}.items():
         assert [step for step, _ in history(server.uri, child, key)] == steps
     assert server.get(f"get-artifact?path=report.html&run_uuid={parent.info.run_id}") == b"<p>report</p>"
-    assert tracker.how_to_open.endswith(parent.info.run_id)
+    assert tracker.how_to_open.endswith(f"/runs/{parent.info.run_id}?{WORKSPACE}")
 
     tracker = MlflowTracker(server.uri, tmp_path, QUICK)
     tracker.start(make_sweep())
