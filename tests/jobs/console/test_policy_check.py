@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.console.policy_check import first_trace_only
+from jobs.console.policy_check import Outcome, first_trace_only, summary_lines
 from tests.fakes.own_policy import OWN_POLICY
 
 
@@ -32,6 +32,29 @@ def test_the_first_traceback_is_whole_and_the_others_are_their_last_line() -> No
     ]
 
 
+def test_failures_come_first_and_the_same_words_once() -> None:
+    first = traced("boom")
+    outcomes = [
+        Outcome("finite (float32)", True, ""),
+        Outcome("kept (float32)", False, first),
+        Outcome("order (float32)", False, "positions must ascend"),
+        Outcome("kept (bfloat16)", False, traced("boom")),
+        Outcome("order (bfloat16)", False, "positions must ascend"),
+        Outcome("size (bfloat16)", False, traced("bang")),
+        Outcome("finite (bfloat16)", True, ""),
+    ]
+    assert list(summary_lines(outcomes)) == [
+        f"FAIL  kept (float32); kept (bfloat16): {first}",
+        "FAIL  order (float32); order (bfloat16): positions must ascend",
+        "FAIL  size (bfloat16): RuntimeError: bang",
+        "ok    2 others",
+    ]
+
+
+def test_where_all_pass_there_is_nothing_to_read() -> None:
+    assert list(summary_lines([Outcome("finite", True, "")])) == []
+
+
 def test_messages_without_a_traceback_stay_whole() -> None:
     assert list(first_trace_only(["nothing was kept"] * 2)) == ["nothing was kept"] * 2
 
@@ -50,9 +73,8 @@ def test_a_users_own_policy_that_kills_its_check_is_told_in_a_sentence(
     command = [sys.executable, str(repo_root / "jobs" / "sweep.py"), "--check-policy", "my_policy:Mine"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
-    *_, last_check = done.stdout.splitlines()
+    assert "FAIL" not in done.stdout
     *_, error = done.stderr.splitlines()
-    assert last_check.startswith("ok    scores every token with a number (bfloat16)")
     assert error == (
         f"error: policy 'my_policy:Mine' cannot be checked to the end: {how}, in the check after 'scores every token with a "
         f"number (bfloat16)'; mend what it does there"
