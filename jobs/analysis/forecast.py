@@ -80,4 +80,6 @@ def _context_cost(rows: Sequence[Row]) -> float:
     steps_by_item: dict[str, int] = {}
     for row in rows:
         steps_by_item[row["item_id"]] = max(steps_by_item.get(row["item_id"], 0), row["new_tokens"])
-    return cost_tokens_of(rows[0]["context_tokens"], list(steps_by_item.values()))
+    # Rows have a second pass's seconds only where there was one.
+    is_repeated = any("repeat_shared_s" in json.loads(row["seconds"]) for row in rows)
+    return cost_tokens_of(rows[0]["context_tokens"], list(steps_by_item.values()), is_repeated=is_repeated)

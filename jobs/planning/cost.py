@@ -16,6 +16,9 @@ from kvmerger.variants import REFERENCE_LABELS
 _PREFILL_TOKENS_PER_STEP = 50
 """One decode step of the whole batch takes as long as prefilling about so many tokens (demo model, 2 CPU cores)."""
 
+_PREFILLS_PER_REPETITION = 1.5
+"""A second pass feeds the context once more, on top of all of it: one to two prefills, the longer the context the more."""
+
 
 def context_bytes(
     items: Sequence[PlannedItem],
@@ -40,16 +43,25 @@ def context_bytes(
     return prefixes + (num_context + num_rows * tail + copies) * bytes_per_token(model)
 
 
-def cost_tokens(items: Sequence[PlannedItem]) -> float:
-    """How long items on one context take, in tokens of prefill."""
-    return cost_tokens_of(len(items[0].tokens.context_ids), [it.item.max_new_tokens for it in items])
+def cost_tokens(items: Sequence[PlannedItem], *, is_repeated: bool) -> float:
+    """How long items on one context take, in tokens of prefill; see `cost_tokens_of`."""
+    num_tokens = len(items[0].tokens.context_ids)
+    return cost_tokens_of(num_tokens, [it.item.max_new_tokens for it in items], is_repeated=is_repeated)
 
 
-def cost_tokens_of(context_tokens: int, new_tokens: Sequence[int]) -> float:
-    """One prefill, then a batch of steps per question; `new_tokens` has each question's."""
+def cost_tokens_of(context_tokens: int, new_tokens: Sequence[int], *, is_repeated: bool) -> float:
+    """The passes over the prompt, then a batch of steps per question; `new_tokens` has each question's.
+
+    `is_repeated`: whether a policy has the context repeated behind its prefill.
+    """
     # One step more than tokens: the question's tail is read in a step of its own.
     num_steps = sum(count + 1 for count in new_tokens)
-    return float(context_tokens + _PREFILL_TOKENS_PER_STEP * num_steps)
+    return prompt_cost_tokens(context_tokens, is_repeated=is_repeated) + _PREFILL_TOKENS_PER_STEP * num_steps
+
+
+def prompt_cost_tokens(context_tokens: int, *, is_repeated: bool) -> float:
+    """The passes over the prompt alone: what every unit on it pays again."""
+    return context_tokens * (1.0 + _PREFILLS_PER_REPETITION if is_repeated else 1.0)
 
 
 def num_pieces(cost: float, prefill_cost: float, usual_cost: float) -> int:

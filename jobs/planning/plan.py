@@ -127,7 +127,8 @@ def build_plan(
     typical_tokens = _typical_tokens(rows)
     summaries = tuple(_summary(label, rows, sizes.of(label, typical_tokens)) for label in variants.specs)
     _check_possible(summaries, variants)
-    units = cut_units(settings, rows, variants, model.device)
+    repeating = {label for label, known in facts.items() if known.repeats_context}
+    units = cut_units(settings, rows, variants, model.device, repeating)
     unit_sizes = tuple(size_of(it, sizes) for it in units)
     plan = Plan(rows, units, unit_sizes, summaries, typical_tokens, sizes.full_bytes(typical_tokens))
     # Here, in seconds: a row in no unit would be missed only after hours, one in two units would be paid for twice.

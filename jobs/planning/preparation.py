@@ -17,6 +17,7 @@ from evaluators.tokenizer import Tokenizer
 from jobs.planning.model_reading import read_model
 from jobs.planning.plan import Plan, build_plan
 from jobs.planning.policy_contract import require_contracts
+from jobs.planning.repeat_room import RepeatRoom
 from jobs.planning.sizes import SizeForecast, VariantFacts, itemsize_of
 from jobs.settings.schema import Settings
 from kvmerger.budget import BudgetError, KeptRatio
@@ -79,7 +80,8 @@ def prepare(
     items = _load_items(settings, read.tokenizer)
     said = read.warnings_for(item for several in items.values() for item in several)
     sizes = SizeForecast({spec.label: spec for spec in settings.variants}, facts, read.info)
-    check = _VariantCheck(variants, sizes)
+    room = RepeatRoom(read.tokenizer, read.info.max_positions)
+    check = _VariantCheck(variants, sizes, room)
     plan = build_plan(settings, items, read.tokenizer, read.info, facts, done, check)
     if settings.check_policies:
         # Only now is it known whose rows are all there already: nothing of those policies will run.
@@ -95,6 +97,7 @@ class _VariantCheck:
 
     variants: Mapping[str, Variant]
     sizes: SizeForecast
+    room: RepeatRoom
 
     def __call__(self, spec: VariantSpec, num_tokens: int) -> str | None:
         from kvmerger.building import in_slots
@@ -118,7 +121,7 @@ class _VariantCheck:
         # Policies are plug-ins: one whose check fails costs its own rows, not the sweep.
         except Exception as error:  # noqa: BLE001
             return f"its check() raised {type(error).__name__}: {error}"
-        return None
+        return self.room.lacking(num_tokens) if self.sizes.facts[spec.label].repeats_context else None
 
 
 def _known_facts_of(variant: Variant) -> VariantFacts:
@@ -145,8 +148,19 @@ def _facts_of(variant: Variant) -> VariantFacts:
         sizes_of_form(policy),
         bool(policy.adds_log_mass),
         is_uneven(policy),
+        _repeats(policy),
         spends_bytes=spends_bytes(policy),
     )
+
+
+def _repeats(policy: Policy) -> bool:
+    from kvmerger.policies.base import declared_needs
+    from kvmerger.prefill.evidence import repeat_needs
+
+    # As in `_acts`: what is wrong with its needs is told where they are read.
+    with suppress(Exception):
+        return bool(repeat_needs(declared_needs(policy)))
+    return False
 
 
 def _acts(policy: Policy) -> bool:

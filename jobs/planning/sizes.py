@@ -38,6 +38,7 @@ class VariantFacts:
         form: what slots are stored in; None for the model's dtype.
         adds_log_mass: whether a slot may have a log mass.
         is_uneven: whether heads or layers may hold unlike numbers of slots.
+        repeats_context: whether it reads a second pass, in which the model repeats the context.
         spends_bytes: whether it decides itself how many slots its bytes hold.
     """
 
@@ -47,6 +48,7 @@ class VariantFacts:
     form: Measured | None = None
     adds_log_mass: bool = False
     is_uneven: bool = False
+    repeats_context: bool = False
     spends_bytes: bool = False
 
 

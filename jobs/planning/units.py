@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluators.prompting import QueryMode
-from jobs.planning.cost import context_bytes, cost_tokens, num_pieces
+from jobs.planning.cost import context_bytes, cost_tokens, num_pieces, prompt_cost_tokens
 from jobs.planning.identity import unit_id
 from jobs.planning.rows import PlannedRow
 from jobs.planning.sizes import ForeseenSize, SizeForecast
@@ -47,26 +47,33 @@ class UnitSize:
 
 
 def cut_units(
-    settings: Settings, rows: Sequence[PlannedRow], variants: VariantList, device: str
+    settings: Settings,
+    rows: Sequence[PlannedRow],
+    variants: VariantList,
+    device: str,
+    repeating: Collection[str] = (),
 ) -> tuple[WorkUnit, ...]:
-    """Units that together hold exactly those of `rows` that are owed, in the order of their first rows."""
+    """Units that together hold exactly those of `rows` that are owed, in the order of their first rows.
+
+    `repeating` are the labels that have the context repeated.
+    """
     # Of all rows, done or not: a sweep that goes on after an interruption then has the units it would have had, and a
     # prompt decodes in the same batch, on which the last bits of its numbers depend.
     groups = _grouped((it for it in rows if it.planned is not None), settings.query_mode)
     if not groups:
         return ()
-    usual = statistics.median(cost_tokens(_items(group)) for group in groups.values())
+    usual = statistics.median(_cost(group, repeating) for group in groups.values())
     batch_of = _batches(settings, groups, len(variants.specs), device)
     joined: dict[Hashable, list[list[_ItemRows]]] = {}
     for context, group in groups.items():
-        pieces = _pieces(group, usual)
+        pieces = _pieces(group, usual, repeating)
         for number, piece in enumerate(map(_owed, pieces)):
             labels = frozenset(planned.key.label for its_rows in piece for planned in its_rows)
             # A unit runs the same variants on all its contexts; and what was cut since it is long is not joined again.
             key = (batch_of[context], labels) if len(pieces) == 1 else (context, number)
             if piece:
                 joined.setdefault(key, []).append(piece)
-    return tuple(_unit(pieces, settings.execution, variants) for pieces in joined.values())
+    return tuple(_unit(pieces, settings.execution, variants, repeating) for pieces in joined.values())
 
 
 def size_of(unit: WorkUnit, sizes: SizeForecast) -> UnitSize:
@@ -160,26 +167,44 @@ def _batches(
     )
 
 
-def _pieces(group: list[_ItemRows], usual_cost: float) -> list[list[_ItemRows]]:
+def _is_repeated(group: Iterable[_ItemRows], repeating: Collection[str]) -> bool:
+    """Whether one of the rows that can run has the context repeated."""
+    return any(
+        planned.key.label in repeating and planned.impossible_reason is None
+        for rows in group
+        for planned in rows
+    )
+
+
+def _cost(group: Sequence[_ItemRows], repeating: Collection[str]) -> float:
+    return cost_tokens(_items(group), is_repeated=_is_repeated(group, repeating))
+
+
+def _pieces(group: list[_ItemRows], usual_cost: float, repeating: Collection[str]) -> list[list[_ItemRows]]:
     """Cut a group into pieces whose numbers of questions differ by at most one."""
-    prefill_cost = float(len(_planned(group[0]).tokens.context_ids))
-    count = min(len(group), num_pieces(cost_tokens(_items(group)), prefill_cost, usual_cost))
+    num_tokens = len(_planned(group[0]).tokens.context_ids)
+    prompt_cost = prompt_cost_tokens(num_tokens, is_repeated=_is_repeated(group, repeating))
+    count = min(len(group), num_pieces(_cost(group, repeating), prompt_cost, usual_cost))
     edges = [index * len(group) // count for index in range(count + 1)]
     return [group[begin:end] for begin, end in itertools.pairwise(edges)]
 
 
-def _unit(pieces: Sequence[list[_ItemRows]], execution: str, variants: VariantList) -> WorkUnit:
+def _unit(
+    pieces: Sequence[list[_ItemRows]], execution: str, variants: VariantList, repeating: Collection[str]
+) -> WorkUnit:
     """A unit of a piece per context."""
     keys = tuple(planned.key for piece in pieces for rows in piece for planned in rows)
+    needed = variants.needed_for(key.label for key in keys)
+    is_repeated = any(spec.label in repeating for spec in needed)
     ends = list(itertools.accumulate(map(len, pieces)))
     return WorkUnit(
         unit_id=unit_id(key.identity for key in keys),
         items=tuple(item for piece in pieces for item in _items(piece)),
         contexts=tuple(tuple(range(begin, end)) for begin, end in itertools.pairwise([0, *ends])),
-        variants=variants.needed_for(key.label for key in keys),
+        variants=needed,
         row_keys=keys,
         execution=execution,
-        cost_tokens=sum(cost_tokens(_items(piece)) for piece in pieces),
+        cost_tokens=sum(cost_tokens(_items(piece), is_repeated=is_repeated) for piece in pieces),
     )
 
 

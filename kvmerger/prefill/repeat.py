@@ -52,6 +52,12 @@ def parts_of(context_ids: Sequence[int], words: RepeatWords, part_tokens: int) -
     return parts
 
 
+def most_positions(num_tokens: int, words: RepeatWords, part_tokens: int = PART_TOKENS) -> int:
+    """Positions that a context of ``num_tokens`` takes with the longest of its parts repeated behind it."""
+    # Which tokens they are does not matter to lengths.
+    return num_tokens + max(len(part.ids) for part in parts_of(range(num_tokens), words, part_tokens))
+
+
 class RepeatAttention:
     """Attention of a repetition to the context's cache and, causally, to itself; hands what it saw to evidence."""
 
@@ -136,8 +142,9 @@ def _gathered(
     needs: Sequence[Need],
     part_tokens: int,
 ) -> list[Gathered]:
-    parts = parts_of(context_ids, _words_of(model), part_tokens)
-    num_positions = len(context_ids) + max(len(part.ids) for part in parts)
+    words = _words_of(model)
+    parts = parts_of(context_ids, words, part_tokens)
+    num_positions = most_positions(len(context_ids), words, part_tokens)
     if num_positions > model.info.max_positions:
         raise EvidenceError(
             f"repeating the context of {len(context_ids)} tokens takes {num_positions} positions, the model has "

@@ -111,6 +111,7 @@ def plan_of(
             "_decode" in spec.policy,
             form_of(spec),
             "keepkv" in spec.policy,
+            repeats_context="kvzip" in spec.policy,
         )
         for spec in settings.variants
     }

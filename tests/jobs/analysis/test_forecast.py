@@ -36,7 +36,7 @@ def test_measured_units_set_the_pace_and_shared_phases_count_once() -> None:
     owed = sum(unit.cost_tokens for unit in plan.units)
     foreseen = forecast(plan, 10, "cpu", rows)
     assert foreseen.device_s == pytest.approx(
-        owed * (2.25 + 0.5 + 1.5 + ONE_BATCH_S) / cost_tokens_of(100, [3])
+        owed * (2.25 + 0.5 + 1.5 + ONE_BATCH_S) / cost_tokens_of(100, [3], is_repeated=False)
     )
     assert (foreseen.num_units, foreseen.device_names) == (1, ("NVIDIA H200",))
 
@@ -48,9 +48,37 @@ def test_a_unit_of_several_contexts_counts_every_prefill_and_equal_parts_of_the_
         for n in range(3)
         for variant in ("a", "b")
     ]
-    pace = 3 * (2.25 + 2 * 0.5 + ONE_BATCH_S) / sum(cost_tokens_of(100 + n, [3]) for n in range(3))
+    pace = (
+        3
+        * (2.25 + 2 * 0.5 + ONE_BATCH_S)
+        / sum(cost_tokens_of(100 + n, [3], is_repeated=False) for n in range(3))
+    )
     foreseen = forecast(plan, 10, "cpu", rows)
     assert foreseen.device_s == pytest.approx(sum(unit.cost_tokens for unit in plan.units) * pace)
+
+
+def test_units_with_a_second_pass_set_the_pace_by_what_they_cost() -> None:
+    plan = plan_of(settings_of(), [item(1)])
+    owed = sum(unit.cost_tokens for unit in plan.units)
+    seconds = {**SECONDS, "compress_s": 0.5, "repeat_shared_s": 3.0}
+    foreseen = forecast(plan, 10, "cpu", [{**row("kvzip", 0), "seconds": json.dumps(seconds)}])
+    cost = cost_tokens_of(100, [3], is_repeated=True)
+    assert cost == cost_tokens_of(250, [3], is_repeated=False)
+    assert foreseen.device_s == pytest.approx(owed * (2.25 + 0.5 + 3 + ONE_BATCH_S) / cost)
+
+
+def test_a_second_pass_is_foreseen_where_a_policy_reads_one() -> None:
+    policies = [{"name": name, "budget": 0.5, "label": name} for name in ("knorm", "kvzip")]
+    items = [item(1), item(2)]
+    with_pass, without = (plan_of(settings_of(chosen), items) for chosen in (policies, policies[:1]))
+    num_tokens = len(with_pass.units[0].items[0].tokens.context_ids)
+    assert [unit.cost_tokens for unit in with_pass.units] == [
+        unit.cost_tokens + 1.5 * num_tokens for unit in without.units
+    ]
+    # A unit that owes none of its rows runs no second pass.
+    done = [it.key.identity for it in with_pass.rows if it.key.label == "kvzip"]
+    rest = plan_of(settings_of(policies), items, done)
+    assert [unit.cost_tokens for unit in rest.units] == [unit.cost_tokens for unit in without.units]
 
 
 def test_without_rows_twice_the_parameters_take_twice_as_long() -> None:
