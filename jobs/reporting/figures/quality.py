@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from jobs.reporting.figures.quality_panel import HIGHEST, NLL, REFERENCE_DASHES, Point, QualityPanel
+from jobs.reporting.figures.quality_panel import NLL, REFERENCE_DASHES, Point, QualityPanel, shown_range
 from jobs.reporting.figures.style import FAINT, INK, SeriesStyle, look, new_panel, to_svg
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
@@ -23,6 +23,7 @@ _SAME_BYTES_PERCENT = (
     10.0  # of the full cache: whiskers of policies that are no further apart hide each other
 )
 _NAME_SHARE = 0.44  # of the panel's width, for "expected_attention (49.9 %)"
+_CLOSE_LINES = 0.15  # of the axis: two names one under the other, with room
 _ROW_INCHES, _FRAME_INCHES = 0.24, 0.75
 
 
@@ -78,18 +79,25 @@ def _draw_references(axes: Axes, panel: QualityPanel) -> None:
 
 
 def _name_reference(axes: Axes, panel: QualityPanel, label: str) -> None:
-    """Write a line's name inside the panel, on the side where the A/A line does not strike it through."""
+    """Write a line's name beside it, where neither another line strikes it through nor another name overprints it."""
+    low, high = shown_range(panel)
     means = {name: point.mean for name, point in panel.references.items()}
-    is_high = means[label] == max(means[name] for name in _NAMED_REFERENCES if name in means)
+    if not low <= means[label] <= high:
+        return  # its line lies outside
+    named = [means[name] for name in _NAMED_REFERENCES if name in means]
+    is_high = means[label] == max(named)
+    # Lines that are close have their names on the outer sides; names between lines far apart stay inside the panel.
+    is_close = max(named) - min(named) < _CLOSE_LINES * (high - low) and len(named) > 1
+    is_below = is_high != is_close
     beside = [means[label], *([means[FULL_AA]] if label == FULL and FULL_AA in means else [])]
     axes.annotate(
         _NAMED_REFERENCES[label],
-        (1, min(beside) if is_high else max(beside)),
+        (1, min(beside) if is_below else max(beside)),
         xycoords=("axes fraction", "data"),
-        xytext=(-2, -3 if is_high else 3),
+        xytext=(-2, -3 if is_below else 3),
         textcoords="offset points",
         ha="right",
-        va="top" if is_high else "bottom",
+        va="top" if is_below else "bottom",
         fontsize="small",
     )
 
@@ -115,13 +123,7 @@ def _set_axes(axes: Axes, panel: QualityPanel) -> None:
     axes.set_xlim(0, max(101.0, most * 1.02) if most > _WIDE_PERCENT else most * 1.2 + 1)
     axes.set_xlabel("bytes of K/V held, measured (% of the full cache)")
     axes.set_ylabel(panel.measure)
-    if panel.measure in HIGHEST:
-        highest = HIGHEST[panel.measure]
-        low = min(0.0, *(it.mean for line in panel.lines.values() for it in line))
-        # Room below 0 and above the highest value, or markers on the edge are cut in half.
-        axes.set_ylim(low - 0.03 * highest, highest * 1.05)
-    else:
-        axes.set_ylim(bottom=0)
+    axes.set_ylim(*shown_range(panel))
     axes.tick_params(length=0, color=FAINT)
 
 
@@ -167,10 +169,5 @@ def _set_x(axes: Axes, panel: QualityPanel) -> None:
     """Limits and label of the horizontal axis."""
     # By the means: the intervals of a handful of items can be so wide that all means would lie in one spot.
     axes.set_xlabel(panel.measure)
-    drawn = [*(line[0] for line in panel.lines.values()), *panel.references.values()]
-    if panel.measure in HIGHEST:
-        highest = HIGHEST[panel.measure]
-        axes.set_xlim(min(0.0, *(it.mean for it in drawn)) - 0.03 * highest, highest * 1.05)
-    else:
-        axes.set_xlim(0, 1.6 * max(it.mean for it in drawn) or 1.0)
+    axes.set_xlim(*shown_range(panel))
     axes.tick_params(length=0, color=FAINT)

@@ -10,6 +10,9 @@ from jobs.analysis.summary import MacroMean, TaskSummary, policies_of, series_na
 from jobs.analysis.variant_summary import Kept, VariantSummary
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
+_EDGE, _ROOM = 0.05, 0.12  # of the axis: beside a scale's ends, and beside the data with their names
+_LEAST_DATA_SHARE = 0.4
+
 NameOf = Callable[[Kept], str]
 SCORE, NLL, RECOVERED = "score", "answer NLL (nats/token)", "NLL recovered"
 HIGHEST = {SCORE: 100.0, RECOVERED: 1.0}
@@ -20,10 +23,11 @@ REFERENCE_DASHES: dict[str, str | tuple[int, tuple[int, ...]]] = {FULL: "-", FUL
 class Point:
     """One variant: mean and 95 % interval in the panel's unit.
 
-    Bytes held and slots kept are measured, in percent of the full cache's; slots are None where rows do not tell them.
+    Bytes held and slots kept are measured, also in percent of the full cache's; slots are None where rows do not tell them.
     """
 
     label: str
+    held_bytes: float
     held_percent: float
     slots_percent: float | None
     mean: float
@@ -57,6 +61,32 @@ class QualityPanel:
             + f" at {it.memory}"
             for it in points
         )
+
+
+def shown_range(panel: QualityPanel) -> tuple[float, float]:
+    """Where the axis of the measure begins and ends: scores and shares have a scale of their own, NLL goes by the data.
+
+    NLL: from the full cache over the policies, with their intervals unless these are far wider than the means lie apart, to
+    no context, which is left out where all others would share less than two fifths of the axis.
+    """
+    points = [point for line in panel.lines.values() for point in line]
+    if panel.measure in HIGHEST:
+        highest = HIGHEST[panel.measure]
+        # Room below 0 and above the highest value, or markers on the edge are cut in half.
+        return min(0.0, *(it.mean for it in points)) - _EDGE * highest, highest * (1 + _EDGE)
+    points += [panel.references[FULL]] if FULL in panel.references else []
+    low, high = min(it.mean for it in points), max(it.mean for it in points)
+    span = high - low
+    # Of wide intervals as much as the means themselves take, on either side.
+    low = max(low - span, min(it.mean if it.low is None else it.low for it in points))
+    high = min(high + span, max(it.mean if it.high is None else it.high for it in points))
+    if NO_CONTEXT in panel.references:
+        blank = panel.references[NO_CONTEXT].mean
+        if (max(high, blank) - min(low, blank)) * _LEAST_DATA_SHARE <= high - low:
+            low, high = min(low, blank), max(high, blank)
+    # One value has no span: any does, but not one of no width.
+    room = _ROOM * (high - low or abs(high) or 1.0)
+    return max(0.0, low - room), high + room
 
 
 def task_panel(task: TaskSummary, measure: str, name_of: NameOf) -> QualityPanel | None:
@@ -113,7 +143,7 @@ def _nll_point(variant: VariantSummary, name_of: NameOf) -> Point | None:
 def _point(
     variant: VariantSummary, name_of: NameOf, interval: Interval | None, shown: Callable[[float], float]
 ) -> Point | None:
-    if interval is None or variant.storage.held_share is None:
+    if interval is None or not _is_measured(variant):
         return None
     low, high = (None if end is None else shown(end) for end in interval.ends or (None, None))
     return Point(name_of(variant), *_memory(variant), shown(interval.mean), low, high)
@@ -121,7 +151,7 @@ def _point(
 
 def _macro_point(mean: MacroMean, measure: str, interval: Interval | None, name_of: NameOf) -> Point | None:
     value = {SCORE: mean.score, NLL: mean.answer_nll, RECOVERED: mean.nll_recovered}[measure]
-    if value is None or mean.storage.held_share is None:
+    if value is None or not _is_measured(mean):
         return None
     factor, highest = (100, 100.0) if measure == SCORE else (1, float("inf"))
     # Student's t knows no bounds: its ends may lie where the quantity cannot.
@@ -130,6 +160,11 @@ def _macro_point(mean: MacroMean, measure: str, interval: Interval | None, name_
     return Point(name_of(mean), *_memory(mean), factor * value, low, high)
 
 
-def _memory(it: VariantSummary | MacroMean) -> tuple[float, float | None]:
-    assert it.storage.held_share is not None
-    return 100 * it.storage.held_share, None if it.kept_ratio is None else 100 * it.kept_ratio
+def _is_measured(it: VariantSummary | MacroMean) -> bool:
+    return it.storage.held_share is not None and it.storage.held_bytes is not None
+
+
+def _memory(it: VariantSummary | MacroMean) -> tuple[float, float, float | None]:
+    share, num_bytes = it.storage.held_share, it.storage.held_bytes
+    assert share is not None and num_bytes is not None
+    return num_bytes, 100 * share, None if it.kept_ratio is None else 100 * it.kept_ratio

@@ -19,6 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 from matplotlib.transforms import Affine2D
 
 # Stand-ins for colours that a style sheet decides: matplotlib takes no CSS variables, so they are put in afterwards.
@@ -29,6 +30,12 @@ NUM_SERIES_COLORS = 7
 """How many `--series-N` the style sheet has: Okabe and Ito's colours, which the colour-blind can tell apart."""
 # Their number, 8, shares no factor with that of the colours, 7, so 56 series differ.
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+_COMMANDS: dict[int, str] = {
+    int(Path.MOVETO): "M",
+    int(Path.LINETO): "L",
+    int(Path.CURVE3): "Q",
+    int(Path.CURVE4): "C",
+}
 _PANEL_INCHES = (5.0, 3.3)
 _POINTS_PER_INCH = 72
 _SWATCH_POINTS, _SWATCH_MARKER_POINTS = (30, 16), 7
@@ -105,6 +112,26 @@ def to_svg(figure: Figure, name: str, title: str, description: str = "") -> Mark
     head = re.sub(r' (width|height|version|xmlns\S*)="[^"]*"', "", head)
     described = f"<desc>{escape(description)}</desc>" if description else ""
     return Markup(f'{head} role="img"><title>{escape(title)}</title>{described}{body.strip()}')
+
+
+def marker_path(style: SeriesStyle, size: float) -> str:
+    """The series' marker about (0, 0), as the `d` of an SVG path of about `size` units across."""
+    marker = MarkerStyle(style.marker)
+    path = (marker.get_transform() + Affine2D().scale(size)).transform_path(marker.get_path())
+    # SVG's y runs down, matplotlib's up.
+    return (
+        "".join(
+            _COMMANDS[int(code)] + " ".join(f"{x:.2f},{-y:.2f}" for x, y in points.reshape(-1, 2))
+            for points, code in path.iter_segments(simplify=False)
+            if int(code) != Path.CLOSEPOLY
+        )
+        + "Z"
+    )
+
+
+def page_color(style: SeriesStyle) -> str:
+    """The series' colour as the style sheet knows it."""
+    return _with_page_colors(f"fill: {style.color}").removeprefix("fill: ")
 
 
 def swatch(style: SeriesStyle) -> Markup:

@@ -15,14 +15,14 @@ import pytest
 from jobs.analysis.findings import Findings
 from jobs.analysis.summary import summarize
 from jobs.planning.work import RowKey
-from jobs.reporting.page import render_page, write_page
+from jobs.reporting.page import TEMPLATES, render_page, write_page
 from jobs.results.schema import FAILED, RESULT_SCHEMA, Row
 from jobs.results.store import ResultStore
 from tests.fakes.rows import make_row, make_sweep_rows
 
 POLICIES = {"snapkv@0.5": 0.5, "snapkv@0.25": 0.25, "knorm@0.5": 0.5}
 HOSTILE = "<script>alert(1)</script>\"><img src=x onerror='y'> & $a_$ {{ 7 * 7 }} \u202e"
-VOID = {"meta", "wbr", "br", "img", "link"}
+VOID = {"meta", "wbr", "br", "img", "link", "input"}
 
 
 class Page(HTMLParser):
@@ -52,7 +52,7 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self._open[-1:] != ["style"]:
+        if self._open[-1:] not in (["style"], ["script"]):
             self.text += data
 
     def values(self, name: str) -> list[str]:
@@ -70,10 +70,13 @@ def sweep(seed: int, num_tasks: int = 2, num_items: int = 4, **values: Any) -> l
     return make_sweep_rows(random.Random(seed), POLICIES, tasks, num_items, **values)
 
 
-def test_the_page_needs_nothing_else_and_runs_nothing(seed: int) -> None:
+def test_the_page_needs_nothing_else_and_runs_our_one_script(seed: int) -> None:
     html = html_of(sweep(seed))
     page = Page(html)
-    assert page.tags["script"] == page.tags["link"] == page.tags["img"] == page.tags["iframe"] == 0
+    assert page.tags["link"] == page.tags["img"] == page.tags["iframe"] == 0
+    script = (TEMPLATES / "report.js").read_text()
+    assert page.tags["script"] == 1 and script.strip() in html and "</script" not in script
+    assert len(script.splitlines()) <= 100 and not re.search(r"fetch|import|eval|innerHTML|https?:", script)
     assert page.values("src") == [] and all(link.startswith("#") for link in page.values("href"))
     assert re.findall(r"@import|url\((?!#)|https?://", html) == []
 
@@ -90,7 +93,8 @@ def test_every_id_is_there_once_and_every_link_finds_its_own(seed: int) -> None:
 def test_every_figure_says_what_it_shows(seed: int) -> None:
     page = Page(html_of(sweep(seed)))
     pictures = page.values("role").count("img")
-    assert pictures > 0 and page.tags["title"] == pictures + 1
+    points = page.values("class").count("point")  # each says what it is
+    assert pictures > 0 and points > 0 and page.tags["title"] == pictures + points + 1
     assert page.tags["style"] == 1
     assert page.tags["svg"] == pictures + page.values("aria-hidden").count("true")
 
@@ -114,7 +118,7 @@ def test_text_of_rows_is_only_ever_text(column: str, seed: int) -> None:
     for row in rows:
         row["degenerate_reason"] = row["degenerate_reason"] or "none"
     page = Page(html_of(rows))
-    assert page.tags["script"] == page.tags["img"] == 0 and "49" not in page.values("onerror")
+    assert page.tags["script"] == 1 and page.tags["img"] == 0 and "49" not in page.values("onerror")
     assert "<script>alert(1)</script>" in page.text and "{{ 7 * 7 }}" in page.text
 
 
@@ -122,7 +126,7 @@ def test_answers_failures_labels_and_settings_are_only_ever_text(seed: int) -> N
     rows = [row | {"answers": [HOSTILE]} for row in sweep(seed, num_tasks=1)]
     rows.append(_failed("f", variant=f"x@{HOSTILE}", failure_message=HOSTILE, failure_type=HOSTILE))
     page = Page(html_of(rows, settings=f"name: {HOSTILE}", args=[HOSTILE], versions={HOSTILE: HOSTILE}))
-    assert page.tags["script"] == page.tags["img"] == 0
+    assert page.tags["script"] == 1 and page.tags["img"] == 0
     assert page.text.count("<script>alert(1)</script>") >= 6
 
 
