@@ -123,7 +123,7 @@ def test_each_task_can_be_asked_for(tmp_path: Path, seed: int, capsys: pytest.Ca
         (["--loss", "nan"], "is no bound on score"),
         (["--share", "5"], "share 5 does not lie between 0 and 1"),
         (["--confidence", "1"], "confidence 1 does not lie"),
-        (["--policy", "snapvk"], "Did you mean 'snapkv'?"),
+        (["--policy", "snapvk"], "there is no variant 'snapvk'"),
         (["--memory", "24G", "--tokens", "10"], "'24G' is no amount of memory"),
         (["--memory", "24GiB"], "--memory needs --tokens"),
         (["--tokens", "10"], "needs --memory"),

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluators.hints import nearest_name_hint
 from evaluators.statistics.fixed_sequence import most_bad, needed_contexts, num_shown, share_p_value
 from jobs.analysis.choosing.chains import ChainLabels, chains_of
 from jobs.analysis.choosing.losses import LOSS_KINDS, ChoiceError, LossKind, Sample, lost_contexts, sample_of
+from jobs.analysis.labels import LabelError, label_meant
 from jobs.analysis.storage import Storage, storage_of
 from jobs.results.grouping import Setting, grouped, setting_of, task_of
 from jobs.results.schema import DONE_STATUSES, Row
@@ -161,12 +161,12 @@ def certify(
         ChoiceError: a contract that is none, a policy that is not there, or no row of the full cache with the number.
     """
     contract.check()
+    named = _meant(rows, policies)
     parts = [
-        (setting, task, of_task, _named(chains_of(of_task), policies))
+        (setting, task, of_task, _named(chains_of(of_task), named))
         for setting, of_setting in grouped(rows, setting_of).items()
         for task, of_task in (grouped(of_setting, task_of).items() if by_task else [(None, of_setting)])
     ]
-    _check_policies(rows, policies)
     _check_full(rows, contract.kind)
     num_chains = sum(len(chains) for *_, chains in parts)
     if not num_chains:
@@ -176,22 +176,31 @@ def certify(
     return Certificates(contract, num_chains, error, needed_contexts(contract.share, contract.error), groups)
 
 
-def _named(chains: Sequence[ChainLabels], policies: Sequence[str]) -> list[ChainLabels]:
+def _named(chains: Sequence[ChainLabels], policies: frozenset[str]) -> list[ChainLabels]:
     """Of the chains, the levels that are named by label or by their chain's name; all where nothing is named."""
     kept = (
-        it._replace(labels=tuple(label for label in it.labels if {label, it.name} & set(policies)))
+        it._replace(labels=tuple(label for label in it.labels if {label, it.name} & policies))
         for it in chains
     )
     return [it for it in kept if it.labels] if policies else list(chains)
 
 
-def _check_policies(rows: Sequence[Row], policies: Sequence[str]) -> None:
-    known = {name for chain in chains_of(rows) for name in (chain.name, *chain.labels)}
+def _meant(rows: Sequence[Row], policies: Sequence[str]) -> frozenset[str]:
+    """The chains and labels that are named, in the spelling they have here; ChoiceError for a name of neither."""
+    chains = chains_of(rows)
+    names = [chain.name for chain in chains]
+    labels = [label for chain in chains for label in chain.labels]
+    meant = set()
     for name in policies:
-        if name not in known:
-            raise ChoiceError(
-                f"there is no policy {name!r} in these results. {nearest_name_hint(name, known)}"
-            )
+        try:
+            # Chains first: the policy alone means all of its budgets, where elsewhere it would mean too many.
+            meant.add(label_meant(name, names))
+        except LabelError:
+            try:
+                meant.add(label_meant(name, labels))
+            except LabelError as error:
+                raise ChoiceError(str(error)) from error
+    return frozenset(meant)
 
 
 def _check_full(rows: Sequence[Row], kind: LossKind) -> None:

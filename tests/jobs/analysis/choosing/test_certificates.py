@@ -111,6 +111,16 @@ def test_the_error_is_split_over_all_chains_of_an_answer(seed: int) -> None:
     assert smallest(certify(beside, Contract(), ["a"])) == {"a": "a@0.5"}
 
 
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [("snapkv", 2), ("SnapKVPress", 2), ("snapkv@0.50", 1), ("SnapKV@0.3", 1)],
+)
+def test_policies_are_named_as_people_name_them(name: str, levels: int, seed: int) -> None:
+    rows = sweep(random.Random(seed), 60, {"snapkv": {0.5: 0, 0.3: 0}, "keydiff": {0.5: 0}})
+    (chain,) = certify(rows, Contract(), [name]).groups[0].chains
+    assert (chain.name, len(chain.levels)) == ("snapkv", levels)
+
+
 def test_each_task_is_a_chain_of_its_own_when_asked(seed: int) -> None:
     rng = random.Random(seed)
     rows = sweep(rng, 100, {"a": {0.5: 0}})
@@ -166,7 +176,7 @@ def test_a_contract_that_is_none_is_refused(values: dict[str, Any], said: str, s
 
 def test_no_policy_an_unknown_one_and_no_full_cache_are_refused(seed: int) -> None:
     rows = sweep(random.Random(seed), 3, {"snapkv": {0.5: 0}})
-    with pytest.raises(ChoiceError, match="Did you mean 'snapkv'"):
+    with pytest.raises(ChoiceError, match="there is no variant 'snapvk'"):
         certify(rows, Contract(), ["snapvk"])
     with pytest.raises(ChoiceError, match="no finished row of the full cache"):
         certify([row for row in rows if row["variant"] != "full"], Contract())
