@@ -103,6 +103,9 @@ def _in_bytes(value: object) -> BytesShare | BytesLike:
             return BytesShare(value)
         case {"like": str(label)} if isinstance(value, Mapping) and len(value) == 1:
             return BytesLike(label)
+    if type(value) is int and value == 1:
+        # As elsewhere 1 is a number of something, and 1.0 a share; one byte is nothing to give.
+        raise BudgetError("budget {bytes: 1} is one byte; write {bytes: 1.0} for all bytes of the full cache")
     raise BudgetError(
         f"budget {{bytes: {value!r}}}{_likely(value)} is none of: a fraction of the full cache's bytes in (0, 1] such as "
         f"{{bytes: 0.2}}, or {{bytes: {{like: <label of another variant>}}}}"

@@ -20,6 +20,7 @@ from kvmerger.budget import (
     BytesShare,
     LayerBytes,
     SlotCount,
+    label_referred_to,
     slots_like,
     slots_of_share,
 )
@@ -53,14 +54,16 @@ def build_variant(spec: VariantSpec) -> Variant:
             cannot take.
         PolicyError: values the policy itself refuses.
     """
-    policy = build(spec.policy, dict(spec.params))
+    policy = build(spec.policy, dict(spec.params), spec.budget)
     if refusal := policy.parts[0].budget_refusal(spec.budget):
         raise VariantError(f"policy {spec.policy!r} {refusal}")
     return Variant(spec.label, policy, spec.budget)
 
 
-def build(name: str, params: Mapping[str, Any]) -> Policy:
+def build(name: str, params: Mapping[str, Any], budget: AskedBudget | None = None) -> Policy:
     """Make the policy ``name`` with ``params``; a parameter that two parts have is written ``part.param``.
+
+    ``budget`` is what was written with the name, for remedies that name both.
 
     Raises:
         VariantError: an unknown part or parameter, with the nearest name there is, values the part cannot take, or parts in
@@ -72,7 +75,7 @@ def build(name: str, params: Mapping[str, Any]) -> Policy:
     parts = [*(() if is_bare else split.before), *((split.form,) if split.form else ()), *split.after]
     _refuse_wrapper_first(split)
     makers, known = zip(*(_maker_of(part, index, split) for index, part in enumerate(parts)), strict=True)
-    _refuse_order(split)
+    _refuse_order(split, budget)
     if twice := next((part for part in parts[1:] if parts.count(part) > 1), None):
         raise VariantError(f"{twice!r} stands twice in {'+'.join(parts)!r}; keep one of them")
     policy: Policy | None = Everything() if is_bare else None
@@ -179,7 +182,7 @@ def _refuse_wrapper_first(split: Split) -> None:
     )
 
 
-def _refuse_order(split: Split) -> None:
+def _refuse_order(split: Split, budget: AskedBudget | None = None) -> None:
     """Raise `VariantError` where a form stands before what merges or behind what acts while answering."""
     if split.form is None:
         _refuse_changes(split)
@@ -193,8 +196,16 @@ def _refuse_order(split: Split) -> None:
         given = "+".join([*split.before, split.form, *split.after])
         raise VariantError(
             f"{given!r}: a form stores what is left once slots are chosen and merged, and what acts while answering follows "
-            f"it; write {'+'.join([*chosen, split.form, *acting])!r}"
+            f"it; write {_with_budget(chosen, [split.form, *acting], budget)!r}"
         )
+
+
+def _with_budget(chosen: Sequence[str], others: Sequence[str], budget: AskedBudget | None) -> str:
+    """Parts as one name, the budget where it is read: behind what chooses slots, or at the end where it is a label."""
+    tail = "" if budget is None else f"@{budget}"
+    if label_referred_to(budget) is not None:
+        return "+".join([*chosen, *others]) + tail
+    return "+".join(["+".join(chosen) + tail, *others])
 
 
 def _refuse_changes(split: Split) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,14 @@ from jobs.planning.policy_contract import require_contracts
 from jobs.planning.repeat_room import RepeatRoom
 from jobs.planning.sizes import SizeForecast, VariantFacts, itemsize_of
 from jobs.settings.schema import Settings
-from kvmerger.budget import BudgetError, KeptRatio
+from kvmerger.budget import BudgetError, BudgetSpec, KeptRatio
 from kvmerger.names import FormError
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 
 if TYPE_CHECKING:
     from kvmerger.building import Variant
     from kvmerger.models.loading import ModelInfo
-    from kvmerger.policies.base import Policy
+    from kvmerger.policies.base import CacheShape, Policy
 
 _SOURCE_DIGITS = 12
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -88,7 +88,8 @@ def prepare(
         owed = {planned.key.label for planned in plan.rows if planned.is_owed}
         require_contracts((spec for spec in settings.variants if spec.label in owed), say)
     versions = {label: fact.version for label, fact in facts.items()}
-    return Prepared(plan, read.info, read.tokenizer, versions, said)
+    cautions = check.cautions(settings.variants, plan.typical_tokens)
+    return Prepared(plan, read.info, read.tokenizer, versions, (*said, *cautions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,28 +101,48 @@ class _VariantCheck:
     room: RepeatRoom
 
     def __call__(self, spec: VariantSpec, num_tokens: int) -> str | None:
-        from kvmerger.building import in_slots
-        from kvmerger.policies.base import CacheShape, PolicyError
+        from kvmerger.policies.base import PolicyError
 
-        model, policy = self.sizes.model, self.variants[spec.label].policy
-        shape = CacheShape(
-            num_tokens, model.num_layers, model.num_kv_heads, model.head_dim, itemsize_of(model)
-        )
-
-        def bytes_of(label: str) -> int:
-            # Where the other one cannot run, that is the reason, and not what this one would make of its bytes.
-            size = self.sizes.of(label, num_tokens)
-            return size.num_bytes if size else self.sizes.full_bytes(num_tokens)
-
+        policy, shape = self.variants[spec.label].policy, self._shape(num_tokens)
         try:
-            # A form alone keeps everything.
-            policy.check(shape, in_slots(spec.budget or KeptRatio(1.0), policy, shape, bytes_of))
+            policy.check(shape, self._in_slots(spec, shape))
         except (BudgetError, FormError, PolicyError) as error:
             return str(error)
         # Policies are plug-ins: one whose check fails costs its own rows, not the sweep.
         except Exception as error:  # noqa: BLE001
             return f"its check() raised {type(error).__name__}: {error}"
         return self.room.lacking(num_tokens) if self.sizes.facts[spec.label].repeats_context else None
+
+    def cautions(self, specs: Iterable[VariantSpec], num_tokens: int) -> list[str]:
+        """What policies say of their budgets on a context of so many tokens, by sentences that begin with the label."""
+        said = []
+        for spec in specs:
+            # What a plug-in raises, or a budget that cannot be met there, is told by the check.
+            with suppress(Exception):
+                shape = self._shape(num_tokens)
+                budget = self._in_slots(spec, shape)
+                cautions = (part.caution(shape, budget) for part in self.variants[spec.label].policy.parts)
+                said += [f"{spec.label}: {caution}" for caution in cautions if caution]
+        return said
+
+    def _shape(self, num_tokens: int) -> CacheShape:
+        from kvmerger.policies.base import CacheShape
+
+        model = self.sizes.model
+        return CacheShape(
+            num_tokens, model.num_layers, model.num_kv_heads, model.head_dim, itemsize_of(model)
+        )
+
+    def _in_slots(self, spec: VariantSpec, shape: CacheShape) -> BudgetSpec:
+        from kvmerger.building import in_slots
+
+        def bytes_of(label: str) -> int:
+            # Where the other one cannot run, that is the reason, and not what this one would make of its bytes.
+            size = self.sizes.of(label, shape.num_tokens)
+            return size.num_bytes if size else self.sizes.full_bytes(shape.num_tokens)
+
+        # A form alone keeps everything.
+        return in_slots(spec.budget or KeptRatio(1.0), self.variants[spec.label].policy, shape, bytes_of)
 
 
 def _known_facts_of(variant: Variant) -> VariantFacts:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import ConsoleRenderable, Group, RenderableType
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -112,11 +115,38 @@ def render_plan(plan: Plan, weight_bytes: int) -> RenderableType:
     return Group(_variant_table(plan), legend, *_warnings(plan), Text(), _unit_table(plan), memory, sums)
 
 
+@dataclass(frozen=True)
+class _Name:
+    """A variant's name in a column; where that is narrow, lines end behind a plus sign or before a budget."""
+
+    text: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text("\n".join(self._lines(options.max_width)))
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        # What is longer than the column all the same is folded by rich.
+        longest = max(map(len, self._pieces))
+        return Measurement(longest, len(self.text)).with_maximum(options.max_width)
+
+    @property
+    def _pieces(self) -> list[str]:
+        return [piece for piece in re.split(r"(?<=\+)|(?=@)", self.text) if piece]
+
+    def _lines(self, width: int) -> list[str]:
+        lines = [""]
+        for piece in self._pieces:
+            if lines[-1] and len(lines[-1]) + len(piece) > width:
+                lines.append("")
+            lines[-1] += piece
+        return lines
+
+
 def _variant_table(plan: Plan) -> Table:
     table = _table("variant", "rows", "done", "impossible", "degenerate", "slots", "bytes", "of full")
     for it in plan.variants:
         counts = map(str, (it.num_rows, it.num_done, it.num_impossible, it.num_degenerate))
-        table.add_row(Text(it.label), *counts, *_size(it, plan.typical_bytes))
+        table.add_row(_Name(it.label), *counts, *_size(it, plan.typical_bytes))
     return table
 
 

@@ -116,6 +116,10 @@ class Policy(abc.ABC):
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:  # noqa: B027 - most policies need no check
         """Raise `BudgetError` when this policy cannot work at ``budget`` on a cache of ``shape``; changes nothing."""
 
+    def caution(self, shape: CacheShape, budget: BudgetSpec) -> str | None:
+        """What a user should know of ``budget`` on a cache of ``shape``, though it can be run; None, as here: nothing."""
+        return None
+
     def allocate(self, budget_L: Sequence[Budget], evidence_L: Sequence[Evidence]) -> Sequence[Budget]:
         """Move slots between layers: takes the even budget of every layer, returns each layer's own.
 

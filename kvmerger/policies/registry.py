@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kvmerger.cache.forms import registry as forms
+from kvmerger.cache.forms.base import Form
 from kvmerger.names import VariantError, nearest, words_of_path
 from kvmerger.policies.base import Policy
 from kvmerger.variant_names import ALIASES
@@ -195,7 +196,9 @@ def imported_class(name: str, base: type, kind: str) -> type[Any]:
             f"{kind} {name!r} cannot be imported: {_why_not_imported(error, module_name, class_name)}"
         ) from error
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise VariantError(f"{kind} {name!r} is not a subclass of kvmerger.{base.__name__}")
+        is_form = isinstance(found, type) and issubclass(found, Form)
+        remedy = f": it is a form, so write snapkv+{name}, or full+{name} for every slot" if is_form else ""
+        raise VariantError(f"{kind} {name!r} is not a subclass of kvmerger.{base.__name__}{remedy}")
     return found
 
 

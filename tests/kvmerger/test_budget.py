@@ -75,7 +75,13 @@ def test_anything_else_is_refused_with_what_would_be_right(value: object) -> Non
         parse_budget(value)
 
 
-@pytest.mark.parametrize("value", [0, 1, 0.0, 1.5, 2**20, True, "0.2", None, {"as": "a"}, {"like": 3}])
+def test_one_byte_is_answered_with_all_of_them() -> None:
+    for value in ({"bytes": 1}, "bytes:1"):
+        with pytest.raises(BudgetError, match=r"write \{bytes: 1\.0\} for all bytes"):
+            parse_budget(value)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 1.5, 2**20, True, "0.2", None, {"as": "a"}, {"like": 3}])
 def test_bytes_that_are_no_share_are_refused_with_what_would_be_right(value: object) -> None:
     with pytest.raises(BudgetError, match=r"fraction of the full cache's bytes in \(0, 1\]"):
         parse_budget({"bytes": value})

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvmerger.budget import Budget
+from kvmerger.budget import Budget, BudgetSpec, LikeVariant, num_slots_for
 from kvmerger.cache.head_counters import PerHead
 from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.policies.base import CacheShape
 from kvmerger.policies.parameters import require_count
 from kvmerger.policies.ranking.streaming_llm import StreamingLLM
 from kvmerger.policies.registry import register
@@ -85,6 +86,20 @@ class DuoAttention(ScoringPolicy):
     def num_protected(self) -> int:
         """The sinks and at least one recent token."""
         return self.sink_size + 1
+
+    def caution(self, shape: CacheShape, budget: BudgetSpec) -> str | None:
+        """Say so where no head can keep everything."""
+        if isinstance(budget, LikeVariant):
+            return None
+        num_slots = num_slots_for(budget, shape.num_tokens)
+        # The first head that looks far takes the slots of a whole prompt from all of the model's.
+        if num_slots > self._least or num_slots == shape.num_tokens:
+            return None
+        return (
+            f"{num_slots} slots per head are no more than what a streaming head holds, {self._least} "
+            f"(sink_size={self.sink_size} and recent_size={self.recent_size}), so that every head streams, as in "
+            f"streaming_llm: raise the budget or lower those"
+        )
 
     def needs(self) -> frozenset[Need]:
         """How far back each head looks; reads hidden states."""

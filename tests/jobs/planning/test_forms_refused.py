@@ -71,8 +71,13 @@ def own_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("k8v9", "keys and values each have 8, 4 or 2 bits"),
         ("{name: kivi4, bits_k: 5}", "bits_k is one of (2, 3, 4, 8), got 5"),
         ("fp8+int4", "a cache has one form"),
-        ("knorm@0.5+fp8+keepkv", "write 'knorm+keepkv+fp8'"),
-        ("knorm@0.5+h2o_decode+fp8", "write 'knorm+fp8+h2o_decode'"),
+        ("knorm@0.5+fp8+keepkv", "write 'knorm+keepkv@0.5+fp8'"),
+        ("knorm@0.5+h2o_decode+fp8", "write 'knorm@0.5+fp8+h2o_decode'"),
+        ("h2o_decode+int4@0.25", "write 'h2o@0.25+int4+h2o_decode'"),
+        (
+            "{name: knorm+h2o_decode+fp8, budget: {bytes: {like: full}}}",
+            "write 'knorm+fp8+h2o_decode@bytes:like:full'",
+        ),
         ("knorm@0.5+q8_0", "nearest of ours is 'int8'"),
         # Heads of the model have 8 numbers.
         ("nvfp4", "nvfp4 needs heads of a multiple of 16 numbers, the model's have 8"),

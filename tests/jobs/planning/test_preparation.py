@@ -68,3 +68,16 @@ def test_actors_load_the_commit_that_was_planned(tmp_path: Path) -> None:
     commit = "0123456789" * 4
     from_hub = replace(prepared, model=replace(prepared.model, revision=commit))
     assert from_hub.settled(settings).model.revision == commit
+
+
+def test_a_budget_at_which_every_head_streams_is_told(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    config = save_settings(tmp_path, model, save_data(tmp_path / "data", 3))
+    small = "{name: duo_attention, budget: 0.5, sink_size: 4, recent_size: 8, label: fits}"
+    settings = load_settings(config, [f"policies=[full, duo_attention@0.5, knorm@0.5, {small}]"])
+    prepared = prepare(settings, done=(), find_device=lambda: "cpu")
+    (told,) = (it for it in prepared.warnings if "streams" in it)
+    num_slots = prepared.plan.typical_tokens // 2
+    assert told.startswith(
+        f"duo_attention@0.5: {num_slots} slots per head are no more than what a streaming head holds, 384"
+    )

@@ -77,6 +77,22 @@ def test_a_narrow_table_puts_bits_under_slots_and_cuts_no_number(seed: int, widt
         assert part in text
 
 
+def test_a_variant_without_a_result_has_no_bits_and_no_unit_of_them(seed: int) -> None:
+    failed = {
+        "status": "failed",
+        "form": None,
+        "bits_k": None,
+        "bits_v": None,
+        "kv_bytes": None,
+        "kept_ratio": None,
+    }
+    rows = [
+        {**row, **failed} if row["variant"] == "int4" else row for row in with_forms(rows_of(seed), FORMS)
+    ]
+    text = text_of(rows, 80)
+    assert "8/4 bit" in text and "- bit" not in text
+
+
 def test_bytes_read_are_told_only_where_they_are_others(seed: int) -> None:
     forms = FORMS | {"snapkv@0.5": PLAIN._replace(read_ratio=0.25)}
     rows = with_forms(rows_of(seed), forms)

@@ -1,10 +1,15 @@
 """A forecast is printed with what it was made from."""
 
+import re
+
 import pytest
+from rich.console import Console
 
 from jobs.analysis.forecast import Forecast
-from jobs.reporting.dry_run import shown_query_mode, shown_source, shown_tracking
+from jobs.reporting.dry_run import render_plan, shown_query_mode, shown_source, shown_tracking
 from jobs.settings.schema import Settings
+from tests.fakes.plans import item, plan_of
+from tests.fakes.plans import settings_of as planned_settings
 
 
 def test_a_forecast_names_its_source() -> None:
@@ -12,6 +17,27 @@ def test_a_forecast_names_its_source() -> None:
     assert "1 finished units" in named
     assert named.endswith("on NVIDIA H200, a device whose name is unknown")
     assert "2,000 M parameters" in shown_source(Forecast(60.0, 0, 2 * 10**9))
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_names_of_variants_are_broken_between_parts_and_never_within_a_budget(width: int) -> None:
+    names = ["pyramidkv+criticalkv+adakv@0.25+kivi4", "snapkv@bytes:0.125+int4", "knorm@0.5"]
+    plan = plan_of(planned_settings(["full", *names]), [item(0)])
+    console = Console(width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(render_plan(plan, 0))
+    # Of each line of the table what stands in the first column; names have no blank.
+    lines = [line.split(" ")[0] for line in captured.get().splitlines()]
+    for name in names:
+        pieces = [piece for piece in re.split(r"(?<=\+)|(?=@)", name) if piece]
+        starts = {"".join(pieces[:count]) for count in range(1, len(pieces) + 1)} | {pieces[0].rstrip("+")}
+        start = next(at for at, line in enumerate(lines) if line in starts)
+        rest, at = name, start
+        while rest:
+            assert rest.startswith(lines[at]) and lines[at], (name, lines[start : at + 1])
+            # Before a plus sign where not even that fits.
+            assert rest == lines[at] or rest[len(lines[at]) - 1] == "+" or rest[len(lines[at])] in "@+"
+            rest, at = rest[len(lines[at]) :], at + 1
 
 
 def settings_of(**values: object) -> Settings:
