@@ -111,6 +111,11 @@ def test_a_users_form_is_a_part_like_any_other() -> None:
         ("snapkv+h2o_decode+int4+keepkv", {}, "write 'snapkv\\+keepkv\\+int4\\+h2o_decode'"),
         ("fp8+int4", {}, "a cache has one form"),
         (
+            f"{__name__}:Halved",
+            {},
+            f"it is a form, so write snapkv\\+{__name__}:Halved, or full\\+{__name__}:Halved",
+        ),
+        (
             "snapkv+criticalkv+criticalkv",
             {},
             "'criticalkv' stands twice in 'snapkv\\+criticalkv\\+criticalkv'; keep one",
