@@ -116,12 +116,13 @@ def write_report(folder: Path, page: ReportPage) -> list[str]:
 
 
 def figure_files(pages: Sequence[SettingPage]) -> dict[str, str]:
-    """File name → SVG of every figure, the mean over tasks before the tasks and quality before memory."""
+    """File name → SVG of every figure: the Pareto front, then quality and memory, the mean over tasks before the tasks."""
     colors = page_colors((TEMPLATES / "report.css").read_text(encoding="utf-8"))
     files = {}
     for page in pages:
         prefix = f"{file_name(page.title)}-" if len(pages) > 1 else ""
-        panels = [(measure, "", panel) for measure, group in page.quality for panel in group]
+        panels = [] if page.front is None else [("Pareto front", "", page.front)]
+        panels += [(measure, "", panel) for measure, group in page.quality for panel in group]
         panels += [("memory", " (black: full cache, no context)", panel) for _, panel in page.traces]
         for measure, explained, panel in panels:
             name = f"{measure.partition(' (')[0]}/{panel.title}".replace(" ", "_")

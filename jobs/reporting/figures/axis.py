@@ -38,7 +38,7 @@ class Tick(NamedTuple):
 
 
 def nice_ticks(low: float, high: float, most: int = 6, *, binary: bool = False) -> list[Tick]:
-    """About `most` round values at most from `low` to `high`, which is larger; binary: in the largest unit of bytes reached."""
+    """About `most` round values at most, from `low` to `high`, which is larger; binary: in the largest unit of bytes."""
     unit = 1.0
     while binary and high / unit >= _BINARY_UNIT:
         unit *= _BINARY_UNIT

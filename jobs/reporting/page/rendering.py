@@ -57,6 +57,7 @@ DEFAULT_NAME = "report.html"
 TEMPLATES = Path(__file__).parent.parent / "templates"
 _SHOWN_COLUMNS = ("trace", "prediction", "answers", "prompt_tail", "item_metadata")
 _CELLS_OF_A_SCREEN = 15  # of the table of differences, about: larger ones are folded
+_DEPTHS_OF_A_SCREEN = 6  # maps over depth side by side
 _MAX_MESSAGE_CHARS = 2000
 _MOST_ITEMS = 2000  # of the list of all items: about a megabyte, which a browser opens at once
 _MOST_LISTED_CHARS = 160  # of an answer in that list; the worst items have theirs whole
@@ -151,6 +152,7 @@ def _environment() -> jinja2.Environment:
         cells_of_a_screen=_CELLS_OF_A_SCREEN,
         columns_of_a_page=_COLUMNS_OF_A_PAGE,
         counted=counted,
+        depths_of_a_screen=_DEPTHS_OF_A_SCREEN,
         human_bytes=human_bytes,
         mean_cells=mean_cells,
         memory_columns=(BYTES, SLOTS, BITS, READ, POSITIONS),

@@ -1,13 +1,18 @@
 """A figure alone is a whole SVG: it parses, names its series, and needs no style sheet."""
 
+import random
 from xml.etree import ElementTree
 
 import pytest
 from markupsafe import Markup
 
+from jobs.analysis.summary import summarize
+from jobs.reporting.figures.front import draw_front
+from jobs.reporting.figures.quality_panel import NLL, task_panel
 from jobs.reporting.figures.standalone import page_colors, standalone
 from jobs.reporting.figures.style import INK, legend, look, new_panel, series_styles, to_svg
 from jobs.reporting.page import TEMPLATES
+from tests.fakes.rows import make_sweep_rows
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +44,18 @@ def test_nothing_lies_outside_the_picture(colors: dict[str, str]) -> None:
         height = float(root.attrib["height"])
         ends = [float(it.attrib["y"]) + float(it.attrib["height"]) for it in root if it.tag.endswith("}svg")]
         assert max(ends) <= height
+
+
+def test_the_front_stands_alone_as_well(colors: dict[str, str], seed: int) -> None:
+    rows = make_sweep_rows(random.Random(seed), {"a@0.5": 0.5, "b<@0.25": 0.25}, ["b/t"], 5)
+    panel = task_panel(summarize(rows).tasks[0], NLL, lambda it: it.label)
+    assert panel is not None
+    styles = series_styles(panel.lines)
+    front = draw_front(panel, styles, {"b<@0.25": "b<: & more"}, {})
+    svg = standalone(front, "Pareto front", legend(styles), colors)
+    assert "var(" not in svg and colors["front"] in svg
+    points = [it for it in ElementTree.fromstring(svg).iter() if it.attrib.get("class") == "point"]
+    assert {it.attrib["data-variant"] for it in points} == {"a@0.5", "b<@0.25"}
 
 
 def test_a_color_the_page_lacks_is_an_error() -> None:
