@@ -196,7 +196,7 @@ def tracked_variant(
 
 
 def budget_text(budget: Any) -> str:
-    """A budget in one word: "0.5", "512", "like kvmerger@0.5", "0.2 of bytes", "none" for rows that have no budget."""
+    """A budget as variants' names spell it: "0.5", "512", "like:kvmerger@0.5", "bytes:0.2"; "none" for rows without one."""
     match budget:
         case {"kept_ratio": ratio}:
             return f"{ratio:g}"
@@ -205,14 +205,14 @@ def budget_text(budget: Any) -> str:
         case {"like": label}:
             return _like(label)
         case {"bytes": {"like": label}}:
-            return f"{_like(label)} in bytes"
+            return f"bytes:{_like(label)}"
         case {"bytes": float(ratio)}:
-            return f"{ratio:g} of bytes"
+            return f"bytes:{ratio:g}"
     return "none"
 
 
 def _like(label: Any) -> str:
-    return f"like {label if isinstance(label, str) else json.dumps(label)}"
+    return f"like:{label if isinstance(label, str) else json.dumps(label)}"
 
 
 def sweep_of_folder(findings: Findings, folder: Path) -> TrackedSweep:

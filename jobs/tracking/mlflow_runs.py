@@ -32,7 +32,7 @@ _MAX_PARAMS_PER_BATCH = 100  # likewise
 _MAX_PARAM_CHARS = 6000  # likewise
 _MAX_TAG_CHARS = 5000  # likewise, servers older than 3.0
 ROLE_TAG, SWEEP_TAG = "kvmerger.role", "kvmerger.sweep_id"
-_VARIANT, _STEP = "kvmerger.variant", "kvmerger.step"
+VARIANT_TAG, _STEP = "kvmerger.variant", "kvmerger.step"
 _PARENT_RUN, _NOTE = "mlflow.parentRunId", "mlflow.note.content"
 _NO_SUCH_ID = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter where it cannot be an id
 # Opens the experiment on its list of runs; an unknown kind is taken for an application that calls models.
@@ -77,7 +77,7 @@ class MlflowRuns:
             )
             own = {
                 ROLE_TAG: "variant",
-                _VARIANT: label,
+                VARIANT_TAG: label,
                 _PARENT_RUN: self.parent_id,
                 **shared,
                 **variant.tags,
@@ -151,7 +151,7 @@ class MlflowRuns:
         # counts, and the other goes if it is empty.
         found: dict[str, Any] = {}
         for run in self._search(sweep_id):
-            label = PARENT if run.data.tags[ROLE_TAG] == "sweep" else run.data.tags[_VARIANT]
+            label = PARENT if run.data.tags[ROLE_TAG] == "sweep" else run.data.tags[VARIANT_TAG]
             other = found.get(label)
             if other is None or len(run.data.metrics) > len(other.data.metrics):
                 found[label] = run

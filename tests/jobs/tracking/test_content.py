@@ -19,9 +19,9 @@ from tests.fakes.rows import make_sweep_rows
     [
         (KeptRatio(0.5), "0.5"),
         (SlotCount(512), "512"),
-        (LikeVariant("kvmerger@0.5"), "like kvmerger@0.5"),
-        (BytesShare(0.2), "0.2 of bytes"),
-        (BytesLike("snapkv@0.5+fp8"), "like snapkv@0.5+fp8 in bytes"),
+        (LikeVariant("kvmerger@0.5"), "like:kvmerger@0.5"),
+        (BytesShare(0.2), "bytes:0.2"),
+        (BytesLike("snapkv@0.5+fp8"), "bytes:like:snapkv@0.5+fp8"),
         (None, "none"),
     ],
 )
