@@ -26,6 +26,7 @@ from jobs.execution.run_events import (
 from jobs.planning.work import WorkUnit
 
 _S_PER_MIN = 60
+_LEAST_UNITS = 2  # before a pace is told
 _LOG_INTERVAL_S = 10.0  # a line per unit would fill the log of a long sweep
 
 
@@ -105,7 +106,9 @@ class ProgressView:
     def _summary(self) -> str:
         elapsed_s = time.monotonic() - (self._ready_at_s or time.monotonic())
         num_ok = self._num_rows - self._num_failed_rows
-        left = format_left(seconds_left(self._done_cost, self._total_cost, elapsed_s))
+        # The first unit comes with what is done once: kernels compiled, files read.
+        is_known = self._num_done >= min(_LEAST_UNITS, self._num_units)
+        left = format_left(seconds_left(self._done_cost, self._total_cost, elapsed_s) if is_known else None)
         return f"{num_ok} rows ok, {self._num_failed_rows} failed, {left}"
 
     def _say(self, text: str, *, is_news: bool) -> None:

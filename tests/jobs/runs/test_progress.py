@@ -47,6 +47,16 @@ def test_log_has_plain_lines_and_ends_with_all_units_and_failed_rows() -> None:
     assert "\x1b" not in "".join(lines)
 
 
+@pytest.mark.parametrize(("num_done", "num_units", "is_told"), [(1, 3, False), (2, 3, True), (1, 1, True)])
+def test_no_pace_is_told_of_one_unit_of_several(num_done: int, num_units: int, is_told: bool) -> None:
+    names = "abc"[:num_units]
+    out = io.StringIO()
+    with ProgressView([make_unit(name) for name in names], Console(file=out, width=120)) as view:
+        for name in names[:num_done]:
+            view.on_event(UnitEnded(name, 10.0, 5, 0))
+        assert ("not known yet" in view._summary()) is not is_told
+
+
 def test_terminal_shows_a_bar_with_the_last_state() -> None:
     assert "units 2/2" in shown(is_terminal=True)
     assert "8 rows ok, 2 failed" in shown(is_terminal=True)
