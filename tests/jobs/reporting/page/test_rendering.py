@@ -15,7 +15,7 @@ import pytest
 from jobs.analysis.findings import Findings
 from jobs.analysis.summary import summarize
 from jobs.planning.work import RowKey
-from jobs.reporting.page import TEMPLATES, render_page, write_page
+from jobs.reporting.page import TEMPLATES, render_page, rendering, write_page
 from jobs.results.schema import FAILED, RESULT_SCHEMA, Row
 from jobs.results.store import ResultStore
 from tests.fakes.rows import make_row, make_sweep_rows
@@ -128,6 +128,37 @@ def test_answers_failures_labels_and_settings_are_only_ever_text(seed: int) -> N
     page = Page(html_of(rows, settings=f"name: {HOSTILE}", args=[HOSTILE], versions={HOSTILE: HOSTILE}))
     assert page.tags["script"] == 1 and page.tags["img"] == 0
     assert page.text.count("<script>alert(1)</script>") >= 6
+
+
+def test_names_of_variants_are_only_ever_text(seed: int) -> None:
+    # Names go into attributes, into figures and into the choices of filters, not only into tables.
+    label = f"x'{HOSTILE}@0.5"
+    rows = make_sweep_rows(random.Random(seed), {label: 0.5, "b@0.25": 0.25}, ["b/t", f"b/{HOSTILE}"], 4)
+    page = Page(html_of(rows))
+    assert page.tags["script"] == 1 and page.tags["img"] == 0 and "onerror" not in dict(page.attributes)
+    assert page.values("data-variant").count(label) >= 4 and label in page.values("value")
+
+
+def test_what_ran_stands_last_and_the_ranked_table_first(seed: int) -> None:
+    text = Page(html_of(sweep(seed))).text
+    heads = (
+        "Ranked by answer NLL",
+        "What is certified, and what fits",
+        "Variants by task",
+        "Difference to the full cache",
+        "Where each policy loses most",
+        "All items",
+        "Every task's table",
+    )
+    places = [text.index(head) for head in heads]
+    assert places == sorted(places) and text.rindex("What ran") > max(places)
+
+
+def test_a_list_that_is_too_long_says_what_is_not_there(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "are not on this page" not in Page(html_of(sweep(seed))).text
+    monkeypatch.setattr(rendering, "_MOST_ITEMS", 10)
+    text = Page(html_of(sweep(seed))).text
+    assert "10 of 24 rows" in text and "14 rows are not on this page" in text
 
 
 def test_passwords_in_addresses_stay_out(seed: int) -> None:
