@@ -20,6 +20,7 @@ from jobs.reporting.figures.heat_map import MARKS
 from jobs.reporting.notation import (
     Shown,
     counted,
+    shown_count,
     shown_interval,
     shown_name,
     why_no_scale,
@@ -58,10 +59,11 @@ class RankedCell:
 
 @dataclass(frozen=True, slots=True)
 class RankedLine:
-    """One variant; `cells` are under the table's heads."""
+    """One variant; `cells` are under the table's heads. `count` is of its rows, "" over several tasks."""
 
     label: str
     name: str
+    count: str
     is_on_front: bool
     num_degenerate: int
     cells: tuple[RankedCell, ...]
@@ -87,6 +89,7 @@ class RankedTable:
                 f"{head} {cell.shown.on_one_line()}"
                 for (_, head, _), cell in zip(self.heads, line.cells, strict=True)
             )
+            + (f", n = {line.count}" if line.count else "")
             for line in (*self.references, *self.policies)
         }
 
@@ -128,8 +131,10 @@ def ranked_table(
             verdict = judged.get((it.label, metric), "") if metric else ""
             mark = _mark(it.label, leaders.get(column))
             cells.append(RankedCell(shown[column], _value(it, column), mark, verdict))
-        degenerate = it.num_degenerate if isinstance(it, VariantSummary) else 0
-        return RankedLine(it.label, shown_name(it), it.label in front, degenerate, tuple(cells))
+        count, degenerate = (
+            (shown_count(it), it.num_degenerate) if isinstance(it, VariantSummary) else ("", 0)
+        )
+        return RankedLine(it.label, shown_name(it), count, it.label in front, degenerate, tuple(cells))
 
     ranked = [
         line_of(it) for it in (in_order(means, by) if len(tasks) > 1 else in_order(tasks[0].variants, by))

@@ -92,7 +92,7 @@ def test_what_is_not_known_stands_last(seed: int) -> None:
     rows = [row | ({"answer_nll": None} if row["variant"] == "a@0.75" else {}) for row in sweep(seed, 1, 6)]
     table = table_of(rows)
     assert table is not None and table.policies[-1].label == "a@0.75"
-    assert table.told["a@0.75"].startswith("a@0.75: bytes 75.0%")
+    assert table.told["a@0.75"].startswith("a@0.75: bytes 75.0%") and table.told["a@0.75"].endswith("n = 6")
 
 
 def test_references_alone_make_no_table(seed: int) -> None:
