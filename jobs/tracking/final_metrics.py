@@ -84,10 +84,12 @@ def variant_readings(
 
 
 def listed_keys(summary: ResultSummary) -> list[str]:
-    """The few numbers that a list of variants shows: means over the tasks."""
+    """The few numbers that a list of variants shows, means over the tasks; what ranks it is among them."""
     # MLflow sorts columns by name and shows three in a window of 1400 px, so no fourth may come between these.
     measures = (what.HELD_SHARE, what.ANSWER_NLL, what.SCORE)
-    return [metric_key(measure, _MEAN) for measure in measures] if summary.tasks else []
+    keys = [metric_key(measure, _MEAN) for measure in measures] if summary.tasks else []
+    by = ranking(summary)
+    return [*keys, by.key] if by is not None and by.key not in keys else keys
 
 
 def ranking(summary: ResultSummary) -> Ranking | None:

@@ -11,6 +11,7 @@ from jobs.analysis.differences import Difference, differences_to_full
 from jobs.analysis.summary import ResultSummary, summarize
 from jobs.reporting.headline import headline
 from jobs.tracking.description import MAX_CHARS, summary_text, sweep_description, variant_description
+from jobs.tracking.mlflow_runs import view_key
 from jobs.tracking.tracker import EXPERIMENT_ID, RUN_ID, VIEW, WORKSPACE
 from tests.fakes.rows import make_sweep_rows
 
@@ -72,7 +73,9 @@ def test_a_large_sweep_fits_and_says_where_the_rest_is(seed: int, num_policies: 
     policies = {f"a_rather_long_policy_{index}@0.5": 0.5 for index in range(num_policies)}
     summary, differences = summed(seed, policies, [f"longbench/task{it}" for it in range(num_tasks)], 2)
     text = sweep_description("n" * 50, "f" * 200, summary, differences, ["a.svg", "b.svg"])
-    assert len(text.replace(RUN_ID, "0" * 32).replace(EXPERIMENT_ID, "0" * 18)) <= MAX_CHARS
+    for place, num_chars in ((RUN_ID, 32), (EXPERIMENT_ID, 18), (VIEW, len(view_key("any")))):
+        text = text.replace(place, "0" * num_chars)
+    assert len(text) <= MAX_CHARS
     assert re.search(r"… and \d+ more (rows|tables) in `summary.md`", text) and "report.html" in text
     assert all(len(variant_description(label, summary, differences)) <= MAX_CHARS for label in policies)
 
