@@ -41,7 +41,7 @@ def decoded(x_SD: Tensor, layout: CodeLayout, num_slots_H: Sequence[int]) -> Ten
     """What ``x_SD`` (S, D) becomes by being stored and read, in fp64."""
     numbers = x_SD.double()
     if layout.is_rotated:
-        numbers = _turned(numbers)
+        numbers = turned(numbers)
     heads = [head for head, count in enumerate(num_slots_H) for _ in range(count)]
     largest = {
         head: max(
@@ -54,7 +54,7 @@ def decoded(x_SD: Tensor, layout: CodeLayout, num_slots_H: Sequence[int]) -> Ten
         values = [float(numbers[place]) for place in group]
         for place, value in zip(group, _group(values, layout, largest[heads[group[0][0]]]), strict=True):
             out[place] = value
-    return _turned(out) if layout.is_rotated else out
+    return turned(out) if layout.is_rotated else out
 
 
 def _group(values: list[float], layout: CodeLayout, largest_of_head: float) -> list[float]:
@@ -100,7 +100,8 @@ def _nearest_e2m1(value: float) -> float:
     return E2M1[min(range(8), key=lambda code: (abs(E2M1[code] - value), code % 2))]
 
 
-def _turned(x_SD: Tensor) -> Tensor:
+def turned(x_SD: Tensor) -> Tensor:
+    """Rows times Sylvester's Hadamard matrix, of length one."""
     size = x_SD.shape[1]
     matrix = torch.ones(1, 1, dtype=torch.float64)
     while len(matrix) < size:

@@ -95,18 +95,14 @@ def num_saturated(x_SD: Tensor) -> Tensor:
 
 
 def rotated(x_SD: Tensor) -> Tensor:
-    """Rows times the orthonormal Hadamard matrix, which is its own inverse."""
-    return x_SD @ hadamard(x_SD.shape[1], x_SD.device) * x_SD.shape[1] ** -0.5
-
-
-def hadamard(size: int, device: torch.device) -> Tensor:
-    """Sylvester's matrix of 1 and -1 (size, size), fp32; ``size`` is a power of two."""
-    index_D = torch.arange(size, device=device)
-    both_DD = index_D[:, None] & index_D[None, :]
-    sign_DD = torch.ones(size, size, device=device)
-    for bit in range(size.bit_length() - 1):
-        sign_DD = torch.where((both_DD >> bit & 1).bool(), -sign_DD, sign_DD)
-    return sign_DD
+    """Rows times the orthonormal Hadamard matrix (Sylvester's), which is its own inverse; D is a power of two."""
+    # By sums and differences, not by a matrix product, which gives one row alone other bits than beside others.
+    shape, half = x_SD.shape, 1
+    while half < shape[1]:
+        first, second = x_SD.view(-1, 2, half).unbind(1)
+        x_SD = torch.stack((first + second, first - second), dim=1)
+        half *= 2
+    return x_SD.view(shape) * shape[1] ** -0.5
 
 
 @functools.cache

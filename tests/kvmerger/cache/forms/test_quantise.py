@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kvmerger.cache.forms import registry
 from kvmerger.cache.forms.bits import packed, unpacked
 from kvmerger.cache.forms.layouts import CodeLayout, Grid, Per
-from kvmerger.cache.forms.quantise import decode, encode, gaussian_points, hadamard, largest_error, rotated
+from kvmerger.cache.forms.quantise import decode, encode, gaussian_points, largest_error, rotated
 from kvmerger.names import FormError
 from tests.slow import forms as slow
 
@@ -100,8 +100,8 @@ def test_gaussian_points_are_the_best_of_a_normal_number(bits: int) -> None:
 
 def test_a_rotation_keeps_lengths_and_angles_and_undoes_itself(seed: int) -> None:
     x_SD = torch.randn(9, 64, generator=torch.Generator().manual_seed(seed))
-    matrix = hadamard(64, x_SD.device)
-    torch.testing.assert_close(matrix @ matrix.T, 64 * torch.eye(64))
+    torch.testing.assert_close(rotated(x_SD).double(), slow.turned(x_SD.double()), atol=1e-5, rtol=0)
+    assert torch.equal(torch.cat([rotated(row_1D) for row_1D in x_SD.split(1)]), rotated(x_SD))
     torch.testing.assert_close(rotated(rotated(x_SD)), x_SD, atol=1e-5, rtol=0)
     torch.testing.assert_close(rotated(x_SD) @ rotated(x_SD).T, x_SD @ x_SD.T, atol=1e-3, rtol=0)
 
