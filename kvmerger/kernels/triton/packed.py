@@ -28,6 +28,7 @@ from kvmerger.kernels.triton.unpacking import assembly_of
 
 FEWEST_DOT_UNITS = 16
 FEWEST_DOT_COLUMNS = 8
+FEWEST_HALF_SLOTS = 32
 # Compute capability 8.0 is the first whose tensor cores take bfloat16, and whose arithmetic the assembly is written in.
 FIRST_CAPABILITY = (8, 0)
 
@@ -131,6 +132,7 @@ class Packed:
         """A launch's blocks and knobs; by shapes and layouts alone, or bits would depend on other rows."""
         tiling, keys = self.tiling.of(group.form_layouts), group.form_layouts[0]
         is_half = self.q_RQTD.element_size() < torch.float32.itemsize
+        assert not is_half or tiling.slots >= FEWEST_HALF_SLOTS, "see `PackedTiling`"
         num_queries = triton.next_power_of_2(self.sizes["num_tokens"] * self.sizes["num_groups"])
         block_queries = min(max(num_queries, FEW_QUERIES if is_half else FEWEST_DOT_COLUMNS), tiling.queries)
         is_inexact = keys.is_rotated or keys.per is Per.CHANNEL

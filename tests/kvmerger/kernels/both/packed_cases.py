@@ -144,7 +144,7 @@ def check_any_packed_tiling(case: Case) -> None:
 
     expected = attend_into_poison(case)
     for tiling in (
-        PackedTiling(4, 16, split_slots=16, most_parts=3),
+        PackedTiling(4, 32, split_slots=32, most_parts=3),
         PackedTiling(16, 32, split_slots=32, num_warps=2),
         PackedTiling(8, 128, split_slots=128, most_parts=1, num_warps=4),
     ):
