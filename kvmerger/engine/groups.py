@@ -15,7 +15,8 @@ from itertools import accumulate
 import torch
 
 from kvmerger.budget import LayerBytes, LikeVariant, label_referred_to, num_slots_for
-from kvmerger.building import Variant, in_slots, layer_bytes
+from kvmerger.building import Variant, in_slots, layer_bytes, spends_bytes
+from kvmerger.byte_counts import ByteCount
 from kvmerger.device import available_bytes
 from kvmerger.generation import Prompt
 from kvmerger.limits import another_bucket, bucket_for
@@ -118,7 +119,8 @@ def expected_bytes(
     expected: dict[str, int] = {}
     for variant in variants:
         slots = _most_slots(variant, by_label, shape, expected)
-        num_bytes = _bytes_of(variant.policy, slots, shape)
+        spent = _bytes_spent(variant, shape, expected)
+        num_bytes = _bytes_of(variant.policy, slots, shape) if spent is None else spent
         if _acts(variant, prompt_seed):
             # Slots of its own hold prefix and tail, plain; the tail as it was read is kept to start again.
             num_bytes += sum(_bytes_of(None, slots + 2 * tail, shape) for tail in tail_tokens)
@@ -148,6 +150,18 @@ def _bytes_of(policy: Policy | None, slots: int, shape: CacheShape) -> int:
     assert shape.head_dim is not None and shape.itemsize is not None, "a cache's sizes are known"
     plain = LayerBytes(shape.num_kv_heads, shape.head_dim, shape.itemsize)
     return shape.num_layers * (plain.most_of(slots) + positions)
+
+
+def _bytes_spent(variant: Variant, shape: CacheShape, expected: Mapping[str, int]) -> int | None:
+    """Bytes that a policy which spends bytes holds at most, positions included; None for any other."""
+    # As in `_most_slots`.
+    with suppress(Exception):
+        if variant.budget is not None and spends_bytes(variant.policy):
+            budget = in_slots(variant.budget, variant.policy, shape, expected.__getitem__)
+            assert isinstance(budget, ByteCount), "its budgets are of bytes"
+            of_head = budget.num_bytes + POSITION_BYTES * budget.num_slots
+            return shape.num_layers * shape.num_kv_heads * of_head
+    return None
 
 
 def _most_slots(

@@ -112,6 +112,7 @@ def plan_of(
             form_of(spec),
             "keepkv" in spec.policy,
             repeats_context="kvzip" in spec.policy,
+            spends_bytes=spec.policy == "rdkv",
         )
         for spec in settings.variants
     }

@@ -64,7 +64,7 @@ class RDKV(Policy):
 
     window_size: int = 32
     kernel_size: int = 5
-    widths: tuple[int, ...] = (0, 4, 8)
+    widths: tuple[int, ...] = WIDTHS
     key_share: float = 0.5
 
     version = 2
@@ -129,8 +129,11 @@ class RDKV(Policy):
         fall_J = weight_HN.new_tensor([V_ERROR[low] - V_ERROR[high] for low, high in self._steps])
         cost_J = _value_costs(self.widths, head_dim, itemsize)
         cost_HJ = upload(cost_J, weight_HN.device).expand(len(weight_HN), -1)
-        # fp64: the share of a whole number of bytes, rounded down.
-        budget_H = (rest_H.double() * (1 - self.key_share)).floor().long()
+        # fp64: the share of a whole number of bytes, rounded down. What keys could not use is the values' too.
+        share_H = (rest_H.double() * (1 - self.key_share)).floor().long()
+        num_tokens_H = torch.full_like(rest_H, evidence.num_tokens)
+        most_keys_H = head_dim * _key_bytes(num_tokens_H, self.widths[-1], itemsize)
+        budget_H = torch.maximum(share_H, rest_H - most_keys_H)
         level_HN = steps_taken(weight_HN[:, None] * fall_J[:, None], cost_HJ, budget_H)
         bytes_of_level = upload([sum(cost_J[:level]) for level in range(len(cost_J) + 1)], weight_HN.device)
         return self._width_of(level_HN), bytes_of_level[level_HN].sum(dim=1)

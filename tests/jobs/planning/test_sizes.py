@@ -137,3 +137,19 @@ def test_a_dtype_of_unknown_size_is_named() -> None:
     assert [itemsize_of(Model(dtype=it)) for it in ("float32", "torch.bfloat16", "float16")] == [4, 2, 2]
     with pytest.raises(ValueError, match="'int8'"):
         itemsize_of(Model(dtype="int8"))
+
+
+def test_who_spends_bytes_is_foreseen_to_take_them_in_any_number_of_slots() -> None:
+    plan, sizes = foreseen(
+        {"name": "rdkv", "budget": {"bytes": 0.25}, "window_size": 4},
+        {"name": "rdkv", "budget": {"bytes": {"like": "knorm@0.5+int8"}}, "label": "like"},
+        "knorm@0.5+int8",
+        {"name": "random", "budget": {"like": "rdkv@bytes:0.25"}, "label": "slots"},
+        {"name": "random", "budget": {"bytes": {"like": "rdkv@bytes:0.25"}}, "label": "bytes"},
+    )
+    n = plan.typical_tokens
+    quarter = n * A_SLOT * 3 // 4 // 3 * HEADS
+    assert sizes["rdkv@bytes:0.25"] == ForeseenSize(n, quarter, is_at_most=True)
+    assert sizes["like"] == ForeseenSize(n, n // 2 * 136 * HEADS, is_at_most=True)
+    assert sizes["slots"] == ForeseenSize(n, n * A_SLOT * HEADS, is_at_most=True)
+    assert sizes["bytes"] == ForeseenSize(n // 4, n // 4 * A_SLOT * HEADS, is_at_most=True)
