@@ -6,8 +6,6 @@ there is never none.
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -77,28 +75,21 @@ class PromotedNight:
 
     def find(self) -> Baseline | None:
         """The rows of the night that was promoted last."""
-        pointer = self.root / _POINTER
-        try:
-            name = str(json.loads(pointer.read_bytes())["night"])
-        except FileNotFoundError:
+        stored = ResultStore(self.root).read_json(_POINTER, "delete it and promote a night")
+        if stored is None:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        try:
+            name = str(stored["night"])
+        except KeyError as error:
             raise BaselineError(
-                f"{pointer} cannot be read ({error}); delete it and promote a night"
+                f"{self.root / _POINTER} names no night; delete it and promote a night"
             ) from error
         # Only the name is stored, not the path: the nights may be moved together, or mounted elsewhere.
         return Baseline(name, f"night {name}, promoted here", rows_of(self.root / name))
 
     def promote(self, store: ResultStore) -> str:
         """Name the night in `baseline.json`, replaced whole."""
-        pointer = self.root / _POINTER
-        # With the process id, since two nights may promote at once; renamed, since nobody must read half a file.
-        temporary = pointer.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            temporary.write_text(json.dumps({"night": store.root.name}), encoding="utf-8")
-            temporary.replace(pointer)
-        except OSError as error:
-            raise BaselineError(f"cannot write {pointer}: {error}") from error
+        ResultStore(self.root).write_json(_POINTER, {"night": store.root.name})
         return store.root.name
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluators.benchmarks.zeroscrolls.tasks import ZEROSCROLLS_TASKS
+from jobs.console.whole_file import write_whole
 from jobs.results.grouping import Setting, grouped, setting_of
 from jobs.results.schema import DONE_STATUSES, ResultError, Row
 
@@ -44,9 +45,8 @@ def write_submissions(rows: Iterable[Row], folder: Path) -> Iterator[str]:
     for it in submissions:
         path = folder / it.filename
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # The CSV has its line ends already; Python would turn each into the platform's own.
-            path.write_text(it.text, encoding="utf-8", newline="")
+            # As bytes: the CSV has its line ends already, and Python would turn each into the platform's own.
+            write_whole(path, it.text.encode())
         except OSError as error:
             raise ResultError(f"cannot write {path}: {error}; name another folder") from error
         missing = f"; missing for the leaderboard: {', '.join(it.missing_tasks)}" if it.missing_tasks else ""

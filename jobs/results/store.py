@@ -6,24 +6,37 @@ and renamed. Of two rows with one identity the newer one counts.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import yaml
 
 from evaluators.hints import nearest_path_hint
 from jobs.console.paths import file_in_the_way
+from jobs.console.whole_file import write_whole
 from jobs.planning.work import RowKey
 from jobs.results.schema import DONE_STATUSES, RESULT_SCHEMA, ResultError, Row, check_rows
+from jobs.results.seal import (
+    Seal,
+    read_json,
+    read_parquet,
+    read_yaml_text,
+    seal_of,
+    sealed_json,
+    sealed_parquet,
+    sealed_yaml,
+)
+
+logger = logging.getLogger(__name__)
 
 _REMEDY = "delete it and run the same command again: only its rows are computed anew"
+_REMEDY_BESIDE = "delete it and run the same command again, which writes it anew"
+_said_unprotected: set[Path] = set()
+"""Folders of which this process has said that files in them have no digest."""
 
 
 class ResultStore:
@@ -55,16 +68,17 @@ class ResultStore:
             table = pa.Table.from_pylist(list(rows), schema=RESULT_SCHEMA)
         except (pa.ArrowException, TypeError, OverflowError) as error:
             raise ResultError(f"unit {unit_id}: a row does not fit the result schema: {error}") from error
+        # A link inside the folder may lead into somebody's own; whoever wants another disk links the whole output_dir.
+        if self.rows_folder.is_symlink():
+            raise ResultError(f"{self.rows_folder} is a link, through which nothing is written; delete it")
         path = self.rows_folder / f"{unit_id}.parquet"
         # In memory first: a row that cannot be written leaves no half file behind.
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        _write_whole(path, sink.getvalue().to_pybytes())
+        self._write(path, sealed_parquet(table))
         return path
 
     def read_table(self) -> pa.Table:
         """All rows, the newest of each identity, in the order of their creation; empty when there are none."""
-        tables = [_read_file(path) for path in self._files()]
+        tables = [self._read_rows(path) for path in self._files()]
         table = pa.concat_tables(tables) if tables else RESULT_SCHEMA.empty_table()
         return newest_of_each_identity(table)
 
@@ -78,70 +92,111 @@ class ResultStore:
         """Raise ResultError unless every file is readable, named for its unit, and holds well-formed rows."""
         for path in self._files():
             try:
-                check_rows(path.stem, _read_file(path).to_pylist())
+                check_rows(path.stem, self._read_rows(path).to_pylist())
             except ResultError as error:
                 raise ResultError(f"{path}: {error}") from error
 
     def write_settings(self, resolved: Mapping[str, Any]) -> None:
         """Store the resolved settings; the file can be given to `sweep.py` again."""
-        _write_whole(self.root / "settings.yaml", yaml.safe_dump(dict(resolved), sort_keys=False).encode())
+        text = yaml.safe_dump(dict(resolved), sort_keys=False)
+        self._write(self.root / "settings.yaml", sealed_yaml(text))
 
     def read_settings_text(self) -> str:
         """What `write_settings` stored last, as YAML; "" when there is nothing."""
-        content = self._read("settings.yaml")
+        content = self._read(
+            "settings.yaml", f"{_REMEDY_BESIDE}; or take out its first and last line, if it was edited"
+        )
         try:
-            return "" if content is None else content.decode()
-        except UnicodeDecodeError as error:
-            raise ResultError(f"{self.root / 'settings.yaml'} cannot be read ({error}); delete it") from error
+            return "" if content is None else read_yaml_text(content)
+        except ValueError as error:
+            raise ResultError(
+                f"{self.root / 'settings.yaml'} cannot be read ({error}); {_REMEDY_BESIDE}"
+            ) from error
 
     def write_text(self, name: str, text: str) -> None:
-        """Store a file beside the rows, whole."""
-        _write_whole(self.root / name, text.encode())
+        """Store a file beside the rows, whole. It has no digest: for what people read."""
+        self._write(self.root / name, text.encode())
+
+    def write_json(self, name: str, value: Mapping[str, Any], indent: int | None = None) -> None:
+        """Store an object beside the rows, whole and with its digest."""
+        self._write(self.root / name, sealed_json(value, indent))
+
+    def read_json(self, name: str, remedy: str = _REMEDY_BESIDE) -> dict[str, Any] | None:
+        """What `write_json` stored under this name; None when there is nothing. `remedy` is told where it is damaged."""
+        content = self._read(name, remedy)
+        try:
+            return None if content is None else read_json(content)
+        except (ValueError, RecursionError) as error:
+            raise ResultError(f"{self.root / name} cannot be read ({error}); {remedy}") from error
 
     def write_run_meta(self, meta: Mapping[str, Any]) -> None:
         """Store what ran: git commit, library versions, arguments."""
-        _write_whole(self.root / "run_meta.json", json.dumps(meta, indent=2).encode())
+        self.write_json("run_meta.json", meta, indent=2)
 
     def read_run_meta(self) -> dict[str, Any]:
         """What `write_run_meta` stored last; empty when there is nothing."""
-        content = self._read("run_meta.json")
-        try:
-            return {} if content is None else dict(json.loads(content))
-        except (ValueError, TypeError) as error:
-            raise ResultError(f"{self.root / 'run_meta.json'} cannot be read ({error}); delete it") from error
+        return self.read_json("run_meta.json") or {}
 
     def write_plan(self, keys: Iterable[RowKey]) -> None:
         """Store which rows the latest run owes, done ones included, in the order they are shown in."""
         # The key "cells" stays, so that folders of earlier versions can be read.
-        owed = [[key.identity, key.item_id, key.label] for key in keys]
-        _write_whole(self.root / "plan.json", json.dumps({"cells": owed}).encode())
+        self.write_json("plan.json", {"cells": [[key.identity, key.item_id, key.label] for key in keys]})
 
     def read_plan(self) -> tuple[RowKey, ...] | None:
         """The rows the latest run owes, or None when no plan was stored."""
-        content = self._read("plan.json")
-        if content is None:
+        stored = self.read_json("plan.json")
+        if stored is None:
             return None
         try:
-            return tuple(RowKey(*map(str, key)) for key in json.loads(content)["cells"])
-        except (ValueError, KeyError, TypeError) as error:
+            return tuple(RowKey(*map(str, key)) for key in stored["cells"])
+        except (KeyError, TypeError) as error:
             raise ResultError(
-                f"{self.root / 'plan.json'} is not a stored plan ({error}); delete it"
+                f"{self.root / 'plan.json'} is not a stored plan ({error}); {_REMEDY_BESIDE}"
             ) from error
 
     def _files(self) -> list[Path]:
         self._refuse_a_file()
         return sorted(self.rows_folder.glob("*.parquet"))
 
-    def _read(self, name: str) -> bytes | None:
+    def _read(self, name: str, remedy: str) -> bytes | None:
         """A file beside the rows; None when it is not there."""
         self._refuse_a_file()
         path = self.root / name
         try:
-            return path.read_bytes()
+            content = path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise ResultError(f"{path} cannot be read ({error.strerror}); delete it") from error
+            raise ResultError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+        return self._looked_at(path, content, remedy)
+
+    def _read_rows(self, path: Path) -> pa.Table:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ResultError(f"{path} cannot be read ({error.strerror}); {_REMEDY}") from error
+        return _rows_in(path, self._looked_at(path, content, _REMEDY))
+
+    def _looked_at(self, path: Path, content: bytes, remedy: str) -> bytes:
+        """The content, unless its digest says that it is not what was stored."""
+        match seal_of(content):
+            case Seal.BROKEN:
+                raise ResultError(f"{path} is damaged: its bytes are not those that were stored; {remedy}")
+            case Seal.ABSENT if self.root.absolute() not in _said_unprotected:
+                _said_unprotected.add(self.root.absolute())
+                logger.warning(
+                    "%s has files from before files had digests (%s is one): they are read unprotected, and a flipped bit "
+                    "in them may not be noticed",
+                    self.root,
+                    path.name,
+                )
+        return content
+
+    def _write(self, path: Path, content: bytes) -> None:
+        try:
+            write_whole(path, content)
+        except OSError as error:
+            raise ResultError(f"cannot write {path}: {error}; choose another output_dir") from error
 
     def _refuse_a_file(self) -> None:
         """Raise ResultError if a file stands where the folder should be."""
@@ -165,17 +220,22 @@ def newest_of_each_identity(table: pa.Table) -> pa.Table:
     return table.take(pa.array(sorted(last.values()), type=pa.int64()))
 
 
-def _read_file(path: Path) -> pa.Table:
+def _rows_in(path: Path, content: bytes) -> pa.Table:
     try:
-        # Otherwise a folder called `a=b` on the way would become a column.
-        table = pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
+        table = _with_absent_nullable_columns(read_parquet(content))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ResultError(f"{path} is not a readable parquet file ({error}); {_REMEDY}") from error
-    table = _with_absent_nullable_columns(table)
     if set(table.schema.names) != set(RESULT_SCHEMA.names):
         different = sorted(set(table.schema.names) ^ set(RESULT_SCHEMA.names))
         raise ResultError(f"{path} has other columns ({different}), written by another version; {_REMEDY}")
-    return table.select(RESULT_SCHEMA.names).cast(RESULT_SCHEMA)
+    table = table.select(RESULT_SCHEMA.names)
+    nulls = [it.name for it in RESULT_SCHEMA if not it.nullable and table[it.name].null_count]
+    if nulls:
+        raise ResultError(f"{path} has rows without {nulls}; {_REMEDY}")
+    try:
+        return table.cast(RESULT_SCHEMA)
+    except pa.ArrowException as error:
+        raise ResultError(f"{path} has a column of another kind ({error}); {_REMEDY}") from error
 
 
 def _with_absent_nullable_columns(table: pa.Table) -> pa.Table:
@@ -184,20 +244,3 @@ def _with_absent_nullable_columns(table: pa.Table) -> pa.Table:
         if field.nullable and field.name not in table.schema.names:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     return table
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside `path` and rename: no reader ever sees a part of a file."""
-    # In the same folder, since a rename is atomic on one file system only; not *.parquet, so that no reader takes it.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # or the name could survive a power failure without the content
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise ResultError(f"cannot write {path}: {error}; choose another output_dir") from error

@@ -16,6 +16,7 @@ from evaluators.statistics.intervals import MIN_BOOTSTRAP_CLUSTERS, MIN_CLUSTERS
 from evaluators.statistics.skewed import MIN_SKEWED_CLUSTERS
 from jobs.analysis.findings import Findings
 from jobs.analysis.item_outcomes import ItemList
+from jobs.console.whole_file import write_whole
 from jobs.reporting.cells import (
     BITS,
     BYTES,
@@ -79,9 +80,9 @@ def write_page(page: str, path: Path) -> Path:
         ResultError: it cannot be written.
     """
     try:
-        # Not beside and renamed, as results are: a page can always be made again.
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+        if path.is_symlink():
+            raise FileExistsError("it is a link, through which nothing is written; delete it")
+        write_whole(path, page.encode())
     except OSError as error:
         raise ResultError(f"cannot write the report to {str(path)!r}: {error}; name another file") from error
     return path

@@ -172,3 +172,50 @@ def test_plan_and_settings_come_back(store: ResultStore) -> None:
     store.write_settings({"name": "demo", "tasks": [{"name": "a/b"}]})
     assert store.read_plan() == keys
     assert yaml.safe_load((store.root / "settings.yaml").read_text())["tasks"] == [{"name": "a/b"}]
+
+
+@pytest.mark.parametrize("name", ["settings.yaml", "run_meta.json", "plan.json", "rows/u1.parquet"])
+def test_a_link_in_the_folder_is_replaced_and_never_written_through(store: ResultStore, name: str) -> None:
+    theirs = store.root.parent / "theirs"
+    theirs.write_text("mine")
+    place = store.root / name
+    place.parent.mkdir(parents=True)
+    place.symlink_to(theirs)
+    store.write_unit("u1", [make_row("a")])
+    store.write_settings({"name": "s"})
+    store.write_run_meta({})
+    store.write_plan([])
+    assert theirs.read_text() == "mine"
+    assert not place.is_symlink()
+    assert store.identities() == {"a"}
+
+
+def test_a_folder_of_rows_that_is_a_link_is_not_written_to(store: ResultStore) -> None:
+    theirs = store.root.parent / "theirs"
+    theirs.mkdir()
+    store.root.mkdir()
+    store.rows_folder.symlink_to(theirs)
+    with pytest.raises(ResultError, match="rows is a link"):
+        store.write_unit("u1", [make_row("a")])
+    assert list(theirs.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "values"), [("score", ["high"]), ("identity", [None]), ("slots", [3])], ids=lambda it: str(it)
+)
+def test_a_file_of_another_kind_is_told_with_its_remedy(
+    store: ResultStore, column: str, values: list[object]
+) -> None:
+    path = store.write_unit("u1", [make_row("a")])
+    table = store.read_table()
+    pq.write_table(table.set_column(table.schema.get_field_index(column), column, [values]), path)
+    with pytest.raises(ResultError, match=r"u1\.parquet.*delete it"):
+        store.read_table()
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "3", "null", '{"cells": 5}', '{"cells": [[1]]}', "", "{"])
+def test_a_plan_that_is_none_is_told_with_its_remedy(store: ResultStore, text: str) -> None:
+    store.root.mkdir()
+    (store.root / "plan.json").write_text(text)
+    with pytest.raises(ResultError, match=r"plan\.json.*delete it"):
+        store.read_plan()
