@@ -12,8 +12,10 @@ from jobs.execution.scheduling.scheduler import Scheduler
 PLACEMENT_TIMEOUT_S = 30.0
 
 
-def make_scheduler(costs: dict[str, float], max_actors: int = 1, max_attempts: int = 3) -> Scheduler:
-    return Scheduler(costs, max_actors, FailurePolicy(max_attempts), PLACEMENT_TIMEOUT_S)
+def make_scheduler(
+    costs: dict[str, float], max_actors: int = 1, max_attempts: int = 3, max_preemptions: int = 20
+) -> Scheduler:
+    return Scheduler(costs, max_actors, FailurePolicy(max_attempts, max_preemptions), PLACEMENT_TIMEOUT_S)
 
 
 def unit_ids(num_units: int) -> list[str]:

@@ -49,7 +49,10 @@ def event_of(answer: CallResult, now_s: float) -> Event:
 
 
 def error_kind(error: Exception, call: Call) -> ErrorKind:
-    """The kind of what Ray raised for a call, by its type."""
+    """The kind of what Ray raised for a call, by its type and by whether its node was drained."""
+    # First: the type is the same as that of an actor that died by itself.
+    if isinstance(error, ray_errors.RayActorError) and error.preempted:
+        return ErrorKind.PREEMPTED
     for error_type, kind in _ERROR_KINDS:
         if isinstance(error, error_type):
             return kind

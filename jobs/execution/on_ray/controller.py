@@ -236,8 +236,7 @@ class Controller:
 
     def _rows_of_failure(self, decision: FailUnit) -> list[Row]:
         error = self._errors.get(decision.unit_id) or self._error_by_kind[decision.kind]
-        unit = self._units[decision.unit_id]
-        return rows_of_lost(unit, decision.kind, decision.attempts, cause_of(error), self._context)
+        return rows_of_lost(self._units[decision.unit_id], decision, cause_of(error), self._context)
 
     def _note(self, unit_id: str | None, kind: ErrorKind, error: Exception) -> None:
         self._error_by_kind[kind] = error

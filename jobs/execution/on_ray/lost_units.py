@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from jobs.execution.scheduling.failure import ErrorKind
+from jobs.execution.scheduling.events import FailUnit
 from jobs.planning.work import WorkUnit
 from jobs.results.rows import Failure, RowMaker, RunContext, failed_rows
 from jobs.results.schema import Row
@@ -41,11 +41,10 @@ def _is_own(label: str, by_label: Mapping[str, VariantSpec]) -> bool:
     return ":" in spec.policy or (like is not None and _is_own(like, by_label))
 
 
-def rows_of_lost(
-    unit: WorkUnit, kind: ErrorKind, attempts: int, error: Exception, context: RunContext
-) -> list[Row]:
+def rows_of_lost(unit: WorkUnit, end: FailUnit, error: Exception, context: RunContext) -> list[Row]:
     """A failed row for every row key of a unit that is given up; `error` is the last loss."""
-    message = f"{kind.value} after {attempts} attempts: {error}"
+    preempted = f", {end.preemptions} of them preempted" if end.preemptions else ""
+    message = f"{end.kind.value} after {end.attempts} attempts{preempted}: {error}"
     if len(unit.contexts) > 1:
         message += f"; {len(unit.contexts)} contexts were computed together: with items_at_once=1 a bad one costs only itself"
     return _failed(unit, message, error, context)

@@ -5,11 +5,18 @@ Pure; knows units by their ids and costs only. What becomes of a dead actor's un
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from jobs.execution.scheduling.books import Actor, ActorState
-from jobs.execution.scheduling.failure import OF_THE_PLACE, ErrorKind, FailureDecision, FailurePolicy
+from jobs.execution.scheduling.failure import (
+    OF_THE_NODE,
+    OF_THE_PLACE,
+    ErrorKind,
+    FailureDecision,
+    FailurePolicy,
+)
 
 NEVER_S = float("-inf")
 _S_PER_H = 3600.0
@@ -104,7 +111,8 @@ class Actors:
         self._placement_timeout_s = placement_timeout_s
         self._placed_at_s = NEVER_S  # when an actor was last seen to have a place
         self._was_ready = False  # whether any ever was: then the model can be loaded
-        self._start_failures = 0  # deaths in a row of actors that never were ready
+        self._start_failures = 0  # deaths in a row of actors that never were ready, preempted ones aside
+        self._start_preemptions = 0  # of those that never were ready, likewise
 
     @property
     def alive(self) -> list[Actor]:
@@ -128,7 +136,8 @@ class Actors:
         """Its model is loaded."""
         # From STARTING too: nothing promises that the answer to `place` is seen before the one to `load`.
         if self._move(actor_id, {ActorState.STARTING, ActorState.LOADING}, ActorState.IDLE, now_s):
-            self._start_failures, self.why_no_more, self._was_ready = 0, None, True
+            self._forget_failed_starts()
+            self._was_ready = True
 
     def start_missing(self, num_unfinished: int, now_s: float) -> Iterator[int]:
         """Enter new actors while units are left for them and places are free; yields their ids."""
@@ -179,8 +188,7 @@ class Actors:
             return None
         # A new value, since the caller needs the old one with the units it held.
         self.by_id[actor_id] = Actor(actor_id, actor.place, now_s, ActorState.DEAD)
-        # Where a node has died, the next actor will be on another.
-        is_failure = actor.num_answered == 0 and kind is not ErrorKind.NODE_DIED
+        is_failure = actor.num_answered == 0 and kind not in OF_THE_NODE
         self.places.leave(actor.place, now_s, is_failure=is_failure)
         return actor
 
@@ -188,12 +196,12 @@ class Actors:
         """What its death means for other actors: only RAISE ends the run."""
         if dead.is_ready:
             if not self.ready:  # this one could load the model: others may be started again
-                self._start_failures, self.why_no_more = 0, None
+                self._forget_failed_starts()
             return FailureDecision.RETRY
         if kind in OF_THE_PLACE:
             self.places.close(dead.place)
-        self._start_failures += 1
-        decision = self._failure.decide(kind, self._start_failures, has_worked=self._was_ready)
+        attempt = self._count_failed_start(kind)
+        decision = self._failure.decide(kind, attempt, has_worked=self._was_ready)
         if decision is FailureDecision.RAISE and any(it.state is ActorState.LOADING for it in self.alive):
             # Those that load will show whether it is this place or the model.
             decision = FailureDecision.GIVE_UP
@@ -205,6 +213,18 @@ class Actors:
         """It has answered a unit, so its place is sound."""
         actor.num_answered += 1
         self.places.record_success(actor.place)
+
+    def _forget_failed_starts(self) -> None:
+        self._start_failures, self._start_preemptions, self.why_no_more = 0, 0, None
+
+    def _count_failed_start(self, kind: ErrorKind) -> int:
+        """Enter that an actor died before it was ready; returns the attempt's number in the kind's own budget."""
+        if kind is not ErrorKind.PREEMPTED:
+            self._start_failures += 1
+            return self._start_failures
+        self._start_preemptions += 1
+        # A zone that is taken back takes all machines at once: that is one bad moment, not many.
+        return math.ceil(self._start_preemptions / self._max_actors)
 
     def _move(self, actor_id: int, sources: set[ActorState], target: ActorState, now_s: float) -> bool:
         """Change the actor's state if it is in one of `sources`; returns whether it was."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from jobs.execution.scheduling.failure import ErrorKind
+
 
 class SchedulerError(RuntimeError):
     """The scheduler's books contradict themselves: a bug of ours."""
@@ -32,14 +34,28 @@ class ActorState(StrEnum):
 
 @dataclass(slots=True)
 class Unit:
-    """A unit of the plan and how far it is; `attempts` counts how often an actor has begun it."""
+    """A unit of the plan and how far it is; `attempts` counts how often an actor has begun it.
+
+    `preemptions` of the attempts ended because the machine was taken away: they have a budget of their own.
+    """
 
     unit_id: str
     rank: int  # 0 is the costliest
     state: UnitState = UnitState.WAITING
     attempts: int = 0
+    preemptions: int = 0
     actor_id: int | None = None  # while running or queued; an actor presumed dead may run it as well
     lost_at: list[int] = field(default_factory=list)  # the place of each actor that it may have killed
+
+    @property
+    def own_attempts(self) -> int:
+        """Attempts that were not cut short by a preemption."""
+        return self.attempts - self.preemptions
+
+    def count_loss(self, kind: ErrorKind) -> int:
+        """Enter that the latest attempt brought no rows; returns its number in the budget that the kind counts in."""
+        self.preemptions += kind is ErrorKind.PREEMPTED
+        return self.preemptions if kind is ErrorKind.PREEMPTED else self.own_attempts
 
 
 @dataclass(slots=True)

@@ -139,11 +139,12 @@ class DropResult:
 
 @dataclass(frozen=True, slots=True)
 class FailUnit:
-    """Write failed rows for the unit: it has ended."""
+    """Write failed rows for the unit: it has ended. `preemptions` of its attempts were cut short by the machine's end."""
 
     unit_id: str
     kind: ErrorKind
     attempts: int
+    preemptions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

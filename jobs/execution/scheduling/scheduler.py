@@ -51,7 +51,7 @@ class Scheduler:
     - At most `max_actors` are alive at once, and none is started without work. While none is placed, an actor that is not
       placed within `placement_timeout_s` is withdrawn; when none is left, the run aborts with NO_RESOURCES.
     - After `failure.max_attempts` actors in a row died before they were ready, no more are started while none is ready;
-      when none is left, the waiting units are failed.
+      when none is left, the waiting units are failed. Machines that are taken away (PREEMPTED) are counted by themselves.
     - While others are ready, a place whose actors keep dying stays empty, and no lost unit is tried again in a place where
       an actor died. An actor that has not reported for longer than its timeout is stopped (`actors`).
     """
@@ -181,7 +181,7 @@ class Scheduler:
     def _leaves_out_user_policies(self, unit: Unit) -> bool:
         """Whether this is the last attempt and the unit may have killed an actor in every one before."""
         # `> 0`: where there is one attempt in all, nothing has been lost yet and all policies are run.
-        return len(unit.lost_at) == unit.attempts == self.failure.max_attempts - 1 > 0
+        return len(unit.lost_at) == unit.own_attempts == self.failure.max_attempts - 1 > 0
 
     def _assign(self, actor: Actor, unit: Unit, now_s: float) -> Assign:
         without_user_policies = self._leaves_out_user_policies(unit)  # before `_begin` counts the attempt
@@ -227,7 +227,7 @@ class Scheduler:
         unit.state, unit.actor_id = UnitState.WAITING, None
         if self._is_closed:
             return
-        match self.failure.decide(kind, unit.attempts):
+        match self.failure.decide(kind, unit.count_loss(kind)):
             case FailureDecision.GIVE_UP:
                 yield self._fail(unit, kind)
             case FailureDecision.RAISE:
@@ -247,7 +247,7 @@ class Scheduler:
     def _fail(self, unit: Unit, kind: ErrorKind) -> FailUnit:
         self._end(unit)
         self._actors.places.clear(unit.lost_at)
-        return FailUnit(unit.unit_id, kind, unit.attempts)
+        return FailUnit(unit.unit_id, kind, unit.attempts, unit.preemptions)
 
     def _abort(self, kind: ErrorKind) -> Iterator[Decision]:
         self._is_closed = True

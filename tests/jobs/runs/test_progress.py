@@ -57,6 +57,13 @@ def test_no_pace_is_told_of_one_unit_of_several(num_done: int, num_units: int, i
         assert ("not known yet" in view._summary()) is not is_told
 
 
+def test_log_says_which_actor_was_preempted() -> None:
+    out = io.StringIO()
+    with ProgressView(UNITS, Console(file=out, width=120)) as view:
+        view.on_event(ActorLost("actor 3", ErrorKind.PREEMPTED))
+    assert "actor 3: lost (preempted)" in out.getvalue()
+
+
 def test_terminal_shows_a_bar_with_the_last_state() -> None:
     assert "units 2/2" in shown(is_terminal=True)
     assert "8 rows ok, 2 failed" in shown(is_terminal=True)

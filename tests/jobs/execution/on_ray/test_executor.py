@@ -217,6 +217,9 @@ def raised(cause: Exception) -> Exception:
     ("error", "call", "kind"),
     [
         (ray_errors.ActorDiedError(), Call.RUN, ErrorKind.ACTOR_DIED),
+        (ray_errors.RayActorError(preempted=True), Call.RUN, ErrorKind.PREEMPTED),
+        (ray_errors.RayActorError(preempted=True), Call.LOAD, ErrorKind.PREEMPTED),
+        (ray_errors.RayActorError(preempted=False), Call.RUN, ErrorKind.ACTOR_DIED),
         (ray_errors.ActorUnavailableError("away", None), Call.RUN, ErrorKind.ACTOR_DIED),
         (ray_errors.NodeDiedError("gone"), Call.RUN, ErrorKind.NODE_DIED),
         (ray_errors.WorkerCrashedError(), Call.RUN, ErrorKind.ACTOR_DIED),

@@ -100,6 +100,7 @@ class World:
             ]
             for actor_id, unit in sorted(self.working.items()):
                 choices += [ActorDied(actor_id, ErrorKind.NODE_DIED, now_s)]
+                choices += [ActorDied(actor_id, ErrorKind.PREEMPTED, now_s)]
                 choices += [UnitFailed(actor_id, unit, ErrorKind.UNIT_RAISED, now_s)]
                 choices += [UnitFailed(actor_id, unit, ErrorKind.RESULT_LOST, now_s)]
         return self.data.draw(st.sampled_from(choices))

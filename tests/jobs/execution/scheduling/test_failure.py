@@ -33,10 +33,17 @@ def test_what_no_other_unit_would_survive_ends_the_run(kind: ErrorKind) -> None:
 
 @pytest.mark.parametrize("kind", list(ErrorKind))
 def test_no_kind_is_retried_for_ever(kind: ErrorKind) -> None:
-    policy = FailurePolicy(max_attempts=2)
+    policy = FailurePolicy(max_attempts=2, max_preemptions=2)
     assert policy.decide(kind, 2) is not FailureDecision.RETRY
 
 
-def test_fewer_than_one_attempt_is_refused_with_the_value() -> None:
-    with pytest.raises(ValueError, match="got 0"):
-        FailurePolicy(max_attempts=0)
+def test_preemptions_have_a_budget_of_their_own() -> None:
+    policy = FailurePolicy(max_attempts=1, max_preemptions=3)
+    decisions = [policy.decide(ErrorKind.PREEMPTED, number, has_worked=True) for number in (1, 2, 3)]
+    assert decisions == [FailureDecision.RETRY, FailureDecision.RETRY, FailureDecision.GIVE_UP]
+
+
+@pytest.mark.parametrize("budget", ["max_attempts", "max_preemptions"])
+def test_a_budget_below_one_is_refused_with_name_and_value(budget: str) -> None:
+    with pytest.raises(ValueError, match=f"{budget} must be at least 1, got 0"):
+        FailurePolicy(**{budget: 0})
