@@ -13,11 +13,13 @@ import pytest
 import ray
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 from ray.experimental import internal_kv
 
 from jobs.execution.on_ray import controller
 from jobs.execution.on_ray.resources import ResourcesError
 from jobs.execution.run_events import ActorLost, Advice, UnitStarted
+from jobs.execution.scheduling.failure import ErrorKind, FailurePolicy
 from tests.fakes.engine import Recorder, make_context, make_planned, make_settings, make_unit
 from tests.fakes.ray_pool import HANG_ONCE_ID, MEETING_TIMEOUT_S, PlacedLoad
 
@@ -47,9 +49,21 @@ def nodes() -> Iterator[list[Any]]:
         cluster.shutdown()
 
 
-def run(units: list[Any], recorder: Recorder, load: PlacedLoad, settings: Any) -> None:
+def run(
+    units: list[Any],
+    recorder: Recorder,
+    load: PlacedLoad,
+    settings: Any,
+    failure: FailurePolicy | None = None,
+) -> None:
     controller.run_units(
-        units, settings, make_context(), on_rows=recorder.on_rows, on_event=recorder.on_event, load=load
+        units,
+        settings,
+        make_context(),
+        on_rows=recorder.on_rows,
+        on_event=recorder.on_event,
+        load=load,
+        failure=failure,
     )
 
 
@@ -59,6 +73,18 @@ def kill_node(node: Any) -> None:
     for process in [raylet, *raylet.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def take_back(node: Any) -> None:
+    """As a cloud takes a spot machine back: a notice first, the end when its time is over."""
+    reason, deadline_s = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, time.time() + 1
+    is_accepted, why_not = ray._private.worker.global_worker.gcs_client.drain_node(
+        node.node_id, reason, "taken back", int(1000 * deadline_s)
+    )
+    assert is_accepted, why_not
+    while time.time() < deadline_s + 0.1:  # an end before that is no preemption to Ray
+        time.sleep(0.05)
+    kill_node(node)
 
 
 def autoscaler_report() -> dict[str, Any] | None:
@@ -97,6 +123,27 @@ def test_units_spread_over_nodes_and_a_node_that_dies_costs_no_row(nodes: list[A
         row["device_name"] for row in recorder.rows if row["unit_id"] == "hangs"
     }
     assert not any(isinstance(event, Advice) for event in recorder.events)  # this is no job
+
+
+def test_a_drained_node_costs_no_attempt(nodes: list[Any], tmp_path: Path) -> None:
+    units = [make_unit("hangs", make_planned("h", HANG_ONCE_ID), cost_tokens=99.0), make_unit("u")]
+
+    def take_back_where_it_hangs() -> None:
+        deadline_s = time.monotonic() + MEETING_TIMEOUT_S
+        while not (tmp_path / "hanging").exists() and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        place = (tmp_path / "hanging").read_text()
+        take_back(next(node for node in nodes if place.startswith(node.node_id)))
+
+    watcher = threading.Thread(target=take_back_where_it_hangs)
+    watcher.start()
+    recorder = Recorder()
+    # With one attempt in all, any other death would be a failed row.
+    run(units, recorder, PlacedLoad(tmp_path), make_settings(), FailurePolicy(max_attempts=1))
+    watcher.join()
+    assert {row["status"] for row in recorder.rows} == {"ok"}
+    lost = [event.kind for event in recorder.events if isinstance(event, ActorLost)]
+    assert lost == [ErrorKind.PREEMPTED]
 
 
 def test_without_a_count_every_node_has_its_actor(nodes: list[Any], tmp_path: Path) -> None:

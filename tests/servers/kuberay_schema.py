@@ -58,6 +58,7 @@ JOB_SPEC = _record(
     activeDeadlineSeconds={"type": "integer", "minimum": 1},
     shutdownAfterJobFinishes={"type": "boolean"},
     ttlSecondsAfterFinished=_COUNT,
+    submitterPodTemplate=_POD_TEMPLATE,
     rayClusterSpec=CLUSTER_SPEC,
 )
 _SPECS = {"RayCluster": CLUSTER_SPEC, "RayJob": JOB_SPEC}
@@ -86,6 +87,7 @@ def cluster_spec(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def pod_templates(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """The head's, then the workers'."""
-    cluster = cluster_spec(manifest)
-    return [cluster["headGroupSpec"]["template"], *(it["template"] for it in cluster["workerGroupSpecs"])]
+    """The head's, then the workers', then the submitter's where there is one."""
+    cluster, submitter = cluster_spec(manifest), manifest["spec"].get("submitterPodTemplate")
+    workers = [it["template"] for it in cluster["workerGroupSpecs"]]
+    return [cluster["headGroupSpec"]["template"], *workers, *([submitter] if submitter else [])]
