@@ -20,8 +20,8 @@ from jobs.analysis.choosing.fits import Demand, what_fits
 from jobs.analysis.choosing.losses import LOSS_KINDS, ChoiceError, loss_kind
 from jobs.analysis.choosing.step_times import SECONDS
 from jobs.analysis.findings import Findings
-from jobs.console.byte_sizes import ByteSizeError, parse_bytes
-from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
+from jobs.console.byte_sizes import parse_bytes
+from jobs.console.command_line import EXIT_OK, Parser, told_to_users
 from jobs.console.commands import program
 from jobs.reporting.choice_json import certificates_as_json, fits_as_json
 from jobs.reporting.choice_tables import render_certificates, render_fits
@@ -45,15 +45,11 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the answer; 0, or 2 with a sentence on standard error."""
     options = _parser().parse_args(arguments)
-    try:
-        return _choose(options)
-    except (ByteSizeError, ChoiceError, ResultError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    return told_to_users(lambda: _choose(options))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program("choose"),
         description="Which policy, at which memory: answered from stored rows, without a model.",
         epilog=_EPILOG,

@@ -15,8 +15,8 @@ from pathlib import Path
 from jobs.analysis.comparability import HEAVY_COLUMNS, ComparisonError
 from jobs.analysis.comparison import Comparison, compare_folders, compare_variants
 from jobs.analysis.findings import Findings
-from jobs.analysis.labels import LabelError, label_meant
-from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
+from jobs.analysis.labels import label_meant
+from jobs.console.command_line import EXIT_OK, Parser, told_to_users
 from jobs.console.commands import program
 from jobs.reporting.comparison_table import render_comparison
 from jobs.reporting.terminal import report_console
@@ -36,18 +36,18 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the comparison; 0, or 2 with a sentence on standard error."""
     options = _parser().parse_args(arguments)
-    try:
-        comparison = _comparison(options)
-    except (ComparisonError, LabelError, ResultError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    return told_to_users(lambda: _compare(options))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    comparison = _comparison(options)
     console = report_console(options.width)
     console.print(render_comparison(comparison, options.margin, console.width))
     return EXIT_OK
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program("compare"),
         description="Paired differences of two results on the same items, with intervals, p-values and verdicts.",
         epilog=_EPILOG,

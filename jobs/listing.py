@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluators.benchmark import TaskInfo
-from jobs.console.command_line import EXIT_OK
+from jobs.console.command_line import EXIT_OK, Parser, told_to_users
 from jobs.console.commands import program
 from jobs.reporting.terminal import report_console
 from kvmerger.names import nearest
@@ -34,12 +34,16 @@ class _List(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print one of the lists."""
-    parser = argparse.ArgumentParser(prog=program("ls"), description="List what a settings file can name.")
+    parser = Parser(prog=program("ls"), description="List what a settings file can name.")
     parser.add_argument(
         "what", nargs="?", metavar="WHAT", help=f"{', '.join(_LISTS)} (default: what there is)"
     )
     parser.add_argument("--width", type=int, help="columns to print on (default: the terminal's)")
     options = parser.parse_args(arguments)
+    return told_to_users(lambda: _list(options))
+
+
+def _list(options: argparse.Namespace) -> int:
     console = report_console(options.width)
     if options.what is None:
         console.print(_table(("ls", ""), ((name, it.about) for name, it in _LISTS.items())))

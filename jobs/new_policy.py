@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.console.command_line import EXIT_OK
+from jobs.console.command_line import EXIT_OK, Parser, told_to_users
 from jobs.console.commands import program
 from jobs.console.paths import command_line, local_path, shown
 
@@ -37,16 +38,17 @@ class NewPolicyError(ValueError):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the file and say what to do with it.
-
-    Raises:
-        NewPolicyError: something is there already, or the name is no module's.
-    """
-    parser = argparse.ArgumentParser(
+    """Write the file and say what to do with it; 2 where something is there already, or the name is no module's."""
+    parser = Parser(
         prog=program("new-policy"), description="Write a policy in ten lines, to start your own from."
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="a name such as my_policies.py")
-    path = local_path(parser.parse_args(arguments).file)
+    options = parser.parse_args(arguments)
+    return told_to_users(lambda: _write(options))
+
+
+def _write(options: argparse.Namespace) -> int:
+    path = local_path(options.file)
     _check_name(path)
     try:
         with path.open("x", encoding="utf-8") as file:
@@ -56,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         raise NewPolicyError(f"cannot write {str(path)!r}: {error.strerror}; name another file") from error
     name = f"{path.stem}:{CLASS}"
-    where = "" if path.absolute().parent == Path.cwd() else f"cd {shown(path.absolute().parent)} && "
+    where = (
+        ""
+        if path.absolute().parent == Path.cwd()
+        else f"{shlex.join(['cd', '--', shown(path.absolute().parent)])} && "
+    )
     print(f"written  {shown(path)}, a policy in ten lines: {name}")
     print(f"check    {where}{command_line('--check-policy', name)}")
     print(f"run      {where}{command_line('--set', f'policies=[{name}@0.5]')}")

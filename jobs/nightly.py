@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 try:
     from jobs.console.command_line import (
+        Parser,
         add_settings_arguments,
         config_of,
         find_policies_beside,
@@ -35,7 +36,7 @@ _SCRIPT = "nightly.py"
 _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "nightly.yaml"
 _EPILOG = """\
 exit codes: 0 pass, 1 regression, 2 bad input (also: not delivered), 3 too many failed items, 4 inconclusive,
-            70 an error nobody foresaw (trace on stderr; no verdict), 130 interrupted (rows kept; the same command goes on)
+            70 an error nobody foresaw (no verdict; its stack is in a file), 130 interrupted (rows kept; run it again)
 examples:
   {program} --promote                     the first night: run it and make it the baseline
   {program}                               tonight against the baseline
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """What a night takes."""
     name = _SCRIPT if Path(sys.argv[0]).name == _SCRIPT else program("nightly")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=name,
         description="Run a sweep and decide whether any policy got worse than its baseline.",
         epilog=_EPILOG.format(program=name),
@@ -137,6 +138,7 @@ def _of_night(settings: Settings, gate: GateSettings, name: str) -> Settings:
 
 def _command(options: argparse.Namespace) -> str:
     """The command line again, for messages, without the flags that belong to one night only."""
+    from jobs.console.addresses import hidden_in
     from jobs.console.paths import called, shown
 
     words = called("nightly")
@@ -149,7 +151,7 @@ def _command(options: argparse.Namespace) -> str:
     given = {"--limit": options.limit, "--output_dir": options.output_dir, "--executor": options.executor}
     for flag, value in given.items():
         words += [flag, str(value)] if value is not None else []
-    return shlex.join(words)
+    return shlex.join(map(str, hidden_in(words)))
 
 
 if __name__ == "__main__":

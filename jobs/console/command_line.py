@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
+
+from jobs.console.addresses import without_passwords
+from jobs.console.failures import bug_report, cause_in_words
+from jobs.console.printing import printable, tell
 
 EXIT_OK, EXIT_BAD_INPUT, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 130
 EXIT_BUG = 70
 """An error that nobody foresaw; sysexits.h calls it EX_SOFTWARE. Python's own 1 is a nightly's verdict."""
-_OUR_PACKAGES = ("kvmerger", "evaluators", "jobs")
+EXIT_READER_GONE = 141
+"""What a shell says of a program whose output nobody reads any more: 128 and SIGPIPE."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose errors show no password of an address that was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse has it: usage and message on standard error, exit code 2."""
+        super().error(without_passwords(message))
 
 
 class ArgumentsError(ValueError):
@@ -29,33 +43,31 @@ def told_to_users(run: Callable[[], int]) -> int:
     from jobs.console.interrupts import sigterm_interrupts
 
     try:
-        with sigterm_interrupts():
+        with printable(), sigterm_interrupts():
             return run()
     except KeyboardInterrupt:
-        print("interrupted; rows already stored are kept, and the same command goes on", file=sys.stderr)
+        tell("interrupted; rows already stored are kept, and the same command goes on")
         return EXIT_INTERRUPTED
     except SystemExit as error:
         # A policy's module that exits would otherwise choose our exit code, a pass among them.
         if not _is_of_argparse(error):
-            return _told_as_bug(error)
+            return _told(error)
         raise
     # Not Exception: a tokenizer's Rust panics with a class that is none.
     except BaseException as error:  # noqa: BLE001 - edge of the process
-        if not (isinstance(error, ValueError) and _is_ours(error)):
-            return _told_as_bug(error)
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return _told(error)
 
 
-def _told_as_bug(error: BaseException) -> int:
+def _told(error: BaseException) -> int:
+    """Say what went wrong and return the exit code: a sentence for what a user can cause, a bug report for the rest."""
     # Whatever reads our output may be gone, and printing to it must not raise what would end in Python's own exit code.
     with suppress(Exception):
-        traceback.print_exception(error)
-        print(
-            f"error: {type(error).__name__}: {error}. Nobody foresaw this: it is a bug, of ours or in code that the "
-            f"settings name, and no verdict on any policy. Exit code {EXIT_BUG}; rows already stored are kept",
-            file=sys.stderr,
-        )
+        if sentence := cause_in_words(error):
+            tell(f"error: {sentence}")
+            return EXIT_BAD_INPUT
+        if isinstance(error, BrokenPipeError) and _has_lost_its_reader():
+            return EXIT_READER_GONE
+        tell(bug_report(error))
     return EXIT_BUG
 
 
@@ -66,13 +78,16 @@ def _is_of_argparse(error: SystemExit) -> bool:
     return trace is not None and trace.tb_frame.f_globals.get("__name__") == argparse.__name__
 
 
-def _is_ours(error: ValueError) -> bool:
-    """Whether it is one of our own subclasses of ValueError: those a user can cause, any other is a bug."""
-    # By the bases: a user's policy may raise a subclass of one of ours.
-    return any(
-        issubclass(kind, ValueError) and kind.__module__.partition(".")[0] in _OUR_PACKAGES
-        for kind in type(error).__mro__
-    )
+def _has_lost_its_reader() -> bool:
+    """Whether standard output leads nowhere any more, as before `| head`; what is printed from then on is dropped."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or Python itself complains when it ends
+        return True
+    return False
 
 
 def add_settings_arguments(parser: argparse.ArgumentParser, default: str) -> None:
@@ -112,6 +127,9 @@ def _positive(text: str) -> int:
 
 def find_policies_beside(config: Path) -> None:
     """Put the current folder and that of the settings on `sys.path`, so that `module:Class` finds a policy there."""
+    # Python has put a script's own folder first, where our commands would be found in place of a user's report.py.
+    ours = Path(__file__).resolve().parents[1]
+    sys.path[:] = [place for place in sys.path if not place or Path(place).resolve() != ours]
     for folder in (Path.cwd(), config.absolute().parent):
         if str(folder) not in sys.path:
             sys.path.append(str(folder))  # last, so that a file there shadows no package

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-
+from jobs.console.printing import text_of
 from jobs.gate.judge import NightVerdict
 from jobs.gate.log import NightNames
 from jobs.gate.table import verdict_table
+from jobs.reporting.markdown import fenced
 from jobs.results.store import ResultStore
 from jobs.settings.gate import GateSettings
 
@@ -30,12 +28,12 @@ def write_gate_files(
     exit_code: int,
 ) -> None:
     """Write both, whole; raises ResultError where the folder cannot be written."""
-    store.write_text(JSON_NAME, json.dumps(_as_json(verdict, names, gate, exit_code), indent=1))
-    console = Console(file=io.StringIO(), width=_MARKDOWN_COLUMNS, color_system=None)
-    with console.capture() as captured:
-        console.print(verdict_table(verdict, _MARKDOWN_COLUMNS))
-    text = "\n".join(lines)
-    store.write_text(MARKDOWN_NAME, f"```\n{text}\n```\n\n```\n{captured.get().rstrip()}\n```\n")
+    store.write_json(JSON_NAME, _as_json(verdict, names, gate, exit_code), indent=1)
+    told = [
+        fenced("\n".join(lines)),
+        fenced(text_of(verdict_table(verdict, _MARKDOWN_COLUMNS), _MARKDOWN_COLUMNS)),
+    ]
+    store.write_text(MARKDOWN_NAME, "\n\n".join(told) + "\n")
 
 
 def _as_json(verdict: NightVerdict, names: NightNames, gate: GateSettings, exit_code: int) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from rich.text import Text
 from evaluators.prompting import QueryMode
 from evaluators.tokenizer import decode
 from jobs.analysis.forecast import Forecast
+from jobs.console.addresses import shown_address
 from jobs.planning.plan import Plan, VariantCounts
 from jobs.planning.preparation import Prepared
 from jobs.planning.prompt_check import PromptCheck
-from jobs.reporting.facts import without_passwords
 from jobs.reporting.notation import UNKNOWN, human_bytes, percent, shown_device
 from jobs.reporting.table import add_folding_column
 from jobs.settings.mlflow_variables import origin_of, origin_of_id
@@ -70,7 +70,7 @@ def shown_tracking(settings: Settings) -> str:
     experiment = tracking.experiment or settings.name
     if its_id := tracking.experiment_id:
         experiment = f"with the id {its_id}{origin_of_id(its_id)}"
-    return f"MLflow: {without_passwords(uri)}{origin_of(uri)}, experiment {experiment}"
+    return f"MLflow: {shown_address(uri)}{origin_of(uri)}, experiment {experiment}"
 
 
 def _duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ from jobs.analysis.ranking.order import in_order
 from jobs.analysis.storage import Storage
 from jobs.analysis.summary import MacroMean, ResultSummary, TaskSummary
 from jobs.analysis.variant_summary import Kept, VariantSummary
+from jobs.console.spreadsheet import cell
 from jobs.reporting.notation import shown_name
 from jobs.results.grouping import Setting
 
@@ -38,7 +39,7 @@ def as_csv(summary: ResultSummary, sort: str) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(found[0]) if found else ["variant"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found)
+    writer.writerows({name: cell(value) for name, value in it.items()} for it in found)
     return text.getvalue()
 
 

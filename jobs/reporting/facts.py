@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from jobs.analysis.findings import Findings
+from jobs.console.addresses import hidden_in, without_passwords
 from jobs.reporting.notation import shown_device
 from jobs.results.grouping import Setting, grouped, prefill_of, setting_of
 from jobs.results.schema import DONE_STATUSES, Row
@@ -53,9 +55,23 @@ def run_facts(findings: Findings) -> RunFacts:
         git_commit=str(meta.get("git_commit") or "not known"),
         # Metadata of older versions, or edited by hand, may hold anything here.
         started=_shown_time(started) if isinstance(started, int | float) else "not known",
-        command=without_passwords(shlex.join(map(str, meta.get("args", ())))),
+        command=_command(meta.get("args")),
         versions={str(name): str(version) for name, version in _versions(findings).items()},
-        settings_yaml=without_passwords(findings.settings_yaml),
+        settings_yaml=shown_settings(findings.settings_yaml),
+    )
+
+
+def shown_settings(settings_yaml: str) -> str:
+    """Stored settings as they may be shown around: without passwords."""
+    try:
+        settings = yaml.safe_load(settings_yaml)
+        hidden = hidden_in(settings)
+    # An edited file, or one nested too deep to be gone through.
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return without_passwords(settings_yaml)
+    # As it was written, save where it cannot stay: an address may be folded over several lines.
+    return (
+        settings_yaml if hidden == settings else yaml.safe_dump(hidden, sort_keys=False, allow_unicode=True)
     )
 
 
@@ -80,10 +96,9 @@ def num_prefills(rows: Sequence[Row]) -> int:
     return len({prefill_of(row) for row in rows if row["status"] in DONE_STATUSES})
 
 
-def without_passwords(text: str) -> str:
-    """The text with `user:password@` taken out of every address in it."""
-    # A report is made to be shown around, and tracking addresses often carry a password.
-    return re.sub(r"://[^/\s@]+@", "://…@", text)
+def _command(arguments: Any) -> str:
+    words = arguments if isinstance(arguments, list | tuple) else ()
+    return shlex.join(map(str, hidden_in(words)))
 
 
 def _facts_of(setting: Setting, rows: Sequence[Row]) -> SettingFacts:

@@ -18,6 +18,7 @@ from evaluators.statistics.skewed import MIN_SKEWED_CLUSTERS, TOO_FEW_CONTEXTS
 from jobs.analysis.published_beside import PublishedBeside, published_beside
 from jobs.analysis.ranking.order import AS_CONFIGURED, BY_DEFAULT, in_order
 from jobs.analysis.summary import ResultSummary, TaskSummary, policies_of
+from jobs.console.printing import text_console
 from jobs.reporting.cells import memory_words, stored_otherwise
 from jobs.reporting.notation import (
     TOO_FEW,
@@ -123,7 +124,7 @@ def render(
 def report_console(width: int | None = None) -> Console:
     """Standard output, `width` columns wide; by default as wide as the terminal, and 100 for a file or a pipe."""
     # Without a terminal rich would take 80 columns, or COLUMNS of a shell that is long gone, and fold the tables.
-    return Console(width=width or (None if sys.stdout.isatty() else _LOG_COLUMNS))
+    return text_console(width or (None if sys.stdout.isatty() else _LOG_COLUMNS))
 
 
 def _legend(summary: ResultSummary, width: int, view: View) -> Iterator[Text]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from jobs.console.addresses import shown_address
 from jobs.results.schema import ResultError
 from jobs.results.store import ResultStore
 from jobs.settings.schema import Settings
@@ -35,7 +36,11 @@ def undelivered(root: Path, uri: str) -> list[tuple[ResultStore, Settings]]:
     for folder in sorted(path.parent for path in root.glob("*/run_meta.json")):
         store = ResultStore(folder)
         settings = _settings_of(store)
-        if settings is None or not settings.tracking.enabled or settings.tracking_uri != uri:
+        if (
+            settings is None
+            or not settings.tracking.enabled
+            or shown_address(settings.tracking_uri) != shown_address(uri)
+        ):
             continue
         if not (folder / _MARKER).exists():
             found.append((store, settings))

@@ -13,6 +13,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from jobs.console.printing import text_console
 from jobs.execution.run_events import (
     ActorLoaded,
     ActorLost,
@@ -50,7 +51,7 @@ class ProgressView:
     """A context manager whose `on_event` shows units done, rows ok and failed, and the time left."""
 
     def __init__(self, units: Sequence[WorkUnit], console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or text_console(stderr=True)
         self._num_units = len(units)
         self._total_cost = sum(unit.cost_tokens for unit in units)
         self._num_done = self._num_rows = self._num_failed_rows = 0
@@ -58,9 +59,9 @@ class ProgressView:
         self._ready_at_s: float | None = None
         self._logged_at_s = 0.0
         self._bar = Progress(
-            TextColumn("units {task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("units {task.completed:.0f}/{task.total:.0f}", markup=False),
             BarColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
         )
@@ -79,9 +80,7 @@ class ProgressView:
         """Show the event. Fits the executors' `on_event`."""
         match event:
             case Advice(text=text):
-                self._console.print(
-                    f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True
-                )
+                self._console.print(f"warning: {text}", style="yellow", soft_wrap=True)
             case ActorStarting(actor=actor):
                 self._say(f"{actor}: loading the model …", is_news=True)
             case ActorLoaded(actor=actor):
@@ -117,4 +116,4 @@ class ProgressView:
         # Without a terminal the bar prints nothing.
         if self._bar.disable and (is_news or now_s - self._logged_at_s >= _LOG_INTERVAL_S):
             self._logged_at_s = now_s
-            self._console.print(f"units {self._num_done}/{self._num_units}: {text}", highlight=False)
+            self._console.print(f"units {self._num_done}/{self._num_units}: {text}")

@@ -26,6 +26,7 @@ from evaluators import registry
 from evaluators.benchmark import TaskSpec
 from evaluators.benchmarks.own_rows import ROWS_TASK, is_rows_file
 from evaluators.prompting import QueryMode
+from jobs.console.addresses import sqlite_uri
 from jobs.console.paths import PathError, file_in_the_way, local_path
 from jobs.settings.errors import SettingsError, explain, nearest_file, unknown_task
 from jobs.settings.file import SHIPPED_CONFIGS, apply_overrides, path_of, read_settings_file, settings_file
@@ -221,7 +222,7 @@ class Settings(_Section):
     @property
     def tracking_uri(self) -> str:
         """Where MLflow keeps its runs: the URI of the settings, or `mlflow.db` beside the results' folder."""
-        return self.tracking.uri or f"sqlite:///{self.output_dir.parent / 'mlflow.db'}"
+        return self.tracking.uri or sqlite_uri(self.output_dir.parent / "mlflow.db")
 
 
 # Every section by its path, so that an unknown key is compared with the keys of its own section.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from jobs.console.addresses import SQLITE, absolute_sqlite, sqlite_path
 from jobs.console.paths import local_path
-
-_SQLITE = "sqlite:///"
 
 
 class TrackingSettings(BaseModel):
@@ -23,7 +22,7 @@ class TrackingSettings(BaseModel):
     @classmethod
     def _database_is_absolute(cls, uri: str | None) -> str | None:
         # MLflow looks for a relative one in whatever folder it is then called in, and makes an empty one there.
-        if uri is None or not uri.startswith(_SQLITE) or uri.startswith(f"{_SQLITE}/"):
+        if uri is None or not uri.startswith(SQLITE) or uri.startswith(f"{SQLITE}/"):
             return uri
-        path = uri.removeprefix(_SQLITE)
-        return f"{_SQLITE}{local_path(path).absolute()}" if path else uri
+        path = sqlite_path(uri)
+        return absolute_sqlite(uri, local_path(path)) if path.name else uri

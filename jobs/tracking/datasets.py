@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from evaluators.registry import describe_tasks
-from jobs.reporting.facts import without_passwords
+from jobs.console.addresses import hidden_in
 from jobs.results.grouping import grouped, task_of
 from jobs.results.schema import Row
 from jobs.tracking.tracker import TrackedDataset
@@ -58,4 +58,4 @@ def _source(entries: Sequence[Mapping[str, Any]]) -> str:
     names = {entry.get("name") for entry in entries}
     # Nothing of a benchmark that is not registered here: a folder may be mirrored on another machine.
     places = [info.source for info in describe_tasks() if info.name in names]
-    return without_passwords(json.dumps({"asked_for": asked, "comes_from": places}, default=str))
+    return json.dumps(hidden_in({"asked_for": asked, "comes_from": places}), default=str)

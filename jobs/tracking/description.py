@@ -27,6 +27,7 @@ from jobs.reporting.cells import (
     task_cells,
 )
 from jobs.reporting.headline import headline
+from jobs.reporting.markdown import escaped, escaped_line, fenced
 from jobs.reporting.notation import (
     UNKNOWN,
     setting_in_words,
@@ -79,8 +80,8 @@ def sweep_description(
     # MLflow folds a description behind some 100 px: the links, and how the first lines of the table begin.
     opening = f"{_LINKS}: {tables[0].title}" if tables else _LINKS
     told = [
-        *(f"**{it}**" for it in headline(summary, differences)),
-        f"**{name}**: {facts}. {where_rows_went(summary).capitalize()}.",
+        *(f"**{escaped(it)}**" for it in headline(summary, differences)),
+        f"**{escaped(name)}**: {escaped(facts)}. {where_rows_went(summary).capitalize()}.",
     ]
     last, legend = [_ELSEWHERE], _legend([it for task in summary.tasks for it in task.variants])
     pictures = [_picture(figure) for figure in figures]
@@ -127,7 +128,8 @@ def summary_text(
     name: str, facts: str, summary: ResultSummary, differences: Sequence[Difference], table: str
 ) -> str:
     """`summary.md`: the same beginning, then every table as the terminal shows it."""
-    lines = [f"# {name}", facts, *headline(summary, differences), f"```\n{table.rstrip()}\n```"]
+    told = (facts, *headline(summary, differences))
+    lines = [f"# {escaped(name)}", *map(escaped_line, told), fenced(table)]
     return "\n\n".join(lines) + "\n"
 
 
@@ -141,12 +143,16 @@ def _tables(summary: ResultSummary, setting: Setting, differences: Sequence[Diff
     tasks = [task for task in summary.tasks if task.setting == setting]
     of_setting = [it for it in differences if it.setting == setting]
     tables = [
-        _Table(f"**{task.task}**, {setting_in_words(setting)}", _task_table(task, of_setting))
+        _Table(
+            f"**{escaped(task.task)}**, {escaped(setting_in_words(setting))}", _task_table(task, of_setting)
+        )
         for task in tasks
     ]
     if len(tasks) > 1:
         means = _mean_table(summary.macro_means(setting), of_setting)
-        tables.insert(0, _Table(f"**mean of {len(tasks)} tasks**, {setting_in_words(setting)}", means))
+        tables.insert(
+            0, _Table(f"**mean of {len(tasks)} tasks**, {escaped(setting_in_words(setting))}", means)
+        )
     return tables
 
 
@@ -204,27 +210,12 @@ def _table(first_head: str, lines: Sequence[tuple[str, Sequence[str]]], silent: 
 
 
 def _line(name: str, cells: Sequence[str]) -> str:
-    return f"|{_escaped(name)}{_GAP}|" + "".join(f"{_kept_together(_escaped(cell))}{_GAP}|" for cell in cells)
+    return f"|{escaped(name)}{_GAP}|" + "".join(f"{_kept_together(escaped(cell))}{_GAP}|" for cell in cells)
 
 
 def _kept_together(cell: str) -> str:
     """The cell with blanks that do not break, save the one before its interval."""
     return cell.replace(" ", _NO_BREAK).replace(f"{_NO_BREAK}[", " [")
-
-
-def _escaped(cell: str) -> str:
-    """The cell without signs that markdown would read as a column, as emphasis or as markup."""
-    # "&" first, or it would escape the escapes that the others become.
-    for sign, instead in {
-        "&": "&amp;",
-        "<": "&lt;",
-        "|": "&#124;",
-        "_": "\\_",
-        "*": "\\*",
-        "`": "\\`",
-    }.items():
-        cell = cell.replace(sign, instead)
-    return cell.replace("\n", " ")
 
 
 def _fitting(table: str, room: int) -> str:

@@ -16,12 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.analysis.worst_items import Loss, PolicyLosses
-from jobs.reporting.facts import without_passwords
+from jobs.console.addresses import hidden_in
+from jobs.console.spreadsheet import cells
+from jobs.reporting.facts import shown_settings
 from jobs.reporting.figures.standalone import page_colors, standalone
 from jobs.reporting.notation import visible
 from jobs.reporting.page import DEFAULT_NAME, TEMPLATES, ReportPage, SettingPage
 from jobs.results.grouping import grouped, task_of
 from jobs.results.schema import Row
+from jobs.results.seal import sealed_parquet
 from jobs.tracking.metrics import file_name
 
 SUMMARY, SETTINGS, ENVIRONMENT = "summary.md", "settings.yaml", "environment.json"
@@ -57,9 +60,9 @@ _PREDICTION_COLUMNS = ("item_id", "variant", "score", "prediction", "answers", "
 def write_texts(folder: Path, summary_md: str, settings_yaml: str, environment: Mapping[str, Any]) -> None:
     """`summary.md`, `settings.yaml` and `environment.json`; passwords in addresses are taken out."""
     folder.joinpath(SUMMARY).write_text(summary_md, encoding="utf-8")
-    folder.joinpath(SETTINGS).write_text(without_passwords(settings_yaml), encoding="utf-8")
-    text = json.dumps(environment, indent=2, sort_keys=True)
-    folder.joinpath(ENVIRONMENT).write_text(without_passwords(text) + "\n", encoding="utf-8")
+    folder.joinpath(SETTINGS).write_text(shown_settings(settings_yaml), encoding="utf-8")
+    text = json.dumps(hidden_in(environment), indent=2, sort_keys=True)
+    folder.joinpath(ENVIRONMENT).write_text(f"{text}\n", encoding="utf-8")
 
 
 def write_worst_items(folder: Path, losses: Sequence[PolicyLosses], names: Mapping[str, str]) -> None:
@@ -97,7 +100,7 @@ def write_rows(folder: Path, table: pa.Table, rows: Sequence[Row], names: Mappin
     """
     path = folder / ROWS
     path.parent.mkdir()
-    pq.write_table(table, path)
+    path.write_bytes(sealed_parquet(table))
     for name in ("traces", "predictions"):
         (folder / name).mkdir()
     for task, of_task in grouped(rows, task_of).items():
@@ -152,4 +155,4 @@ def _write_predictions(path: Path, rows: Sequence[Row], names: Mapping[str, str]
         for row in sorted(rows, key=lambda it: order[it["item_id"]]):
             answers = json.dumps(row["answers"] or [], ensure_ascii=False)
             shown = {**row, "answers": answers, "variant": names.get(row["variant"], row["variant"])}
-            writer.writerow([shown[name] for name in _PREDICTION_COLUMNS])
+            writer.writerow(cells(shown[name] for name in _PREDICTION_COLUMNS))

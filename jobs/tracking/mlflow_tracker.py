@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jobs.console.addresses import shown_address
 from jobs.console.paths import python
 from jobs.results.schema import Row
 from jobs.settings.mlflow_variables import origin_of
@@ -87,13 +89,13 @@ class MlflowTracker:
             raise
         except Exception as error:  # MLflow, requests and SQLAlchemy share no base; all mean "not usable"
             raise TrackingError(
-                f"tracking uri {self.uri!r}{origin_of(self.uri)} cannot be used ({_root_of(error)}); start the "
-                f"server, correct `tracking.uri`, or run with `tracking: off`"
+                f"tracking uri {shown_address(self.uri)!r}{origin_of(self.uri)} cannot be used ({_root_of(error)}); "
+                f"start the server, correct `tracking.uri`, or run with `tracking: off`"
             ) from error
         # The sender has its own timeouts; until `finish` the environment is the driver's alone.
         self._environment.enter_context(_limits(self.timeouts.request_s, num_retries=0))
         self._backlog = Backlog(self._runs.known)
-        self._sender = Sender(self._backlog, self._runs.send, self.uri)
+        self._sender = Sender(self._backlog, self._runs.send, shown_address(self.uri))
         self._sender.start()
 
     def record_rows(self, rows: Sequence[Row]) -> None:
@@ -131,8 +133,9 @@ class MlflowTracker:
         # The workspace in the address: by itself MLflow's page takes experiments for applications that call models.
         page = f"#/experiments/{self._runs.experiment_id}/runs/{self._runs.parent_id}?{WORKSPACE}"
         if is_http(self.uri):
-            return f"{self.uri.rstrip('/')}/{page}"
-        return f"{python()} -m mlflow ui --backend-store-uri {self.uri}\nthen open {_UI_ADDRESS}/{page}"
+            return f"{shown_address(self.uri).rstrip('/')}/{page}"
+        command = shlex.join([python(), "-m", "mlflow", "ui", "--backend-store-uri", shown_address(self.uri)])
+        return f"{command}\nthen open {_UI_ADDRESS}/{page}"
 
     def _want_final(self, report: SweepReport) -> None:
         self._backlog.want(PARENT, report.readings)
@@ -160,7 +163,7 @@ class MlflowTracker:
         return self._gives_up(reason)
 
     def _gives_up(self, reason: str) -> bool:
-        logger.warning("tracking at %s did not take everything (%s)", self.uri, reason)
+        logger.warning("tracking at %s did not take everything (%s)", shown_address(self.uri), reason)
         return False
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from jobs.console.addresses import without_passwords
 from jobs.results.schema import Row
 from jobs.tracking.metrics import MetricPoint, Ranking, Readings
 
@@ -24,7 +25,11 @@ WORKSPACE = "workflowType=machine_learning"
 
 
 class TrackingError(ValueError):
-    """The tracking server or database cannot be used; raised before any work is done."""
+    """The tracking server or database cannot be used; raised before any work is done. Its message has no passwords."""
+
+    def __init__(self, message: str) -> None:
+        # Much of it is what MLflow and its libraries say, who spell addresses out.
+        super().__init__(without_passwords(message))
 
 
 @dataclass(frozen=True, slots=True)

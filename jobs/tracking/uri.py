@@ -11,11 +11,11 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from jobs.settings.mlflow_variables import origin_of
+from jobs.console.addresses import SQLITE, has_hidden, malformed, shown_address, sqlite_path, sqlite_uri
+from jobs.settings.mlflow_variables import URI, origin_of
 from jobs.tracking.tracker import TrackingError
 
 _CONNECT_TIMEOUT_S = 5.0
-_SQLITE_PREFIX = "sqlite:///"
 _HOSTED = ("databricks", "databricks-uc", "uc")
 """Databricks keeps files in places of its own, which it wants an experiment to be made for by hand."""
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -31,9 +31,9 @@ def is_absent_file(uri: str) -> bool:
 
     Where it could not be made, something else is wrong.
     """
-    if not uri.startswith(_SQLITE_PREFIX):
+    if not uri.startswith(SQLITE):
         return False
-    path = Path(uri.removeprefix(_SQLITE_PREFIX)).absolute()
+    path = sqlite_path(uri).absolute()
     # Below a file nothing can be made, and to call that merely absent would hide it.
     return not path.exists() and next(folder for folder in path.parents if folder.exists()).is_dir()
 
@@ -44,20 +44,24 @@ def check_usable(uri: str) -> None:
     Raises:
         TrackingError: a folder, a sqlite file that cannot be written, a database nobody listens for.
     """
+    where = f"tracking uri {shown_address(uri)!r}{origin_of(uri)}"
+    if has_hidden(uri):
+        raise TrackingError(
+            f"{where} was stored without its password; give the whole address in {URI}, or as --uri where a folder is "
+            f"mirrored, or as `tracking.uri`"
+        )
+    if "://" in uri and (fault := malformed(uri)):
+        raise TrackingError(f"{where} {fault}")
     # "postgresql+psycopg2" names the driver too.
     dialect = urlsplit(uri).scheme.partition("+")[0]
     remedy = (
-        f"use `{_SQLITE_PREFIX}{Path.cwd() / 'mlflow.db'}` or the address of a tracking server as `tracking.uri`, or run "
+        f"use `{sqlite_uri(Path('mlflow.db'))}` or the address of a tracking server as `tracking.uri`, or run "
         "with `tracking: off`"
     )
     if dialect in _HOSTED or uri in _HOSTED:
-        raise TrackingError(
-            f"tracking uri {uri!r}{origin_of(uri)} is no address that a sweep can use; {remedy}"
-        )
+        raise TrackingError(f"{where} is no address that a sweep can use; {remedy}")
     if dialect in ("", "file"):
-        raise TrackingError(
-            f"tracking uri {uri!r}{origin_of(uri)} is a folder, which MLflow no longer writes to; {remedy}"
-        )
+        raise TrackingError(f"{where} is a folder, which MLflow no longer writes to; {remedy}")
     if dialect == "sqlite":
         _check_sqlite(uri)
     elif dialect in _DATABASE_PORTS:
@@ -65,10 +69,10 @@ def check_usable(uri: str) -> None:
 
 
 def _check_sqlite(uri: str) -> None:
-    path = Path(uri.removeprefix(_SQLITE_PREFIX))
-    if not uri.startswith(_SQLITE_PREFIX) or not path.name:
+    path = sqlite_path(uri)
+    if not uri.startswith(SQLITE) or not path.name:
         raise TrackingError(
-            f"tracking uri {uri!r}{origin_of(uri)} names no file; write `{_SQLITE_PREFIX}/absolute/path/mlflow.db`"
+            f"tracking uri {shown_address(uri)!r}{origin_of(uri)} names no file; write `{SQLITE}/absolute/path/mlflow.db`"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

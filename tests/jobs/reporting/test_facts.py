@@ -1,6 +1,9 @@
 """What ran is counted from the rows and from nothing else."""
 
-from jobs.reporting.facts import num_prefills, setting_facts, without_passwords
+import pytest
+import yaml
+
+from jobs.reporting.facts import num_prefills, setting_facts, shown_settings
 from jobs.results.schema import FAILED, Row
 from tests.fakes.rows import make_row
 
@@ -46,5 +49,16 @@ def test_every_device_is_named_and_one_without_a_name_is_called_unknown() -> Non
     assert facts.device == "cuda (NVIDIA H200), cuda (name unknown)"
 
 
-def test_only_the_password_is_taken_out_of_an_address() -> None:
-    assert without_passwords("a http://u:p@h:1/x b user@host") == "a http://…@h:1/x b user@host"
+@pytest.mark.parametrize(
+    "password", ["Kn0ck", "Kn0ck " * 30 + "Kn0ck", "Kn0ck'Kn0ck", 'Kn0ck"', "Kn0ck: #Kn0ck"]
+)
+def test_settings_are_shown_without_passwords_however_yaml_writes_them(password: str) -> None:
+    settings = {"name": "a", "tracking": {"uri": f"http://joe:{password}@h/x"}, "tasks": [{"data": "/a@b"}]}
+    shown = shown_settings(yaml.safe_dump(settings))
+    assert yaml.safe_load(shown) == {**settings, "tracking": {"uri": "http://…@h/x"}}
+    assert "Kn0ck" not in shown_settings(f"a: [\nuri: http://joe:{password}@h")  # which is no YAML
+
+
+def test_settings_without_passwords_are_shown_as_they_were_written() -> None:
+    text = "name: a  # mine\ntracking: {uri: sqlite:////a@b/c.db}\n"
+    assert shown_settings(text) == text
