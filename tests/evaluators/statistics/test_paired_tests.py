@@ -80,6 +80,23 @@ def test_many_clusters_agree_with_scipys_permutation_test(rng: np.random.Generat
     assert sign_flip_p_value(sums) == pytest.approx(expected, abs=6 * error + 2e-4)
 
 
+@pytest.mark.parametrize("num", [14, 15, 40, 321])
+def test_the_draws_are_scipys_own_with_the_same_seed(rng: np.random.Generator, num: int) -> None:
+    """Numbers that were published with scipy's test stay what they are."""
+    shares = rng.normal(loc=0.1, size=num)
+    shares = np.sort(shares * np.sign(shares.sum()) / np.abs(shares).sum())
+    expected = stats.permutation_test(
+        (shares,),
+        lambda values, axis: np.abs(values.sum(axis=axis)).round(12),
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=NUM_SIGN_FLIPS,
+        vectorized=True,
+        rng=np.random.default_rng(20_241),
+    ).pvalue
+    assert sign_flip_p_value(shares) == pytest.approx(expected, abs=2e-4)
+
+
 def test_unit_differences_flip_like_mcnemar(rng: np.random.Generator) -> None:
     """McNemar is the sign-flip test of differences of one item, so both must say the same."""
     sums = rng.choice([-1.0, 0.0, 1.0], size=100, p=[0.1, 0.7, 0.2])
