@@ -39,10 +39,14 @@ Combine = Callable[[Mapping[str, float]], float]
 
 @dataclass(frozen=True, slots=True)
 class ItemScore:
-    """One prediction's score, 0 to 1, and the parts it was made of (none, for most metrics)."""
+    """One prediction's score, 0 to 1, and the parts it was made of (none, for most metrics).
+
+    `note` says what was cut before scoring; "" when nothing was.
+    """
 
     value: float
     parts: Mapping[str, float]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class _Scorer:
     details: str = ""
     package: str = ""
     uses_classes: bool = False
+    max_chars: int | None = None
 
 
 class MetricInfo(NamedTuple):
@@ -76,23 +81,32 @@ _scorers: dict[str, _Scorer] = {}
 
 
 def register_metric(
-    name: str, *, details: str = "", package: str = "", uses_classes: bool = False
+    name: str,
+    *,
+    details: str = "",
+    package: str = "",
+    uses_classes: bool = False,
+    max_chars: int | None = None,
 ) -> Callable[[MetricT], MetricT]:
     """Register a metric function under `name`; returns the function unchanged.
 
     `details` says what the name leaves open and scores depend on, such as a backend; `package` is the library whose
-    version they depend on. `uses_classes`: the metric reads `all_classes`.
+    version they depend on. `uses_classes`: the metric reads `all_classes`. `max_chars`: it takes more time than n log n, so
+    it is given the first so many characters of a text, and the row says so.
     """
 
     def add(metric: MetricT) -> MetricT:
-        _add_scorer(name, _Scorer(metric, details=details, package=package, uses_classes=uses_classes))
+        scorer = _Scorer(
+            metric, details=details, package=package, uses_classes=uses_classes, max_chars=max_chars
+        )
+        _add_scorer(name, scorer)
         return metric
 
     return add
 
 
 def register_metric_of_parts(
-    name: str, combine: Combine, *, details: str = "", package: str = ""
+    name: str, combine: Combine, *, details: str = "", package: str = "", max_chars: int | None = None
 ) -> Callable[[PartsMetricT], PartsMetricT]:
     """Register a metric that is no mean over items where it was published; returns the function unchanged.
 
@@ -100,7 +114,10 @@ def register_metric_of_parts(
     """
 
     def add(metric: PartsMetricT) -> PartsMetricT:
-        _add_scorer(name, _Scorer(parts_metric=metric, combine=combine, details=details, package=package))
+        scorer = _Scorer(
+            parts_metric=metric, combine=combine, details=details, package=package, max_chars=max_chars
+        )
+        _add_scorer(name, scorer)
         return metric
 
     return add
@@ -157,17 +174,29 @@ def score(name: str, prediction: str, answers: Sequence[str], all_classes: Seque
 def score_item(
     name: str, prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()
 ) -> ItemScore:
-    """As `score`, with the parts that `corpus_score` wants."""
+    """As `score`, with the parts that `corpus_score` wants and a note where texts were cut first."""
     scorer = _scorers[_known_metric(name)]
     if not answers:
         raise MetricError(
             f"{name}: there is no answer to score against; store a null score with this reason."
         )
+    prediction, answers, note = _cut(name, prediction, answers, scorer.max_chars)
     if scorer.metric is not None:
-        return ItemScore(scorer.metric(prediction, answers, all_classes), {})
+        return ItemScore(scorer.metric(prediction, answers, all_classes), {}, note)
     assert scorer.parts_metric is not None and scorer.combine is not None
     parts = scorer.parts_metric(prediction, answers, all_classes)
-    return ItemScore(scorer.combine(parts), parts)
+    return ItemScore(scorer.combine(parts), parts, note)
+
+
+def _cut(
+    name: str, prediction: str, answers: Sequence[str], max_chars: int | None
+) -> tuple[str, Sequence[str], str]:
+    """The beginnings that the metric gets, and a sentence that says what was cut."""
+    longest = max(len(prediction), *map(len, answers))
+    if max_chars is None or longest <= max_chars:
+        return prediction, answers, ""
+    note = f"{name} took the first {max_chars:,} characters of each text; the longest has {longest:,}"
+    return prediction[:max_chars], [answer[:max_chars] for answer in answers], note
 
 
 def can_score(name: str, answer: str, all_classes: Sequence[str] = ()) -> bool:
@@ -176,7 +205,7 @@ def can_score(name: str, answer: str, all_classes: Sequence[str] = ()) -> bool:
     Where not, the answer can never be right: qa_f1 deletes "A" as an article, exp_similarity looks for a percentage.
     Raises UnknownNameError for an unknown metric.
     """
-    # The beginning first: a whole one can take ROUGE minutes, and a sentence of a thousand words makes its recursion fail.
+    # The beginning first: it is done in a moment, and a sentence of a thousand words makes ROUGE's recursion fail.
     texts = dict.fromkeys((answer[:_BEGINNING_CHARS], answer))
     return any(score(name, text, [answer], all_classes) > 0 for text in texts)
 

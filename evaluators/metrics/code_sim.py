@@ -13,6 +13,8 @@ from evaluators.metrics.best_answer import best_over_answers
 from evaluators.scoring import register_metric
 
 BACKEND = "difflib"
+MOST_CHARS = 5_000
+"""difflib can take the square of a text's length, and worse; recorded lines of code have at most 818 characters."""
 _NOT_CODE = ("`", "#", "//")  # what marks a fence or a comment
 
 
@@ -32,7 +34,7 @@ def fuzzy_ratio(one: str, other: str) -> float:
     return round(100 * difflib.SequenceMatcher(None, one, other).ratio()) / 100
 
 
-@register_metric("code_sim", details=BACKEND)
+@register_metric("code_sim", details=BACKEND, max_chars=MOST_CHARS)
 def code_sim(prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()) -> float:
     """The best `fuzzy_ratio` of the first line of code over the answers, 0 to 1."""
     line = first_code_line(prediction)

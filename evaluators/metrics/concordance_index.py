@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from evaluators.metrics.best_answer import best_over_answers
@@ -28,8 +28,27 @@ def order_concordance(predicted: Sequence[str], gold: Sequence[str]) -> float:
         return 1.0
     # Of an id listed twice the last place counts, for both of its occurrences in the gold: their pair is a tie.
     place = {number: index for index, number in enumerate(predicted)}
-    pairs = list(itertools.combinations((place[number] for number in gold), 2))
-    return sum((first < second) + 0.5 * (first == second) for first, second in pairs) / len(pairs)
+    places = [place[number] for number in gold]
+    ties = sum(count * (count - 1) // 2 for count in Counter(places).values())
+    num_pairs = len(gold) * (len(gold) - 1) // 2
+    return (_num_ascending_pairs(places) + 0.5 * ties) / num_pairs
+
+
+def _num_ascending_pairs(values: Sequence[int]) -> int:
+    """How many pairs have the smaller value first; n log n, by merging sorted halves."""
+    found = 0
+    runs = [[value] for value in values]
+    while len(runs) > 1:
+        merged = []
+        for left, right in zip(runs[::2], [*runs[1::2], []], strict=False):
+            index = 0
+            for value in right:
+                while index < len(left) and left[index] < value:
+                    index += 1
+                found += index
+            merged.append(sorted(left + right))  # two sorted runs: the sort only merges them
+        runs = merged
+    return found
 
 
 @register_metric("concordance_index")

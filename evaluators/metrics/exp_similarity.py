@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from evaluators.metrics.best_answer import best_over_answers
 from evaluators.scoring import register_metric
 
-_PERCENTAGE = re.compile(r"(\d+\.?\d*)%")
+# The authors' is (\d+\.?\d*)%. Its match never begins behind a digit; where that is said, digits are read once and not
+# from each of them on, which took the cube of their number.
+_PERCENTAGE = re.compile(r"(?<!\d)(\d+(?:\.\d*)?)%")
 _HALVING_POINTS = 10  # so many percentage points away, the score is half
 
 

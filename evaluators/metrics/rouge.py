@@ -17,7 +17,12 @@ from evaluators.scoring import register_metric
 # below its first call when the authors' eval.py runs; deeper, it fails, and the authors score a failure 0.
 _MAX_FRAMES = 1000
 _FRAMES_BELOW_TRACE = 9
+MOST_CHARS = 20_000
+"""Common subsequences cost the product of both lengths; LongBench's longest answer has 8,879 characters."""
 _EPSILON = 1e-8  # the package's guard against 0 / 0; identical texts therefore score a little under 1
+
+
+Sentences = list[list[str]]
 
 
 def rouge_l(prediction: str, answer: str, extra_frames: int = 0) -> float:
@@ -29,16 +34,35 @@ def rouge_l(prediction: str, answer: str, extra_frames: int = 0) -> float:
     if not predicted or not gold:
         return 0.0
     max_calls = _MAX_FRAMES - _FRAMES_BELOW_TRACE - extra_frames
-    common: set[str] = set()
-    for gold_words in gold:
-        for predicted_words in predicted:
-            found = _common_subsequence(gold_words, predicted_words, max_calls)
-            if found is None:
-                return 0.0
-            common.update(found)
+    common = _common_words(gold, predicted, max_calls)
+    if common is None:
+        return 0.0
     recall = len(common) / len({word for words in gold for word in words})
     precision = len(common) / len({word for words in predicted for word in words})
     return 2.0 * ((precision * recall) / (precision + recall + _EPSILON))
+
+
+def _common_words(gold: Sentences, predicted: Sentences, max_calls: int) -> set[str] | None:
+    """All words that any pair of sentences has in its common subsequence; None when one pair's trace-back is too deep."""
+    # What repeats itself is looked at once. A trace-back ends in no fewer steps than the shorter sentence has words.
+    once, once_predicted = (list(dict.fromkeys(map(tuple, it))) for it in (gold, predicted))
+    longest = max(map(len, once_predicted))
+    if min(max(map(len, once)), longest) > max_calls:
+        return None
+    common: set[str] = set()
+    for gold_words in once:
+        words = set(gold_words)
+        for predicted_words in once_predicted:
+            if words.isdisjoint(predicted_words):
+                # Nothing is found, and each predicted word is a step of the trace-back.
+                if 1 + len(predicted_words) > max_calls:
+                    return None
+                continue
+            found = _common_subsequence(gold_words, predicted_words, max_calls)
+            if found is None:
+                return None
+            common.update(found)
+    return common
 
 
 def _sentences(text: str) -> list[list[str]]:
@@ -46,7 +70,7 @@ def _sentences(text: str) -> list[list[str]]:
     return [" ".join(piece.split()).split(" ") for piece in text.split(".") if piece]
 
 
-def _common_subsequence(gold: list[str], predicted: list[str], max_calls: int) -> list[str] | None:
+def _common_subsequence(gold: Sequence[str], predicted: Sequence[str], max_calls: int) -> list[str] | None:
     """The words of the longest common subsequence that the package's trace-back finds; None when it is too deep.
 
     At a pair of unequal words the trace-back goes to the previous gold word only if that is strictly better, which
@@ -69,7 +93,7 @@ def _common_subsequence(gold: list[str], predicted: list[str], max_calls: int) -
     return words if num_calls <= max_calls else None
 
 
-def _rising_columns(gold: list[str], predicted: list[str]) -> tuple[dict[str, int], list[int]]:
+def _rising_columns(gold: Sequence[str], predicted: Sequence[str]) -> tuple[dict[str, int], list[int]]:
     """Where each predicted word stands, and for each number of gold words the columns where the length rises.
 
     Bit j - 1 of `rises[i]` is set when the longest common subsequence of i gold words with j predicted words is one
@@ -87,13 +111,13 @@ def _rising_columns(gold: list[str], predicted: list[str]) -> tuple[dict[str, in
     return places, rises
 
 
-@register_metric("rouge")
+@register_metric("rouge", max_chars=MOST_CHARS)
 def rouge(prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()) -> float:
     """The best `rouge_l` over the answers, 0 to 1; identical texts score 1 - 5e-9."""
     return best_over_answers(lambda answer: rouge_l(prediction, answer), answers)
 
 
-@register_metric("rouge_first_line")
+@register_metric("rouge_first_line", max_chars=MOST_CHARS)
 def rouge_first_line(prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()) -> float:
     """The best `rouge_l` of the first line over the answers, 0 to 1: what eval.py does for samsum."""
     line = first_line(prediction)
@@ -106,7 +130,7 @@ def rouge_l_zh(prediction: str, answer: str) -> float:
     return rouge_l(" ".join(cut_words(prediction)), " ".join(cut_words(answer)), extra_frames=1)
 
 
-@register_metric("rouge_zh", package="jieba")
+@register_metric("rouge_zh", package="jieba", max_chars=MOST_CHARS)
 def rouge_zh(prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()) -> float:
     """The best `rouge_l_zh` over the answers, 0 to 1."""
     return best_over_answers(lambda answer: rouge_l_zh(prediction, answer), answers)

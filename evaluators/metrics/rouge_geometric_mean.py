@@ -11,9 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evaluators.metrics.common_subsequence import common_length
 from evaluators.scoring import register_metric_of_parts
 
-_TYPES = ("rouge1", "rouge2", "rougeL")
+_NGRAMS, _LONGEST = ("rouge1", "rouge2"), "rougeL"
+MOST_CHARS = 100_000
+"""The longest common subsequence costs the product of both lengths; recorded texts have at most 8,879 characters."""
 
 
 def geometric_mean(parts: Mapping[str, float]) -> float:
@@ -21,13 +24,27 @@ def geometric_mean(parts: Mapping[str, float]) -> float:
     return math.prod(parts.values()) ** (1 / len(parts))
 
 
-@register_metric_of_parts("rouge_geometric_mean", geometric_mean, details="no stemmer", package="rouge_score")
+@register_metric_of_parts(
+    "rouge_geometric_mean", geometric_mean, details="no stemmer", package="rouge_score", max_chars=MOST_CHARS
+)
 def rouge_geometric_mean(
     prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()
 ) -> dict[str, float]:
     """The best `rouge1`, `rouge2` and `rougeL` over the answers, each 0 to 1 and each at its own best answer."""
-    found = [_scorer().score(_plain(answer), _plain(prediction)) for answer in answers]
-    return {name: max(float(scores[name].fmeasure) for scores in found) for name in _TYPES}
+    found = [_parts(_plain(prediction), _plain(answer)) for answer in answers]
+    return {name: max(parts[name] for parts in found) for name in (*_NGRAMS, _LONGEST)}
+
+
+def _parts(prediction: str, answer: str) -> dict[str, float]:
+    from rouge_score.scoring import fmeasure
+
+    scores = _scorer().score(answer, prediction)
+    parts = {name: float(scores[name].fmeasure) for name in _NGRAMS}
+    # The package fills a table of words by words for this one, 11 GiB for 100,000 characters.
+    predicted, gold = (_tokenizer().tokenize(text) for text in (prediction, answer))
+    common = common_length(gold, predicted)
+    parts[_LONGEST] = fmeasure(common / len(predicted), common / len(gold)) if common else 0.0
+    return parts
 
 
 def _plain(text: str) -> str:
@@ -39,4 +56,11 @@ def _plain(text: str) -> str:
 def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer  # here: it imports nltk, which takes seconds
 
-    return RougeScorer(list(_TYPES), use_stemmer=False)
+    return RougeScorer(list(_NGRAMS), use_stemmer=False)
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    return DefaultTokenizer(use_stemmer=False)

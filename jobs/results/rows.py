@@ -266,6 +266,8 @@ def score_columns(metric: str, prediction: str, answers: Sequence[str], all_clas
     score = scoring.score_item(metric, prediction, answers, all_classes)
     return {
         **_or_reason("score", score.value, "score_reason", ""),
+        # A score of texts that were cut stands, and says so.
+        **({"score_reason": score.note} if score.note and math.isfinite(score.value) else {}),
         "score_parts": _json(dict(score.parts)) if score.parts else None,
         "scorer": scoring.scorer_label(metric),
     }

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.planning.work import WorkUnit
 from jobs.results.rescore import rescore
-from jobs.results.rows import Failure, RowMaker, build_rows, failed_rows
+from jobs.results.rows import Failure, RowMaker, build_rows, failed_rows, score_columns
 from jobs.results.schema import RESULT_SCHEMA, check_rows
 from kvmerger.generation import Generation, Prompt, Question, VariantFailure
 from tests.fakes.engine import (
@@ -209,3 +209,10 @@ def test_outcomes_without_an_owed_row_are_left_out() -> None:
     unit = make_unit("u")
     assert {outcome.label for outcome in outcomes_of(unit)} > set(rows_of(unit))
     assert all(isinstance(outcome, Generation) for outcome in outcomes_of(unit))
+
+
+def test_a_score_of_texts_that_were_cut_stands_and_says_so() -> None:
+    short, long = (score_columns("code_sim", "x" * size, ["x"], ()) for size in (5_000, 5_001))
+    assert short["score"] is not None and short["score_reason"] is None
+    assert long["score"] == short["score"]
+    assert "first 5,000 characters" in long["score_reason"] and "5,001" in long["score_reason"]
