@@ -29,9 +29,9 @@ from kvmerger.variants import parse_policies
 
 BUDGETS = (0.5, 0.25)
 POLICIES = (
-    "knorm", "streaming_llm", "snapkv", "tova", "keydiff", "h2o", "lagkv", "cur", "expected_attention", "rdkv",
-    "defensivekv", "layer_defensivekv", "compactor", "duo_attention", "snapkv+adakv", "snapkv+criticalkv",
-    "snapkv+chunkkv", "kvmerger", "keydiff+keepkv", "snapkv+blocks16",
+    "knorm", "streaming_llm", "snapkv", "tova", "keydiff", "h2o", "lagkv", "cur", "expected_attention",
+    "observed_attention", "defensivekv", "layer_defensivekv", "compactor", "duo_attention", "snapkv+adakv",
+    "snapkv+criticalkv", "snapkv+chunkkv", "kvmerger", "keydiff+keepkv", "snapkv+blocks16",
 )  # fmt: skip
 NUM_REPEATS = 3
 

@@ -193,12 +193,12 @@ def _acts(policy: Policy) -> bool:
 
 def _version_of(policy: Policy) -> str:
     version = str(policy.version)
-    # Of a form the part is ours, and the form may be the user's.
-    made = type(policy if policy.form is None else policy.form)
-    if not made.__module__.startswith("kvmerger."):
-        # Nobody else's tests watch over a user's version number, so the code itself counts too.
-        source = Path(inspect.getfile(made)).read_bytes()
-        version += f"+{hashlib.sha256(source).hexdigest()[:_SOURCE_DIGITS]}"
+    # A form may be the user's where the part is ours, and the other way round.
+    for made in (policy, policy.form):
+        if made is not None and not type(made).__module__.startswith("kvmerger."):
+            # Nobody else's tests watch over a user's version number, so the code itself counts too.
+            source = Path(inspect.getfile(type(made))).read_bytes()
+            version += f"+{hashlib.sha256(source).hexdigest()[:_SOURCE_DIGITS]}"
     return f"{version}+{policy.code_version}" if policy.code_version else version
 
 

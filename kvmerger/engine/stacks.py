@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kvmerger.budget import Budget
-from kvmerger.cache.forms.widths import Widths
+from kvmerger.cache.forms.widths import WidthCounts, Widths
 from kvmerger.cache.head_counters import HeadCounters
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.cache.slot_table import storage_addresses
@@ -164,7 +164,15 @@ def _widths_by_layer(widths: Widths | None, num_slots_L: Sequence[int]) -> Seque
     if widths is None:
         return [None] * len(num_slots_L)
     k_LHD = widths.k_HD.unflatten(0, (len(num_slots_L), -1))
-    return [Widths(v_S, k_HD) for v_S, k_HD in zip(widths.v_S.split(num_slots_L), k_LHD, strict=True)]
+    num_heads = k_LHD.shape[1]
+
+    def counts_of(layer: int) -> WidthCounts | None:
+        its = slice(layer * num_heads, (layer + 1) * num_heads)
+        return None if widths.counts is None else WidthCounts(*(of_side[its] for of_side in widths.counts))
+
+    return [
+        Widths(v_S, k_LHD[layer], counts_of(layer)) for layer, v_S in enumerate(widths.v_S.split(num_slots_L))
+    ]
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

@@ -93,7 +93,11 @@ def take_selected(layer: LayerCache, is_kept_HN: Tensor) -> LayerCache:
     shape = (layer.num_heads, layer.num_slots // layer.num_heads)
     is_kept_HN = checked_marks(is_kept_HN, shape, layer.k_SD.device, "take_selected")
     # Waits for the device; `keep_highest`, whose counts are known before, does not.
-    num_slots_H = tuple(is_kept_HN.sum(dim=1).tolist())
+    return take_marked(layer, is_kept_HN, tuple(is_kept_HN.sum(dim=1).tolist()))
+
+
+def take_marked(layer: LayerCache, is_kept_HN: Tensor, num_slots_H: tuple[int, ...]) -> LayerCache:
+    """`take_selected`, of marks whose numbers in each head are known: nobody waits for the device."""
     return _take(layer, marked_places(is_kept_HN.flatten(), sum(num_slots_H)), num_slots_H)
 
 

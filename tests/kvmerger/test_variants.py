@@ -190,6 +190,8 @@ def test_a_threshold_row_is_named_by_what_it_protects() -> None:
 )
 def test_a_label_names_the_budget_unless_the_class_says_that_it_decides_nothing(entry: dict) -> None:
     """Labels are made without torch, so what the class says of itself is said a second time for them."""
-    (spec,) = parse_policy_entry(entry | {"budget": 0.5})
+    is_in_bytes = registry.get(entry["name"]).spends_bytes
+    (spec,) = parse_policy_entry(entry | {"budget": {"bytes": 0.5} if is_in_bytes else 0.5})
     is_outcome = build_variant(spec).policy.budget_is_outcome
-    assert (spec.label.endswith("[0.17+0.12]"), spec.label.endswith("@0.5")) == (is_outcome, not is_outcome)
+    ends = spec.label.endswith("[0.17+0.12]"), spec.label.endswith("@bytes:0.5" if is_in_bytes else "@0.5")
+    assert ends == (is_outcome, not is_outcome)

@@ -7,7 +7,8 @@ byte; columns of one width lie in the order of heads and channels. The parts are
 To be coded and decoded, columns stand side by side, as long as the longest: an index of every number would take longer.
 
 Shapes: S slots of a layer, its heads one after the other, H heads, D head size, M = H·D columns, C those of one width, T
-slots of the longest head and up to three more, P bytes (or plain numbers) of a column, X numbers of a byte, W widths.
+slots of the longest head and up to three more, P bytes (or plain numbers) of a column, F those of all columns of one width,
+X numbers of a byte, W widths.
 """
 
 from __future__ import annotations
@@ -55,26 +56,26 @@ class KeyColumns:
         """T: whole bytes at any width."""
         return -(-self._longest // _MOST_PER_BYTE) * _MOST_PER_BYTE
 
-    def encoded(self, k_SD: Tensor, count_W: Sequence[int]) -> dict[str, Tensor]:
-        """The parts of keys; ``count_W`` says how many columns there are of each of `WIDTHS`. Waits for the device."""
+    def encoded(self, k_SD: Tensor, count_HW: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """The parts of keys; ``count_HW`` says how many columns a head has of each of `WIDTHS`. Does not wait."""
         k_HTD = k_SD.new_zeros(len(self._num_slots_H), self._num_places, self._head_dim)
         k_HTD[self.head_S, self._index_S] = k_SD
         k_MT = k_HTD.mT.flatten(0, 1)
         is_there_MT = self._is_within(self._length_H, self._num_places)
         low_M, high_M = _ends(k_MT, is_there_MT)
         parts = {}
-        columns_W = self._width_M.sort(stable=True).indices.split(list(count_W))
-        for width, column_C in zip(WIDTHS, columns_W, strict=True):
+        count_WH = list(zip(*count_HW, strict=True))
+        columns_W = self._width_M.sort(stable=True).indices.split([sum(count_H) for count_H in count_WH])
+        for width, count_H, column_C in zip(WIDTHS, count_WH, columns_W, strict=True):
             if not width or not len(column_C):
                 continue
             if width == PLAIN_WIDTH:
-                parts["k_plain"] = k_MT[column_C][is_there_MT[column_C]]
+                parts["k_plain"] = self._one_after_the_other(k_MT[column_C], width, column_C, count_H)
                 continue
             low_C, scale_C = low_M[column_C], ((high_M - low_M) / (2**width - 1))[column_C]
             code_CT = codes_above(k_MT[column_C].float(), low_C[:, None], scale_C[:, None], width)
             byte_CP = _bytes_of(code_CT * is_there_MT[column_C], width)
-            is_held_MP = self._is_within(self._bytes_H(width), byte_CP.shape[1])
-            parts[f"k_codes_{width}"] = byte_CP[is_held_MP[column_C]]
+            parts[f"k_codes_{width}"] = self._one_after_the_other(byte_CP, width, column_C, count_H)
             parts[f"k_scale_{width}"], parts[f"k_offset_{width}"] = scale_C, low_C
         return parts
 
@@ -106,23 +107,39 @@ class KeyColumns:
                 step_M = torch.where(self._width_M == width, scale_C[rank_M], step_M)
         return step_M.view_as(self._width_HD)
 
-    def _bytes_H(self, width: int) -> Tensor:
-        """Bytes of a column of each head, or its plain numbers."""
-        return self._length_H if width == PLAIN_WIDTH else (self._length_H * width + 7) // 8
-
     def _is_within(self, length_H: Tensor, num_places: int) -> Tensor:
         """Which places of each column are before its head's ``length_H``: bool (M, places)."""
         is_within_HP = torch.arange(num_places, device=self._device) < length_H[:, None]
         return is_within_HP.repeat_interleave(self._head_dim, dim=0)
 
+    def _one_after_the_other(
+        self, number_CP: Tensor, width: int, column_C: Tensor, count_H: Sequence[int]
+    ) -> Tensor:
+        """What `_side_by_side` puts side by side: the columns' own bytes, or plain numbers, and nothing between them."""
+        lengths_H = [_length_of(num_slots, width) for num_slots in self._num_slots_H]
+        total = sum(count * length for count, length in zip(count_H, lengths_H, strict=True))
+        head_C = torch.div(column_C, self._head_dim, rounding_mode="floor")
+        length_C = upload(lengths_H, self._device)[head_C]
+        # The total is known: a mask in its place would have to be counted, and waited for.
+        row_F = torch.arange(len(column_C), device=self._device).repeat_interleave(
+            length_C, output_size=total
+        )
+        start_C = length_C.cumsum(0) - length_C
+        return number_CP[row_F, torch.arange(total, device=self._device) - start_C[row_F]]
+
     def _side_by_side(self, part: Tensor, width: int, column_C: Tensor) -> Tensor:
         """The bytes (or plain numbers) of ``column_C``, (C, P). Behind a column's end stand another's."""
-        length_M1 = self._bytes_H(width).repeat_interleave(self._head_dim)[:, None]
+        length_H = upload([_length_of(num_slots, width) for num_slots in self._num_slots_H], self._device)
+        length_M1 = length_H.repeat_interleave(self._head_dim)[:, None]
         length_M1 = torch.where((self._width_M == width)[:, None], length_M1, 0)
         start_C1 = (length_M1.cumsum(0) - length_M1)[column_C]
-        longest = self._longest if width == PLAIN_WIDTH else -(-self._longest * width // 8)
-        place_CP = start_C1 + torch.arange(longest, device=self._device)
+        place_CP = start_C1 + torch.arange(_length_of(self._longest, width), device=self._device)
         return part[place_CP.clamp_max(len(part) - 1)]
+
+
+def _length_of(num_slots: int, width: int) -> int:
+    """Bytes of a column of so many slots, or its plain numbers."""
+    return num_slots if width == PLAIN_WIDTH else -(-num_slots * width // 8)
 
 
 def _ends(k_MT: Tensor, is_there_MT: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,6 @@ from kvmerger.cache.forms.base import Form
 from kvmerger.cache.forms.bits import packed, unpacked
 from kvmerger.cache.forms.key_columns import KeyColumns
 from kvmerger.cache.forms.widths import CODED_WIDTHS, PLAIN_WIDTH, WIDTHS, Widths, codes_above
-from kvmerger.device import upload
 from kvmerger.names import FormError
 
 V_SCALE_DTYPE = torch.bfloat16  # as far as fp32 reaches: fp16 ends at 65504
@@ -91,18 +90,18 @@ class MixedWidths(Form):
     def encode_in(
         self, k_SD: Tensor, v_SD: Tensor, num_slots_H: Sequence[int], widths: Widths | None
     ) -> dict[str, Tensor]:
-        """See `Form.encode_in`. Waits for the device: how many there are of each width is the parts' size."""
+        """See `Form.encode_in`. Waits for the device where widths are not counted."""
         head_dim, num_heads = k_SD.shape[1], len(num_slots_H)
         if widths is None:
             v_S = torch.full((len(v_SD),), _UNTOLD_WIDTH, dtype=torch.uint8, device=v_SD.device)
             widths = Widths(v_S, v_S.new_full((num_heads, head_dim), _UNTOLD_WIDTH))
-        v_count_W, k_count_W = _counted(widths)
-        columns = KeyColumns(widths.k_HD, num_slots_H)
+        counts = widths.counted(num_slots_H)
+        v_count_W = [sum(count_H) for count_H in zip(*counts.v_HW, strict=True)]
         return {
             "v_width": widths.v_S.clone(),
             "k_width": widths.k_HD.clone(memory_format=torch.contiguous_format),
             **_values_encoded(v_SD, widths.v_S, v_count_W),
-            **columns.encoded(k_SD, k_count_W),
+            **KeyColumns(widths.k_HD, num_slots_H).encoded(k_SD, counts.k_HW),
         }
 
     def decode(
@@ -124,18 +123,6 @@ class MixedWidths(Form):
         v_error_SD = v_step_S[:, None] * _MORE_THAN_HALF + v_SD.float().abs() * _FP32_ROUNDING
         v_error_SD = torch.where(parts["v_width"][:, None] == 0, v_SD.float().abs(), v_error_SD)
         return k_error_SD.norm(dim=1), v_error_SD.norm(dim=1)
-
-
-def _counted(widths: Widths) -> tuple[list[int], list[int]]:
-    """How many slots' values, and how many columns, there are of each of `WIDTHS`; waits for the device once."""
-    sides = (widths.v_S, widths.k_HD.flatten())
-    counts_2W = torch.stack([_is_width(width_X[None]).sum(dim=1) for width_X in sides]).tolist()
-    return counts_2W[0], counts_2W[1]
-
-
-def _is_width(width_1X: Tensor) -> Tensor:
-    width_W = upload(torch.tensor(WIDTHS, dtype=torch.uint8), width_1X.device)
-    return width_1X == width_W.view(-1, *[1] * (width_1X.dim() - 1))
 
 
 def _values_encoded(v_SD: Tensor, width_S: Tensor, count_W: Sequence[int]) -> dict[str, Tensor]:

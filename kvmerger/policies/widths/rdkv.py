@@ -19,7 +19,7 @@ from torch import Tensor
 from kvmerger.budget import AskedBudget, Budget, BudgetError, BudgetSpec
 from kvmerger.byte_counts import ByteCount
 from kvmerger.cache.forms.mixed_widths import K_SCALE_BYTES, V_SCALE_BYTES, WIDTH_BYTES, MixedWidths
-from kvmerger.cache.forms.widths import PLAIN_WIDTH, WIDTHS, Widths
+from kvmerger.cache.forms.widths import PLAIN_WIDTH, WIDTHS, WidthCounts, Widths, is_width
 from kvmerger.cache.head_counters import PerHead
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.device import upload
@@ -27,7 +27,7 @@ from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.parameters import is_number
 from kvmerger.policies.ranking.rdkv import RDKVRanking
 from kvmerger.policies.registry import register
-from kvmerger.policies.selection import take_selected
+from kvmerger.policies.selection import take_marked
 from kvmerger.policies.widths.water_filling import steps_taken
 from kvmerger.prefill.channel_power import KEY_POWER, KEY_VARIANCE, window_query_power
 from kvmerger.prefill.evidence import Evidence, Need
@@ -114,10 +114,13 @@ class RDKV(Policy):
             return layer
         rest_H = upload(budget.num_bytes_H, layer.device) - layer.head_dim * WIDTH_BYTES
         v_width_HN, v_bytes_H = self._widths_of_values(evidence, budget, rest_H, layer.head_dim, itemsize)
-        kept = take_selected(layer, v_width_HN > 0)
-        length_H = upload(kept.num_slots_H, layer.device)
-        k_width_HD = self._widths_of_keys(evidence, rest_H - v_bytes_H, length_H, itemsize)
-        widths = Widths(v_width_HN[kept.head_S, kept.position_S.long()], k_width_HD)
+        is_kept_HN = v_width_HN > 0
+        k_width_HD = self._widths_of_keys(evidence, rest_H - v_bytes_H, is_kept_HN.sum(dim=1), itemsize)
+        # All that is to be known of both sides, in one go: the device is waited for here and nowhere else.
+        counts_2HW = torch.stack([is_width(width).sum(dim=1) for width in (v_width_HN, k_width_HD)]).tolist()
+        counts = WidthCounts([[0, *of_head[1:]] for of_head in counts_2HW[0]], counts_2HW[1])
+        kept = take_marked(layer, is_kept_HN, tuple(map(sum, counts.v_HW)))
+        widths = Widths(v_width_HN[kept.head_S, kept.position_S.long()], k_width_HD, counts)
         counters = {"num_dropped_channels": PerHead((k_width_HD == 0).sum(dim=1))}
         return replace(kept, widths=widths).counting(counters)
 
@@ -126,7 +129,8 @@ class RDKV(Policy):
     ) -> tuple[Tensor, Tensor]:
         """Each token's width, uint8 (H, N), and the bytes of a head's values, int64 (H,)."""
         weight_HN = self._ranking.checked_scores(evidence, budget)
-        fall_J = weight_HN.new_tensor([V_ERROR[low] - V_ERROR[high] for low, high in self._steps])
+        falls = torch.tensor([V_ERROR[low] - V_ERROR[high] for low, high in self._steps])
+        fall_J = upload(falls, weight_HN.device)
         cost_J = _value_costs(self.widths, head_dim, itemsize)
         cost_HJ = upload(cost_J, weight_HN.device).expand(len(weight_HN), -1)
         # fp64: the share of a whole number of bytes, rounded down. What keys could not use is the values' too.

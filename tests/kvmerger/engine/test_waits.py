@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from bench.engine.op_counter import OpCounter
-from kvmerger.budget import Budget, KeptRatio
+from kvmerger.budget import Budget
 from kvmerger.building import Variant, build
+from kvmerger.contract.case import Case
 from kvmerger.contract.layers import NUM_KV_HEADS, NUM_LAYERS, NUM_TOKENS, random_prefill
 from kvmerger.engine.compress import compress_all
 from kvmerger.policies import registry
@@ -25,9 +26,8 @@ MOST_WAITS_PER_VARIANT = 12
 def test_compressing_a_layer_waits_a_few_times(name: str, seed: int) -> None:
     policy = build(name, {})
     prefilled = random_prefill(seed, torch.bfloat16, policy)
-    even = Budget.uniform(NUM_TOKENS // 2, NUM_KV_HEADS, 0.5)
     # Some choose for all layers at once, and only then for one.
-    budget = policy.allocate([even] * len(prefilled.layers), prefilled.evidence)[3]
+    budget = Case(name, seed, torch.bfloat16).budgets(prefilled)[3]
     with OpCounter() as counter:
         policy.compress(prefilled.layers[3], prefilled.evidence[3], budget)
     assert counter.num_waits <= MOST_WAITS_PER_CALL, counter.waits
@@ -38,7 +38,7 @@ def test_compressing_a_variant_waits_less_often_than_it_has_heads(name: str, see
     policy = build(name, {})
     prefilled = random_prefill(seed, torch.bfloat16, policy)
     with OpCounter() as counter:
-        compression = compress_all(prefilled, [Variant("it", policy, KeptRatio(0.5))])
+        compression = compress_all(prefilled, [Variant("it", policy, Case.budget(policy))])
     assert not compression.failed
     assert counter.num_waits <= MOST_WAITS_PER_VARIANT < NUM_LAYERS * NUM_KV_HEADS, counter.waits
 
