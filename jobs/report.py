@@ -11,13 +11,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from jobs.analysis.findings import Findings
 from jobs.analysis.ranking.order import BY_DEFAULT, SORTS
-from jobs.console.command_line import EXIT_BAD_INPUT, EXIT_OK
+from jobs.console.command_line import EXIT_OK, Parser, told_to_users
 from jobs.console.commands import program
-from jobs.console.paths import PathError, local_path, shown
+from jobs.console.paths import local_path, shown
+from jobs.console.printing import text_console
 from jobs.reporting.exports import as_csv, as_json
 from jobs.reporting.headline import headline
 from jobs.reporting.terminal import View, render, report_console
@@ -36,21 +35,22 @@ _BESIDE_THE_RESULTS = Path()  # `--html` without a file; None is `--html` not gi
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of a results folder; 0, or 2 when there is none."""
     options = _parser().parse_args(arguments)
+    return told_to_users(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     store = ResultStore(options.results_dir)
-    try:
-        store.check_exists()
-        if options.rescore:
+    store.check_exists()
+    if options.rescore:
+        with store.held():
             _rescore(store)
-        if options.submission is not None:
-            return _submit(store, local_path(options.submission))
-        return _report(store, options)
-    except (ResultError, PathError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    if options.submission is not None:
+        return _submit(store, local_path(options.submission))
+    return _report(store, options)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program("report"),
         description="Print the table of a finished, broken off or running sweep.",
         epilog=_EPILOG,
@@ -66,11 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     how_much = parser.add_mutually_exclusive_group()
     how_much.add_argument(
-        "--brief",
-        dest="is_brief",
-        action="store_true",
-        default=None,
-        help="of several tasks their mean alone",
+        "--brief", dest="is_brief", action="store_true", default=None, help="of several tasks the mean alone"
     )
     how_much.add_argument(
         "--all", dest="is_brief", action="store_false", help="every task, however many lines that are"
@@ -124,8 +120,8 @@ def _report(store: ResultStore, options: argparse.Namespace) -> int:
         path = store.root / DEFAULT_NAME if html == _BESIDE_THE_RESULTS else html
         write_page(render_page(findings).html, path)
         # On stderr beside what a script reads.
-        console = Console(stderr=is_for_scripts)
-        console.print(f"report      {shown(path)}", highlight=False, soft_wrap=True)
+        console = text_console(stderr=is_for_scripts)
+        console.print(f"report      {shown(path)}", soft_wrap=True)
     return EXIT_OK
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from jobs.console.command_line import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_SOME_FAILED,
+    Parser,
     add_settings_arguments,
     config_of,
     find_policies_beside,
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 _EPILOG = """\
-exit codes: 0 all rows are there, 2 bad input, 3 some rows failed, 70 an error nobody foresaw, 130 interrupted
+exit codes: 0 all rows are there, 2 bad input, 3 some rows failed or are missing, 70 an error nobody foresaw, 130 interrupted
 commands (each has --help; without one, the sweep of the settings is run):
 {commands}
 examples:
@@ -139,7 +141,7 @@ COMMANDS: dict[str, Command] = {
 def build_parser(command: str = "") -> argparse.ArgumentParser:
     """What `command` takes, as what is run without one does."""
     examples = "\n".join(f"  {f'{program()} {words}':<50} {about}" for words, about in _EXAMPLES.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program(command),
         description="Evaluate KV-cache compression policies on long-context benchmarks: one prefill, every policy.",
         epilog=_EPILOG.format(commands=listed(COMMANDS), examples=examples),
@@ -167,18 +169,30 @@ def _settings_of(options: argparse.Namespace) -> Settings:
 def _sweep(options: argparse.Namespace) -> int:
     # Imports below come one stage at a time: a mistake in the settings is told before pyarrow and torch are loaded.
     settings = _settings_of(options)
-    from jobs.reporting.terminal import report_console
+    from jobs.execution.on_ray.resources import refuse_absent_gpus
     from jobs.results.store import ResultStore
 
-    console = report_console()
-    store = ResultStore(settings.output_dir)
-    from jobs.execution.on_ray.resources import device_of_the_actors, refuse_absent_gpus
-    from jobs.planning.preparation import prepare
-
     refuse_absent_gpus(settings)
+    store = ResultStore(settings.output_dir)
+    # From before it is read what is done: a driver that ends meanwhile would have its rows computed again.
+    with nullcontext() if options.dry_run else store.held():
+        return _planned_sweep(options, settings, store)
+
+
+def _planned_sweep(options: argparse.Namespace, settings: Settings, store: ResultStore) -> int:
+    from rich.text import Text
+
+    from jobs.execution.on_ray.resources import device_of_the_actors
+    from jobs.planning.preparation import prepare
+    from jobs.reporting.terminal import report_console
+
+    console = report_console()
     with console.status("reading the model's configuration, tokenizer and items …") as status:
         prepared = prepare(
-            settings, store.identities(), lambda: device_of_the_actors(settings), status.update
+            settings,
+            store.identities(),
+            lambda: device_of_the_actors(settings),
+            lambda said: status.update(Text(said)),
         )
     if options.dry_run:
         console.print(_dry_run(settings, prepared, store))
@@ -189,17 +203,16 @@ def _sweep(options: argparse.Namespace) -> int:
     from jobs.runs.sweep_run import SweepRun
 
     plan = prepared.plan
-    console.print(shown_query_mode(settings), highlight=False)
+    console.print(shown_query_mode(settings))
     console.print(
         f"items x variants: {plan.num_items} x {len(plan.variants)} = {plan.num_rows} rows, "
-        f"{plan.num_done} of them done; model {prepared.model.name} on {prepared.model.device}",
-        highlight=False,
+        f"{plan.num_done} of them done; model {prepared.model.name} on {prepared.model.device}"
     )
     for said in prepared.warnings:
-        console.print(f"warning: {said}", style="yellow", markup=False, highlight=False)
+        console.print(f"warning: {said}", style="yellow")
     for check in check_prompts(plan, prepared.tokenizer):
         for text in check.warnings:
-            console.print(f"warning: {check.task}: {text}", style="yellow", markup=False, highlight=False)
+            console.print(f"warning: {check.task}: {text}", style="yellow")
     with told_interrupts():
         result = SweepRun(settings, prepared, store).run()
     from jobs.reporting.headline import headline
@@ -212,7 +225,9 @@ def _sweep(options: argparse.Namespace) -> int:
     if result.is_interrupted:
         console.print("interrupted: the rows so far are kept, and the same command goes on", style="yellow")
         return EXIT_INTERRUPTED
-    return EXIT_SOME_FAILED if result.summary.num_failed else EXIT_OK
+    if missing := result.summary.num_missing:
+        console.print(f"{missing} rows are missing, taken away meanwhile; the same command computes them")
+    return EXIT_SOME_FAILED if result.summary.num_failed or missing else EXIT_OK
 
 
 def _dry_run(settings: Settings, prepared: Prepared, store: ResultStore) -> RenderableType:
@@ -256,7 +271,9 @@ def _shown_page(store: ResultStore, result: RunResult) -> str:
 
 def _print_where_to_go(console: Console, settings: Settings, page: str, result: RunResult) -> None:
     def line(head: str, text: str) -> None:
-        console.print(f"[bold]{head:<12}[/bold]{text}", highlight=False, soft_wrap=True)
+        console.print(Text.assemble((f"{head:<12}", "bold"), text), soft_wrap=True)
+
+    from rich.text import Text
 
     from jobs.console.paths import command_line, shown
     from jobs.settings.schema import DEMO_MODEL

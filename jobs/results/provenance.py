@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.console.addresses import hidden_in
+
 _PACKAGES = ("kvmerger", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "ray", "mlflow")
 _GIT_TIMEOUT_S = 10
 _COMMIT_VARIABLE = "KVMERGER_COMMIT"
@@ -69,9 +71,14 @@ def describe_run(name: str, setting: Sequence[str | None], previous: Mapping[str
         "sweep_ids": sweep_ids,
         "git_commit": git_commit(),
         "versions": library_versions(),
-        "args": sys.argv,
+        "args": hidden_in(sys.argv),
         "started_at_s": time.time(),
     }
+
+
+def with_sweep_ids(previous: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The `previous` metadata with the ids that `meta` has besides: for a run that has not begun yet."""
+    return {"sweep_id": meta["sweep_id"], **previous, "sweep_ids": meta["sweep_ids"]}
 
 
 def _git(folder: Path, *arguments: str) -> str:

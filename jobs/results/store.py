@@ -6,8 +6,10 @@ and renamed. Of two rows with one identity the newer one counts.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from jobs.results.seal import (
     sealed_parquet,
     sealed_yaml,
 )
+from jobs.results.writer_lock import WriterLock, refuse_other_writer
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,36 @@ class ResultStore:
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
         self.rows_folder = self.root / "rows"
+        self._lock: WriterLock | None = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Be the only one that writes, from before it is read what is done to after the last file; not twice at once.
+
+        Raises:
+            FolderInUseError: another process writes here.
+            ResultError: the folder cannot be written.
+        """
+        self._lock = WriterLock(self.root)
+        try:
+            with self._lock.held():
+                yield
+        finally:
+            self._lock = None
+
+    @contextlib.contextmanager
+    def kept_still(self) -> Iterator[None]:
+        """Nobody else writes meanwhile; for who reads, so a folder that may only be read will do.
+
+        Raises:
+            FolderInUseError: another process writes here.
+        """
+        if os.access(self.root, os.W_OK):
+            with self.held():
+                yield
+            return
+        refuse_other_writer(self.root)
+        yield
 
     def check_exists(self) -> None:
         """Raise ResultError, with the likely misspelling, when there is no such folder: for what only reads."""
@@ -193,6 +226,8 @@ class ResultStore:
         return content
 
     def _write(self, path: Path, content: bytes) -> None:
+        if self._lock is not None:
+            self._lock.check()
         try:
             write_whole(path, content)
         except OSError as error:

@@ -7,12 +7,13 @@ server has missed. Every night has a folder of its own: in an old one all rows w
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from jobs.analysis.comparability import ComparisonError
 from jobs.console.command_line import EXIT_INTERRUPTED
@@ -88,6 +89,10 @@ class Night:
         Raises:
             ValueError: one of our own subclasses, for whatever the settings, the baseline or the data cannot do.
         """
+        with nullcontext() if is_dry else self._store.held():
+            return self._run(is_dry)
+
+    def _run(self, is_dry: bool) -> int:
         if self.is_promoted and isinstance(self._baselines, FolderBaseline):
             self._baselines.promote(self._store)  # refuses; better before the night than after it
         self._find_baseline()
@@ -98,7 +103,7 @@ class Night:
                 self.settings,
                 self._store.identities(),
                 lambda: device_of_the_actors(self.settings),
-                status.update,
+                lambda said: status.update(Text(said)),
             )
         # Before the run, since a night that cannot be compared would be spent for nothing.
         self._refuse_other_questions(planned_facts(prepared, self.settings))
@@ -207,7 +212,7 @@ class Night:
         is_delivered = result.is_mirrored
         self._refuse_other_questions(rows)  # what only the machine that ran it knew
         if self._baseline is None:
-            code = self._without_verdict(rows)
+            code = self._without_verdict(rows, len(result.findings.planned or rows))
         else:
             code, outcome = self._with_verdict(rows, result.findings.planned or (), self._baseline)
             is_delivered = is_delivered and self._publish(outcome)
@@ -220,10 +225,11 @@ class Night:
         # A regression keeps its own code: to a scheduler it is the worse news of the two.
         return EXIT_BAD_INPUT if not is_delivered and code in (EXIT_PASS, EXIT_INCONCLUSIVE) else code
 
-    def _without_verdict(self, rows: Sequence[Row]) -> int:
-        num_failed = sum(row["status"] not in DONE_STATUSES for row in rows)
-        if num_failed * _PERCENT > self.gate.max_failed_percent * len(rows):
-            self._say(f"{num_failed} of {len(rows)} rows failed: too many for a baseline")
+    def _without_verdict(self, rows: Sequence[Row], num_planned: int) -> int:
+        # Those whose files were taken away meanwhile as well.
+        num_failed = num_planned - sum(row["status"] in DONE_STATUSES for row in rows)
+        if num_failed * _PERCENT > self.gate.max_failed_percent * num_planned:
+            self._say(f"{num_failed} of {num_planned} rows failed or are missing: too many for a baseline")
             return EXIT_TOO_MANY_FAILED
         if self.is_promoted:
             return EXIT_PASS
@@ -268,7 +274,7 @@ class Night:
         return True
 
     def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
 
 def exit_code(verdict: NightVerdict, gate: GateSettings) -> int:
@@ -286,6 +292,6 @@ def exit_code(verdict: NightVerdict, gate: GateSettings) -> int:
 def _outcome_of(store: ResultStore) -> str | None:
     """The verdict that an earlier night's `gate.json` holds; None if it has none."""
     try:
-        return str(json.loads((store.root / JSON_NAME).read_bytes())["verdict"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str((store.read_json(JSON_NAME) or {})["verdict"])
+    except (ResultError, KeyError):
         return None

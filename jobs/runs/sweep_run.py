@@ -15,6 +15,7 @@ from typing import Protocol
 
 from jobs.analysis.findings import Findings
 from jobs.analysis.summary import ResultSummary
+from jobs.console.addresses import hidden_in
 from jobs.console.paths import job_submission
 from jobs.execution.run_events import ClusterJoined, OnEvent, OnRows, RunEvent
 from jobs.planning.identity import unit_id
@@ -22,7 +23,7 @@ from jobs.planning.preparation import Prepared
 from jobs.planning.rows import PlannedRow
 from jobs.planning.work import WorkUnit
 from jobs.reporting.page import DEFAULT_NAME, ReportPage, render_page, write_page
-from jobs.results.provenance import describe_run
+from jobs.results.provenance import describe_run, with_sweep_ids
 from jobs.results.rows import Failure, RowMaker, RunContext
 from jobs.results.schema import DONE_STATUSES, ResultError, Row
 from jobs.results.store import ResultStore
@@ -77,7 +78,8 @@ class SweepRun:
         self._store = store
         model = prepared.model
         setting = (model.name, model.revision, model.dtype, settings.query_mode.value, settings.execution)
-        self._meta = describe_run(settings.name, setting, store.read_run_meta())
+        self._previous_meta = store.read_run_meta()
+        self._meta = describe_run(settings.name, setting, self._previous_meta)
         self._tracker: Tracker = tracker or make_tracker(
             is_enabled=settings.tracking.enabled,
             uri=settings.tracking_uri,
@@ -91,9 +93,11 @@ class SweepRun:
             TrackingError: the tracker cannot be reached; nothing has been done.
             ResultError, ModelError, RayStartError, ResourcesError: the run could not go on; finished rows are kept.
         """
-        # First, since it may raise: a sweep that cannot be tracked as asked has then changed nothing.
+        # Before the tracker hears of the sweep: whatever dies while its runs are being made, the next start finds them again.
+        self._store.write_run_meta(with_sweep_ids(self._previous_meta, self._meta))
+        # Before the rest, since it may raise: a sweep that cannot be tracked as asked has then changed nothing else.
         self._tracker.start(self._tracked_sweep())
-        self._store.write_settings(self._settings.model_dump(mode="json"))
+        self._store.write_settings(hidden_in(self._settings.model_dump(mode="json")))
         self._store.write_run_meta(self._meta)
         self._store.write_plan(planned.key for planned in self._prepared.plan.rows)
         status: RunStatus = "FAILED"  # whatever else is raised below passes through `finally` with it

@@ -5,19 +5,18 @@ Rows just computed, scored again or left by a broken-off run are told alike: not
 
 from __future__ import annotations
 
-import io
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from jobs.analysis.findings import Findings
 from jobs.analysis.summary import ResultSummary
 from jobs.analysis.worst_items import worst_items
-from jobs.reporting.facts import setting_facts, without_passwords
+from jobs.console.addresses import hidden_in
+from jobs.console.printing import text_of
+from jobs.reporting.facts import setting_facts
 from jobs.reporting.notation import shown_mode, shown_name
 from jobs.reporting.page import ReportPage
 from jobs.reporting.table import WIDE_COLUMNS
@@ -60,7 +59,7 @@ def sweep_report(findings: Findings, status: RunStatus, page: ReportPage | None,
         figures = write_report(folder, page)
         write_worst_items(folder, worst_items(rows), names)
         write_rows(folder, findings.table, rows, names)
-    traces = charted_traces(rows)
+    traces = charted_traces(rows, findings.planned)
     variants = {
         label: VariantReport(
             readings,
@@ -179,7 +178,7 @@ def shared_tags(
     return {
         "mode": mode,
         "execution": execution,
-        "model": model,
+        "model": str(hidden_in(model)),
         "model_revision": model_revision or _NOT_KNOWN,
         "git_commit": git_commit or _NOT_KNOWN,
     }
@@ -240,11 +239,10 @@ def sweep_of_folder(findings: Findings, folder: Path) -> TrackedSweep:
         )
         for row in sorted(findings.rows, key=lambda row: row["variant"] not in REFERENCE_LABELS)
     }
-    # Whoever sees a run sees its tags, and a model's name may be an address with a password.
     shared = shared_tags(
         mode=setting.query_mode,
         execution=setting.execution,
-        model=without_passwords(setting.model),
+        model=setting.model,
         model_revision=setting.model_revision,
         git_commit=findings.meta.get("git_commit"),
     )
@@ -263,7 +261,4 @@ def _best(figures: Sequence[str]) -> list[str]:
 
 
 def _text_table(summary: ResultSummary) -> str:
-    console = Console(file=io.StringIO(), width=WIDE_COLUMNS, color_system=None)
-    with console.capture() as captured:
-        console.print(render(summary, WIDE_COLUMNS))
-    return captured.get()
+    return text_of(render(summary, WIDE_COLUMNS), WIDE_COLUMNS)

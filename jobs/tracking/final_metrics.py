@@ -17,7 +17,8 @@ from jobs.analysis.differences import Difference
 from jobs.analysis.pairing import SCORE
 from jobs.analysis.summary import MacroMean, ResultSummary
 from jobs.analysis.variant_summary import VariantSummary
-from jobs.reporting.facts import without_passwords
+from jobs.console.addresses import hidden_in
+from jobs.planning.work import RowKey
 from jobs.reporting.headline import verdict_counts
 from jobs.results.grouping import grouped, task_of
 from jobs.results.schema import DONE_STATUSES, Row
@@ -117,17 +118,42 @@ def best_policy(summary: ResultSummary) -> MacroMean | None:
     return min((it for it in ranked if is_finite(it[1][name])), key=place)[0]
 
 
-def charted_traces(rows: Sequence[Row]) -> dict[str, list[list[MetricPoint]]]:
-    """Label → a trace for each task, thinned: of the first item, in the plan's order, that the full cache finished."""
+def charted_traces(
+    rows: Sequence[Row], planned: Sequence[RowKey] | None = None
+) -> dict[str, list[list[MetricPoint]]]:
+    """Label → a trace for each task, thinned: of the first item, in the plan's order, that the full cache finished.
+
+    None yet for a task whose first item of `planned` has no row: MLflow would keep the other item's chart for ever.
+    """
     # The first, not the most complete: it stays the same item when the sweep goes on with more items or variants.
     traced = [row for row in rows if row["status"] in DONE_STATUSES and row["trace"] not in (None, "[]")]
     # Reversed, so that of a task's items the first one is written last and stays.
     first = {task_of(row): row["item_id"] for row in reversed(traced) if row["variant"] == FULL}
+    for task in _not_begun(rows, planned or ()):
+        first.pop(task, None)
     charted: dict[str, list[list[MetricPoint]]] = {}
     for row in traced:
         if first.get(task_of(row)) == row["item_id"]:
             charted.setdefault(row["variant"], []).append(trace_points(row))
     return charted
+
+
+def _not_begun(rows: Sequence[Row], planned: Sequence[RowKey]) -> set[str]:
+    """Tasks that have rows, and perhaps not those of their first item."""
+    task_by_identity = {row["identity"]: task_of(row) for row in rows}
+    begun: set[str] = set()
+    not_begun: set[str] = set()
+    is_after_a_gap = False
+    for key in planned:
+        if key.label != FULL:
+            continue
+        task = task_by_identity.get(key.identity)
+        # A row that is missing is of its neighbours' task, that before it or that behind it.
+        if task is not None and task not in begun:
+            begun.add(task)
+            not_begun |= {task} if is_after_a_gap else set()
+        is_after_a_gap = task is None
+    return not_begun
 
 
 def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -139,7 +165,7 @@ def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]
         if isinstance(nested, Mapping):
             flat |= flat_params({str(inner): it for inner, it in nested.items()}, f"{name}.")
         else:
-            flat[metric_key(name)] = without_passwords(str(value))
+            flat[metric_key(name)] = str(hidden_in(str(value)))
     return flat
 
 

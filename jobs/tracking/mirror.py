@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.analysis.findings import Findings
+from jobs.console.addresses import shown_address, sqlite_uri
 from jobs.reporting.page import render_page
 from jobs.results.store import ResultStore
 from jobs.settings.mlflow_variables import URI, value_of
@@ -25,6 +26,11 @@ def mirror_folder(store: ResultStore, uri: str | None, experiment: str | None) -
         TrackingError: the server cannot be used.
     """
     store.check_exists()
+    with store.kept_still():  # or points of a sweep that runs, or of a second mirror, would be there twice
+        return _mirror(store, uri, experiment)
+
+
+def _mirror(store: ResultStore, uri: str | None, experiment: str | None) -> tuple[bool, str]:
     findings = Findings.read(store)
     sweep = sweep_of_folder(findings, store.root)
     tracker = make_tracker(
@@ -44,4 +50,8 @@ def _uri_of(settings: Mapping[str, Any], root: Path) -> str:
     tracking = settings.get("tracking") or {}
     if not tracking.get("enabled", True):
         raise TrackingError("this sweep ran with `tracking: off`; name a server or a database with --uri")
-    return tracking.get("uri") or value_of(URI) or f"sqlite:///{root.absolute().parent / 'mlflow.db'}"
+    stored, of_variable = tracking.get("uri"), value_of(URI)
+    # Stored without its password, which the variable may still have.
+    if of_variable and stored == shown_address(of_variable):
+        return of_variable
+    return stored or of_variable or sqlite_uri(root.absolute().parent / "mlflow.db")

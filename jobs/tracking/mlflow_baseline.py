@@ -6,8 +6,6 @@ of which the one promoted later counts. No crash leaves an experiment without it
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import shutil
 import time
@@ -17,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jobs.console.addresses import shown_address
 from jobs.gate.baseline import Baseline, BaselineError, rows_of
+from jobs.results.schema import ResultError
 from jobs.results.store import ResultStore
 from jobs.settings.mlflow_variables import origin_of
+from jobs.tracking.connection import connect
 from jobs.tracking.files import ROWS
 from jobs.tracking.mlflow_runs import ROLE_TAG, SWEEP_TAG, find_experiment
 from jobs.tracking.tracker import TrackingError
@@ -56,9 +57,9 @@ class MlflowBaseline:
     def cached(self) -> Baseline | None:
         """The baseline that was found last, for a night on which the server does not answer."""
         try:
-            newest = json.loads((self.root / _CACHE / _NEWEST).read_bytes())
+            newest = ResultStore(self.root / _CACHE).read_json(_NEWEST) or {}
             run_id, name = str(newest["run_id"]), str(newest["name"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ResultError, KeyError):
             return None
         if not (self._folder(run_id) / ROWS).is_file():
             return None
@@ -83,7 +84,7 @@ class MlflowBaseline:
         if not (folder / ROWS).is_file():
             self._download(client, run_id, folder)
         rows = rows_of(folder)
-        (self.root / _CACHE / _NEWEST).write_text(json.dumps({"run_id": run_id, "name": name}))
+        ResultStore(self.root / _CACHE).write_json(_NEWEST, {"run_id": run_id, "name": name})
         return Baseline(name, f"MLflow run {run_id}", rows)
 
     def _download(self, client: Any, run_id: str, folder: Path) -> None:
@@ -152,12 +153,8 @@ class MlflowBaseline:
         """The answer to `question`; TrackingError for whatever kept the server from answering."""
         check_usable(self.uri)
         try:
-            from mlflow import MlflowClient
-
-            for name in ("mlflow", "alembic"):  # they tell every step of making a database
-                logging.getLogger(name).setLevel(logging.WARNING)
             with _short_waits():
-                return question(MlflowClient(tracking_uri=self.uri))
+                return question(connect(self.uri))
         except ValueError as error:
             # Ours say what to do and pass; any other ValueError is MLflow's way to say that something is amiss.
             if isinstance(error, TrackingError | BaselineError) or type(error).__module__.startswith("jobs."):
@@ -168,7 +165,8 @@ class MlflowBaseline:
 
     def _unreachable(self, error: Exception) -> TrackingError:
         return TrackingError(
-            f"tracking uri {self.uri!r}{origin_of(self.uri)} cannot be used ({type(error).__name__}: {error})"
+            f"tracking uri {shown_address(self.uri)!r}{origin_of(self.uri)} cannot be used "
+            f"({type(error).__name__}: {error})"
         )
 
     def _folder(self, run_id: str) -> Path:

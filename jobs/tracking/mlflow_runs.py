@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.console.addresses import shown_address
 from jobs.settings.mlflow_variables import origin_of_id
 from jobs.tracking.backlog import PARENT, PointBatch, RunState
+from jobs.tracking.connection import connect
 from jobs.tracking.metrics import Ranking
 from jobs.tracking.tracker import (
     EXPERIMENT_ID,
@@ -34,6 +35,7 @@ _MAX_TAG_CHARS = 5000  # likewise, servers older than 3.0
 ROLE_TAG, SWEEP_TAG = "kvmerger.role", "kvmerger.sweep_id"
 VARIANT_TAG, _STEP = "kvmerger.variant", "kvmerger.step"
 _PARENT_RUN, _NOTE = "mlflow.parentRunId", "mlflow.note.content"
+_IS_THERE = "RESOURCE_ALREADY_EXISTS"
 _NO_SUCH_ID = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter where it cannot be an id
 # Opens the experiment on its list of runs; an unknown kind is taken for an application that calls models.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -243,11 +245,7 @@ def open_runs(uri: str, artifact_dir: Path, sweep: TrackedSweep) -> MlflowRuns:
     Raises:
         TrackingError: the experiment is in MLflow's bin, or there is none of the id.
     """
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):  # they tell every step of making a database
-        logging.getLogger(name).setLevel(logging.WARNING)
-    client = MlflowClient(tracking_uri=uri)
+    client = connect(uri)
     runs = MlflowRuns(client, _experiment_id(client, uri, artifact_dir, sweep))
     runs.find_or_create(sweep)
     return runs
@@ -269,17 +267,26 @@ def find_experiment(client: Any, uri: str, name: str, experiment_id: str | None)
         if error.error_code not in _NO_SUCH_ID:
             raise
         raise TrackingError(
-            f"there is no experiment with the id {experiment_id!r}{origin_of_id(experiment_id)} at {uri!r}; give the id of "
+            f"there is no experiment with the id {experiment_id!r}{origin_of_id(experiment_id)} at "
+            f"{shown_address(uri)!r}; give the id of "
             f"one that is there, or a name in `tracking.experiment`, which is made if need be"
         ) from error
 
 
 def _experiment_id(client: Any, uri: str, artifact_dir: Path, sweep: TrackedSweep) -> str:
+    from mlflow.exceptions import MlflowException
+
     name = sweep.experiment
     experiment = find_experiment(client, uri, name, sweep.experiment_id)
     if experiment is None:
         location = None if is_http(uri) else artifact_dir.absolute().as_uri()
-        return str(client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
+        try:
+            return str(client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
+        except MlflowException as error:
+            # Another sweep may have made it in between.
+            experiment = find_experiment(client, uri, name, None) if error.error_code == _IS_THERE else None
+            if experiment is None:
+                raise
     if experiment.lifecycle_stage == "deleted":
         raise TrackingError(
             f"the experiment {experiment.name!r} is in MLflow's bin; set another `tracking.experiment`, or run "

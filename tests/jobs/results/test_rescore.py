@@ -114,5 +114,5 @@ def test_the_command_loads_nothing_heavy_and_tells_what_changed(tmp_path: Path, 
     command = [sys.executable, "-c", check, str(tmp_path)]
     done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "1 rows scored again, 1 changed; mean 25.00 before, 100.00 now" in done.stdout
+    assert "1 rows scored again, 1 changed; mean 25.00 before, 100.00 now" in done.stderr
     assert "planned 1 = 1 ok" in done.stdout

@@ -9,6 +9,7 @@ import pytest
 from jobs.analysis.differences import Difference, differences_to_full
 from jobs.analysis.pairing import ANSWER_NLL, SCORE
 from jobs.analysis.summary import ResultSummary, summarize
+from jobs.planning.work import RowKey
 from jobs.reporting.headline import headline
 from jobs.results.schema import FAILED, Row
 from jobs.tracking.final_metrics import (
@@ -197,3 +198,18 @@ def test_params_are_flat_legal_and_without_passwords() -> None:
     flat = flat_params(settings)
     assert flat["tracking.uri"] == "http://…@host" and flat["tasks.0.name"] == "a" and flat["seed"] == "0"
     assert not any("+" in key for key in flat) and len(flat) == 4
+
+
+def test_no_item_is_charted_before_the_plans_first_of_its_task_is_there(seed: int) -> None:
+    rows = make_sweep_rows(random.Random(seed), POLICIES, TASKS, 4)
+    planned = [RowKey(row["identity"], row["item_id"], row["variant"]) for row in rows]
+    whole = charted_traces(rows, planned)
+    assert whole == charted_traces(rows)
+    lost = random.Random(seed).sample(sorted({row["item_id"] for row in rows}), 3)
+    some = charted_traces([row for row in rows if row["item_id"] not in lost], planned)
+    for label, traces in some.items():
+        for trace in traces:
+            assert trace in whole[label]  # of the same item, or of none
+    first_of_the_second_task = f"{TASKS[1]}/0"
+    early = charted_traces([row for row in rows if row["item_id"] != first_of_the_second_task], planned)
+    assert all([it[0].key for it in found] == [f"trace_bytes/{TASKS[0]}"] for found in early.values())
