@@ -64,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="COLUMN",
         help=f"{', '.join(SORTS)} (default: nll)",
     )
+    parser.add_argument(
+        "--task",
+        metavar="NAME",
+        help="of one task alone, as ruler/4096/vt; with --html the page is report-NAME.html",
+    )
     how_much = parser.add_mutually_exclusive_group()
     how_much.add_argument(
         "--brief", dest="is_brief", action="store_true", default=None, help="of several tasks the mean alone"
@@ -102,6 +107,8 @@ def _report(store: ResultStore, options: argparse.Namespace) -> int:
     findings = Findings.read(store)
     if findings.planned is None and not findings.rows:
         raise ResultError(f"there are no results in {str(store.root)!r}; run jobs/sweep.py")
+    if options.task is not None:
+        findings = findings.of_task(options.task)
     html = None if options.html is None else local_path(options.html)
     is_for_scripts = options.csv or options.json
     if options.csv:
@@ -117,7 +124,8 @@ def _report(store: ResultStore, options: argparse.Namespace) -> int:
         # Only now: matplotlib takes half a second to load, which the table does not wait for.
         from jobs.reporting.page import DEFAULT_NAME, render_page, write_page
 
-        path = store.root / DEFAULT_NAME if html == _BESIDE_THE_RESULTS else html
+        name = DEFAULT_NAME if options.task is None else f"report-{options.task.replace('/', '-')}.html"
+        path = store.root / name if html == _BESIDE_THE_RESULTS else html
         write_page(render_page(findings).html, path)
         # On stderr beside what a script reads.
         console = text_console(stderr=is_for_scripts)

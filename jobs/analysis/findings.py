@@ -7,18 +7,20 @@ computed when it is first asked for, and once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 import yaml
 
+from evaluators.hints import nearest_name_hint
 from jobs.analysis.differences import Difference, differences_to_full
 from jobs.analysis.summary import ResultSummary, summarize
 from jobs.planning.work import RowKey
+from jobs.results.grouping import task_of
 from jobs.results.planned import planned_rows, planned_table
-from jobs.results.schema import Row
+from jobs.results.schema import ResultError, Row
 from jobs.results.store import ResultStore
 
 _DEFAULT_NAME = "sweep"
@@ -80,6 +82,18 @@ class Findings:
         """Every variant against the full cache, with verdicts."""
         # Resamples every comparison, which takes far longer than the tables: computed only for who shows it.
         return differences_to_full(self.rows)
+
+    def of_task(self, task: str) -> Findings:
+        """The findings of one task alone, of its items that have a row. Raises ResultError for a task that is not there."""
+        tasks = list(map(task_of, self.rows))
+        if task not in tasks:
+            raise ResultError(
+                f"there is no task {task!r} in these results. {nearest_name_hint(task, set(tasks))}"
+            )
+        items = {row["item_id"] for row, name in zip(self.rows, tasks, strict=True) if name == task}
+        keys = None if self.planned is None else tuple(it for it in self.planned if it.item_id in items)
+        taken = self.table.filter(pa.array([name == task for name in tasks]))
+        return replace(self, table=taken, planned=keys)
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:

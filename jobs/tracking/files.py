@@ -126,7 +126,7 @@ def figure_files(pages: Sequence[SettingPage]) -> dict[str, str]:
         prefix = f"{file_name(page.title)}-" if len(pages) > 1 else ""
         panels = [] if page.front is None else [("Pareto front", "", page.front)]
         panels += [(measure, "", panel) for measure, group in page.quality for panel in group]
-        panels += [("memory", " (black: full cache, no context)", panel) for _, panel in page.traces]
+        panels += [("memory", " (black: full cache, no context)", panel) for _, panel in page.traces if panel]
         for measure, explained, panel in panels:
             name = f"{measure.partition(' (')[0]}/{panel.title}".replace(" ", "_")
             title = f"{measure}, {panel.title}{explained}"

@@ -270,6 +270,18 @@ def test_the_headline_comes_last(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "Too few to rank policies by (4 contexts; 50 are needed)." in last
 
 
+def test_one_task_alone_has_a_table_and_a_page_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ResultStore(tmp_path).write_unit("u1", [*rows_of("one"), *rows_of("two")])
+    assert main([str(tmp_path), "--task", "benchmark/two", "--html"]) == 0
+    said = capsys.readouterr().out
+    assert "planned 20 =" in said and "benchmark/two" in said and "benchmark/one" not in said
+    assert [it.name for it in tmp_path.glob("*.html")] == ["report-benchmark-two.html"]
+    assert main([str(tmp_path), "--task", "benchmark/too"]) == 2
+    assert "Did you mean 'benchmark/two'?" in capsys.readouterr().err
+
+
 def test_scripts_get_every_number_and_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

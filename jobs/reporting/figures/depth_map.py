@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from jobs.results.grouping import Setting, setting_of
 from jobs.results.schema import DONE_STATUSES, Row
+from kvmerger.variants import NO_CONTEXT
 
 _NUM_BANDS = 5
 _MAX_DEPTH_PERCENT = 100
@@ -93,12 +94,16 @@ def _map(
     lengths = sorted({length for places in values.values() for _, length in places})
     means = [statistics.fmean(found) for places in values.values() for found in places.values()]
     is_higher_worse = column == "answer_nll"
+    least, most = min(means), max(means)
+    if is_higher_worse and (blank := values.get(NO_CONTEXT)):
+        # What is worse than no context has the deepest tint too, or one such variant would bleach all others.
+        most = max(least, *(statistics.fmean(found) for found in blank.values()))
 
     def cell(found: list[float] | None) -> DepthCell | None:
         if not found:
             return None
         mean = statistics.fmean(found)
-        share = (mean - min(means)) / (max(means) - min(means)) if max(means) > min(means) else 0.0
+        share = min((mean - least) / (most - least), 1.0) if most > least else 0.0
         return DepthCell(mean, len(found), share if is_higher_worse else 1 - share)
 
     panels = tuple(

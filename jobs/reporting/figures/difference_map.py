@@ -5,6 +5,7 @@ A table rather than a picture: every cell has its numbers, and its dot lies on t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -54,23 +55,32 @@ class DifferenceMap:
 
 
 def difference_maps(
-    differences: Sequence[Difference], shown_names: Mapping[tuple[Setting, str], str]
+    differences: Sequence[Difference],
+    shown_names: Mapping[tuple[Setting, str], str],
+    most_nll: float = math.inf,
 ) -> list[DifferenceMap]:
-    """A map per setting and metric, answer NLL first; `shown_names` are the tables' names of variants."""
+    """A map per setting and metric, answer NLL first; `shown_names` are the tables' names of variants.
+
+    `most_nll` is what no context costs more than the full cache, nats per token: farther off a dot becomes an arrow, or one
+    variant would press all others onto 0.
+    """
     keys = dict.fromkeys((it.setting, it.metric.column) for it in differences)
     maps = [
-        _map([it for it in differences if (it.setting, it.metric.column) == key], shown_names) for key in keys
+        _map([it for it in differences if (it.setting, it.metric.column) == key], shown_names, most_nll)
+        for key in keys
     ]
     return sorted((it for it in maps if not it.is_empty), key=lambda it: not it.is_lower_better)
 
 
-def _map(differences: Sequence[Difference], shown_names: Mapping[tuple[Setting, str], str]) -> DifferenceMap:
+def _map(
+    differences: Sequence[Difference], shown_names: Mapping[tuple[Setting, str], str], most_nll: float
+) -> DifferenceMap:
     first = differences[0]
     factor = first.metric.unit_factor
     on_tasks = list(dict.fromkeys(it.task for it in differences if it.task is not None))
     tasks = [*([None] if any(it.task is None for it in differences) else []), *on_tasks]
     # One scale for all cells, so that their dots can be compared down and across; scores have a natural one.
-    reach = _reach(differences) if factor == 1 else factor
+    reach = min(_reach(differences), most_nll) if factor == 1 else factor
     shared = _shared_reasons(differences)
     cells = {
         (it.label, it.task): _cell(it, reach, has_note=(it.task or MACRO) not in shared)
@@ -143,9 +153,13 @@ def _whisker(mean: float, low: float | None, high: float | None, reach: float) -
     middle = _HEIGHT / 2
     line = ""
     if low is not None and high is not None:
-        line = f'<path class="whisker" d="M{x(low)} {middle:g}H{x(high)}"/>'
+        line = f'<path d="M{x(low)} {middle:g}H{x(high)}"/>'
+    dot = f'<circle cx="{x(mean)}" cy="{middle:g}" r="3.2"/>'
+    if abs(mean) > reach:
+        sign = 1 if mean > 0 else -1
+        tip = _WIDTH if mean > 0 else 0
+        line, dot = "", f'<path class="beyond" d="M{tip} {middle:g}l{-sign * 8}-4v8z"/>'
     return Markup(
         f'<svg class="dot" viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-hidden="true">'
-        f'<path class="zero" d="M{_WIDTH / 2:g} 0V{_HEIGHT}"/>{line}'
-        f'<circle cx="{x(mean)}" cy="{middle:g}" r="3.2"/></svg>'
+        f'<path d="M{_WIDTH / 2:g} 0V{_HEIGHT}"/>{line}{dot}</svg>'
     )

@@ -15,7 +15,7 @@ from jobs.analysis.ranking.pareto import pareto_front
 from jobs.reporting.figures.axis import Axis, nice_ticks
 from jobs.reporting.figures.labels import Box, Label, placed
 from jobs.reporting.figures.quality import dodged
-from jobs.reporting.figures.quality_panel import NLL, Point, QualityPanel, shown_range
+from jobs.reporting.figures.quality_panel import NLL, Point, QualityPanel, beyond, shown_range
 from jobs.reporting.figures.style import SeriesStyle, marker_path, page_color
 from jobs.reporting.notation import human_bytes
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
@@ -26,6 +26,7 @@ _REFERENCES = {FULL: ("full cache", ""), FULL_AA: ("", "6 4"), NO_CONTEXT: ("no 
 _WIDE_SHARE = 0.4  # of the full cache: from here on the axis ends at it
 _ROOM = 1.04, 1.2  # beyond the full cache, and beyond policies that hold far less
 _PERCENT = 100
+_ARROW = 20  # between the axis' end and the marker of a point beyond it
 _SIDES = {NLL: "lower is better"}
 
 
@@ -73,7 +74,7 @@ def draw_front(
     shifts = dodged(panel)
     shift = (scales.full_bytes or 0.0) / _PERCENT
     at = {
-        it.label: (scales.x.at(it.held_bytes + shifts[it.label] * shift), scales.y.at(it.mean))
+        it.label: (scales.x.at(it.held_bytes + shifts[it.label] * shift), _height(it, scales))
         for line in panel.lines.values()
         for it in line
     }
@@ -87,6 +88,7 @@ def draw_front(
             for name, line in panel.lines.items()
             for it in line
         ),
+        *(_arrow(at[it.label], it.mean > scales.y.high) for it in beyond(panel)),
         *_names(panel, at, scales, names),
     ]
     title = f"{panel.measure} against bytes held, {panel.title}"
@@ -94,6 +96,22 @@ def draw_front(
         f'<svg class="front-figure" viewBox="0 0 {frame.width} {frame.height}" role="img" font-family="sans-serif" '
         f'font-size="{_TEXT}"><title>{escape(title)}</title><desc>{escape(panel.description)}</desc>'
         f"{''.join(parts)}</svg>"
+    )
+
+
+def _height(it: Point, scales: _Scales) -> float:
+    """Where a point is drawn; with room for an arrow where it lies beyond the axis."""
+    if scales.y.holds(it.mean):
+        return scales.y.at(it.mean)
+    return scales.y.at_edge(it.mean) + (_ARROW if it.mean > scales.y.high else -_ARROW)
+
+
+def _arrow(at: tuple[float, float], is_up: bool) -> str:
+    (x, y), sign = at, -1 if is_up else 1
+    tip = y + sign * (_ARROW - 2)
+    return (
+        f'<path class="beyond" d="M{x:.1f},{y + sign * (_MARKER / 2 + 2):.1f}V{tip:.1f}m-3.5,{-sign * 5}l3.5,{sign * 5}'
+        f'l3.5,{-sign * 5}" fill="none" stroke="var(--ink)" stroke-width="1.4"/>'
     )
 
 
@@ -202,7 +220,7 @@ def _series(
 def _point(it: Point, at: tuple[float, float], style: SeriesStyle, told: str) -> str:
     color, (x, y) = page_color(style), at
     return (
-        f'<g class="point" data-variant="{escape(it.label)}" data-told="{escape(told)}" '
+        f'<g class="point" data-variant="{escape(it.label)}" '
         f'transform="translate({x:.1f} {y:.1f})"><title>{escape(told)}</title>'
         f'<circle r="{_MARKER}" fill="none" pointer-events="all"/>'
         f'<path d="{marker_path(style, _MARKER)}" fill="{color}" stroke="var(--paper)" stroke-width="0.8"/></g>'
@@ -214,23 +232,38 @@ def _names(
 ) -> Iterable[str]:
     """The references' names, then the front's, each only where it covers no other name and no point."""
     half, inside = _MARKER / 2, scales.frame.inside
+    far = beyond(panel)
     points = [Box(x - half, y - half, x + half, y + half) for x, y in at.values()]
+    points += [Box(x - half, y - _ARROW, x + half, y + _ARROW) for x, y in (at[it.label] for it in far)]
     means = [scales.y.at(it.mean) for it in panel.references.values() if scales.y.holds(it.mean)]
     lines = [Box(inside.left, y - 1, inside.right, y + 1) for y in means]
     wanted = [
         _reference_label(panel, scales, label) for label in (FULL, NO_CONTEXT) if label in panel.references
     ]
+    wanted += [Label.beside(_number(it, names), at[it.label], _MARKER, _TEXT) for it in far]
     wanted += [
         Label.beside(names.get(label, label), at[label], _MARKER, _TEXT)
         for label in pareto_front(_losses(panel))
-        if label in at
+        if label in at and label not in {it.label for it in far}
     ]
     found = list(placed(wanted, [*points, *lines], inside))
+    # On a narrow screen there may be room for a number where there is none for its name.
+    said = {text for text, _ in found}
+    numbers = [
+        Label.beside(f"{it.mean:.3g}", at[it.label], _MARKER, _TEXT)
+        for it in far
+        if _number(it, names) not in said
+    ]
+    found += placed(numbers, [*points, *lines, *(box for _, box in found)], inside)
     # Between lines that are close there may be no room: a name on a line can be read, one on another name cannot.
     left = [it for it in wanted if it.text not in {text for text, _ in found}]
     found += placed(left, [*points, *(box for _, box in found)], inside)
     for text, box in found:
         yield _text(text, box.left, box.bottom - 3, "start", halo=True)
+
+
+def _number(it: Point, names: Mapping[str, str]) -> str:
+    return f"{names.get(it.label, it.label)}: {it.mean:.3g}"
 
 
 def _reference_label(panel: QualityPanel, scales: _Scales, label: str) -> Label:

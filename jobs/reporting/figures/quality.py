@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from jobs.reporting.figures.quality_panel import NLL, REFERENCE_DASHES, Point, QualityPanel, shown_range
+from jobs.reporting.figures.quality_panel import (
+    NLL,
+    REFERENCE_DASHES,
+    Point,
+    QualityPanel,
+    beyond,
+    shown_range,
+)
 from jobs.reporting.figures.style import FAINT, INK, SeriesStyle, look, new_panel, to_svg
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
@@ -24,6 +31,7 @@ _SAME_BYTES_PERCENT = (
 )
 _NAME_SHARE = 0.44  # of the panel's width, for "expected_attention (49.9 %)"
 _CLOSE_LINES = 0.15  # of the axis: two names one under the other, with room
+_NUMBER_SHARE = 0.12  # of the panel's width, for "↑ 12.3"
 _ROW_INCHES, _FRAME_INCHES = 0.24, 0.75
 
 
@@ -35,9 +43,11 @@ def draw(panel: QualityPanel, styles: Mapping[str, SeriesStyle], name: str) -> M
         figure, axes = new_panel()
         _draw_references(axes, panel)
         shifts = dodged(panel)
+        ends = shown_range(panel)
         for series, points in panel.lines.items():
-            _draw_line(axes, points, styles[series], [shifts[it.label] for it in points])
+            _draw_line(axes, points, styles[series], [shifts[it.label] for it in points], ends)
         _set_axes(axes, panel)
+        _point_beyond(axes, panel, shifts)
         title = f"{panel.measure} against memory, {panel.title}"
         return to_svg(figure, name, title, panel.description)
 
@@ -102,11 +112,17 @@ def _name_reference(axes: Axes, panel: QualityPanel, label: str) -> None:
     )
 
 
-def _draw_line(axes: Axes, points: Sequence[Point], style: SeriesStyle, shifts: Sequence[float]) -> None:
+def _draw_line(
+    axes: Axes,
+    points: Sequence[Point],
+    style: SeriesStyle,
+    shifts: Sequence[float],
+    ends: tuple[float, float],
+) -> None:
     x = [point.held_percent + shift for point, shift in zip(points, shifts, strict=True)]
     axes.plot(
         x,
-        [point.mean for point in points],
+        [_at_edge(point.mean, ends) for point in points],
         color=style.color,
         marker=style.marker,
         markersize=6.5,
@@ -115,6 +131,28 @@ def _draw_line(axes: Axes, points: Sequence[Point], style: SeriesStyle, shifts: 
     for at, point in zip(x, points, strict=True):
         if point.low is not None and point.high is not None:
             axes.vlines(at, point.low, point.high, color=style.color, linewidth=1.3, alpha=0.8)
+
+
+def _at_edge(value: float, ends: tuple[float, float]) -> float:
+    return min(max(value, ends[0]), ends[1])
+
+
+def _point_beyond(axes: Axes, panel: QualityPanel, shifts: Mapping[str, float]) -> None:
+    """An arrow at the edge for every point beyond the axis, with its number where none stands close by."""
+    ends, width = shown_range(panel), axes.get_xlim()[1]
+    last = -width
+    for it in sorted(beyond(panel), key=lambda point: point.held_percent):
+        x, is_over = it.held_percent + shifts[it.label], it.mean > ends[1]
+        is_free = x - last >= _NUMBER_SHARE * width
+        last = x if is_free else last
+        axes.annotate(
+            f"{'↑' if is_over else '↓'}{f' {it.mean:.3g}' if is_free else ''}",
+            (x, _at_edge(it.mean, ends)),
+            xytext=(5, -2 if is_over else 2),
+            textcoords="offset points",
+            va="top" if is_over else "bottom",
+            fontsize="small",
+        )
 
 
 def _set_axes(axes: Axes, panel: QualityPanel) -> None:
@@ -140,7 +178,7 @@ def draw_dots(panel: QualityPanel, styles: Mapping[str, SeriesStyle], name: str)
         figure.subplots_adjust(left=_NAME_SHARE, right=0.96, bottom=bottom, top=1 - 0.1 / height)
         _draw_upright_references(axes, panel)
         for place, series in enumerate(ordered):
-            _draw_point(axes, points[series], place, styles[series])
+            _draw_point(axes, points[series], place, styles[series], shown_range(panel))
         axes.set_yticks(
             range(len(ordered)),
             [f"{it} ({points[it].held_percent:.1f} %)" for it in ordered],
@@ -159,10 +197,22 @@ def _draw_upright_references(axes: Axes, panel: QualityPanel) -> None:
         axes.axvline(point.mean, color=INK, linestyle=REFERENCE_DASHES[label], linewidth=1.1, alpha=0.75)
 
 
-def _draw_point(axes: Axes, point: Point, place: int, style: SeriesStyle) -> None:
-    if point.low is not None and point.high is not None:
+def _draw_point(axes: Axes, point: Point, place: int, style: SeriesStyle, ends: tuple[float, float]) -> None:
+    mean = _at_edge(point.mean, ends)
+    if mean != point.mean:
+        is_over = point.mean > ends[1]
+        axes.annotate(
+            f"{point.mean:.3g} →" if is_over else f"← {point.mean:.3g}",
+            (mean, place),
+            xytext=(-6 if is_over else 6, 0),
+            textcoords="offset points",
+            ha="right" if is_over else "left",
+            va="center",
+            fontsize="small",
+        )
+    elif point.low is not None and point.high is not None:
         axes.hlines(place, point.low, point.high, color=style.color, linewidth=1.3, alpha=0.8)
-    axes.plot([point.mean], [place], color=style.color, marker=style.marker, markersize=6.5)
+    axes.plot([mean], [place], color=style.color, marker=style.marker, markersize=6.5)
 
 
 def _set_x(axes: Axes, panel: QualityPanel) -> None:

@@ -67,13 +67,14 @@ def shown_range(panel: QualityPanel) -> tuple[float, float]:
     """Where the axis of the measure begins and ends: scores and shares have a scale of their own, NLL goes by the data.
 
     NLL: from the full cache over the policies, with their intervals unless these are far wider than the means lie apart, to
-    no context, which is left out where all others would share less than two fifths of the axis.
+    no context, which is left out where all others would share less than two fifths of the axis. Of policies the smaller part
+    that is worse than no context lies beyond the axis, or one of them would squeeze all others into a corner.
     """
-    points = [point for line in panel.lines.values() for point in line]
     if panel.measure in HIGHEST:
         highest = HIGHEST[panel.measure]
         # Room below 0 and above the highest value, or markers on the edge are cut in half.
-        return min(0.0, *(it.mean for it in points)) - _EDGE * highest, highest * (1 + _EDGE)
+        return -_EDGE * highest, highest * (1 + _EDGE)
+    points = _no_worse_than_no_context(panel)
     points += [panel.references[FULL]] if FULL in panel.references else []
     low, high = min(it.mean for it in points), max(it.mean for it in points)
     span = high - low
@@ -87,6 +88,22 @@ def shown_range(panel: QualityPanel) -> tuple[float, float]:
     # One value has no span: any does, but not one of no width.
     room = _ROOM * (high - low or abs(high) or 1.0)
     return max(0.0, low - room), high + room
+
+
+def beyond(panel: QualityPanel) -> list[Point]:
+    """The policies whose means lie beyond the axis: figures show them at its edge, with an arrow and the number."""
+    low, high = shown_range(panel)
+    return [it for line in panel.lines.values() for it in line if not low <= it.mean <= high]
+
+
+def _no_worse_than_no_context(panel: QualityPanel) -> list[Point]:
+    """Policies that decide where an axis of NLL ends: all of them where most are worse than no context, or none is known."""
+    points = [point for line in panel.lines.values() for point in line]
+    if NO_CONTEXT not in panel.references:
+        return points
+    worst = max(panel.references[it].mean for it in (FULL, NO_CONTEXT) if it in panel.references)
+    inside = [it for it in points if it.mean <= worst]
+    return inside if len(inside) * 2 >= len(points) else points
 
 
 def task_panel(task: TaskSummary, measure: str, name_of: NameOf) -> QualityPanel | None:

@@ -60,8 +60,8 @@ _SHOWN_COLUMNS = ("trace", "prediction", "answers", "prompt_tail", "item_metadat
 _CELLS_OF_A_SCREEN = 15  # of the table of differences, about: larger ones are folded
 _DEPTHS_OF_A_SCREEN = 6  # maps over depth side by side
 _MAX_MESSAGE_CHARS = 2000
-_MOST_ITEMS = 2000  # of the list of all items: about a megabyte, which a browser opens at once
-_MOST_LISTED_CHARS = 160  # of an answer in that list; the worst items have theirs whole
+_MOST_ITEMS = 1500  # of the list of all items: about 700 KB, which a browser opens at once
+_MOST_LISTED_CHARS = 120  # of an answer in that list; the worst items have theirs whole
 _COLUMNS_OF_A_PAGE = 6  # of the table of differences; what is wider is cut off in print
 
 

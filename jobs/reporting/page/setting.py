@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,8 +30,11 @@ from jobs.reporting.figures.style import SeriesStyle, legend, series_styles
 from jobs.reporting.notation import setting_in_words, shown_label, shown_name
 from jobs.reporting.page.choice import Choice
 from jobs.reporting.page.ranked import RankedTable, ranked_table
-from jobs.results.grouping import Setting, setting_of, task_of
+from jobs.results.grouping import Setting, grouped, setting_of, task_of
 from jobs.results.schema import Row
+from kvmerger.variants import FULL, NO_CONTEXT
+
+_MOST_DRAWN = 200  # variants times tasks of the figures of single tasks: some 3 KB each
 
 _Intervals = Mapping[str, Mapping[str, Interval]]
 
@@ -45,7 +49,10 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class SettingPage:
-    """The parts of one setting. `front` and `narrow_front` are one figure in two shapes; `swatches` and `names`: by label."""
+    """The parts of one setting. `front` and `narrow_front` are one figure in two shapes; `swatches` and `names`: by label.
+
+    `has_beyond`: a policy lies beyond the front's axis. `is_drawn_by_task`: no task was too many for figures of its own.
+    """
 
     title: str
     tasks: tuple[TaskSummary, ...]
@@ -53,14 +60,16 @@ class SettingPage:
     ranked: RankedTable | None
     front: Panel | None
     narrow_front: Markup | None
+    has_beyond: bool
     swatches: Mapping[str, Markup]
     names: Mapping[str, str]
     choice: Choice | None
     heat: list[HeatMap]
     legend: list[tuple[str, Markup]]
+    is_drawn_by_task: bool
     quality: list[tuple[str, list[Panel]]]
     differences: list[DifferenceMap]
-    traces: list[tuple[memory_trace.TracePanel, Panel]]
+    traces: list[tuple[memory_trace.TracePanel, Panel | None]]
     depth: list[depth_map.DepthMap]
     losses: list[PolicyLosses]
     items: ItemList
@@ -91,6 +100,7 @@ def setting_page(
     front = front_labels(panel) if panel else frozenset()
     ranked = ranked_table(tasks, means, rows, differences, intervals, front)
     swatches = dict(legend(styles))
+    drawn = tasks if sum(len(it.variants) for it in tasks) <= _MOST_DRAWN or len(tasks) == 1 else ()
     order = {line.label: line.name for line in ranked.policies} if ranked else {}
     return SettingPage(
         title=setting_in_words(setting),
@@ -99,6 +109,7 @@ def setting_page(
         ranked=ranked,
         front=Panel(panel.title, draw_front(panel, styles, ranked.told, names)) if panel and ranked else None,
         narrow_front=draw_front(panel, styles, ranked.told, names, NARROW) if panel and ranked else None,
+        has_beyond=panel is not None and bool(quality_panel.beyond(panel)),
         swatches={
             it.label: swatches[series_name(it)] for task in tasks for it in task.variants if it.label in order
         },
@@ -106,9 +117,10 @@ def setting_page(
         choice=choice,
         heat=heat_maps(tasks, differences, order),
         legend=list(swatches.items()),
-        quality=_quality(tasks, means, intervals, styles, f"s{index}"),
-        differences=difference_maps(differences, named),
-        traces=_traces(tasks, rows, styles, f"s{index}"),
+        is_drawn_by_task=drawn == tasks,
+        quality=_quality(tasks, drawn, means, intervals, styles, f"s{index}"),
+        differences=difference_maps(differences, named, _most_nll(tasks)),
+        traces=_traces(tasks, drawn, rows, styles, f"s{index}"),
         depth=depth_map.depth_maps(rows, named),
         losses=worst_items(rows),
         items=item_list(rows, most_items),
@@ -130,25 +142,37 @@ def _front_panel(
     return None
 
 
+def _most_nll(tasks: Sequence[TaskSummary]) -> float:
+    """What no context costs more than the full cache on the task where that is most, nats per token."""
+    nll = [{it.label: it.answer_nll.mean for it in task.variants if it.answer_nll} for task in tasks]
+    worths = [it[NO_CONTEXT] - it[FULL] for it in nll if NO_CONTEXT in it and FULL in it]
+    return max((it for it in worths if it > 0), default=math.inf)
+
+
 def _label(it: Kept) -> str:
     return it.label  # unique, as the names of variants that are known by their outcome need not be
 
 
 def _quality(
     tasks: Sequence[TaskSummary],
+    drawn_tasks: Sequence[TaskSummary],
     means: Sequence[MacroMean],
     intervals: _Intervals,
     styles: dict[str, SeriesStyle],
     prefix: str,
 ) -> list[tuple[str, list[Panel]]]:
-    """(measure, its panels): the mean over tasks first. What is recovered has no interval, so tasks show NLL itself."""
+    """(measure, its panels): the mean over `tasks` first, then `drawn_tasks`. What is recovered has no interval:
+    tasks show NLL itself.
+    """
     groups = []
     for measure, column in (
         (quality_panel.RECOVERED, None),
         (quality_panel.NLL, "answer_nll"),
         (quality_panel.SCORE, "score"),
     ):
-        on_tasks = [quality_panel.task_panel(it, measure, shown_label) for it in tasks if column is not None]
+        on_tasks = [
+            quality_panel.task_panel(it, measure, shown_label) for it in drawn_tasks if column is not None
+        ]
         of_means = intervals.get(column or "", {})
         macro = quality_panel.macro_panel(tasks, means, measure, of_means, shown_label)
         panels = [it for it in (macro, *on_tasks) if it is not None]
@@ -162,13 +186,25 @@ def _quality(
 
 
 def _traces(
-    tasks: Sequence[TaskSummary], rows: Sequence[Row], styles: dict[str, SeriesStyle], prefix: str
-) -> list[tuple[memory_trace.TracePanel, Panel]]:
+    tasks: Sequence[TaskSummary],
+    drawn_tasks: Sequence[TaskSummary],
+    rows: Sequence[Row],
+    styles: dict[str, SeriesStyle],
+    prefix: str,
+) -> list[tuple[memory_trace.TracePanel, Panel | None]]:
+    """Every task's numbers, with the figures of `drawn_tasks`, or of the longest item alone where there are none."""
+    by_task = grouped(rows, task_of)
+    found = [memory_trace.trace_panel(task, by_task.get(task.task, ()), shown_name) for task in tasks]
+    panels = [it for it in found if it is not None]
+    longest = max(panels, key=lambda it: it.context_tokens, default=None)
+    drawn = {it.task for it in drawn_tasks} or {longest.task if longest else ""}
     # Numbers in the names, since the ids inside each SVG are made from it and must be unique on the page.
-    drawn = []
-    for number, task in enumerate(tasks):
-        panel = memory_trace.trace_panel(task, [row for row in rows if task_of(row) == task.task], shown_name)
-        if panel is not None:
-            svg = memory_trace.draw(panel, styles, f"{prefix} trace {number}")
-            drawn.append((panel, Panel(panel.task, svg)))
-    return drawn
+    return [
+        (
+            it,
+            Panel(it.task, memory_trace.draw(it, styles, f"{prefix} trace {number}"))
+            if it.task in drawn
+            else None,
+        )
+        for number, it in enumerate(panels)
+    ]

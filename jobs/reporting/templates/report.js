@@ -7,7 +7,9 @@
   const keyOf = (row, column, isText) => {
     const cell = row.cells[column];
     if (isText) return (cell.dataset.value ?? cell.textContent).trim();
-    return cell.dataset.value === undefined ? null : Number(cell.dataset.value);
+    // Where the cell has no value of its own, the number that it shows, if it shows one.
+    const text = cell.dataset.value ?? cell.textContent.trim();
+    return text === "" || Number.isNaN(Number(text)) ? null : Number(text);
   };
 
   // By its numbers, decimals included: item 10 after item 2, and @0.25 before @0.5.
@@ -53,9 +55,12 @@
     const bar = list.querySelector(".filters");
     const controls = all(bar, "[data-filter]"), rows = all(list, "tbody.sorted tr");
     const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
+    // Not an attribute of every row, which would be a fifth of the list's bytes: tasks and outcomes stand in the cells.
+    const columns = new Map(all(list, "th[data-column]").map((head) => [head.dataset.column, head.cellIndex]));
     const isWanted = (row) => controls.every(({ value, dataset: { filter } }) => {
       if (value === "") return true;
-      return filter === "text" ? texts.get(row).includes(value.toLowerCase()) : row.dataset[filter] === value;
+      if (filter === "text") return texts.get(row).includes(value.toLowerCase());
+      return value === (columns.has(filter) ? row.cells[columns.get(filter)].textContent : row.dataset[filter]);
     });
     const apply = () => {
       for (const row of rows) row.hidden = !isWanted(row);

@@ -57,6 +57,16 @@ def test_the_worst_cell_has_the_deepest_tint_whichever_way_the_measure_runs() ->
         assert first is not None and last is not None and (first.tint, last.tint) == (1.0, 0.0)
 
 
+def test_a_variant_worse_than_no_context_bleaches_nobody() -> None:
+    rows = [
+        row_at(index, 10, 512, variant=label, answer_nll=nll)
+        for index, (label, nll) in enumerate({"full": 1.0, "no_context": 3.0, "a": 2.0, "b": 41.0}.items())
+    ]
+    (found,) = depth_maps(rows, {})
+    tints = {it.label: cell.tint for it in found.panels if (cell := it.cells[0][0])}
+    assert tints == {"full": 0.0, "no_context": 1.0, "a": 0.5, "b": 1.0}
+
+
 def test_failed_rows_and_items_without_a_depth_are_left_out() -> None:
     assert depth_maps([row_at(0, 10, 512, status=FAILED), row_at(1, 10, 512, item_metadata=None)], {}) == []
     assert depth_maps([row_at(0, 10, 512, item_metadata='{"length_tokens": 3}')], {}) == []

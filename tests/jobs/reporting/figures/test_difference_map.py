@@ -64,4 +64,14 @@ def test_differences_that_are_all_equal_have_no_interval(seed: int) -> None:
     for label, mean in (("snapkv@0.5", "-100.0"), (FULL_AA, "0.0")):
         (cell,) = dict(score.rows)[label]
         assert cell is not None and shown_difference(cell.metric, cell.interval) == (mean, NO_SPREAD)
-        assert "whisker" not in cell.drawing
+        assert cell.drawing.count("<path") == 1
+
+
+def test_a_loss_beyond_no_context_is_an_arrow_and_presses_nobody_onto_0(seed: int) -> None:
+    rows = make_sweep_rows(random.Random(seed), {"a@0.5": 0.5, "b@0.1": 0.1}, ["b/t"], 10)
+    far = [row | {"answer_nll": row["answer_nll"] + 40 * (row["variant"] == "b@0.1")} for row in rows]
+    nll, _ = difference_maps(differences_to_full(far), {}, 2.0)
+    drawings = {label: cells[0].drawing for label, cells in nll.rows if cells[0]}
+    assert 'class="beyond"' in drawings["b@0.1"] and "circle" not in drawings["b@0.1"]
+    near = re.search(r'<circle cx="([\d.]+)"', drawings["a@0.5"])
+    assert near and float(near[1]) > 65  # of 120, 60 being 0

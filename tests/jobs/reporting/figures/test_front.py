@@ -9,7 +9,14 @@ import pytest
 from jobs.analysis.summary import summarize
 from jobs.reporting.figures.front import NARROW, WIDE, Frame, draw_front, front_labels
 from jobs.reporting.figures.labels import Box, width_of
-from jobs.reporting.figures.quality_panel import NLL, SCORE, QualityPanel, shown_range, task_panel
+from jobs.reporting.figures.quality_panel import (
+    NLL,
+    SCORE,
+    QualityPanel,
+    beyond,
+    shown_range,
+    task_panel,
+)
 from jobs.reporting.figures.style import series_styles
 from tests.fakes.rows import INT4, make_sweep_rows, with_forms
 
@@ -98,6 +105,31 @@ def test_no_context_far_away_does_not_squeeze_the_policies(seed: int) -> None:
     means = [it.mean for line in panel.lines.values() for it in line] + [panel.references["full"].mean]
     assert low <= min(means) and max(means) <= high < 10
     assert any(text.startswith("no context: 52") and "above" in text for text, _ in texts_of(drawn(panel)))
+
+
+@pytest.mark.parametrize("frame", [WIDE, NARROW])
+def test_a_policy_far_worse_than_no_context_does_not_squeeze_the_others(frame: Frame, seed: int) -> None:
+    panel = panel_of(seed, **{"tova@0.5": 40.0, "int4": 30.0})
+    assert {it.label for it in beyond(panel)} == {"tova@0.5", "int4"}
+    assert shown_range(panel) == shown_range(panel_of(seed, **{"tova@0.5": 80.0, "int4": 90.0}))
+    low, high = shown_range(panel)
+    assert low < panel.references["full"].mean < panel.references["no_context"].mean < high < 10
+    svg = drawn(panel, frame)
+    places = {
+        it.attrib["data-variant"]: float(it.attrib["transform"].split()[1][:-1])
+        for it in svg.iter("g")
+        if it.attrib.get("class") == "point"
+    }
+    # Both stand at the end of the axis, with an arrow each; one number at least has room there.
+    assert min(places.values()) == places["tova@0.5"] == places["int4"] < frame.inside.top + 30
+    assert sum(it.attrib.get("class") == "beyond" for it in svg.iter("path")) == 2
+    told = [text for text, _ in texts_of(svg)]
+    assert any(re.fullmatch(r"((tova@0.5|int4) named: )?[34]\d(\.\d)?", text) for text in told)
+
+
+def test_where_most_are_worse_than_no_context_the_axis_is_theirs(seed: int) -> None:
+    panel = panel_of(seed, **dict.fromkeys((*POLICIES, "int4"), 40.0))
+    assert beyond(panel) == [] and shown_range(panel)[1] > 40
 
 
 def test_scores_keep_their_scale(seed: int) -> None:

@@ -7,7 +7,16 @@ import pytest
 
 from jobs.analysis.summary import series_names, summarize
 from jobs.reporting.figures.quality import dodged, draw
-from jobs.reporting.figures.quality_panel import NLL, RECOVERED, SCORE, QualityPanel, macro_panel, task_panel
+from jobs.reporting.figures.quality_panel import (
+    NLL,
+    RECOVERED,
+    SCORE,
+    QualityPanel,
+    beyond,
+    macro_panel,
+    shown_range,
+    task_panel,
+)
 from jobs.reporting.figures.style import series_styles
 from jobs.reporting.notation import shown_label
 from jobs.results.schema import Row
@@ -120,3 +129,28 @@ def test_a_form_larger_than_what_it_stands_for_is_drawn_where_it_is(seed: int) -
     panel = panel_of(seed, {"mine": 1.0, "a@0.5": 0.5}, {"mine": large})
     assert panel.lines["mine"][0].held_percent == pytest.approx(150)
     assert ">150</text>" in svg_of(panel) or ">140</text>" in svg_of(panel)
+
+
+@pytest.mark.parametrize("measure", [NLL, RECOVERED])
+def test_what_lies_beyond_the_axis_stands_at_its_edge_with_its_number(measure: str, seed: int) -> None:
+    far = {**POLICIES, "c@0.6": 0.6}
+    rows = make_sweep_rows(random.Random(seed), far, ["b/t", "b/u"], 5)
+    rows = [row | {"answer_nll": row["answer_nll"] + 40 * (row["variant"] == "c@0.6")} for row in rows]
+    summary = summarize(rows)
+    means = summary.macro_means(summary.settings()[0])
+    panel = macro_panel(summary.tasks, means, measure, {}, shown_label)
+    assert panel is not None
+    (point,) = beyond(panel)
+    low, high = shown_range(panel)
+    assert point.label == "c@0.6" and high - low < 10
+    svg = draw(panel, series_styles(series_names(summary.tasks)), "a")
+    assert f"{'↑' if measure == NLL else '↓'} {point.mean:.3g}<" in svg
+
+
+def test_a_policy_of_one_budget_beyond_the_axis_has_its_number_in_its_row(seed: int) -> None:
+    rows = make_sweep_rows(random.Random(seed), {"a@0.5": 0.5, "b@0.5": 0.5, "c@0.5": 0.5}, ["b/t"], 5)
+    rows = [row | {"answer_nll": row["answer_nll"] + 40 * (row["variant"] == "c@0.5")} for row in rows]
+    panel = task_panel(summarize(rows).tasks[0], NLL, shown_label)
+    assert panel is not None
+    (point,) = beyond(panel)
+    assert f"{point.mean:.3g} →" in draw(panel, series_styles(panel.lines), "a")

@@ -15,7 +15,7 @@ import pytest
 from jobs.analysis.findings import Findings
 from jobs.analysis.summary import summarize
 from jobs.planning.work import RowKey
-from jobs.reporting.page import TEMPLATES, render_page, rendering, write_page
+from jobs.reporting.page import TEMPLATES, render_page, rendering, setting, write_page
 from jobs.results.schema import FAILED, RESULT_SCHEMA, Row
 from jobs.results.store import ResultStore
 from tests.fakes.rows import make_row, make_sweep_rows
@@ -159,6 +159,18 @@ def test_a_list_that_is_too_long_says_what_is_not_there(seed: int, monkeypatch: 
     monkeypatch.setattr(rendering, "_MOST_ITEMS", 10)
     text = Page(html_of(sweep(seed))).text
     assert "10 of 24 rows" in text and "14 rows are not on this page" in text
+
+
+def test_many_tasks_have_the_figures_of_their_mean_and_say_how_to_see_one(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = Page(html_of(sweep(seed)))
+    monkeypatch.setattr(setting, "_MOST_DRAWN", 10)
+    many = Page(html_of(sweep(seed)))
+    assert "--task" not in few.text and "sweep.py report RESULTS --task" in many.text
+    # Of two tasks: no figure of answer NLL, of the score and of the memory of one of them; all numbers stay.
+    assert few.tags["figure"] - many.tags["figure"] == 5
+    assert few.tags["td"] == many.tags["td"]
 
 
 def test_passwords_in_addresses_stay_out(seed: int) -> None:
