@@ -26,7 +26,15 @@ from kvmerger.engine.compress import (
     compress_all,
     empty_prefix,
 )
-from kvmerger.engine.groups import Group, by_bytes, by_rows, expected_bytes, plannable_bytes, tail_bytes
+from kvmerger.engine.groups import (
+    Group,
+    by_bytes,
+    by_rows,
+    expected_bytes,
+    labels_without_kernels,
+    plannable_bytes,
+    tail_bytes,
+)
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits, another_bucket
 from kvmerger.models.loading import LoadedModel
@@ -48,7 +56,13 @@ def run_fused(
     """Prefill once, compress for every variant, answer together. See `Engine.run`."""
     run = _with_room(partial(FusedRun.start, model, limits, prompt, variants, seed, graphs), model, graphs)
     labels = [NO_CONTEXT, *(variant.label for variant in run.variants)]
-    groups = by_rows(labels, len(prompt.questions), limits.max_rows)
+    # One row that is decoded to be read, and no step of its batch could be recorded: it gets a batch of its own.
+    apart = labels_without_kernels(run.variants) if graphs else frozenset()
+    groups = [
+        part
+        for group in by_rows(labels, len(prompt.questions), limits.max_rows)
+        for part in group.parted(apart)
+    ]
     # The A/A row comes last: it is compared with the full row of a batch in another bucket.
     run.answer_all(groups)
     run.answer_references(groups[0].bucket)

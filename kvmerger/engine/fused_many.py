@@ -27,6 +27,7 @@ from kvmerger.engine.groups import (
     by_rows,
     expected_bytes,
     labels_that_act,
+    labels_without_kernels,
     plannable_bytes,
     prompts_together,
     tail_bytes,
@@ -73,8 +74,8 @@ class _Many:
     graphs: StepGraphs | None
     joining: dict[int, list[Group]] = field(default_factory=dict)
     """Of each sound prompt, the groups that decode with those of other prompts: at least one, since no context acts."""
-    acting: dict[int, list[Group]] = field(default_factory=dict)
-    """And those that decode by themselves."""
+    apart: dict[int, list[Group]] = field(default_factory=dict)
+    """And those that decode by themselves: what acts, and what is decoded to be read."""
     outcomes: dict[int, Outcomes] = field(default_factory=dict)
     troubles: dict[int, Trouble] = field(default_factory=dict)
 
@@ -87,22 +88,22 @@ class _Many:
             self.troubles[number] = Trouble.of("engine", error)
 
     def admit(self, number: int) -> None:
-        """Check a prompt, and part its groups by whether their variants act: those it has alone, with buckets and places.
+        """Check a prompt, and part its groups, with buckets and places as when alone: some join other prompts.
 
         Raises:
             InvalidPromptError: the prompt cannot be run on this model.
         """
         prompt = self.prompts[number]
         prompt.check(self.model.info.max_positions, self.model.info.vocab_size)
-        acting = labels_that_act(self.variants, prompt_seed(prompt.context_ids, self.seed))
+        apart = labels_that_act(self.variants, prompt_seed(prompt.context_ids, self.seed))
+        if self.graphs:
+            # One row that is decoded to be read, and no step of its batch could be recorded.
+            apart |= labels_without_kernels(self.variants)
         labels = [NO_CONTEXT, *(variant.label for variant in self.variants)]
         groups = by_rows(labels, len(prompt.questions), self.limits.max_rows)
-        for groups_by_prompt, is_acting in ((self.joining, False), (self.acting, True)):
-            parts = (
-                group.part([label for label in group.place_by_label if (label in acting) == is_acting])
-                for group in groups
-            )
-            groups_by_prompt[number] = [part for part in parts if part.place_by_label]
+        parts = [part for group in groups for part in group.parted(apart)]
+        self.apart[number] = [part for part in parts if apart.issuperset(part.place_by_label)]
+        self.joining[number] = [part for part in parts if part not in self.apart[number]]
 
     def all_outcomes(self, number: int) -> Outcomes:
         """Every row of a prompt, once: those it has no outcome for have failed as it did."""
@@ -174,7 +175,7 @@ class _Many:
         self._answer_references(runs, groups, num_rows)
         for number, run in runs.items():
             if number not in self.troubles:
-                self.guard(number, partial(run.answer_all, self.acting[number]))
+                self.guard(number, partial(run.answer_all, self.apart[number]))
 
     def _answer_references(
         self, runs: Mapping[int, FusedRun], groups: Mapping[int, Sequence[Group]], taken: int

@@ -7,7 +7,7 @@ how much memory there happened to be.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,7 +15,7 @@ from itertools import accumulate
 import torch
 
 from kvmerger.budget import LayerBytes, LikeVariant, label_referred_to, num_slots_for
-from kvmerger.building import Variant, in_slots, layer_bytes, spends_bytes
+from kvmerger.building import Variant, form_of, in_slots, layer_bytes, spends_bytes
 from kvmerger.byte_counts import ByteCount
 from kvmerger.device import available_bytes
 from kvmerger.generation import Prompt
@@ -41,6 +41,14 @@ class Group:
     def part(self, labels: Sequence[str]) -> Group:
         """Only these labels, where they are."""
         return Group({label: self.place_by_label[label] for label in labels}, self.bucket)
+
+    def parted(self, apart: Collection[str]) -> list[Group]:
+        """The labels that are not ``apart``, and those that are; a group for each that there are."""
+        both = [
+            [label for label in self.place_by_label if (label in apart) == is_apart]
+            for is_apart in (False, True)
+        ]
+        return [self.part(labels) for labels in both if labels]
 
     def halves(self) -> tuple[Group, Group]:
         """The first half of at least two labels, and the others."""
@@ -181,11 +189,26 @@ def _most_slots(
 
 def labels_that_act(variants: Sequence[Variant], prompt_seed: int) -> frozenset[str]:
     """Of variants that act while they answer, and of those whose budget is like such a one's, however far."""
-    acting = {variant.label for variant in variants if _acts(variant, prompt_seed)}
+    return _with_followers(variants, {it.label for it in variants if _acts(it, prompt_seed)})
+
+
+def labels_without_kernels(variants: Sequence[Variant]) -> frozenset[str]:
+    """Of variants whose form no kernel reads, and of those whose budget is like such a one's, however far."""
+    return _with_followers(variants, {it.label for it in variants if _has_no_kernel(it)})
+
+
+def _with_followers(variants: Sequence[Variant], labels: set[str]) -> frozenset[str]:
     for variant in variants:  # each comes after the one it is like
-        if label_referred_to(variant.budget) in acting:
-            acting.add(variant.label)
-    return frozenset(acting)
+        if label_referred_to(variant.budget) in labels:
+            labels.add(variant.label)
+    return frozenset(labels)
+
+
+def _has_no_kernel(variant: Variant) -> bool:
+    # What a user's form raises fails its own row, when it is compressed.
+    with suppress(Exception):
+        return (form := form_of(variant.policy)) is not None and form.layouts() is None
+    return False
 
 
 def _acts(variant: Variant, prompt_seed: int) -> bool:
