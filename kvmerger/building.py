@@ -88,6 +88,13 @@ def build(name: str, params: Mapping[str, Any], budget: AskedBudget | None = Non
             raise
         except (TypeError, ValueError) as error:
             raise VariantError(f"{part} cannot be made with {own}: {error}") from error
+        except Exception as error:
+            if ":" not in part:
+                raise
+            # A user's own `__post_init__` may raise anything.
+            raise VariantError(
+                f"{part} cannot be made with {own}: {type(error).__name__}: {error}; mend it there"
+            ) from error
     assert policy is not None, "a name has at least one part"
     return policy
 

@@ -22,9 +22,16 @@ def words_of_path(path: str) -> tuple[str, str]:
     """Module and class of a ``module:Class``.
 
     Raises:
-        VariantError: one of them has no name.
+        VariantError: one of them has no name, or the module is written as a file's path.
     """
     module, _, name = path.partition(":")
+    file = re.split(r"[\\/]", module)[-1]
+    stem = file.removesuffix(".py")
+    if stem != module and stem.strip(".") and name:
+        where = "" if file == module else ", and put its folder on PYTHONPATH, or the settings beside it"
+        raise VariantError(
+            f"{path!r} is a file, which is named without its folder and ending: write {f'{stem}:{name}'!r}{where}"
+        )
     if not (name and all(module.split("."))):
         raise VariantError(
             f"{path!r} names no class: write the file's name before it, as in my_module:MyClass"

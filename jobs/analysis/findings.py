@@ -22,6 +22,7 @@ from jobs.results.grouping import task_of
 from jobs.results.planned import planned_rows, planned_table
 from jobs.results.schema import ResultError, Row
 from jobs.results.store import ResultStore
+from jobs.settings.file import parsed
 
 _DEFAULT_NAME = "sweep"
 
@@ -99,7 +100,7 @@ class Findings:
     def settings(self) -> Mapping[str, Any]:
         """The stored settings; empty when there are none, or none that are YAML."""
         try:
-            loaded = yaml.safe_load(self.settings_yaml)
+            loaded = parsed(self.settings_yaml)
         except yaml.YAMLError:
             return {}  # an edited file must not keep anybody from a report of sound rows
         return loaded if isinstance(loaded, Mapping) else {}

@@ -42,7 +42,7 @@ def yielded(
 
     Raises:
         ChildDiedError: the process died, or took longer than `limit_s` for a value.
-        Exception: what the function raised: errors of our packages as they are, any other as a RuntimeError with its trace.
+        Exception: what the function raised: errors of our packages as they are, any other as a RuntimeError, whose note is its trace.
     """
     ours, its = multiprocessing.Pipe()
     program = _PROGRAM.format(path=sys.path, handle=its.fileno())
@@ -97,7 +97,10 @@ def _portable(error: Exception) -> Exception:
     """The error, or a stand-in for one whose class may lie in a module that the parent must not import."""
     if type(error).__module__.partition(".")[0] in ("jobs", "kvmerger", "evaluators"):
         return error
-    return RuntimeError("".join(traceback.format_exception(error)))
+    instead = RuntimeError(f"{type(error).__name__}: {error}")
+    # As a note, which a stack shows and a message does not.
+    instead.add_note("".join(traceback.format_exception(error)))
+    return instead
 
 
 def _death(code: int) -> str:

@@ -16,6 +16,7 @@ from jobs.console.addresses import hidden_in, without_passwords
 from jobs.reporting.notation import shown_device
 from jobs.results.grouping import Setting, grouped, prefill_of, setting_of
 from jobs.results.schema import DONE_STATUSES, Row
+from jobs.settings.file import parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +65,10 @@ def run_facts(findings: Findings) -> RunFacts:
 def shown_settings(settings_yaml: str) -> str:
     """Stored settings as they may be shown around: without passwords."""
     try:
-        settings = yaml.safe_load(settings_yaml)
+        settings = parsed(settings_yaml)
         hidden = hidden_in(settings)
     # An edited file, or one nested too deep to be gone through.
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, RecursionError):
         return without_passwords(settings_yaml)
     # As it was written, save where it cannot stay: an address may be folded over several lines.
     return (

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from jobs.console.addresses import shown_address
 from jobs.results.schema import ResultError
 from jobs.results.store import ResultStore
+from jobs.settings.file import parsed
 from jobs.settings.schema import Settings
 from jobs.tracking.tracker import NullTracker, SweepReport
 
@@ -59,6 +60,6 @@ def mark_delivered(store: ResultStore, is_delivered: bool) -> None:
 def _settings_of(store: ResultStore) -> Settings | None:
     """The settings a night was run with; None if this version cannot read them."""
     try:
-        return Settings.model_validate(yaml.safe_load(store.read_settings_text()))
+        return Settings.model_validate(parsed(store.read_settings_text()))
     except (ValidationError, ResultError, yaml.YAMLError):
         return None

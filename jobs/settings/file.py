@@ -75,7 +75,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     """
     text = _read_text(path)
     try:
-        raw = yaml.load(text, Loader=_UniqueKeyLoader)
+        raw = parsed(text, _UniqueKeyLoader)
     except _RepeatedKeyError as error:
         raise SettingsError(f"{path}: {error}; keep one") from error
     except yaml.YAMLError as error:
@@ -83,6 +83,23 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise SettingsError(f"{path} should hold keys and values, got {raw!r}")
     return raw
+
+
+def parsed(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """What a YAML text holds; whatever is wrong with it is a `yaml.YAMLError`, or the loader's own error.
+
+    PyYAML itself raises all sorts for dates that are none, numbers of too many digits, nesting too deep and wrong tags.
+    """
+    try:
+        return yaml.load(text, Loader=loader)
+    except (yaml.YAMLError, _RepeatedKeyError):
+        raise
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deep") from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise yaml.YAMLError(
+            f"a value cannot be read ({type(error).__name__}: {error}); put it in quotes"
+        ) from error
 
 
 def yaml_fault(error: yaml.YAMLError) -> str:
@@ -154,7 +171,7 @@ def _yaml_names(folder: Path) -> list[str]:
 
 def _read_value(text: str, override: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return parsed(text)
     except yaml.YAMLError as error:
         raise SettingsError(
             f"--set {override!r}: the value {text!r} is not valid YAML: {yaml_fault(error)}"

@@ -8,17 +8,15 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-import sys
-import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 from kvmerger.cache.forms import registry as forms
 from kvmerger.cache.forms.base import Form
-from kvmerger.names import VariantError, nearest, words_of_path
+from kvmerger.names import VariantError, nearest
 from kvmerger.policies.base import Policy
+from kvmerger.policies.own_modules import attribute_at
 from kvmerger.variant_names import ALIASES
 
 PolicyClass = TypeVar("PolicyClass", bound=type[Policy])
@@ -187,14 +185,7 @@ def imported_class(name: str, base: type, kind: str) -> type[Any]:
     Raises:
         VariantError: it cannot be imported, or is none, with the import's own error; or there is no such path.
     """
-    module_name, class_name = words_of_path(name)
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    # A user's code runs here. What else it raises is a bug of its own, and its traceback says more than we could.
-    except (ImportError, AttributeError) as error:
-        raise VariantError(
-            f"{kind} {name!r} cannot be imported: {_why_not_imported(error, module_name, class_name)}"
-        ) from error
+    found = attribute_at(name, kind)
     if not (isinstance(found, type) and issubclass(found, base)):
         is_form = isinstance(found, type) and issubclass(found, Form)
         remedy = f": it is a form, so write snapkv+{name}, or full+{name} for every slot" if is_form else ""
@@ -207,26 +198,6 @@ def _likely(name: str) -> str:
     near = nearest(name, [*names(), *wrapper_names(), *forms.names(), *ALIASES])
     module_name, dot, class_name = name.rpartition(".")
     return f" (did you mean '{module_name}:{class_name}'?)" if dot and not near else near
-
-
-def _why_not_imported(error: ImportError | AttributeError, module_name: str, class_name: str) -> str:
-    """What is missing, and where: the module itself, the class in it, or what the module's own lines ask for."""
-    is_itself = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
-    if is_itself:
-        return f"{error}; is its folder on PYTHONPATH?"
-    frames = traceback.extract_tb(error.__traceback__)
-    # The machinery of imports stands between ours and the module's lines.
-    own = [
-        it
-        for it in frames[1:]
-        if not it.filename.startswith("<frozen ") and it.filename != importlib.__file__
-    ]
-    if own:
-        where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}"
-        if isinstance(error, ModuleNotFoundError):
-            return f"{where}, imports {error.name!r}, which is not installed"
-        return f"{where}: {error}"
-    return f"{error}{nearest(class_name, vars(sys.modules[module_name]))}"
 
 
 # An import that fails is not cached: it is tried, and raises, again.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import importlib.metadata
 import inspect
 import json
@@ -21,6 +20,7 @@ from typing import Any
 
 from kvmerger.names import VariantError, nearest, words_of_path
 from kvmerger.nested import top_module
+from kvmerger.policies import own_modules
 
 PACKAGE = "kvpress"
 INSTALL = "pip install --no-deps kvpress==0.5.5 datasets fire"
@@ -56,7 +56,10 @@ def found_at(path: str) -> object | None:
         module = imported(module_name)
     except ImportError:
         return None  # whoever looks for a policy there says so better
-    found = getattr(module, name, None)
+    try:
+        found = getattr(module, name, None)
+    except Exception:  # noqa: BLE001 - a module's own `__getattr__` may raise anything: told where a policy is looked for
+        return None
     if is_press(found):
         return found
     if top_module(path) == PACKAGE:
@@ -76,7 +79,7 @@ def imported(module_name: str) -> Any:
     """
     try:
         with _attention_left_alone():
-            return importlib.import_module(module_name)
+            return own_modules.imported(module_name)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in _INSTALLED:

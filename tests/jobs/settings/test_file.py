@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from jobs.settings.errors import SettingsError
-from jobs.settings.file import SHIPPED_CONFIGS, apply_overrides, settings_file, shipped_names
+from jobs.settings.file import (
+    SHIPPED_CONFIGS,
+    apply_overrides,
+    read_settings_file,
+    settings_file,
+    shipped_names,
+)
 from jobs.settings.schema import load_settings
 from tests.fakes.settings import MINIMAL, refused, write
 
@@ -119,3 +125,28 @@ def test_what_cannot_be_put_is_refused(override: str, complaint: str) -> None:
     with pytest.raises(SettingsError, match="--set") as caught:
         apply_overrides(RAW, [override])
     assert complaint in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "[" * 20_000,
+        "{a: " * 5_000 + "1" + "}" * 5_000,
+        "9" * 5_000,
+        "2020-99-99",
+        "!!timestamp foo",
+        "!!int foo",
+        "!!float foo",
+        "!!bool foo",
+        "!!binary é",
+        "!!python/object:os.system x",
+        "!!set 5",
+    ],
+)
+def test_whatever_yaml_cannot_read_is_a_sentence(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text(f"name: {value}\n")
+    with pytest.raises(SettingsError, match="not valid YAML"):
+        read_settings_file(path)
+    with pytest.raises(SettingsError, match="not valid YAML"):
+        apply_overrides({}, [f"name={value}"])

@@ -1,0 +1,100 @@
+"""A user's module is imported, or refused in a sentence that names the line at fault and the remedy.
+
+Its code runs here and may raise or end whatever it likes: nothing of that is a bug of ours, and none of it ends the process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from kvmerger.names import VariantError, nearest, words_of_path
+
+_FILE_ENDING = ".py"
+
+
+def imported(module_name: str) -> ModuleType:
+    """The module.
+
+    Raises:
+        ImportError: it, or what it imports, is not there.
+        VariantError: it raised anything else, with the line and what it raised.
+    """
+    try:
+        return importlib.import_module(module_name)
+    except (ImportError, KeyboardInterrupt):
+        raise
+    # Not Exception: a module that calls sys.exit would choose the exit code of a sweep.
+    except BaseException as error:
+        raise VariantError(
+            f"{module_name!r} cannot be imported: {_line_at_fault(error)}{_named(error)}; mend it there"
+        ) from error
+
+
+def attribute_at(path: str, kind: str) -> Any:
+    """What a ``module:Name`` path names; ``kind`` says what it should be.
+
+    Raises:
+        VariantError: it cannot be imported, with the import's own error; or there is no such path.
+    """
+    module_name, name = words_of_path(path)
+    try:
+        return getattr(imported(module_name), name)
+    except VariantError:
+        raise
+    # A module may make its attributes when they are asked for, and raise what it likes.
+    except Exception as error:
+        raise VariantError(
+            f"{kind} {path!r} cannot be imported: {_why_not(error, module_name, name)}"
+        ) from error
+
+
+def _why_not(error: Exception, module_name: str, name: str) -> str:
+    """What is missing, and where: the module itself, the class in it, or what the module's own lines ask for."""
+    module = sys.modules.get(module_name)
+    if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+        return f"{error}; {_how_to_be_found(module_name)}"
+    if isinstance(error, AttributeError) and module is not None and error.obj is module:
+        return f"{error}{nearest(name, vars(module))}{_shadowed(module)}"
+    if isinstance(error, ModuleNotFoundError) and (line := _line_at_fault(error)):
+        return f"{line.removesuffix(': ')}, imports {error.name!r}, which is not installed"
+    line = _line_at_fault(error)
+    return f"{line}{error}" if isinstance(error, ImportError | AttributeError) else f"{line}{_named(error)}"
+
+
+def _line_at_fault(error: BaseException) -> str:
+    """ "my_policies.py, line 3: " of the line that raised; "" where none of the module's own did."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{Path(error.filename).name}, line {error.lineno or 1}: "
+    # The machinery of imports stands between ours and the module's lines.
+    own = [
+        it
+        for it in traceback.extract_tb(error.__traceback__)
+        if not it.filename.startswith("<frozen ") and it.filename not in (importlib.__file__, __file__)
+    ]
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}: " if own else ""
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def _how_to_be_found(module_name: str) -> str:
+    file = f"{module_name}{_FILE_ENDING}"
+    if "." in module_name and any((Path(place) / file).is_file() for place in sys.path):
+        return f"{file!r} has a dot in its name, which stands for a folder: rename it"
+    return "is its folder on PYTHONPATH?"
+
+
+def _shadowed(module: ModuleType) -> str:
+    """A word on a file of the module's name that was not imported, since another is found first."""
+    found, file = getattr(module, "__file__", None), f"{module.__name__}{_FILE_ENDING}"
+    for place in sys.path:
+        other = (Path(place) / file).absolute()
+        if other.is_file() and (found is None or not other.samefile(found)):
+            return f". That is {found or 'a part of Python'}, and {other} is never read: rename your file"
+    return ""
