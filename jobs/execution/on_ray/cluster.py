@@ -21,7 +21,12 @@ from ray.experimental import internal_kv
 
 from jobs.console.interrupts import sigterm_interrupts
 from jobs.console.paths import JOB_VARIABLE
-from jobs.execution.on_ray.shipped_code import runtime_env_to_join, runtime_env_to_start
+from jobs.execution.on_ray.shipped_code import (
+    code_to_send,
+    runtime_env_to_join,
+    runtime_env_to_start,
+    source_alone,
+)
 
 _CONNECT_TIMEOUT_S = 5.0
 _OBJECT_STORE_BYTES = 200 * 2**20  # rows are small; Ray would take a third of the memory
@@ -113,12 +118,15 @@ def _joined(context: Any) -> Cluster:
 
 def _join(address: str, code: Sequence[Path]) -> Any:
     _check_listening(address)
-    return ray.init(
-        address=address,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        runtime_env=runtime_env_to_join(code, job_env() or {}, Path.cwd()) or None,
-    )
+    asked = job_env() or {}
+    with source_alone(code_to_send(code, asked, Path.cwd())) as copies:
+        # Ray has packed and sent them when it returns.
+        return ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            runtime_env=runtime_env_to_join(copies),
+        )
 
 
 def _start(code: Sequence[Path]) -> Any:

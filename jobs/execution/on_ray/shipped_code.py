@@ -1,19 +1,26 @@
 """The code that Ray's workers need: our packages, and users' policies with what those import from their own folder.
 
-What is installed (site-packages) does not travel: every node has to have it, as it has torch. Knows no Ray.
+Source travels and nothing else that lies beside it. What is installed (site-packages) does not: every node has to have it, as
+it has torch. Knows no Ray.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sysconfig
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 OUR_PACKAGES = ("kvmerger", "evaluators", "jobs")
-_NOT_SOURCE = ["__pycache__", "*.pyc"]  # they differ after every run, and would be sent again each time
+_SOURCE = (".py", ".pyi")
+_OUR_DATA = (".css", ".jinja", ".js", ".json", ".typed", ".yaml")
+"""What our own packages hold besides: templates, settings, prompts of benchmarks."""
+_OF_AN_ENVIRONMENT = "pyvenv.cfg"
 _MAX_BYTES = 100 * 2**20
 """Source code is small; Ray itself gives up at 512 MiB, after packing it all."""
 
@@ -29,7 +36,7 @@ def source_paths(policies: Iterable[str], modules: Mapping[str, ModuleType]) -> 
     `sys.modules` after they were imported: what lies beside a policy's module and was imported too is taken to be needed.
 
     Raises:
-        ShippedCodeError: more than 100 MiB in one of them.
+        ShippedCodeError: more than 100 MiB of source in one of them.
     """
     parts = {part for name in policies for part in name.split("+") if ":" in part}
     named = {part.partition(":")[0].partition(".")[0] for part in parts}
@@ -48,19 +55,43 @@ def source_paths(policies: Iterable[str], modules: Mapping[str, ModuleType]) -> 
     return paths
 
 
-def runtime_env_to_join(
-    paths: Sequence[Path], job_env: Mapping[str, Any], working_dir: Path
-) -> dict[str, Any]:
-    """Ray's `runtime_env` for a cluster that was there before: it brings the code along as `py_modules`.
+def code_to_send(paths: Sequence[Path], job_env: Mapping[str, Any], working_dir: Path) -> tuple[Path, ...]:
+    """Which of `paths` a cluster that was there before has to be sent.
 
-    `job_env` is the submitted job's own, empty without a job. It is never overridden: its `working_dir` has brought
-    what lies in `working_dir` already, and with `py_modules` or `excludes` the submitter has chosen.
+    `job_env` is the submitted job's own `runtime_env`, empty without a job. It is never overridden: its `working_dir` has
+    brought what lies in `working_dir` already, and with `py_modules` or `excludes` the submitter has chosen.
     """
     if "py_modules" in job_env or "excludes" in job_env:
-        return {}
-    if "working_dir" in job_env:
-        paths = [path for path in paths if not path.is_relative_to(working_dir)]
-    return {"py_modules": [str(path) for path in paths], "excludes": _NOT_SOURCE} if paths else {}
+        return ()
+    return tuple(
+        path for path in paths if "working_dir" not in job_env or not path.is_relative_to(working_dir)
+    )
+
+
+def runtime_env_to_join(copies: Sequence[Path]) -> dict[str, Any]:
+    """Ray's `runtime_env` that brings `copies` along, which have to hold nothing else (`source_alone`)."""
+    return {"py_modules": [str(path) for path in copies]} if copies else {}
+
+
+@contextmanager
+def source_alone(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
+    """Copies of `paths` that hold source and nothing else, each importable from its parent; gone afterwards.
+
+    No keys, data, `.env`, repositories and environments that lie in a package's folder, and no folders that are links. Ray
+    knows by the content of copies what its workers have already.
+    """
+    with tempfile.TemporaryDirectory(prefix="kvmerger-code-") as place:
+        copies = []
+        for number, path in enumerate(paths):
+            # Each in a folder of its own: two may have one name.
+            copy = Path(place, str(number), path.name)
+            for file in _source_files(path):
+                target = copy / file.relative_to(path) if path.is_dir() else copy
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+            if copy.exists():
+                copies.append(copy)
+        yield tuple(copies)
 
 
 def runtime_env_to_start(paths: Sequence[Path], python_path: str) -> dict[str, Any]:
@@ -84,15 +115,27 @@ def _is_installed(path: Path) -> bool:
     return any(path.is_relative_to(place) for place in places)
 
 
+def _source_files(path: Path) -> Iterator[Path]:
+    """The files of source in a package's folder, in a lasting order; a module's own file."""
+    if path.is_file():
+        yield path
+        return
+    endings = (*_SOURCE, *_OUR_DATA) if path.name in OUR_PACKAGES else _SOURCE
+    for folder, inner, names in os.walk(path):
+        # In place, which `os.walk` obeys. An environment holds source too, of other people.
+        inner[:] = sorted(
+            it for it in inner if not it.startswith(".") and not Path(folder, it, _OF_AN_ENVIRONMENT).exists()
+        )
+        for name in sorted(names):
+            file = Path(folder, name)
+            if not name.startswith(".") and name.endswith(endings) and file.is_file():
+                yield file
+
+
 def _check_size(path: Path) -> None:
-    files = (
-        [path]
-        if path.is_file()
-        else [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
-    )
-    num_bytes = sum(file.stat().st_size for file in files if file.is_file())
+    num_bytes = sum(file.stat().st_size for file in _source_files(path))
     if num_bytes > _MAX_BYTES:
         raise ShippedCodeError(
-            f"{path} would travel to Ray's workers as code, but holds {num_bytes / 2**20:.0f} MiB, more than "
-            f"{_MAX_BYTES // 2**20}; keep data and weights outside, or install the package on every node"
+            f"{path} would travel to Ray's workers as code, but holds {num_bytes / 2**20:.0f} MiB of source, more than "
+            f"{_MAX_BYTES // 2**20}; name a policy in a smaller package, or install this one on every node"
         )

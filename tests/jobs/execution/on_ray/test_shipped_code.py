@@ -14,8 +14,10 @@ from jobs.execution.on_ray import shipped_code
 from jobs.execution.on_ray.shipped_code import (
     OUR_PACKAGES,
     ShippedCodeError,
+    code_to_send,
     runtime_env_to_join,
     runtime_env_to_start,
+    source_alone,
     source_paths,
 )
 
@@ -68,20 +70,76 @@ def test_what_is_installed_stays(repo_root: Path) -> None:
 def test_code_that_is_too_large_is_named(
     loaded: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with (tmp_path / "beside" / "weights.bin").open("wb") as file:
-        file.truncate(shipped_code._MAX_BYTES + 1)  # sparse: takes no room
-    with pytest.raises(ShippedCodeError, match=r"beside .*100 MiB.*on every node"):
+    for name in ("weights.bin", "tables.py"):
+        with (tmp_path / "beside" / name).open("wb") as file:
+            file.truncate(shipped_code._MAX_BYTES + 1)  # sparse: takes no room
+        if name == "weights.bin":  # which stays here
+            assert source_paths(["beside:Policy"], loaded)
+    with pytest.raises(ShippedCodeError, match=r"beside .*100 MiB of source.*on every node"):
         source_paths(["beside:Policy"], loaded)
 
 
 def test_a_jobs_own_environment_is_never_overridden(tmp_path: Path) -> None:
     inside, outside = tmp_path / "job" / "jobs", tmp_path / "mine.py"
     for chosen in ({"py_modules": ["gcs://a.zip"]}, {"working_dir": "gcs://b.zip", "excludes": ["*.bin"]}):
-        assert runtime_env_to_join([inside, outside], chosen, tmp_path / "job") == {}
-    for job_env, modules in (({"working_dir": "gcs://b.zip"}, [outside]), ({}, [inside, outside])):
-        made = runtime_env_to_join([inside, outside], job_env, tmp_path / "job")
-        assert made["py_modules"] == [str(path) for path in modules] and not made.keys() & job_env.keys()
-    assert runtime_env_to_join([inside], {"working_dir": "gcs://b.zip"}, tmp_path / "job") == {}
+        assert code_to_send([inside, outside], chosen, tmp_path / "job") == ()
+    assert code_to_send([inside, outside], {"working_dir": "gcs://b.zip"}, tmp_path / "job") == (outside,)
+    assert code_to_send([inside, outside], {}, tmp_path / "job") == (inside, outside)
+    assert runtime_env_to_join([]) == {}
+    assert runtime_env_to_join([outside]) == {"py_modules": [str(outside)]}
+
+
+def test_source_travels_and_nothing_that_lies_beside_it(tmp_path: Path) -> None:
+    source = ["__init__.py", "deep/policy.py", "deep/мой-файл 2.py", "stubs.pyi", "env/settings.py"]
+    others = [
+        ".env",
+        ".env.py",
+        ".git/config",
+        ".git/hooks/hook.py",
+        "id_rsa",
+        "data/secret.csv",
+        "data/keys.json",
+        "token.txt",
+        "__pycache__/a.cpython-311.pyc",
+        "venv/pyvenv.cfg",
+        "venv/lib/site-packages/other.py",
+        "deep/.venv/other.py",
+        "old.py~",
+        "py",
+    ]
+    package = tmp_path / "my_pkg"
+    for name in source + others:
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(name)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "private.py").touch()
+    (package / "linked").symlink_to(tmp_path / "elsewhere")
+    (package / "loop").symlink_to(package)
+    module = tmp_path / "my-policy.py"
+    module.write_text("x = 1")
+    with source_alone([package, module]) as (its_copy, of_module):
+        found = {
+            str(path.relative_to(its_copy)): path.read_text()
+            for path in its_copy.rglob("*")
+            if path.is_file()
+        }
+        assert found == {name: name for name in source}
+        # What is imported from the copies' parents is called as before.
+        assert (its_copy.name, of_module.name, of_module.read_text()) == ("my_pkg", "my-policy.py", "x = 1")
+        assert its_copy.parent != of_module.parent
+    assert not its_copy.exists() and package.exists()
+
+
+def test_our_packages_bring_what_they_read(repo_root: Path) -> None:
+    with source_alone([repo_root / name for name in OUR_PACKAGES]) as copies:
+        there = {
+            str(file.relative_to(copy.parent))
+            for copy in copies
+            for file in copy.rglob("*")
+            if file.is_file()
+        }
+    assert "evaluators/benchmarks/longbench/templates.json" in there and "kvmerger/__init__.py" in there
+    assert not [name for name in there if name.endswith(".pyc")]
 
 
 def test_a_ray_of_our_own_finds_the_code_where_it_is(tmp_path: Path) -> None:
