@@ -13,14 +13,21 @@ from pathlib import Path
 
 from evaluators.benchmark import BenchmarkError, TaskInfo, TaskSpec
 from evaluators.benchmarks.own_answers import check_lengths, check_metric
-from evaluators.benchmarks.sources.files import open_lines
-from evaluators.benchmarks.sources.json_rows import JsonRow, read_json_rows, text_field, texts_field
+from evaluators.benchmarks.sources.files import MOST_LINE_BYTES, open_lines
+from evaluators.benchmarks.sources.json_rows import (
+    JsonRow,
+    check_size,
+    read_json_rows,
+    text_field,
+    texts_field,
+)
 from evaluators.hints import nearest_path_hint
 from evaluators.item import BenchmarkItem, text_digest
 from evaluators.registry import register_benchmark
 from evaluators.tokenizer import Tokenizer, as_seen
 
 DEFAULT_MAX_NEW_TOKENS = 64  # a sentence or two; LongBench gives its questions 32 to 128
+_ROWS_AT_ONCE = 64  # of a parquet file
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _TASK = "rows"
 ROWS_TASK = f"file/{_TASK}"
@@ -64,16 +71,20 @@ class RowsFile:
         """
         spec.refuse_options(("revision", "length", "haystack", "split"), "the rows are yours; remove it.")
         path = _file_of(spec)
-        items: dict[str, BenchmarkItem] = {}
+        items: list[BenchmarkItem] = []
+        seen: set[str] = set()
         for where, raw in _raw_rows(path):
             item = _item(spec, path, parse_own_row(raw, where))
             check_lengths(item, tokenizer, where)
-            if item.item_id in items:
+            if item.item_id in seen:
                 raise BenchmarkError(f"{where}: this row, or its id, is there already; ids must differ.")
-            items[item.item_id] = item
-        if not items:
+            seen.add(item.item_id)
+            # Beyond the limit rows are checked and forgotten: a file may have more of them than memory.
+            if spec.limit is None or len(items) < spec.limit:
+                items.append(item)
+        if not seen:
             raise BenchmarkError(f"{path} has no rows.")
-        return [_as_seen(item, tokenizer) for item in list(items.values())[: spec.limit]]
+        return [_as_seen(item, tokenizer) for item in items]
 
 
 def is_rows_file(name: str) -> bool:
@@ -105,13 +116,25 @@ def _parquet_rows(path: Path) -> Iterable[tuple[str, JsonRow]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    number = 0
     try:
-        # By default pyarrow makes columns of folders called like "split=test" on the way to the file.
-        table = pq.read_table(path, partitioning=None)
+        with pq.ParquetFile(path) as file:
+            # Not the whole table: a few MiB can hold a text a million times.
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    number += 1
+                    _refuse_long(row, where := f"{path}, row {number}")
+                    yield where, {key: value for key, value in row.items() if value is not None}
     except (pa.ArrowException, OSError) as error:
         raise BenchmarkError(f"{path} is not a readable parquet file ({error}); write it again.") from error
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield f"{path}, row {number}", {key: value for key, value in row.items() if value is not None}
+
+
+def _refuse_long(row: JsonRow, where: str) -> None:
+    for name, value in row.items():
+        if isinstance(value, str) and len(value) > MOST_LINE_BYTES:
+            raise BenchmarkError(
+                f"{where}: {name} has {len(value):,} characters; at most {MOST_LINE_BYTES:,} are read: split it."
+            )
 
 
 def _item(spec: TaskSpec, path: Path, row: OwnRow) -> BenchmarkItem:
@@ -176,6 +199,8 @@ def parse_own_row(raw: JsonRow, where: str) -> OwnRow:
         own_id=_id(raw, where),
         all_classes=texts_field(raw, "all_classes", where),
     )
+    for field in ("question", "answer_prefix", "metric", "task", "own_id"):
+        check_size(getattr(row, field) or "", f"{where}: {field.removeprefix('own_')}")
     check_metric(row.metric, row.answers, row.all_classes, where)
     return row
 

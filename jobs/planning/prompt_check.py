@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from evaluators.item import BenchmarkItem
+from evaluators.long_text import CHARS_BEFORE_CUT, MOST_CHARS
 from evaluators.tokenizer import Tokenizer, adds_bos, decode
 from jobs.planning.plan import Plan
 from jobs.planning.rows import PlannedRow
@@ -80,7 +81,11 @@ def _check(task: str, num_items: int, prompts: Sequence[PlannedItem], tokenizer:
         tail_tokens=len(first.tokens.tail_ids),
         max_new_tokens=first.item.max_new_tokens,
         first_gold=_shortened(first.item.answers[0]) if first.item.answers else "",
-        warnings=(*_of_controls(prompts, num_items), *_of_gold(prompts, num_items)),
+        warnings=(
+            *_of_controls(prompts, num_items),
+            *_of_gold(prompts, num_items),
+            *_of_size(prompts, num_items),
+        ),
     )
 
 
@@ -107,6 +112,15 @@ def _of_gold(prompts: Sequence[PlannedItem], num_items: int) -> Iterator[str]:
     reasons = [it.tokens.no_gold_reason for it in prompts if it.tokens.no_gold_reason]
     if reasons:
         yield f"{len(reasons)} of {num_items} items have no answer NLL: {reasons[0]}"
+
+
+def _of_size(prompts: Sequence[PlannedItem], num_items: int) -> Iterator[str]:
+    cut = [it for it in prompts if CHARS_BEFORE_CUT in it.item.metadata]
+    if cut:
+        yield (
+            f"{len(cut)} of {num_items} items have more than {MOST_CHARS:,} characters: of what truncation drops, most was "
+            "cut before the text was tokenised, and their untruncated length is estimated"
+        )
 
 
 def _bos(ids: Sequence[int], tokenizer: Tokenizer) -> str:

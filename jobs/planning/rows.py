@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from evaluators.item import BenchmarkItem
+from evaluators.long_text import num_chars, without_middle
 from evaluators.prompting import (
     MIN_LIMIT_TOKENS,
     PromptError,
@@ -95,7 +96,8 @@ class RowPlanner:
     def _tokenized(self, item: BenchmarkItem) -> tuple[PlannedItem | None, str | None]:
         """The prompt, or why there is none."""
         try:
-            tokens = self._whole(item) if item.is_generated else self._fitted(item)
+            read = without_middle(item, self.tokenizer, self._most_tokens(item))
+            tokens = self._whole(item) if item.is_generated else self._fitted(read)
         except GeneratedPromptError:
             raise
         except PromptError as error:
@@ -103,7 +105,16 @@ class RowPlanner:
         # Tokenizers are not ours: a text one cannot take costs its item, not the sweep.
         except Exception as error:  # noqa: BLE001
             return None, f"the tokenizer raised {type(error).__name__}: {error}"
-        return PlannedItem(item, self._with_gold_that_fits(tokens)), None
+        if read is not item:  # nobody has counted the tokens of what was cut
+            ratio = num_chars(item) / num_chars(read)
+            tokens = replace(tokens, num_original_tokens=round(ratio * tokens.num_original_tokens))
+        return PlannedItem(read, self._with_gold_that_fits(tokens)), None
+
+    def _most_tokens(self, item: BenchmarkItem) -> int:
+        """The most tokens of the user's text that a prompt can have."""
+        asked = self.settings.model.max_prompt_tokens
+        room = self.model.max_positions - item.max_new_tokens
+        return room if asked is None else min(room, asked)
 
     def _whole(self, item: BenchmarkItem) -> TokenizedPrompt:
         """The prompt of a generated item, which is not cut: a cut may take away what is asked for, and nobody would know."""
@@ -124,11 +135,9 @@ class RowPlanner:
 
     def _fitted(self, item: BenchmarkItem) -> TokenizedPrompt:
         """A prompt that leaves the answer its positions. Raises PromptError where none does."""
-        asked = self.settings.model.max_prompt_tokens
-        room = self.model.max_positions - item.max_new_tokens
+        room, limit = self.model.max_positions - item.max_new_tokens, self._most_tokens(item)
         if room < MIN_LIMIT_TOKENS:
             raise PromptError(f"{item.item_id}: {self._too_many(item)}; lower max_new_tokens.")
-        limit = room if asked is None else min(room, asked)
         tokens = self._tokenize(item, limit)
         for _ in range(_MOST_CUTS):
             excess = _num_prompt_tokens(tokens) - room

@@ -7,7 +7,6 @@ same on every machine.
 from __future__ import annotations
 
 import functools
-import gzip
 import itertools
 import json
 import re
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluators.benchmark import BenchmarkError
+from evaluators.benchmarks.sources.files import read_whole
 from evaluators.hints import nearest_path_hint
 from evaluators.item import text_digest
 
@@ -71,10 +71,11 @@ def _haystack(label: str, text: str) -> Haystack:
 
 def _read(file: Path) -> str:
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        text = content.decode("utf-8")
+        text = read_whole(file).decode("utf-8")
         if ".json" in file.suffixes:
             text = json.loads(text)["text"]
+    except BenchmarkError:
+        raise
     # Of a broken .gz: OSError of its header and checksum, EOFError of its end, zlib's own of what is packed.
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(

@@ -13,6 +13,7 @@ from typing import Any
 
 from evaluators.benchmark import BenchmarkError, TaskSpec
 from evaluators.benchmarks.ruler.draft import RulerText, random_of
+from evaluators.benchmarks.sources.files import read_whole
 from evaluators.hints import nearest_path_hint
 from evaluators.item import text_digest
 from evaluators.tokenizer import Tokenizer
@@ -152,8 +153,10 @@ def read_qa_file(spec: TaskSpec, file_name: str, parse: Parse) -> QaFile:
     if not file.is_file():
         raise BenchmarkError(f"{spec.name}: there is no file {file}. {nearest_path_hint(file)}")
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_whole(file).decode("utf-8")
         questions, documents = parse(json.loads(text))
+    except BenchmarkError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BenchmarkError(
             f"{spec.name}: {file} does not have the form of the official {file_name} ({error!r})."

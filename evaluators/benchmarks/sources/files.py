@@ -8,10 +8,15 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from evaluators.benchmark import BenchmarkError, TaskSpec
 from evaluators.hints import nearest_path_hint
+
+MOST_LINE_BYTES = 64 * 2**20
+"""Of one row: twelve million tokens of English. Decoded and parsed it takes ten times as much memory."""
+MOST_UNPACKED_BYTES = 4 * 2**30
+"""Of a packed file: a few MiB can hold more than any disk."""
 
 
 def find_in_folder(spec: TaskSpec, names: Sequence[str]) -> Path:
@@ -36,22 +41,58 @@ def find_in_folder(spec: TaskSpec, names: Sequence[str]) -> Path:
 def open_lines(path: Path, source: str, zip_member: str) -> Iterator[Iterable[bytes]]:
     """Yield the lines of a file; of a zip archive, those of `zip_member`.
 
-    Raises BenchmarkError, which names `source`, when it cannot be read, also while the lines are read.
+    Raises BenchmarkError, which names `source`, when it cannot be read, also while the lines are read, and when a line has
+    more than `MOST_LINE_BYTES` or a packed file more than `MOST_UNPACKED_BYTES`.
     """
     try:
-        with _open(path, zip_member) as lines:
-            yield lines
+        with _open(path, zip_member) as file:
+            yield _lines(file, source, is_packed=path.suffix in (".zip", ".gz"))
     except (OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
         raise BenchmarkError(f"{source} cannot be read ({error}); copy or download it again.") from error
 
 
-def _open(path: Path, zip_member: str) -> AbstractContextManager[Iterable[bytes]]:
+def _lines(file: IO[bytes], source: str, *, is_packed: bool) -> Iterator[bytes]:
+    num_bytes, number = 0, 0
+    # Not `for line in file`: that reads a line to its end, however far it is.
+    while line := file.readline(MOST_LINE_BYTES + 1):
+        number, num_bytes = number + 1, num_bytes + len(line)
+        if len(line) > MOST_LINE_BYTES:
+            raise BenchmarkError(
+                f"{source}, line {number}: is longer than {in_mib(MOST_LINE_BYTES)}; give each row a line of its own, and "
+                f"split a longer text."
+            )
+        if is_packed and num_bytes > MOST_UNPACKED_BYTES:
+            raise BenchmarkError(
+                f"{source} holds more than {in_mib(MOST_UNPACKED_BYTES)} unpacked (at line {number}); unpack it, look "
+                f"what it holds, and split it."
+            )
+        yield line
+
+
+def in_mib(num_bytes: int) -> str:
+    """A limit in words."""
+    return f"{num_bytes / 2**20:,.0f} MiB"
+
+
+def read_whole(path: Path) -> bytes:
+    """The bytes of a small file, unpacked where it ends in .gz.
+
+    Raises BenchmarkError when there are more than `MOST_LINE_BYTES`, and what reading raises.
+    """
+    with _open(path, "") as file:
+        content = file.read(MOST_LINE_BYTES + 1)
+    if len(content) > MOST_LINE_BYTES:
+        raise BenchmarkError(f"{path} holds more than {in_mib(MOST_LINE_BYTES)}; take a smaller part of it.")
+    return content
+
+
+def _open(path: Path, zip_member: str) -> AbstractContextManager[IO[bytes]]:
     if path.suffix == ".zip":
         return zipfile.ZipFile(path).open(
             zip_member
         )  # closing the member also closes the archive, which nobody else holds
     if path.suffix == ".gz":
-        return gzip.open(path, "rb")
+        return cast("IO[bytes]", gzip.open(path, "rb"))
     return path.open("rb")
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from evaluators.benchmark import BenchmarkError
 
 JsonRow = dict[str, Any]
+MOST_CHARS = 1_000_000
+"""Of a text that is read whole, as an answer or a question is; a context may be longer."""
 
 
 def read_json_rows(lines: Iterable[bytes], source: str, fields: str) -> Iterator[tuple[str, JsonRow]]:
@@ -44,7 +46,18 @@ def texts_field(row: JsonRow, field: str, where: str, *, is_required: bool = Fal
         raise BenchmarkError(f"{where}: {field} must be a list of strings; got {value!r:.60}.")
     if is_required and not value:
         raise BenchmarkError(f"{where}: {field} is an empty list; a row needs at least one to be scored.")
+    for number, entry in enumerate(value, start=1):
+        check_size(entry, f"{where}: {field}, entry {number}")
     return tuple(value)
+
+
+def check_size(text: str, what: str) -> None:
+    """Raise BenchmarkError for a text of more than `MOST_CHARS` characters; `what` says where it stands."""
+    if len(text) > MOST_CHARS:
+        raise BenchmarkError(
+            f"{what} has {len(text):,} characters, and only a context may have more than {MOST_CHARS:,}; shorten it, or put "
+            f"it into the context."
+        )
 
 
 def _parse(line: bytes, where: str, fields: str) -> JsonRow:
@@ -60,6 +73,10 @@ def _parse(line: bytes, where: str, fields: str) -> JsonRow:
     except json.JSONDecodeError as error:
         raise BenchmarkError(
             f"{where}: not valid JSON at column {error.colno} ({error.msg}); fix or remove the line."
+        ) from error
+    except RecursionError as error:
+        raise BenchmarkError(
+            f"{where}: its brackets are nested too deep to be read; remove the line."
         ) from error
     if not isinstance(row, dict):
         raise BenchmarkError(f"{where}: expected an object with {fields}; got {line[:40]!r}.")

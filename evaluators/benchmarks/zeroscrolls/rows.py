@@ -6,7 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from evaluators.benchmark import BenchmarkError
-from evaluators.benchmarks.sources.json_rows import JsonRow, read_json_rows, text_field, texts_field
+from evaluators.benchmarks.sources.json_rows import (
+    JsonRow,
+    check_size,
+    read_json_rows,
+    text_field,
+    texts_field,
+)
 from evaluators.benchmarks.zeroscrolls.tasks import ZeroScrollsTask
 
 _PLACES = ("document_start_index", "query_start_index", "query_end_index")
@@ -80,7 +86,7 @@ def _references(raw: JsonRow, where: str) -> tuple[str, ...]:
     if raw.get("outputs") is not None:
         found = texts_field(raw, "outputs", where)
     else:
-        found = () if raw.get("output") is None else (text_field(raw, "output", where),)
+        found = () if raw.get("output") is None else (_output(raw, where),)
     return tuple(reference for reference in found if reference.strip())
 
 
@@ -89,3 +95,9 @@ def _place(raw: JsonRow, field: str, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise BenchmarkError(f"{where}: {field} must be a whole number; got {value!r:.60}.")
     return value
+
+
+def _output(raw: JsonRow, where: str) -> str:
+    text = text_field(raw, "output", where)
+    check_size(text, f"{where}: output")
+    return text

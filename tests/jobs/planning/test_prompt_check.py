@@ -7,6 +7,8 @@ from typing import ClassVar
 from rich.console import Console
 from tokenizers import AddedToken
 
+from evaluators import long_text
+from jobs.planning import prompt_check
 from jobs.planning.prompt_check import PromptCheck, check_prompts
 from jobs.reporting.dry_run import render_prompts
 from tests.fakes.plans import CONTEXT, WordTokenizer, item, plan_of, settings_of
@@ -91,3 +93,21 @@ def test_control_tokens_in_the_text_and_gold_answers_without_nll_are_told() -> N
 
 def test_a_model_without_end_tokens_is_told() -> None:
     assert "no end token is known" in shown(checks_of(item(1)), ())
+
+
+def test_what_was_cut_before_it_was_tokenised_is_told_in_check_and_row(monkeypatch) -> None:
+    monkeypatch.setattr(long_text, "MOST_CHARS", 10_000)
+    monkeypatch.setattr(prompt_check, "MOST_CHARS", 10_000)
+    words = "word " * 40_000
+    model = {"name": "demo", "max_prompt_tokens": 20}
+    tokenizer = WordTokenizer()
+    plan = plan_of(settings_of(model=model), [item(1), item(2, context=words)], tokenizer=tokenizer)
+    (check,) = check_prompts(plan, tokenizer)
+    (warning,) = (it for it in check.warnings if "characters" in it)
+    assert warning.startswith("1 of 2 items have more than 10,000 characters") and "estimated" in warning
+    # Estimated by characters, to a few per cent of what was never counted.
+    assert abs(check.longest_untruncated_tokens / 80_000 - 1) < 0.05
+    cut = next(row.planned for row in plan.rows if row.item.item_id.endswith("2"))
+    assert cut is not None and len(cut.item.context) < len(words) / 2
+    assert cut.item.metadata[long_text.CHARS_BEFORE_CUT] == long_text.num_chars(item(2, context=words))
+    assert all(long_text.CHARS_BEFORE_CUT not in row.item.metadata for row in plan.rows)
