@@ -18,7 +18,7 @@ from jobs.console.commands import program
 from jobs.console.paths import local_path, shown
 from jobs.console.printing import text_console
 from jobs.reporting.exports import as_csv, as_json
-from jobs.reporting.headline import headline
+from jobs.reporting.headline import headline_of
 from jobs.reporting.terminal import View, render, report_console
 from jobs.results.schema import ResultError
 from jobs.results.store import ResultStore
@@ -114,10 +114,10 @@ def _report(store: ResultStore, options: argparse.Namespace) -> int:
     if options.csv:
         print(as_csv(findings.summary, options.sort), end="")
     elif options.json:
-        print(as_json(findings.summary, options.sort, headline(findings.summary, findings.differences)))
+        print(as_json(findings.summary, options.sort, headline_of(findings)))
     else:
         console = report_console(options.width)
-        sentences = headline(findings.summary, findings.differences)
+        sentences = headline_of(findings)
         view = View(options.sort, options.is_brief)
         console.print(render(findings.summary, console.width, view, sentences))
     if html is not None:

@@ -215,11 +215,11 @@ def _planned_sweep(options: argparse.Namespace, settings: Settings, store: Resul
             console.print(f"warning: {check.task}: {text}", style="yellow")
     with told_interrupts():
         result = SweepRun(settings, prepared, store).run()
-    from jobs.reporting.headline import headline
+    from jobs.reporting.headline import headline_of
     from jobs.reporting.terminal import View, render
 
     # Verdicts take seconds, and who pressed Ctrl-C waits for the prompt; the page has computed them already.
-    sentences = [] if result.is_interrupted else headline(result.summary, result.findings.differences)
+    sentences = [] if result.is_interrupted else headline_of(result.findings)
     console.print(render(result.summary, console.width, View(is_brief=None), sentences))
     _print_where_to_go(console, settings, _shown_page(store, result), result)
     if result.is_interrupted:

@@ -15,6 +15,8 @@ import pyarrow as pa
 import yaml
 
 from evaluators.hints import nearest_name_hint
+from jobs.analysis.choosing.certificates import Certificates, Contract, certify
+from jobs.analysis.choosing.losses import ChoiceError
 from jobs.analysis.differences import Difference, differences_to_full
 from jobs.analysis.summary import ResultSummary, summarize
 from jobs.planning.work import RowKey
@@ -83,6 +85,14 @@ class Findings:
         """Every variant against the full cache, with verdicts."""
         # Resamples every comparison, which takes far longer than the tables: computed only for who shows it.
         return differences_to_full(self.rows)
+
+    @cached_property
+    def certificates(self) -> Certificates | None:
+        """What the rows certify under the default contract; None where they cannot tell, as without the full cache."""
+        try:
+            return certify(self.rows, Contract())
+        except ChoiceError:
+            return None
 
     def of_task(self, task: str) -> Findings:
         """The findings of one task alone, of its items that have a row. Raises ResultError for a task that is not there."""

@@ -58,6 +58,23 @@ def certificate_answer(found: Certificates, group: CertificateGroup) -> str:
     return f"{where}cheapest certified: {shown_label(cheapest)}, {_held(cheapest)}"
 
 
+def certificate_sentence(found: Certificates, group: CertificateGroup) -> str:
+    """The answer as a sentence of its own, with what is promised: how a report begins."""
+    contract = found.contract
+    bound = f"lose more than {contract.most_loss:g} of {contract.kind.name} on at most {_percent(contract.share)} of contexts"
+    answer = certificate_answer(found, group)
+    if group.is_too_few and group.num_contexts and not group.is_blind:
+        few = f"{counted(group.num_contexts, 'context')} are too few, even if none were lost {group.needed} are needed"
+        return f"No certificate: {few} to show which variants {bound}."
+    if group.num_contexts == 0 or group.is_blind:
+        return f"{answer[:1].upper()}{answer[1:]}."
+    confidence = f"with {_percent(contract.confidence)} confidence"
+    promise = (
+        f"shown, {confidence}, to {bound} like these" if group.cheapest else f"no variant is shown to {bound}"
+    )
+    return f"{answer[:1].upper()}{answer[1:]}; {promise}."
+
+
 def certificate_notes(group: CertificateGroup) -> Iterator[str]:
     """What a reader must know of the contexts behind the certificates."""
     tasks = ", ".join(f"{name} {number}" for name, number in group.contexts_by_task.items())

@@ -1,4 +1,4 @@
-"""The whole report in a sentence per setting; too few contexts for a ranking are told instead of one."""
+"""The whole report in a few sentences a setting: what is certified, what is worse, or how many contexts that would take."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from evaluators.statistics.intervals import MIN_CLUSTERS
+from jobs.analysis.choosing.certificates import Certificates
 from jobs.analysis.differences import Difference
+from jobs.analysis.findings import Findings
 from jobs.analysis.summary import MacroMean, ResultSummary, TaskSummary, policies_of
+from jobs.reporting.choice_words import certificate_sentence
 from jobs.reporting.notation import counted, percent, shown_label, why_no_scale
 from kvmerger.variants import FULL, REFERENCE_LABELS
 
@@ -24,12 +27,25 @@ class VerdictCounts(NamedTuple):
     unclear: int
 
 
-def headline(summary: ResultSummary, differences: Sequence[Difference]) -> list[str]:
-    """One sentence per setting, or one on why there is none."""
+def headline_of(findings: Findings) -> list[str]:
+    """How every report of the findings begins or ends: a text per setting, the cheapest certified variant first."""
+    return headline(findings.summary, findings.differences, findings.certificates)
+
+
+def headline(
+    summary: ResultSummary, differences: Sequence[Difference], certificates: Certificates | None = None
+) -> list[str]:
+    """One text per setting, or one on why there is none."""
     if summary.num_ok + summary.num_truncated == 0:
         return [_nothing(summary)]
+    certified = (
+        {it.setting: f"{certificate_sentence(certificates, it)} " for it in certificates.groups}
+        if certificates
+        else {}
+    )
     return [
-        _sentence(
+        certified.get(setting, "")
+        + _sentence(
             [it for it in summary.tasks if it.setting == setting],
             summary.macro_means(setting),
             [it for it in differences if it.setting == setting],
@@ -52,26 +68,45 @@ def _sentence(
     fewest = _fewest_contexts(tasks)
     with_scale = [task for task in tasks if task.has_scale]
     facts = (_range_of_recovered(means) if len(tasks) > 1 else "") or _range_of_nll(with_scale or tasks)
-    if fewest < MIN_CLUSTERS:
+    if not with_scale and fewest >= MIN_CLUSTERS:
+        return f"{_no_verdict(tasks)} {facts}".strip()
+    counts = verdict_counts(tasks, differences)
+    if counts is None:
         contexts = counted(fewest, "context")
         where = contexts if len(tasks) == 1 else f"as few as {contexts} in a task"
         return f"Too few to rank policies by ({where}; {MIN_CLUSTERS} are needed). {facts}".strip()
-    if not with_scale:
-        return f"{_no_verdict(tasks)} {facts}".strip()
-    return f"{_verdicts(differences, tasks)} {facts}".strip()
+    if fewest < MIN_CLUSTERS:
+        return f"{_verdicts_on_mean(counts, differences, fewest)} {facts}".strip()
+    return f"{_verdicts(counts, tasks)} {facts}".strip()
 
 
 def verdict_counts(tasks: Sequence[TaskSummary], differences: Sequence[Difference]) -> VerdictCounts | None:
-    """What the sentence counts of one setting; None where it can count nothing."""
+    """What the sentence counts of one setting: on its tasks, on their mean where a task has too few contexts, else None."""
     num_policies = _num_policies(tasks)
-    if not num_policies or _fewest_contexts(tasks) < MIN_CLUSTERS or not any(it.has_scale for it in tasks):
+    if not num_policies or not any(it.has_scale for it in tasks):
         return None
-    # Means over tasks (task None) are left out: they repeat what the tasks have said.
+    # Where tasks speak, means over them (task None) are left out: they repeat what the tasks have said.
     judged = [it for it in differences if it.metric.column == _NLL and it.task is not None]
+    if _fewest_contexts(tasks) < MIN_CLUSTERS:
+        judged = _on_mean(differences)
+        if not judged:
+            return None
     worse = {it.label for it in judged if it.verdict == "worse"}
     # A variant may be better on one task and worse on another; the loss is what a reader must not miss.
     better = {it.label for it in judged if it.verdict == "better"} - worse
     return VerdictCounts(len(worse), len(better), num_policies - len(worse) - len(better))
+
+
+def _on_mean(differences: Sequence[Difference]) -> list[Difference]:
+    """The differences of the mean over tasks that have enough contexts for a verdict."""
+    return [
+        it
+        for it in differences
+        if it.metric.column == _NLL
+        and it.task is None
+        and it.paired is not None
+        and not it.paired.interval.is_too_few
+    ]
 
 
 def _num_policies(tasks: Sequence[TaskSummary]) -> int:
@@ -90,16 +125,26 @@ def _no_verdict(tasks: Sequence[TaskSummary]) -> str:
     return f"No verdict is possible{where}: {' or '.join(reasons)}, so these items do not test the cache."
 
 
-def _verdicts(differences: Sequence[Difference], tasks: Sequence[TaskSummary]) -> str:
+def _verdicts(counts: VerdictCounts, tasks: Sequence[TaskSummary]) -> str:
     """Counts of variants by what answer NLL says of them, against the full cache, on the tasks that can say anything."""
-    counts = verdict_counts(tasks, differences)
-    assert counts is not None
+    return _counted(counts, f"on some task{_left_out(tasks)}", "measurably better and nowhere worse")
+
+
+def _verdicts_on_mean(counts: VerdictCounts, differences: Sequence[Difference], fewest: int) -> str:
+    """The counts of the mean over tasks, each of which alone may have too few contexts."""
+    judged = _on_mean(differences)[0]
+    assert judged.paired is not None
+    where = f"on the mean of {len(judged.tasks)} tasks ({counted(judged.paired.interval.num_clusters, 'context')})"
+    alone = f"A task alone has as few as {counted(fewest, 'context')}, too few for a verdict ({MIN_CLUSTERS} are needed)."
+    return f"{_counted(counts, where, 'measurably better')} {alone}"
+
+
+def _counted(counts: VerdictCounts, where: str, better: str) -> str:
     parts = [
-        f"{counts.worse} of {sum(counts)} variants predict the right answer measurably worse than the full cache on some task"
-        f"{_left_out(tasks)}"
+        f"{counts.worse} of {sum(counts)} variants predict the right answer measurably worse than the full cache {where}"
     ]
     if counts.better:
-        parts.append(f"{counts.better} measurably better and nowhere worse")
+        parts.append(f"{counts.better} {better}")
     if counts.unclear:
         parts.append(f"for {counts.unclear} no difference is proven (which is not to say that there is none)")
     return "; ".join(parts) + "."
@@ -128,9 +173,14 @@ def _range_of_recovered(means: Sequence[MacroMean]) -> str:
         return ""
     (low, lowest, _), (high, highest, _) = min(known), max(known)
     return (
-        f"On the mean of all tasks, with {_range([it[2] for it in known])} of the cache's bytes held, from {percent(low, 0)} "
-        f"({lowest}) to {percent(high, 0)} ({highest}) of what the context is worth to the right answer is left."
+        f"On the mean of all tasks, with {_range([it[2] for it in known])} of the cache's bytes held, from {_share(low)} "
+        f"({lowest}) to {_share(high)} ({highest}) of what the context is worth to the right answer is left."
     )
+
+
+def _share(recovered: float) -> str:
+    # Worse than without any context: "-415% is left" would say nothing.
+    return percent(recovered, 0) if recovered >= 0 else "less than nothing"
 
 
 def _range(ratios: Sequence[float]) -> str:

@@ -17,6 +17,7 @@ from jobs.analysis.worst_items import worst_items
 from jobs.console.addresses import hidden_in
 from jobs.console.printing import text_of
 from jobs.reporting.facts import setting_facts
+from jobs.reporting.headline import headline_of
 from jobs.reporting.notation import shown_mode, shown_name
 from jobs.reporting.page import ReportPage
 from jobs.reporting.table import WIDE_COLUMNS
@@ -48,8 +49,8 @@ _MS_PER_S = 1000
 def sweep_report(findings: Findings, status: RunStatus, page: ReportPage | None, folder: Path) -> SweepReport:
     """Everything for the end of the sweep; its files are written to `folder`, without `page` only the small ones."""
     summary, differences, facts = findings.summary, findings.differences, _facts(findings)
-    table = _text_table(summary)
-    summary_md = summary_text(findings.name, facts, summary, differences, table)
+    table, told = _text_table(summary), headline_of(findings)
+    summary_md = summary_text(findings.name, facts, told, table)
     write_texts(folder, summary_md, findings.settings_yaml, environment(findings))
     # Only here, after the page has let go of its own heavy columns.
     rows = findings.rows_with(*_TOLD_COLUMNS)
@@ -72,7 +73,7 @@ def sweep_report(findings: Findings, status: RunStatus, page: ReportPage | None,
     }
     return SweepReport(
         status,
-        sweep_description(findings.name, facts, summary, differences, _best(figures)),
+        sweep_description(findings.name, facts, summary, differences, _best(figures), told),
         sweep_readings(summary, differences, rows),
         variants,
         columns=listed_keys(summary),

@@ -26,7 +26,6 @@ from jobs.reporting.cells import (
     stored_otherwise,
     task_cells,
 )
-from jobs.reporting.headline import headline
 from jobs.reporting.markdown import escaped, escaped_line, fenced
 from jobs.reporting.notation import (
     UNKNOWN,
@@ -74,13 +73,15 @@ def sweep_description(
     summary: ResultSummary,
     differences: Sequence[Difference],
     figures: Sequence[str],
+    headline: Sequence[str],
 ) -> str:
-    """The parent's description. `facts` is a sentence on model and data, `figures` are names in `figures/`, best first."""
+    """The parent's description. `facts` is a sentence on model and data, `figures` are names in `figures/`, best first,
+    `headline` are the report's sentences."""
     tables = [table for setting in summary.settings() for table in _tables(summary, setting, differences)]
     # MLflow folds a description behind some 100 px: the links, and how the first lines of the table begin.
     opening = f"{_LINKS}: {tables[0].title}" if tables else _LINKS
     told = [
-        *(f"**{escaped(it)}**" for it in headline(summary, differences)),
+        *(f"**{escaped(it)}**" for it in headline),
         f"**{escaped(name)}**: {escaped(facts)}. {where_rows_went(summary).capitalize()}.",
     ]
     last, legend = [_ELSEWHERE], _legend([it for task in summary.tasks for it in task.variants])
@@ -124,11 +125,9 @@ def _legend(variants: Sequence[VariantSummary]) -> str:
     return f"{_LEGEND}{memory}." + (f" *{stored}*." if stored else "")
 
 
-def summary_text(
-    name: str, facts: str, summary: ResultSummary, differences: Sequence[Difference], table: str
-) -> str:
+def summary_text(name: str, facts: str, headline: Sequence[str], table: str) -> str:
     """`summary.md`: the same beginning, then every table as the terminal shows it."""
-    told = (facts, *headline(summary, differences))
+    told = (facts, *headline)
     lines = [f"# {escaped(name)}", *map(escaped_line, told), fenced(table)]
     return "\n\n".join(lines) + "\n"
 

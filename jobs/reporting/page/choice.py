@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.analysis.choosing.certificates import CertificateGroup, Certificates, Chain, Contract, certify
-from jobs.analysis.choosing.losses import ChoiceError
+from jobs.analysis.choosing.certificates import CertificateGroup, Certificates, Chain
 from jobs.reporting.choice_words import (
     certificate_answer,
     certificate_notes,
@@ -16,7 +14,6 @@ from jobs.reporting.choice_words import (
 )
 from jobs.reporting.notation import shown_name
 from jobs.results.grouping import Setting
-from jobs.results.schema import Row
 
 GIB = 2**30
 
@@ -54,12 +51,9 @@ class Choice:
     notes: tuple[str, ...]
 
 
-def choices(rows: Sequence[Row]) -> dict[Setting, Choice]:
+def choices(found: Certificates | None) -> dict[Setting, Choice]:
     """The answer of every setting; empty where `choose` has none, as of rows without the full cache's."""
-    contract = Contract()
-    try:
-        found = certify(rows, contract)
-    except ChoiceError:
+    if found is None:
         return {}
     return {group.setting: _choice(found, group) for group in found.groups}
 

@@ -30,7 +30,7 @@ from jobs.reporting.cells import (
     told,
 )
 from jobs.reporting.facts import run_facts
-from jobs.reporting.headline import headline
+from jobs.reporting.headline import headline_of
 from jobs.reporting.notation import (
     TOO_FEW,
     counted,
@@ -92,7 +92,7 @@ def render_page(findings: Findings) -> ReportPage:
     """The page of a results folder."""
     rows, summary, differences = findings.rows_with(*_SHOWN_COLUMNS), findings.summary, findings.differences
     settings = summary.settings()
-    chosen = choices(rows)
+    chosen = choices(findings.certificates)
     pages = tuple(
         setting_page(
             setting, rows, summary, differences, chosen.get(setting), index, _MOST_ITEMS // len(settings)
@@ -104,7 +104,7 @@ def render_page(findings: Findings) -> ReportPage:
         .get_template("report.html.jinja")
         .render(
             facts=run_facts(findings),
-            headline=headline(summary, differences),
+            headline=headline_of(findings),
             summary=summary,
             pages=pages,
             has_old_rows=any(row["prompt_tail"] is None for row in rows if row["status"] in DONE_STATUSES),

@@ -2,12 +2,14 @@
 
 import random
 
+import pyarrow as pa
 import pytest
 
 from jobs.analysis.differences import NO_SCALE, differences_to_full
+from jobs.analysis.findings import Findings
 from jobs.analysis.summary import summarize
-from jobs.reporting.headline import headline
-from jobs.results.schema import Row
+from jobs.reporting.headline import headline, headline_of
+from jobs.results.schema import RESULT_SCHEMA, Row
 from tests.fakes.rows import make_sweep_rows
 
 
@@ -74,3 +76,61 @@ def test_answers_that_were_never_measured_are_not_called_no_better(seed: int) ->
 
 def test_references_alone_compare_nothing(seed: int) -> None:
     assert "no policy to compare" in sentence_of(make_sweep_rows(random.Random(seed), {}, ["b/t"], 3))
+
+
+@pytest.mark.parametrize("num_tasks", [2, 7])
+def test_tasks_with_few_contexts_are_judged_by_their_mean(num_tasks: int, seed: int) -> None:
+    tasks = [f"b/{index}" for index in range(num_tasks)]
+    rows = make_sweep_rows(random.Random(seed), {"a@0.5": 0.5, "b@0.1": 0.1}, tasks, 49)
+    text = sentence_of(rows)
+    assert text.startswith(
+        "2 of 2 variants predict the right answer measurably worse than the full cache on the mean of "
+        f"{num_tasks} tasks ({49 * num_tasks} contexts)."
+    )
+    assert "A task alone has as few as 49 contexts, too few for a verdict (50 are needed)." in text
+    assert "Too few to rank" not in text
+
+
+def test_it_begins_with_the_cheapest_certified_variant_and_what_is_promised(seed: int) -> None:
+    found = headline_of(findings_of(certifiable(seed, 130, 1.0)))
+    (text,) = found
+    assert text.startswith("Cheapest certified: a@0.5, 50.0% of the full cache's bytes")
+    assert (
+        "; shown, with 95% confidence, to lose more than 0.1 of score on at most 5% of contexts like these. "
+        in text
+    )
+    (plain,) = headline_of(
+        findings_of([row for row in certifiable(seed, 130, 1.0) if row["variant"] != "full"])
+    )
+    assert "certified" not in plain
+
+
+def test_it_begins_with_the_full_cache_where_nothing_is_certified_and_with_how_many_are_needed(
+    seed: int,
+) -> None:
+    (lossy,) = headline_of(findings_of(certifiable(seed, 130, 0.0)))
+    assert lossy.startswith(
+        "Nothing is certified: keep the full cache; no variant is shown to lose more than 0.1 of score on at most 5% of "
+        "contexts. "
+    )
+    (few,) = headline_of(findings_of(certifiable(seed, 20, 1.0)))
+    assert few.startswith(
+        "No certificate: 20 contexts are too few, even if none were lost 59 are needed to show "
+    )
+
+
+def test_worse_than_without_any_context_is_no_negative_share(seed: int) -> None:
+    rows = make_sweep_rows(random.Random(seed), {"a@0.5": 0.5, "b@0.1": 0.1}, ["b/t", "b/u"], 60)
+    far = [row | {"answer_nll": row["answer_nll"] + 40 * (row["variant"] == "b@0.1")} for row in rows]
+    assert "from less than nothing (b@0.1) to " in sentence_of(far)
+
+
+def certifiable(seed: int, num_items: int, score: float) -> list[Row]:
+    """One policy of that score everywhere; the full cache has 1 and no context 0."""
+    rows = make_sweep_rows(random.Random(seed), {"a@0.5": 0.5}, ["b/t"], num_items)
+    scores = {"full": 1.0, "full_aa": 1.0, "a@0.5": score}
+    return [row | {"score": scores.get(row["variant"], 0.0)} for row in rows]
+
+
+def findings_of(rows: list[Row]) -> Findings:
+    return Findings.of(pa.Table.from_pylist(rows, schema=RESULT_SCHEMA))

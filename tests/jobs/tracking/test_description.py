@@ -35,7 +35,9 @@ def lines_of(text: str) -> list[str]:
 
 def test_it_opens_with_the_links_and_the_table_and_then_the_reports_verdict(seed: int) -> None:
     summary, differences = summed(seed, {"snapkv@0.2": 0.2}, ["longbench/qasper"], 60)
-    text = sweep_description("night", "facts", summary, differences, ["a b.svg"])
+    text = sweep_description(
+        "night", "facts", summary, differences, ["a b.svg"], headline(summary, differences)
+    )
     links, table, verdict, facts, *_ = text.split("\n\n")
     assert f"#/experiments/{EXPERIMENT_ID}/runs?viewStateShareKey={VIEW}&{WORKSPACE})" in links
     assert "artifacts/report.html?" in links and "**longbench/qasper**" in links
@@ -50,21 +52,21 @@ def test_the_policies_stand_in_the_order_of_their_nll(seed: int) -> None:
     policies = {"worst@0.1": 0.1, "best@0.9": 0.9, "middle@0.5": 0.5}
     for tasks in (["longbench/qasper"], ["longbench/qasper", "ruler/vt"]):
         summary, differences = summed(seed, policies, tasks, 60)
-        text = sweep_description("n", "f", summary, differences, [])
+        text = sweep_description("n", "f", summary, differences, [], headline(summary, differences))
         assert names_in(text)[:4] == ["full cache", "best@0.9", "middle@0.5", "worst@0.1"]
 
 
 def test_every_line_of_a_table_has_as_many_cells_as_its_head(seed: int) -> None:
     for num_items in (3, 60):
         summary, differences = summed(seed, {"a_b@0.5": 0.5, "x|y@0.2": 0.2}, ["longbench/qasper"], num_items)
-        text = sweep_description("n", "f", summary, differences, [])
+        text = sweep_description("n", "f", summary, differences, [], headline(summary, differences))
         assert len({line.count("|") for line in lines_of(text)}) == 1
         assert "a\\_b@0.5" in text and "x&#124;y" in text
 
 
 def test_several_tasks_open_with_their_mean(seed: int) -> None:
     summary, differences = summed(seed, {"snapkv@0.5": 0.5}, ["longbench/qasper", "ruler/vt"], 5)
-    text = sweep_description("n", "f", summary, differences, [])
+    text = sweep_description("n", "f", summary, differences, [], headline(summary, differences))
     assert text.index("mean of 2 tasks") < text.index("**longbench/qasper**") < text.index("**ruler/vt**")
 
 
@@ -72,7 +74,9 @@ def test_several_tasks_open_with_their_mean(seed: int) -> None:
 def test_a_large_sweep_fits_and_says_where_the_rest_is(seed: int, num_policies: int, num_tasks: int) -> None:
     policies = {f"a_rather_long_policy_{index}@0.5": 0.5 for index in range(num_policies)}
     summary, differences = summed(seed, policies, [f"longbench/task{it}" for it in range(num_tasks)], 2)
-    text = sweep_description("n" * 50, "f" * 200, summary, differences, ["a.svg", "b.svg"])
+    text = sweep_description(
+        "n" * 50, "f" * 200, summary, differences, ["a.svg", "b.svg"], headline(summary, differences)
+    )
     for place, num_chars in ((RUN_ID, 32), (EXPERIMENT_ID, 18), (VIEW, len(view_key("any")))):
         text = text.replace(place, "0" * num_chars)
     assert len(text) <= MAX_CHARS
@@ -91,11 +95,11 @@ def test_a_variants_page_has_its_line_of_every_task(seed: int) -> None:
 
 def test_a_sweep_without_rows_says_so() -> None:
     summary = summarize([])
-    text = sweep_description("n", "no row has been stored", summary, (), [])
+    text = sweep_description("n", "no row has been stored", summary, (), [], headline(summary, ()))
     assert "Nothing can be said yet" in text and not lines_of(text)
 
 
 def test_summary_md_holds_the_whole_table(seed: int) -> None:
     summary, differences = summed(seed, {"snapkv@0.5": 0.5}, ["longbench/qasper"], 5)
-    text = summary_text("night", "facts", summary, differences, "the table\n")
+    text = summary_text("night", "facts", headline(summary, differences), "the table\n")
     assert text.startswith("# night\n\nfacts\n\n") and text.endswith("```\nthe table\n```\n")
