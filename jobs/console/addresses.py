@@ -41,7 +41,9 @@ def shown_address(address: str) -> str:
     scheme, slashes, rest = address.partition("://")
     if not slashes:
         return without_passwords(address)
-    user, at, place = rest.rpartition("@") if not rest.startswith("/") else ("", "", rest)
+    if rest.startswith("/"):  # a file's, in whose path a # is a letter
+        return without_passwords(address)
+    user, at, place = rest.rpartition("@")
     if re.search("[?#]", user):  # the last @ may be one of the query, and nothing tells which
         return f"{scheme}://{HIDDEN}"
     bare = re.split("[?#]", place, maxsplit=1)[0]

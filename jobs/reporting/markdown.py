@@ -25,7 +25,7 @@ def escaped(text: str) -> str:
 def escaped_line(text: str) -> str:
     """As `escaped`, for what begins a line."""
     return _OPENING.sub(
-        lambda it: f"{it[1]}\\{it[2]}" if not it[2].isdigit() else f"{it[1]}{it[2]}\\", escaped(text)
+        lambda it: f"{it[1]}\\{it[2]}" if not it[2].isdigit() else f"{it[1]}{it[2]}\\", escaped(text.strip())
     )
 
 
