@@ -61,8 +61,8 @@ def difference_maps(
 ) -> list[DifferenceMap]:
     """A map per setting and metric, answer NLL first; `shown_names` are the tables' names of variants.
 
-    `most_nll` is what no context costs more than the full cache, nats per token: farther off a dot becomes an arrow, or one
-    variant would press all others onto 0.
+    `most_nll` is about what no context costs more than the full cache, nats per token: farther off a dot becomes an arrow, or
+    one variant would press all others onto 0.
     """
     keys = dict.fromkeys((it.setting, it.metric.column) for it in differences)
     maps = [

@@ -127,6 +127,7 @@ def _draw_line(
         marker=style.marker,
         markersize=6.5,
         linewidth=1.6,
+        clip_on=False,  # a marker at the edge is whole; nothing is drawn farther off
     )
     for at, point in zip(x, points, strict=True):
         if point.low is not None and point.high is not None:

@@ -73,7 +73,10 @@ def shown_range(panel: QualityPanel) -> tuple[float, float]:
     if panel.measure in HIGHEST:
         highest = HIGHEST[panel.measure]
         # Room below 0 and above the highest value, or markers on the edge are cut in half.
-        return -_EDGE * highest, highest * (1 + _EDGE)
+        low = -_EDGE * highest
+        # What is worse than no context is told below its line, for which there must be room.
+        is_worse = any(it.mean < low for line in panel.lines.values() for it in line)
+        return (-_ROOM * highest if is_worse else low), highest * (1 + _EDGE)
     points = _no_worse_than_no_context(panel)
     points += [panel.references[FULL]] if FULL in panel.references else []
     low, high = min(it.mean for it in points), max(it.mean for it in points)

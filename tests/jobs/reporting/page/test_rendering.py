@@ -173,6 +173,12 @@ def test_many_tasks_have_the_figures_of_their_mean_and_say_how_to_see_one(
     assert few.tags["td"] == many.tags["td"]
 
 
+def test_a_model_from_a_folder_is_told_with_its_path(seed: int) -> None:
+    page = Page(html_of([row | {"model": "/data/runs/7/model"} for row in sweep(seed, num_tasks=1)]))
+    ran = page.text[page.text.rindex("What ran") :]
+    assert "model" in ran and "the folder /data/runs/7/model (" in ran
+
+
 def test_passwords_in_addresses_stay_out(seed: int) -> None:
     text = html_of(
         sweep(seed),
