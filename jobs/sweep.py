@@ -73,7 +73,7 @@ def _run(arguments: Sequence[str], command: str = "") -> int:
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     find_policies_beside(options.config)
-    return check_policy(options.check_policy) if options.check_policy else _sweep(options)
+    return check_policy(options.check_policy) if options.check_policy is not None else _sweep(options)
 
 
 def _found(config: Path, others: Sequence[str]) -> Path:

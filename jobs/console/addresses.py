@@ -18,7 +18,8 @@ SQLITE = "sqlite:///"
 
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
 # Three slashes: a file, without anybody's name before it.
-_HOSTED = rf"{_SCHEME}(?!/)"
+# One slash too, as `Path` leaves of the two.
+_HOSTED = r"[A-Za-z][A-Za-z0-9+.-]*:/{1,2}(?!/)"
 _PORT = r"\d+(?:[/?#,;.)\]\s'\"]|$)"
 _QUOTED = re.compile(
     rf"(?P<quote>[\"'])(?P<head>{_HOSTED})(?:(?!(?P=quote)).)*@(?=(?:(?!(?P=quote)).)*(?P=quote))"
@@ -53,7 +54,7 @@ def shown_address(address: str) -> str:
 
 def without_passwords(text: str) -> str:
     """Any text without the passwords of the addresses in it; rather too much is taken out than too little."""
-    if "://" in text:
+    if ":/" in text:
         text = _QUOTED.sub(rf"\g<quote>\g<head>{HIDDEN}@", text)
         text = _WITH_BLANKS.sub(rf"\1{HIDDEN}@", text)
         text = _PLAIN.sub(_shown_match, text)

@@ -198,7 +198,7 @@ def _key_of(target: Any, part: str, path: Sequence[str], override: str) -> str |
             f"--set {override!r}: {where} is {target!r}, which has no keys; "
             f"write --set '{where}={{{part}: …}}'"
         )
-    if not re.fullmatch(r"-?\d+", part) or not -len(target) <= int(part) < len(target):
+    if not re.fullmatch(r"-?\d{1,9}", part) or not -len(target) <= int(part) < len(target):
         raise SettingsError(
             f"--set {override!r}: {where} is a list; give an index from 0 to {len(target) - 1}, not {part!r}"
         )

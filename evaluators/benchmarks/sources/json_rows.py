@@ -74,6 +74,8 @@ def _parse(line: bytes, where: str, fields: str) -> JsonRow:
         raise BenchmarkError(
             f"{where}: not valid JSON at column {error.colno} ({error.msg}); fix or remove the line."
         ) from error
+    except ValueError as error:  # a whole number of more digits than Python reads
+        raise BenchmarkError(f"{where}: a number has too many digits ({error}); write it as text.") from error
     except RecursionError as error:
         raise BenchmarkError(
             f"{where}: its brackets are nested too deep to be read; remove the line."

@@ -127,6 +127,14 @@ def test_brackets_without_end_are_an_error_with_the_line(
         load_items(TaskSpec("file/rows", data=str(tmp_path / "own.jsonl")), make_tokenizer())
 
 
+def test_a_number_of_too_many_digits_is_an_error_with_the_line(
+    tmp_path: Path, make_tokenizer: MakeTokenizer
+) -> None:
+    (tmp_path / "own.jsonl").write_text(json.dumps(GOOD)[:-1] + ', "mine": ' + "9" * 5_000 + "}")
+    with pytest.raises(BenchmarkError, match="line 1: a number has too many digits"):
+        load_items(TaskSpec("file/rows", data=str(tmp_path / "own.jsonl")), make_tokenizer())
+
+
 @pytest.mark.usefixtures("low_limits")
 def test_a_row_beyond_the_limit_is_checked_all_the_same(
     tmp_path: Path, make_tokenizer: MakeTokenizer

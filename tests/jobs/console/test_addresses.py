@@ -49,6 +49,7 @@ def test_a_sentence_loses_passwords_and_nothing_else(seed: int) -> None:
         assert without_passwords(f"at {address} failed for snapkv@0.5") == (
             "at http://…@host:5000 failed for snapkv@0.5"
         )
+    assert without_passwords(f"no file {str(Path('http://joe:Kn0ck@h/x'))!r}") == "no file 'http:/…@h/x'"
     for sentence in (
         "http://host:5000 and snapkv@0.5",
         "see https://host/a/b, http://host:1/#/experiments/1/runs/2?workflowType=x",
