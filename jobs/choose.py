@@ -19,7 +19,7 @@ from jobs.analysis.choosing.certificates import Contract, certify
 from jobs.analysis.choosing.fits import Demand, what_fits
 from jobs.analysis.choosing.losses import LOSS_KINDS, ChoiceError, loss_kind
 from jobs.analysis.choosing.step_times import SECONDS
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.console.byte_sizes import parse_bytes
 from jobs.console.command_line import EXIT_OK, Parser, told_to_users
 from jobs.console.commands import program

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jobs.analysis.comparability import HEAVY_COLUMNS, ComparisonError
 from jobs.analysis.comparison import Comparison, compare_folders, compare_variants
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.analysis.labels import label_meant
 from jobs.console.command_line import EXIT_OK, Parser, told_to_users
 from jobs.console.commands import program

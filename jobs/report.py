@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.analysis.ranking.order import BY_DEFAULT, SORTS
 from jobs.console.command_line import EXIT_OK, Parser, told_to_users
 from jobs.console.commands import program
@@ -69,17 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="of one task alone, as ruler/4096/vt; with --html the page is report-NAME.html",
     )
-    how_much = parser.add_mutually_exclusive_group()
-    how_much.add_argument(
-        "--brief", dest="is_brief", action="store_true", default=None, help="of several tasks the mean alone"
-    )
-    how_much.add_argument(
-        "--all", dest="is_brief", action="store_false", help="every task, however many lines that are"
-    )
-    for name, what in (("csv", "a line per variant and task"), ("json", "with the headline")):
-        how_much.add_argument(
-            f"--{name}", action="store_true", help=f"all numbers for scripts, and nothing else: {what}"
-        )
+    _add_how_much(parser)
     parser.add_argument(
         "--html",
         nargs="?",
@@ -101,6 +91,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--width", type=int, help="columns to print on (default: the terminal's)")
     return parser
+
+
+def _add_how_much(parser: argparse.ArgumentParser) -> None:
+    how_much = parser.add_mutually_exclusive_group()
+    how_much.add_argument(
+        "--brief", dest="is_brief", action="store_true", default=None, help="of several tasks the mean alone"
+    )
+    how_much.add_argument(
+        "--all", dest="is_brief", action="store_false", help="every task, however many lines that are"
+    )
+    for name, what in (("csv", "a line per variant and task"), ("json", "with the headline")):
+        how_much.add_argument(
+            f"--{name}", action="store_true", help=f"all numbers for scripts, and nothing else: {what}"
+        )
 
 
 def _report(store: ResultStore, options: argparse.Namespace) -> int:

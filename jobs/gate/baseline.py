@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.console.paths import shown
 from jobs.gate.judge import HEAVY_COLUMNS
 from jobs.results.schema import Row

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.console.addresses import hidden_in, without_passwords
 from jobs.reporting.notation import shown_device
 from jobs.results.grouping import Setting, grouped, prefill_of, setting_of

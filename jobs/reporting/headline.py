@@ -8,7 +8,7 @@ from typing import NamedTuple
 from evaluators.statistics.intervals import MIN_CLUSTERS
 from jobs.analysis.choosing.certificates import Certificates
 from jobs.analysis.differences import Difference
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.analysis.summary import MacroMean, ResultSummary, TaskSummary, policies_of
 from jobs.reporting.choice_words import certificate_sentence
 from jobs.reporting.notation import counted, percent, shown_label, why_no_scale

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.analysis.summary import ResultSummary
 from jobs.analysis.worst_items import worst_items
 from jobs.console.addresses import hidden_in

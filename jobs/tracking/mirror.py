@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.console.addresses import shown_address, sqlite_uri
 from jobs.reporting.page import render_page
 from jobs.results.store import ResultStore

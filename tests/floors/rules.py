@@ -35,6 +35,7 @@ LIGHT_FOLDERS = (
     "jobs/results",
     "jobs/analysis",
     "jobs/analysis/choosing",
+    "jobs/analysis/folder",
     "jobs/reporting",
     "jobs/gate",
     "jobs/execution/scheduling",

@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 from mlflow import MlflowClient
 from rich.table import Table
 
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.console.addresses import sqlite_uri
 from jobs.console.paths import command_line
 from jobs.console.printing import text_of

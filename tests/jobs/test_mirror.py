@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.analysis.worst_items import worst_items
 from jobs.mirror import main
 from jobs.planning.work import RowKey

@@ -27,15 +27,12 @@ _EVERYTHING = View()
 _NUMBERS = ("answer_nll", "kl_mean", "top1_agreement", "score", "kept_ratio", "slots", "kv_bytes")
 LABELS = ("full", "no_context", "full_aa", "knorm@0.5", "streaming_llm@0.35")
 
+Capture = pytest.CaptureFixture[str]
+
 
 def rows_of(task: str, **values: Any) -> list[Row]:
-    numbers = {
-        "answer_nll": 1.25,
-        "kl_mean": 0.5,
-        "top1_agreement": 0.875,
-        "kept_ratio": 0.5,
-        "kv_bytes": 3 * 2**20,
-    }
+    numbers = {"answer_nll": 1.25, "kl_mean": 0.5, "top1_agreement": 0.875}
+    numbers |= {"kept_ratio": 0.5, "kv_bytes": 3 * 2**20}
     return [
         make_row(f"{task}/{index}/{label}", item_id=f"{task}/{index}", task=task, variant=label, policy=label)
         | numbers
@@ -270,9 +267,7 @@ def test_the_headline_comes_last(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "Too few to rank policies by (4 contexts; 50 are needed)." in last
 
 
-def test_one_task_alone_has_a_table_and_a_page_of_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_task_alone_has_a_table_and_a_page_of_its_own(tmp_path: Path, capsys: Capture) -> None:
     ResultStore(tmp_path).write_unit("u1", [*rows_of("one"), *rows_of("two")])
     assert main([str(tmp_path), "--task", "benchmark/two", "--html"]) == 0
     said = capsys.readouterr().out
@@ -282,9 +277,7 @@ def test_one_task_alone_has_a_table_and_a_page_of_its_own(
     assert "Did you mean 'benchmark/two'?" in capsys.readouterr().err
 
 
-def test_scripts_get_every_number_and_nothing_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_scripts_get_every_number_and_nothing_else(tmp_path: Path, capsys: Capture) -> None:
     rows = [*rows_of("one"), *rows_of("two", kl_mean=None)]
     ResultStore(tmp_path).write_unit("u1", rows)
     assert main([str(tmp_path), "--csv", "--html", "--sort", "configured"]) == 0

@@ -14,7 +14,7 @@ import jinja2
 
 from evaluators.statistics.intervals import MIN_BOOTSTRAP_CLUSTERS, MIN_CLUSTERS
 from evaluators.statistics.skewed import MIN_SKEWED_CLUSTERS
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.analysis.item_outcomes import ItemList
 from jobs.console.whole_file import write_whole
 from jobs.reporting.cells import (

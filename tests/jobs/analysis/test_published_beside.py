@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.analysis.published_beside import PublishedBeside, published_beside
 from jobs.analysis.summary import ResultSummary, summarize
 from jobs.reporting.notation import shown_task

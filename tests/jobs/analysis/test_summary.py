@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from evaluators.statistics.intervals import mean_interval
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.analysis.summary import ResultSummary, macro_intervals, series_name
 from jobs.analysis.variant_summary import VariantSummary
 from jobs.planning.work import RowKey

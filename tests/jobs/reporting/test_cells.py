@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from jobs.analysis.differences import differences_to_full
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.analysis.summary import summarize
 from jobs.reporting.cells import BITS, POSITIONS, READ, memory_words, silent_columns, stored_otherwise
 from jobs.reporting.page import render_page

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.analysis.differences import NO_SCALE, differences_to_full
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.analysis.summary import summarize
 from jobs.reporting.headline import headline, headline_of
 from jobs.results.schema import RESULT_SCHEMA, Row

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.analysis.item_outcomes import LOST, item_list
 from jobs.reporting.page import render_page
 from jobs.results.schema import RESULT_SCHEMA, Row

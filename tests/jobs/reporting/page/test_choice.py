@@ -5,7 +5,7 @@ import random
 import pyarrow as pa
 
 from jobs.analysis.choosing.certificates import Certificates, Contract, certify
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.reporting.choice_words import certificate_answer
 from jobs.reporting.page.choice import GIB, choices
 from jobs.results.grouping import setting_of

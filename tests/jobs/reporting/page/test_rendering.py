@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.analysis.summary import summarize
 from jobs.planning.work import RowKey
 from jobs.reporting.page import TEMPLATES, render_page, rendering, setting, write_page

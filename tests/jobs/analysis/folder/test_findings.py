@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.analysis.differences import differences_to_full
-from jobs.analysis.findings import Findings
+from jobs.analysis.folder.findings import Findings
 from jobs.analysis.summary import summarize
 from jobs.planning.work import RowKey
 from jobs.results.planned import planned_rows, planned_table
