@@ -42,7 +42,8 @@ def yielded(
 
     Raises:
         ChildDiedError: the process died, or took longer than `limit_s` for a value.
-        Exception: what the function raised: errors of our packages as they are, any other as a RuntimeError, whose note is its trace.
+        Exception: what the function raised: errors of our packages as they are, any other as a RuntimeError
+            whose note is its trace.
     """
     ours, its = multiprocessing.Pipe()
     program = _PROGRAM.format(path=sys.path, handle=its.fileno())

@@ -38,6 +38,15 @@ logger = logging.getLogger(__name__)
 
 _REMEDY = "delete it and run the same command again: only its rows are computed anew"
 _REMEDY_BESIDE = "delete it and run the same command again, which writes it anew"
+_KIND_OF_META: Mapping[str, type | tuple[type, ...]] = {
+    "sweep_id": str,
+    "sweep_ids": dict,
+    "git_commit": (str, type(None)),
+    "versions": dict,
+    "args": list,
+    "started_at_s": (int, float),
+    "ray": dict,
+}
 _said_unprotected: set[Path] = set()
 """Folders of which this process has said that files in them have no digest."""
 
@@ -167,8 +176,12 @@ class ResultStore:
         self.write_json("run_meta.json", meta, indent=2)
 
     def read_run_meta(self) -> dict[str, Any]:
-        """What `write_run_meta` stored last; empty when there is nothing."""
-        return self.read_json("run_meta.json") or {}
+        """What `write_run_meta` stored last, without what is of another kind; empty when there is nothing."""
+        # Metadata of another version, or edited by hand, keeps nobody from a report of sound rows.
+        meta = self.read_json("run_meta.json") or {}
+        return {
+            key: value for key, value in meta.items() if isinstance(value, _KIND_OF_META.get(key, object))
+        }
 
     def write_plan(self, keys: Iterable[RowKey]) -> None:
         """Store which rows the latest run owes, done ones included, in the order they are shown in."""

@@ -221,7 +221,7 @@ def sweep_of_folder(findings: Findings, folder: Path) -> TrackedSweep:
     Raises:
         ResultError: the folder lacks what a sweep leaves there.
     """
-    if not findings.rows or not findings.settings or "sweep_id" not in findings.meta:
+    if not findings.rows or "name" not in findings.settings or "sweep_id" not in findings.meta:
         raise ResultError(
             f"{folder} lacks the rows, settings.yaml or run_meta.json of a sweep; name a sweep's output_dir"
         )

@@ -113,7 +113,11 @@ class Findings:
             loaded = parsed(self.settings_yaml)
         except yaml.YAMLError:
             return {}  # an edited file must not keep anybody from a report of sound rows
-        return loaded if isinstance(loaded, Mapping) else {}
+        if not isinstance(loaded, Mapping):
+            return {}
+        # Nor what stands in the place of a text or a section.
+        kinds: Mapping[str, type] = {"name": str, "tracking": dict}
+        return {key: value for key, value in loaded.items() if isinstance(value, kinds.get(key, object))}
 
     @property
     def name(self) -> str:

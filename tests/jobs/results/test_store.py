@@ -219,3 +219,15 @@ def test_a_plan_that_is_none_is_told_with_its_remedy(store: ResultStore, text: s
     (store.root / "plan.json").write_text(text)
     with pytest.raises(ResultError, match=r"plan\.json.*delete it"):
         store.read_plan()
+
+
+@pytest.mark.parametrize("wrong", [5, "x", [1], {"a": [1]}, None, True])
+def test_metadata_of_another_kind_is_not_known(tmp_path: Path, wrong: object) -> None:
+    store = ResultStore(tmp_path)
+    sound = {"sweep_id": "a", "sweep_ids": {}, "versions": {}, "args": [], "ray": {}, "mine": 3}
+    store.write_run_meta(sound)
+    assert store.read_run_meta() == sound
+    store.write_run_meta({**dict.fromkeys(sound, wrong), "mine": 3})
+    read = store.read_run_meta()
+    assert read["mine"] == 3
+    assert all(type(read[key]) is type(sound[key]) for key in read)
