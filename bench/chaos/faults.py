@@ -23,6 +23,7 @@ from bench.chaos.world import Driver, World, actors_of, drive
 LIMIT_S = 240.0
 _EDGE = 0.1  # of the moments, at either end
 _MOST_RUNS = 4
+_SHOWN_CHARS = 1500
 _FEW_BYTES = 16 * 1024  # less than a file of rows, more than what a driver prints
 
 
@@ -52,7 +53,7 @@ def resumed(world: World, is_known: Callable[[str], bool] = lambda _: False) -> 
         if codes[-1] == 0:
             return codes
         if "Traceback" in told or not (codes[-1] == 3 or (codes[-1] == 2 and is_known(told))):
-            raise Broken(f"the same command ended with {codes}: {told[-300:]!r}")
+            raise Broken(f"the same command ended with {codes}: {_excerpt(told)!r}")
     raise Broken(f"the same command never ended with 0: {codes}")
 
 
@@ -60,8 +61,14 @@ def _told(driver: Driver, allowed: tuple[int, ...]) -> int:
     code = driver.end(LIMIT_S)
     told = driver.log.read_text()
     if code not in allowed or (code != -signal.SIGKILL and "Traceback" in told):
-        raise Broken(f"ended with {code}, not {allowed}: {told[-300:]!r}")
+        raise Broken(f"ended with {code}, not {allowed}: {_excerpt(told)!r}")
     return code
+
+
+def _excerpt(told: str) -> str:
+    """The part of what a driver printed that says most."""
+    at = told.find("Traceback")
+    return told[at : at + _SHOWN_CHARS] if at >= 0 else told[-_SHOWN_CHARS:]
 
 
 def killed(world: World, draw: random.Random, life_s: float) -> str:
@@ -124,7 +131,7 @@ def full_disk(world: World, draw: random.Random, life_s: float) -> str:
     # SIGXFSZ is ignored by Python, so a write fails with EFBIG.
     code = driver.end(LIMIT_S)
     if code not in (0, 2):
-        raise Broken(f"a full disk ended with {code}: {driver.log.read_text()[-300:]!r}")
+        raise Broken(f"a full disk ended with {code}: {_excerpt(driver.log.read_text())!r}")
     return f"from {_times([at])}: {code}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,6 +70,11 @@ def connected(code: Sequence[Path]) -> Iterator[Cluster]:
     with sigterm_interrupts():
         try:
             context = _join(address, code) if address else _start(code)
+        except SystemExit as error:
+            # Early in `ray.init` Ray puts a handler of its own in the place of ours, and is at it for seconds.
+            if error.code == signal.SIGTERM:
+                raise KeyboardInterrupt from error
+            raise
         except (
             OSError,
             RuntimeError,
@@ -80,12 +86,12 @@ def connected(code: Sequence[Path]) -> Iterator[Cluster]:
                 f"RAY_ADDRESS is right and RAY_AUTH_MODE and the token are the cluster's, or run with "
                 f"`executor: inline`"
             ) from error
-        try:
-            # Once more, since `ray.init` puts a handler of its own in the place of ours.
-            with sigterm_interrupts():
+        # Ours again, until Ray is down.
+        with sigterm_interrupts():
+            try:
                 yield _joined(context) if address else Cluster(ray.nodes(), can_grow=False)
-        finally:
-            ray.shutdown()
+            finally:
+                ray.shutdown()
 
 
 def job_env() -> dict[str, Any] | None:

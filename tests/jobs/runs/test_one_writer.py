@@ -139,3 +139,17 @@ def test_two_sweeps_that_make_one_database_at_once_both_arrive(
     for name in ("a", "b"):
         assert ResultStore(tmp_path / name).read_table().num_rows == NUM_ITEMS * 4
     assert [it.name for it in (tmp_path / "new").iterdir() if it.name.startswith(".")] == []
+
+
+def test_a_page_that_is_a_link_is_not_written_through(
+    config: Path, store: ResultStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = tmp_path / "theirs.html"
+    theirs.write_text("mine")
+    store.root.mkdir()
+    (store.root / "report.html").symlink_to(theirs)
+    assert main([str(config)]) == 0
+    assert theirs.read_text() == "mine"
+    assert "it is a link, through which nothing is written" in capsys.readouterr().out.replace("\n", " ")
+    assert main(["report", str(store.root), "--html"]) == 2
+    assert theirs.read_text() == "mine"

@@ -1,11 +1,12 @@
 """Ray as a run finds it, or starts it; in a file of its own, since who has a Ray is not asked for an address."""
 
+import signal
 import time
 
 import pytest
 import ray
 
-from jobs.execution.on_ray import controller
+from jobs.execution.on_ray import cluster, controller
 from jobs.execution.on_ray.cluster import RayStartError
 from jobs.planning.work import WorkUnit
 from tests.fakes.engine import FakeLoad, Recorder, make_context, make_settings, make_unit
@@ -40,3 +41,25 @@ def test_ray_that_was_started_for_the_run_is_stopped_after_it(monkeypatch: pytes
     run(units, recorder)
     assert recorder.identities() == [key.identity for unit in units for key in unit.row_keys]
     assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("is_hit_early", [True, False])
+def test_sigterm_while_ray_starts_or_stops_is_an_interrupt_whatever_handler_ray_sets(
+    monkeypatch: pytest.MonkeyPatch, is_hit_early: bool
+) -> None:
+    def rays_own(number: int, _: object) -> None:
+        raise SystemExit(number)
+
+    def start(**_: object) -> None:
+        signal.signal(signal.SIGTERM, rays_own)
+        if is_hit_early:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster.ray, "init", start)
+    monkeypatch.setattr(cluster.ray, "nodes", list)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), cluster.connected([]):
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before
