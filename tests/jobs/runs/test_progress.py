@@ -71,7 +71,8 @@ def test_terminal_shows_a_bar_with_the_last_state() -> None:
 
 def test_advice_is_shown_whole_and_as_it_is() -> None:
     out, text = io.StringIO(), f"results go to /disk/[red]/{'x' * 200}: share them"
-    with ProgressView(UNITS, Console(file=out, width=80)) as view:
+    # As commands make theirs: nothing that it prints is markup.
+    with ProgressView(UNITS, Console(file=out, width=80, markup=False, emoji=False)) as view:
         view.on_event(Advice(text))
     assert out.getvalue() == f"warning: {text}\n"
 

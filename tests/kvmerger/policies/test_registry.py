@@ -100,7 +100,7 @@ def test_a_name_as_others_write_it_is_answered_with_ours(name: str, meant: str) 
         (
             "import os\nos.nothing_there\n",
             "{}:X",
-            "{}.py, line 2: module 'os' has no attribute 'nothing_there'",
+            "{}.py, line 2: AttributeError: module 'os' has no attribute 'nothing_there'",
         ),
         ("class Vnorm: pass\n", "{}:Vnrm", "has no attribute 'Vnrm' (did you mean 'Vnorm'?)"),
         ("", "no_such_{}:X", "No module named 'no_such_{}'; is its folder on PYTHONPATH?"),

@@ -17,6 +17,7 @@ from kvmerger.engine import Engine
 from kvmerger.engine.compress import Compressed, compress_all
 from kvmerger.engine.fused import needs_of
 from kvmerger.generation import Prompt, Question
+from kvmerger.names import VariantError
 from kvmerger.policies.base import Policy, PolicyError
 from kvmerger.prefill.evidence import Evidence
 from kvmerger.prefill.prefill import prefill
@@ -109,7 +110,7 @@ def test_forms_and_rules_by_position_follow_and_rules_by_token_are_refused(seed:
     assert failed == {"knorm+key_rerotation+h2o_decode@0.9"}
     (message,) = {row.message for row in rows if row.label in failed}
     assert "h2o_decode starts from the attention" in message and "key_rerotation changes" in message
-    with pytest.raises(PolicyError, match="twice"):
+    with pytest.raises(VariantError, match="twice"):
         build("knorm+key_rerotation+key_rerotation", {})
     with pytest.raises(PolicyError, match="before what acts"):
         build("knorm+cam+key_rerotation", {})
