@@ -18,13 +18,12 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 from numpy.typing import NDArray
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from scipy import optimize, stats
 
+from bench.statistics.tables import share_of, table_of
 from evaluators.statistics.fixed_sequence import most_bad, needed_contexts
-from evaluators.statistics.intervals import proportion_interval
 
 SHARE, ERROR = 0.05, 0.05
 NUM_POLICIES = 20
@@ -182,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _policies_table(num_worlds: int, seed: int) -> tuple[Table, bool]:
-    table = _table(f"{NUM_POLICIES} policies: worlds with any false certificate, %", "each policy has")
+    table = table_of(f"{NUM_POLICIES} policies: worlds with any false certificate, %", "each policy has")
     for head in ("contexts", "correlation", "shipped", "95 % interval", "order not kept", "error not split"):
         table.add_column(head, justify="right")
     is_kept = True
@@ -197,23 +196,23 @@ def _policies_table(num_worlds: int, seed: int) -> tuple[Table, bool]:
                 found = simulate(draw, num_good, num_contexts, correlation, num_worlds, seed)
                 is_first = (num_contexts, correlation) == (NUM_CONTEXTS[0], CORRELATIONS[0])
                 is_last = (num_contexts, correlation) == (NUM_CONTEXTS[-1], CORRELATIONS[-1])
-                shown, ends, is_right = _share(found.shipped, num_worlds)
-                is_kept = is_kept and is_right
+                shown, ends, low = share_of(found.shipped, num_worlds)
+                is_kept = is_kept and low <= ERROR
                 table.add_row(
                     name if is_first else "",
                     str(num_contexts),
                     f"{correlation:g}",
                     shown,
                     ends,
-                    _share(found.without_order, num_worlds)[0],
-                    _share(found.without_split, num_worlds)[0],
+                    share_of(found.without_order, num_worlds)[0],
+                    share_of(found.without_split, num_worlds)[0],
                     end_section=is_last,
                 )
     return table, is_kept
 
 
 def _questions_table(num_worlds: int, seed: int) -> tuple[Table, bool]:
-    table = _table(
+    table = table_of(
         f"1 policy, {_NUM_QUESTIONS} questions a context: worlds with a false certificate, %", "contexts"
     )
     for head in ("correlation", "units are contexts", "95 % interval", "units are questions"):
@@ -222,38 +221,16 @@ def _questions_table(num_worlds: int, seed: int) -> tuple[Table, bool]:
     for num_contexts in NUM_CONTEXTS:
         for correlation in CORRELATIONS:
             right, naive = simulate_questions(num_contexts, correlation, num_worlds, seed)
-            shown, ends, is_right = _share(right, num_worlds)
-            is_kept = is_kept and is_right
+            shown, ends, low = share_of(right, num_worlds)
+            is_kept = is_kept and low <= ERROR
             table.add_row(
                 str(num_contexts) if correlation == CORRELATIONS[0] else "",
                 f"{correlation:g}",
                 shown,
                 ends,
-                _share(naive, num_worlds)[0],
+                share_of(naive, num_worlds)[0],
             )
     return table, is_kept
-
-
-def _share(number: int, total: int) -> tuple[str, str, bool]:
-    """A share in per cent, its Clopper-Pearson interval, and whether that begins no higher than the error."""
-    interval = proportion_interval(number, total)
-    assert interval.low is not None and interval.high is not None
-    ends = f"{_PERCENT * interval.low:.2f}-{_PERCENT * interval.high:.2f}"
-    return f"{_PERCENT * interval.mean:.2f}", ends, interval.low <= ERROR
-
-
-def _table(title: str, first: str) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-    )
-    table.add_column(first, no_wrap=True)
-    return table
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import scipy
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +30,7 @@ from bench.statistics.simulated_nights import (
     two_bits,
     verdicts,
 )
-from evaluators.statistics.intervals import proportion_interval
+from bench.statistics.tables import share_of, table_of
 from jobs.settings.gate import GateSettings
 
 NUM_ITEMS = (50, 100, 200, 400, 800)
@@ -94,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _false_alarms(recorded: Sequence[Recorded], num_nights: int, seed: int) -> Table:
-    table = _table("nights without a loss beyond the margin", "the true loss is")
+    table = table_of("nights without a loss beyond the margin", "the true loss is")
     for head in ("items a task", "false alarms", "95 % interval", "night passes"):
         table.add_column(head, justify="right")
     for name, draw in (
@@ -107,7 +106,7 @@ def _false_alarms(recorded: Sequence[Recorded], num_nights: int, seed: int) -> T
             table.add_row(
                 name if num_items == NUM_ITEMS[0] else "",
                 str(num_items),
-                *_share(num_alarms, num_nights),
+                *share_of(num_alarms, num_nights)[:2],
                 f"{_PERCENT * found.passes_DK.all(axis=1).mean():.1f}",
                 end_section=num_items == NUM_ITEMS[-1],
             )
@@ -115,7 +114,7 @@ def _false_alarms(recorded: Sequence[Recorded], num_nights: int, seed: int) -> T
 
 
 def _detection(recorded: Sequence[Recorded], num_nights: int, seed: int) -> Table:
-    table = _table(f"one of two policies loses {_POINTS * DROP:g} points", "how")
+    table = table_of(f"one of two policies loses {_POINTS * DROP:g} points", "how")
     for head in ("on", "items a task", "found", "95 % interval", "passes all the same"):
         table.add_column(head, justify="right")
     for name, worse in (("answers lost whole", lost_answers(DROP)), ("as 2-bit K and V", two_bits(DROP))):
@@ -131,7 +130,7 @@ def _detection(recorded: Sequence[Recorded], num_nights: int, seed: int) -> Tabl
                     name if is_first and num_worse > 1 else "",
                     where if is_first else "",
                     str(num_items),
-                    *_share(num_found, num_nights),
+                    *share_of(num_found, num_nights)[:2],
                     f"{_PERCENT * found.passes_DK.all(axis=1).mean():.1f}",
                     end_section=num_items == NUM_ITEMS[-1],
                 )
@@ -139,7 +138,7 @@ def _detection(recorded: Sequence[Recorded], num_nights: int, seed: int) -> Tabl
 
 
 def _passes(recorded: Sequence[Recorded], num_nights: int, seed: int) -> Table:
-    table = _table("nights without any loss that pass, and checks that do", "margin")
+    table = table_of("nights without any loss that pass, and checks that do", "margin")
     for num_items in NUM_ITEMS:
         table.add_column(f"{num_items} items", justify="right")
     for margin in MARGINS:
@@ -151,28 +150,6 @@ def _passes(recorded: Sequence[Recorded], num_nights: int, seed: int) -> Table:
             cells.append(f"{_PERCENT * night:.0f}, {_PERCENT * check:.0f}")
         table.add_row(f"{_POINTS * margin:g} points", *cells)
     return table
-
-
-def _table(title: str, first: str) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-    )
-    table.add_column(first, no_wrap=True)
-    return table
-
-
-def _share(number: int, total: int) -> tuple[str, str]:
-    """A share in per cent, and its Clopper-Pearson interval."""
-    interval = proportion_interval(number, total)
-    assert interval.low is not None and interval.high is not None
-    ends = f"{_PERCENT * interval.low:.2f}-{_PERCENT * interval.high:.2f}"
-    return f"{_PERCENT * interval.mean:.2f}", ends
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from bench.statistics import skewed_rivals as rivals
 from bench.statistics import skewed_worlds as worlds
 from bench.statistics.skewed_worlds import Contexts, Method
+from bench.statistics.tables import table_of
 from evaluators.statistics.skewed import skewed_difference_ends, skewed_ends
 
 NUM_CLUSTERS = (12, 20, 50, 100, 200, 500)
@@ -87,16 +87,7 @@ def render(
     title: str, populations: Sequence[Contexts], methods: Mapping[str, Method], num_datasets: int, seed: int
 ) -> Table:
     """One kind of worlds: a line a method, a column a number of contexts."""
-    table = Table(
-        title=f"{title}; {len(populations)} worlds",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-    )
-    table.add_column("", no_wrap=True)
+    table = table_of(f"{title}; {len(populations)} worlds", "")
     columns = {num: simulate(populations, methods, num_datasets, num, seed) for num in NUM_CLUSTERS}
     for num in NUM_CLUSTERS:
         table.add_column(f"n = {num}", justify="right", no_wrap=True)
