@@ -1,4 +1,4 @@
-"""A headless Chromium for pictures of pages, driven over a pipe with Chrome's DevTools protocol; needs nothing but Chromium.
+"""A headless Chromium for pages in pictures and tests, over a pipe with the DevTools protocol; needs nothing but Chromium.
 
 One page at a time. Messages are JSON with a zero byte at their end, on the file descriptors 3 and 4 of the browser
 (`--remote-debugging-pipe`, https://chromedevtools.github.io/devtools-protocol/).
@@ -10,23 +10,31 @@ import base64
 import json
 import os
 import select
+import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-CHROMIUM = "/usr/bin/chromium"
+NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = (
     "--headless=new",
-    "--no-sandbox",
+    "--no-sandbox",  # root may run it, for whom Chromium refuses to start with one
+    "--no-first-run",
     "--disable-dev-shm-usage",
     "--disable-gpu",
     "--hide-scrollbars",
 )
 ANSWER_LIMIT_S = 60.0
 _POLL_S = 0.25
+
+
+def chromium() -> str | None:
+    """The browser's path; None where there is none."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Page:
@@ -51,10 +59,26 @@ class Page:
             mobile=False,
         )
 
+    def set_scheme(self, *, is_dark: bool) -> None:
+        """The colours that a page is asked for."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
+        self._call("Emulation.setEmulatedMedia", features=[scheme])
+
     def go(self, url: str) -> None:
         """Open an address anew, also where only the part behind its `#` differs."""
         self._call("Page.navigate", url="about:blank")
         self._call("Page.navigate", url=url)
+
+    def open_file(self, path: Path) -> None:
+        """Open a file, and wait until all of it is there. Raises TimeoutError where it is not."""
+        url = path.resolve().as_uri()
+        self.go(url)
+        if not self.wait_for(f"document.readyState === 'complete' && location.href === {json.dumps(url)}"):
+            raise TimeoutError(f"{path} has not loaded")
+
+    def move_to(self, x: float, y: float) -> None:
+        """Put the pointer at a place of the window."""
+        self._call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def evaluate(self, script: str) -> Any:
         """The value of an expression in the page. Raises RuntimeError with what it threw."""
@@ -93,10 +117,10 @@ class Page:
     def _next_message(self) -> bytes:
         while b"\0" not in self._buffer:
             if not select.select([self._from], [], [], ANSWER_LIMIT_S)[0]:
-                raise TimeoutError(f"{CHROMIUM} has not answered for {ANSWER_LIMIT_S:.0f} s")
+                raise TimeoutError(f"Chromium has not answered for {ANSWER_LIMIT_S:.0f} s")
             read = os.read(self._from, 1 << 16)
             if not read:
-                raise RuntimeError(f"{CHROMIUM} has ended")
+                raise RuntimeError("Chromium has ended")
             self._buffer += read
         message, _, self._buffer = self._buffer.partition(b"\0")
         return message
@@ -104,13 +128,19 @@ class Page:
 
 @contextmanager
 def opened(width: int, height: int) -> Iterator[Page]:
-    """A page of a browser of its own, with a profile that nobody has used; closed at the end."""
+    """A page of a browser of its own, with a profile that nobody has used; closed at the end.
+
+    Raises RuntimeError where there is no Chromium.
+    """
+    program = chromium()
+    if program is None:
+        raise RuntimeError("there is no Chromium here: `apt-get install chromium`")
     their_in, our_out = os.pipe()
     our_in, their_out = os.pipe()
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
         # The browser wants its pipe as 3 and 4, and a shell puts it there whatever numbers it has here.
         command = [
-            CHROMIUM,
+            program,
             *ARGUMENTS,
             f"--user-data-dir={profile}",
             "--remote-debugging-pipe",

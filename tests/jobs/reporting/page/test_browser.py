@@ -7,14 +7,15 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from bench.service.browser import Page, chromium, opened
 from jobs.analysis.folder.findings import Findings
 from jobs.analysis.item_outcomes import LOST, item_list
 from jobs.reporting.page import render_page
 from jobs.results.schema import RESULT_SCHEMA, Row
 from tests.fakes.rows import make_sweep_rows
-from tests.jobs.reporting.page.chromium import BrowserPage, browser_page, chromium
 
 POLICIES = {f"{name}@{kept}": kept for name in ("snapkv", "knorm", "tova") for kept in (0.75, 0.5, 0.25)}
+WIDE, HEIGHT = 1400, 1000
 TEXTS = "Array.from(document.querySelectorAll({!r}), it => it.textContent.trim())"
 CLICK = "document.querySelectorAll('table.ranked th button')[{}].click()"
 VALUES = "Array.from(document.querySelectorAll('table.ranked tbody.sorted tr'), it => it.cells[{}].dataset.value ?? null)"
@@ -39,107 +40,111 @@ def file(rows: list[Row], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserPage]:
-    program = chromium()
-    if program is None:
+def browser() -> Iterator[Page]:
+    if chromium() is None:
         pytest.skip("there is no Chromium here: `apt-get install chromium`")
-    with browser_page(program, tmp_path_factory.mktemp("profile")) as page:
+    with opened(WIDE, HEIGHT) as page:
         yield page
 
 
+def show(browser: Page, file: Path, width: int = WIDE, *, is_dark: bool = False) -> None:
+    """Load ``file`` anew in a window of that width."""
+    browser.set_size(width, HEIGHT)
+    browser.set_scheme(is_dark=is_dark)
+    browser.open_file(file)
+
+
 @pytest.fixture
-def page(browser: BrowserPage, file: Path) -> BrowserPage:
-    browser.open(file)
+def page(browser: Page, file: Path) -> Page:
+    show(browser, file)
     return browser
 
 
-def test_a_click_sorts_by_number_and_another_turns_it_round(page: BrowserPage) -> None:
-    nll = [float(it) for it in page.run(VALUES.format(2))]
+def test_a_click_sorts_by_number_and_another_turns_it_round(page: Page) -> None:
+    nll = [float(it) for it in page.evaluate(VALUES.format(2))]
     assert nll == sorted(nll)  # as it comes, before any script
-    page.run(CLICK.format(1))
-    held = [float(it) for it in page.run(VALUES.format(1))]
+    page.evaluate(CLICK.format(1))
+    held = [float(it) for it in page.evaluate(VALUES.format(1))]
     assert held == sorted(held) and len(held) == len(POLICIES)
-    page.run(CLICK.format(1))
-    assert [float(it) for it in page.run(VALUES.format(1))] == sorted(held, reverse=True)
-    page.run(CLICK.format(0))
-    names = page.run(VALUES.format(0))
+    page.evaluate(CLICK.format(1))
+    assert [float(it) for it in page.evaluate(VALUES.format(1))] == sorted(held, reverse=True)
+    page.evaluate(CLICK.format(0))
+    names = page.evaluate(VALUES.format(0))
     assert names == sorted(names)
-    assert page.run("document.querySelectorAll('table.ranked th[aria-sort]').length") == 1
-    assert page.run(TEXTS.format("tbody.references th"))[0] == "full cache"
+    assert page.evaluate("document.querySelectorAll('table.ranked th[aria-sort]').length") == 1
+    assert page.evaluate(TEXTS.format("tbody.references th"))[0] == "full cache"
 
 
-def test_what_is_not_known_stays_last_whichever_way_is_sorted(page: BrowserPage) -> None:
+def test_what_is_not_known_stays_last_whichever_way_is_sorted(page: Page) -> None:
     for _ in range(2):
-        page.run(CLICK.format(5))
-        values = page.run(VALUES.format(5))
+        page.evaluate(CLICK.format(5))
+        values = page.evaluate(VALUES.format(5))
         assert values[-1] is None and None not in values[:-1]
 
 
-def test_the_list_is_folded_and_its_filters_leave_what_was_asked_for(
-    page: BrowserPage, rows: list[Row]
-) -> None:
+def test_the_list_is_folded_and_its_filters_leave_what_was_asked_for(page: Page, rows: list[Row]) -> None:
     counts = item_list(rows, 10_000).num_of
-    assert page.run("document.querySelector('details.items').open") is False
-    assert page.run("document.querySelector('.filters').hidden") is False
-    page.run("document.querySelector('details.items summary').click()")
-    assert page.run("document.querySelector('details.items').open") is True
-    assert page.run(f"{LISTED}.length") == sum(counts.values())
+    assert page.evaluate("document.querySelector('details.items').open") is False
+    assert page.evaluate("document.querySelector('.filters').hidden") is False
+    page.evaluate("document.querySelector('details.items summary').click()")
+    assert page.evaluate("document.querySelector('details.items').open") is True
+    assert page.evaluate(f"{LISTED}.length") == sum(counts.values())
     choose = "(it => {{ it.value = {!r}; it.dispatchEvent(new Event('input')) }})(document.querySelector('[data-filter={}]'))"
-    page.run(choose.format(LOST, "outcome"))
-    assert page.run(f"{LISTED}.length") == counts[LOST]
-    page.run(choose.format("knorm@0.25", "variant"))
-    found = page.run(f"{LISTED}.map(it => [it.cells[it.cells.length - 3].textContent, it.dataset.variant])")
+    page.evaluate(choose.format(LOST, "outcome"))
+    assert page.evaluate(f"{LISTED}.length") == counts[LOST]
+    page.evaluate(choose.format("knorm@0.25", "variant"))
+    found = page.evaluate(
+        f"{LISTED}.map(it => [it.cells[it.cells.length - 3].textContent, it.dataset.variant])"
+    )
     assert all(it == [LOST, "knorm@0.25"] for it in found)
-    assert f"{len(found)} of" in page.run("document.querySelector('.filters output').textContent")
-    page.run(choose.format("", "outcome"))
-    page.run(choose.format("BENCH/TWO/3", "text"))
-    assert page.run(f"{LISTED}.map(it => it.cells[0].textContent)") == ["bench/two/3"]
-    page.run(choose.format("nothing holds this", "text"))
-    assert page.run(f"{LISTED}.length") == 0
+    assert f"{len(found)} of" in page.evaluate("document.querySelector('.filters output').textContent")
+    page.evaluate(choose.format("", "outcome"))
+    page.evaluate(choose.format("BENCH/TWO/3", "text"))
+    assert page.evaluate(f"{LISTED}.map(it => it.cells[0].textContent)") == ["bench/two/3"]
+    page.evaluate(choose.format("nothing holds this", "text"))
+    assert page.evaluate(f"{LISTED}.length") == 0
 
 
-def test_a_point_under_the_pointer_lights_its_row_and_tells_its_numbers(page: BrowserPage) -> None:
-    resting = page.run("document.querySelector('.told').textContent")
-    where = page.run(
+def test_a_point_under_the_pointer_lights_its_row_and_tells_its_numbers(page: Page) -> None:
+    resting = page.evaluate("document.querySelector('.told').textContent")
+    where = page.evaluate(
         "(it => [it.left + it.width / 2, it.top + it.height / 2])"
         "(document.querySelector('.wide-only .point[data-variant=\"snapkv@0.25\"]').getBoundingClientRect())"
     )
     page.move_to(*where)
-    lit = page.run(
+    lit = page.evaluate(
         "Array.from(new Set(Array.from(document.querySelectorAll('.lit'), it => it.dataset.variant)))"
     )
-    assert len(lit) == 1 and page.run("document.querySelectorAll('table.ranked tr.lit').length") == 1
-    assert page.run("document.querySelector('.told').textContent").startswith(lit[0])
+    assert len(lit) == 1 and page.evaluate("document.querySelectorAll('table.ranked tr.lit').length") == 1
+    assert page.evaluate("document.querySelector('.told').textContent").startswith(lit[0])
     page.move_to(2, 2)
-    assert page.run("document.querySelectorAll('.lit').length") == 0
-    assert page.run("document.querySelector('.told').textContent") == resting
+    assert page.evaluate("document.querySelectorAll('.lit').length") == 0
+    assert page.evaluate("document.querySelector('.told').textContent") == resting
 
 
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("is_dark", [False, True])
 def test_nothing_is_wider_than_the_window_and_one_figure_is_seen(
-    browser: BrowserPage, file: Path, width: int, is_dark: bool
+    browser: Page, file: Path, width: int, is_dark: bool
 ) -> None:
-    browser.open(file, width, is_dark=is_dark)
-    assert browser.run("document.documentElement.scrollWidth") <= width
-    shown = browser.run(
+    show(browser, file, width, is_dark=is_dark)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    shown = browser.evaluate(
         "Array.from(document.querySelectorAll('.front-figure')).filter(it => it.checkVisibility()).length"
     )
     assert shown == 1
-    paper = browser.run("getComputedStyle(document.body).backgroundColor")
+    paper = browser.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(20, 24, 29)") is is_dark
-    table, figure = browser.run(
+    table, figure = browser.evaluate(
         "['.ranked', 'figure.front'].map(it => document.querySelector(it).getBoundingClientRect().top)"
     )
     assert (abs(table - figure) < 100) is (width == 1400)
 
 
-def test_no_text_of_the_figure_lies_on_another_as_the_browser_draws_it(
-    browser: BrowserPage, file: Path
-) -> None:
+def test_no_text_of_the_figure_lies_on_another_as_the_browser_draws_it(browser: Page, file: Path) -> None:
     for width in (400, 1400):
-        browser.open(file, width)
-        met = browser.run(
+        show(browser, file, width)
+        met = browser.evaluate(
             """(() => {
               const figure = Array.from(document.querySelectorAll('.front-figure')).find(it => it.checkVisibility());
               const boxes = Array.from(figure.querySelectorAll('text'), it => [it.textContent, it.getBoundingClientRect()]);
