@@ -88,8 +88,21 @@ def test_a_packed_row_is_near_to_its_own_decoded_numbers(seed: int) -> None:
         torch.testing.assert_close(hidden[0], hidden[1], atol=2e-3, rtol=2e-3, msg=label)
 
 
-def test_a_strangers_form_is_decoded_to_be_read_and_never_recorded(seed: int) -> None:
+def test_a_strangers_form_is_decoded_to_be_read_and_the_other_rows_are_recorded(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, prompt = on_cuda(seed, torch.bfloat16), make_prompt(seed, 900, "query_agnostic", num_questions=1)
+    graphs = graphs_for(model.ours)
+    assert graphs is not None
+    decode, batches = graphs.run, set()
+
+    def noted(cache, acting, progress):
+        said = decode(cache, acting, progress)
+        batches.add((cache.has_kernels, "eager" if said is None else "recorded"))
+        return said
+
+    monkeypatch.setattr(graphs, "run", noted)
+    monkeypatch.setattr("kvmerger.engine.engine.graphs_for", lambda *_: graphs)
     engine = Engine(model.ours)
     results = {it.label: it for it in engine.run(prompt, variants(f"full+{STRANGER}", "int8"))}
     stranger = results["Halves"]
@@ -97,3 +110,4 @@ def test_a_strangers_form_is_decoded_to_be_read_and_never_recorded(seed: int) ->
     assert stranger.kl_mean < 0.05
     assert stranger.read_bytes == results[FULL].read_bytes
     assert stranger.form.startswith("tests.contracts")
+    assert batches == {(False, "eager"), (True, "recorded")}
