@@ -95,7 +95,7 @@ def test_a_submitted_job_stores_all_rows_and_its_workers_have_the_users_policies
     write_policy(config.parent, "beside_the_settings")
     wanted = policies("in_the_folder", "beside_the_settings")
     out = str(tmp_path / "results")
-    command = sweep(config, out, wanted, "actors={count: 2, num_cpus: 1}")
+    command = sweep(config, out, wanted, ONE_ACTOR)
     done = head.call(*head.submit(working_dir, *command), PYTHONPATH="")
     assert done.returncode == 0 and "succeeded" in done.stdout, done.stdout
     store = ResultStore(out)

@@ -146,15 +146,15 @@ def test_a_drained_node_costs_no_attempt(nodes: list[Any], tmp_path: Path) -> No
     assert lost == [ErrorKind.PREEMPTED]
 
 
-def test_without_a_count_every_node_has_its_actor(nodes: list[Any], tmp_path: Path) -> None:
+def test_without_a_count_every_node_has_its_actor_and_what_no_node_can_ever_hold_is_refused(
+    nodes: list[Any], tmp_path: Path
+) -> None:
     units = [make_unit(f"u{index}") for index in range(4)]
     recorder = Recorder()
     run(units, recorder, PlacedLoad(tmp_path, num_expected=2), make_settings())
     assert recorder.identities() == sorted(key.identity for unit in units for key in unit.row_keys)
     assert len({place.partition(":")[0] for place in places_of(recorder)}) == 2
 
-
-def test_what_no_node_can_ever_hold_is_refused_before_any_actor(nodes: list[Any], tmp_path: Path) -> None:
     recorder = Recorder()
     deadline_s = time.monotonic() + MEETING_TIMEOUT_S
     # A head says a few seconds after its start whether it can grow, and some time before that that it has nothing to say.

@@ -12,8 +12,8 @@ from bench.chaos.checker import Verdict
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the harness is for Linux")
 def test_sweeps_survive_the_commonest_faults(repo_root: Path, seed: int) -> None:
-    faults = ["driver killed", "damaged file", "deleted files"]
-    command = [sys.executable, "-m", "bench.chaos", "--first", str(3 * (seed // 3)), "--seeds", "3"]
+    faults = ["driver killed", "damaged file"]
+    command = [sys.executable, "-m", "bench.chaos", "--first", str(2 * (seed // 2)), "--seeds", "2"]
     done = subprocess.run(
         [*command, "--faults", *faults], cwd=repo_root, capture_output=True, text=True, check=False
     )

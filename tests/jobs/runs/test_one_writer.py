@@ -124,23 +124,6 @@ def test_a_driver_that_dies_while_its_runs_are_made_goes_on_in_the_same_sweep(
     assert len(runs_of(uri)) == 5  # which also fails where two runs are of one variant
 
 
-def test_two_sweeps_that_make_one_database_at_once_both_arrive(
-    config: Path, tmp_path: Path, repo_root: Path
-) -> None:
-    uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
-    command = [sys.executable, "-c", _TRY, str(config), "--set", f"tracking={{uri: '{uri}'}}"]
-    running = [
-        subprocess.Popen(
-            [*command, "--output_dir", str(tmp_path / name), "--set", f"name={name}"], cwd=repo_root
-        )
-        for name in ("a", "b")
-    ]
-    assert [it.wait(timeout=300) for it in running] == [0, 0]
-    for name in ("a", "b"):
-        assert ResultStore(tmp_path / name).read_table().num_rows == NUM_ITEMS * 4
-    assert [it.name for it in (tmp_path / "new").iterdir() if it.name.startswith(".")] == []
-
-
 def test_a_page_that_is_a_link_is_not_written_through(
     config: Path, store: ResultStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from jobs.tracking.connection import connect
 
@@ -39,6 +40,13 @@ def test_a_database_that_was_being_made_when_its_process_died_is_not_in_the_way(
 def test_a_locked_database_raises_and_prints_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    # MLflow waits 20 s for a lock, in every session.
+    text = sqlalchemy.sql.text
+    monkeypatch.setattr(
+        sqlalchemy.sql,
+        "text",
+        lambda words: text(words.replace("busy_timeout = 20000", "busy_timeout = 100")),
+    )
     path = folder / "new" / "mlflow.db"
     client = connect(f"sqlite:///{path}?timeout=0.1")
     with closing(sqlite3.connect(path)) as other:

@@ -21,7 +21,7 @@ from tests.fakes.tiny_models import TinyModel, assert_same_greedy_tokens
 from tests.kvmerger.engine.test_engine import make_rows
 
 pytestmark = pytest.mark.demo
-NUM_NEW_TOKENS = 32
+NUM_NEW_TOKENS = 12
 POLICIES = [
     {"name": "kvmerger", "budget": 0.5},
     {"name": "kvmerger_paper", "budget": 0.35, "label": "paper"},
@@ -40,7 +40,7 @@ def prompt(seed: int) -> Prompt:
     tokenizer = load_tokenizer("demo")
     prose = " ".join(" ".join(text.split()) for text in topics.values())
     start = seed % (len(prose) // 2)
-    ids = tokenizer(prose[start : start + 4000])["input_ids"][:600]
+    ids = tokenizer(prose[start : start + 4000])["input_ids"][:400]
     tail = tokenizer("\n\nIn one sentence, this text explains")["input_ids"]
     return Prompt(
         tuple(ids), (Question(tuple(tail), tuple(tokenizer(" the language")["input_ids"]), NUM_NEW_TOKENS),)
