@@ -16,10 +16,11 @@ class BenchmarkItem:
     The user's text is `prompt_text`; `after_context` holds the question and is withheld from compression in
     query-agnostic mode. `answer_prefix` ("" when there is none) follows the chat template's assistant header:
     the model is given it and continues it. Items on the same context share `cluster_id`; `item_id` is stable
-    over runs. `stop_at_newline` ends the answer at a newline token that is not its first token. A prompt that is too
-    long is cut in its middle, as LongBench does; with a `truncation_separator` before `after_context`, which stays
-    whole, and that text stands for what is missing. One that `is_generated` is never cut, since what is asked for may stand
-    anywhere in it. `unscored_reason` is told where `answers` is ().
+    over runs. An item without any context (`is_context_free`) has nothing to compress: policies keep all of its prompt, and
+    what acts while answering bounds what is held. `stop_at_newline` ends the answer at a newline token that is not its first
+    token. A prompt that is too long is cut in its middle, as LongBench does; with a `truncation_separator` before
+    `after_context`, which stays whole, and that text stands for what is missing. One that `is_generated` is never cut, since
+    what is asked for may stand anywhere in it. `unscored_reason` is told where `answers` is ().
     """
 
     item_id: str
@@ -40,6 +41,11 @@ class BenchmarkItem:
     is_generated: bool = False
     unscored_reason: str = "the item has no gold answer"
     metadata: Mapping[str, str | int | float] = field(default_factory=dict)
+
+    @property
+    def is_context_free(self) -> bool:
+        """Whether all of its text is in `after_context`, so that there is nothing to compress before it is answered."""
+        return not self.before_context and not self.context
 
     @property
     def prompt_text(self) -> str:

@@ -54,7 +54,8 @@ class TokenizedPrompt:
     item's own text spells out, and that are plain text in the prompt; `meant_controls` are those that it spells out and
     the prompt holds, as the tokenizer does not mark them special.
     `num_original_tokens` is the length of the whole input had it not been truncated. `stop_ids` end the answer
-    besides the model's own end tokens, from its second token on.
+    besides the model's own end tokens, from its second token on. Of an item that `is_context_free` all of the user's text is
+    in `context_ids`, in both modes, and none of it is compressed.
     """
 
     context_ids: tuple[int, ...]
@@ -66,6 +67,7 @@ class TokenizedPrompt:
     no_gold_reason: str = ""
     spelled_controls: tuple[str, ...] = ()
     meant_controls: tuple[str, ...] = ()
+    is_context_free: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,7 @@ def tokenize_item(
         no_gold_reason="the first gold answer is empty" if item.answers and not gold_ids else "",
         spelled_controls=encoding.spelled,
         meant_controls=encoding.meant,
+        is_context_free=item.is_context_free,
     )
     self_check(prompt, item, tokenizer)
     return prompt
@@ -246,7 +249,8 @@ def _split_index(
     tokenizer: Tokenizer,
     mode: QueryMode,
 ) -> int:
-    if mode is QueryMode.AWARE:
+    # With nothing to compress there is nothing to withhold: all policies share one prefill of the whole text.
+    if mode is QueryMode.AWARE or item.is_context_free:
         split_char = rendered.user_end
     elif rendered.question_start is not None:
         split_char = rendered.question_start

@@ -36,10 +36,15 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A compressed part and the questions asked on it: one prefill for all of them."""
+    """A compressed part and the questions asked on it: one prefill for all of them.
+
+    Where it ``is_context_free`` nothing of ``context_ids`` is compressed: every variant keeps all of it, and its budget is
+    what a row may hold while it answers, prompt and answer together.
+    """
 
     context_ids: tuple[int, ...]
     questions: tuple[Question, ...]
+    is_context_free: bool = False
 
     @property
     def most_tail_tokens(self) -> int:

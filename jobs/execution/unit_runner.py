@@ -188,7 +188,7 @@ def _prompt_of(items: Sequence[PlannedItem]) -> Prompt:
         )
         for planned in items
     )
-    return Prompt(items[0].tokens.context_ids, questions)
+    return Prompt(items[0].tokens.context_ids, questions, items[0].tokens.is_context_free)
 
 
 def _build_variants(loaded: LoadedEngine, unit: WorkUnit) -> tuple[list[Any], list[VariantFailure]]:

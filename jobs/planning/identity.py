@@ -55,6 +55,8 @@ def item_digest(item: BenchmarkItem, tokens: TokenizedPrompt | None, run: RunSet
         prompt = [tokens.context_ids, tokens.tail_ids, tokens.gold_ids]
         if tokens.stop_ids:  # only then, so that rows without them are found as before
             prompt.append(tokens.stop_ids)
+        if tokens.is_context_free:
+            prompt.append("context_free")
     return _digest(
         {
             "model": run.model,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer
-from jobs.planning.rows import CheckVariant, PlannedRow, RowPlanner
+from jobs.planning.rows import CheckAnswering, CheckVariant, PlannedRow, RowPlanner, never_refused
 from jobs.planning.sizes import ForeseenSize, SizeForecast, VariantFacts
 from jobs.planning.units import UnitSize, cut_units, size_of
 from jobs.planning.variant_list import VariantList
@@ -108,11 +108,12 @@ def build_plan(
     facts: Mapping[str, VariantFacts],
     done: Collection[str],
     check_variant: CheckVariant,
+    check_answering: CheckAnswering = never_refused,
 ) -> Plan:
     """Cross items with variants, drop what is done, and cut the rest into units.
 
     `facts` has an entry per wanted label (reference rows need none); `done` are identities that have a result.
-    `check_variant` is asked once per variant and prompt length.
+    `check_variant` is asked once per variant and prompt length, `check_answering` for each item without context.
 
     Raises:
         PlanError: a task without items, an item twice, or a variant that can work on no item.
@@ -122,7 +123,9 @@ def build_plan(
     variants = VariantList.of(settings.variants)
     items = _checked_items(items_by_task)
     sizes = SizeForecast(variants.specs, facts, model)
-    planner = RowPlanner(settings, tokenizer, model, variants, facts, frozenset(done), check_variant, sizes)
+    planner = RowPlanner(
+        settings, tokenizer, model, variants, facts, frozenset(done), check_variant, sizes, check_answering
+    )
     rows = tuple(planned for item in items for planned in planner.rows_of(item))
     typical_tokens = _typical_tokens(rows)
     summaries = tuple(_summary(label, rows, sizes.of(label, typical_tokens)) for label in variants.specs)

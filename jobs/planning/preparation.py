@@ -82,7 +82,7 @@ def prepare(
     sizes = SizeForecast({spec.label: spec for spec in settings.variants}, facts, read.info)
     room = RepeatRoom(read.tokenizer, read.info.max_positions)
     check = _VariantCheck(variants, sizes, room)
-    plan = build_plan(settings, items, read.tokenizer, read.info, facts, done, check)
+    plan = build_plan(settings, items, read.tokenizer, read.info, facts, done, check, check.answering)
     if settings.check_policies:
         # Only now is it known whose rows are all there already: nothing of those policies will run.
         owed = {planned.key.label for planned in plan.rows if planned.is_owed}
@@ -112,6 +112,20 @@ class _VariantCheck:
         except Exception as error:  # noqa: BLE001
             return f"its check() raised {type(error).__name__}: {error}"
         return self.room.lacking(num_tokens) if self.sizes.facts[spec.label].repeats_context else None
+
+    def answering(self, spec: VariantSpec, num_tokens: int, num_new_tokens: int) -> str | None:
+        """Why its rows cannot answer a prompt of so many tokens of which nothing is compressed; None where they can."""
+        from kvmerger.engine.context_free import answering_rule
+        from kvmerger.policies.base import PolicyError
+
+        try:
+            answering_rule(self.variants[spec.label], self._shape(num_tokens), num_new_tokens, prompt_seed=0)
+        except (BudgetError, PolicyError) as error:
+            return str(error)
+        # As above: what a plug-in raises costs its own rows.
+        except Exception as error:  # noqa: BLE001
+            return f"its rule raised {type(error).__name__}: {error}"
+        return None
 
     def cautions(self, specs: Iterable[VariantSpec], num_tokens: int) -> list[str]:
         """What policies say of their budgets on a context of so many tokens, by sentences that begin with the label."""

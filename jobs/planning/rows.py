@@ -30,10 +30,17 @@ from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 CheckVariant = Callable[[VariantSpec, int], str | None]
 """(variant, context tokens) -> why the policy cannot work on a prompt of that length, or None."""
 
+CheckAnswering = Callable[[VariantSpec, int, int], str | None]
+"""(variant, prompt tokens, most new tokens) -> why its rows cannot answer an item without context, or None."""
+
 _MOST_CUTS = 3
 """A cut text is joined and encoded anew, and may then be a token or two longer than the cut was for."""
 _REFERENCE_VERSION = "1"
 """Of `full`, `no_context` and `full_aa`; to be raised when their results change."""
+
+
+def never_refused(spec: VariantSpec, num_tokens: int, num_new_tokens: int) -> None:
+    """A `CheckAnswering` that finds no reason."""
 
 
 class GeneratedPromptError(ValueError):
@@ -74,6 +81,7 @@ class RowPlanner:
     done: frozenset[str]
     check_variant: CheckVariant
     sizes: SizeForecast
+    check_answering: CheckAnswering = never_refused
     _reasons: dict[tuple[str, int], str | None] = field(default_factory=dict)
 
     def rows_of(self, item: BenchmarkItem) -> list[PlannedRow]:
@@ -182,7 +190,6 @@ class RowPlanner:
         # What a `like` budget refers to decides how many slots are kept, so its version counts as well.
         versions = [self._version(it) for it in self.variants.chain(label)]
         identity = row_identity(digest, self.variants.canonical(label), versions)
-        num_tokens = len(planned.tokens.context_ids) if planned else 0
         return PlannedRow(
             key=RowKey(identity, item.item_id, label),
             item=item,
@@ -190,12 +197,25 @@ class RowPlanner:
             spec=spec,
             policy_version=version,
             is_done=identity in self.done,
-            impossible_reason=reason if planned is None else self._reason(spec, num_tokens),
-            is_degenerate=planned is not None and self._keeps_everything(label, num_tokens),
+            impossible_reason=reason if planned is None else self._reason_of(spec, planned),
+            is_degenerate=planned is not None and self._does_nothing(label, planned),
         )
 
     def _version(self, label: str) -> str:
         return self.facts[label].version if label in self.facts else _REFERENCE_VERSION
+
+    def _reason_of(self, spec: VariantSpec, planned: PlannedItem) -> str | None:
+        if not planned.tokens.is_context_free:
+            return self._reason(spec, len(planned.tokens.context_ids))
+        if spec.label in REFERENCE_LABELS:
+            return None
+        return self.check_answering(spec, _num_prompt_tokens(planned.tokens), planned.item.max_new_tokens)
+
+    def _does_nothing(self, label: str, planned: PlannedItem) -> bool:
+        """Whether the row is foreseen to say nothing about its policy."""
+        if not planned.tokens.is_context_free:
+            return self._keeps_everything(label, len(planned.tokens.context_ids))
+        return label not in REFERENCE_LABELS and not self.facts[label].acts_while_answering
 
     def _reason(self, spec: VariantSpec, num_tokens: int) -> str | None:
         """Why the variant cannot run on so many tokens, or None."""

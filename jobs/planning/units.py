@@ -143,7 +143,9 @@ def _grouped(rows: Iterable[PlannedRow], mode: QueryMode) -> dict[Hashable, list
         rows_by_item.setdefault(planned.item.item_id, []).append(planned)
     groups: dict[Hashable, list[_ItemRows]] = {}
     for item_id, its_rows in rows_by_item.items():
-        key = _planned(its_rows).tokens.context_ids if mode is QueryMode.AGNOSTIC else item_id
+        tokens = _planned(its_rows).tokens
+        # The same ids as a context would be compressed.
+        key = (tokens.context_ids, tokens.is_context_free) if mode is QueryMode.AGNOSTIC else item_id
         groups.setdefault(key, []).append(its_rows)
     return groups
 

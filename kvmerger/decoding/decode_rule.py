@@ -10,7 +10,7 @@ Shapes: L layers, H KV heads, X columns (slots of the longest head, then the tok
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -81,6 +81,10 @@ class DecodeRule(abc.ABC):
         In each head the slot worth least leaves, of equals the one that stands first in the text. The token just read
         is one of the columns: where it is worth least it leaves at once. Where all must stay, the first leaves.
         """
+
+    def bounded(self, num_held: int, most_slots: int) -> DecodeRule:
+        """This rule for a row that begins to answer with ``num_held`` slots in every head and may hold ``most_slots``."""
+        return replace(self, room=most_slots - num_held)
 
     def heirs(self, step: DecodeStep, leaving_LH: Tensor) -> Heirs | None:
         """Who inherits the values of the columns ``leaving_LH`` (int64); None, as here, when they are dropped."""

@@ -16,7 +16,8 @@ from kvmerger.decoding.acting_rows import RuleFailure
 from kvmerger.decoding.batch import Answer, Batch, Row
 from kvmerger.decoding.decode_rule import DecodeRuleError
 from kvmerger.device import now_s
-from kvmerger.engine.compress import DID_NOTHING, Compressed, merged_counters
+from kvmerger.engine.compress import Compressed
+from kvmerger.engine.degenerate import DID_NOTHING, NOTHING_TO_COMPRESS, merged_counters
 from kvmerger.engine.fidelity import compare, continuation_nll, fetched
 from kvmerger.engine.storing import Sizes, bits_of
 from kvmerger.generation import PLAIN_FORM, Generation, Prompt, VariantFailure
@@ -239,7 +240,7 @@ def _not_finite(row: Row, kl_mean: float, answer_nll: float | None) -> VariantFa
 def _degenerate_reason(batch: Batch, index: int, compressed: Compressed) -> str | None:
     """Why the row says nothing about its policy; one that keeps the whole prompt may still act on the answer."""
     reason = compressed.degenerate_reason
-    return None if reason == DID_NOTHING and batch.has_acted(index) else reason
+    return None if reason in (DID_NOTHING, NOTHING_TO_COMPRESS) and batch.has_acted(index) else reason
 
 
 def _counters(batch: Batch, index: int, compressed: Compressed) -> dict[str, float]:

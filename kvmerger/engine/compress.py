@@ -18,15 +18,18 @@ from torch import Tensor
 from kvmerger.budget import Budget
 from kvmerger.building import Variant, form_of, spends_bytes
 from kvmerger.cache.forms.base import Form
-from kvmerger.cache.head_counters import combined, numbers_of
+from kvmerger.cache.head_counters import numbers_of
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.cache.packed_layer import HeldLayer, PackedLayer
 from kvmerger.decoding.decode_rule import DecodeRule, require_rule
 from kvmerger.decoding.ragged_cache import Prefix
 from kvmerger.device import now_s
 from kvmerger.engine.budgets import Kept, SlotsLH, allocated, asked, references_first, shape_of
+from kvmerger.engine.context_free import kept_whole, rules_of
+from kvmerger.engine.degenerate import NOTHING_TO_COMPRESS, why_degenerate
 from kvmerger.engine.stacks import Stacks, stacked_budget, unstacked
 from kvmerger.engine.storing import Sizes, sizes_of, stored
+from kvmerger.generation import Prompt
 from kvmerger.policies.base import Policy, PolicyError, declared_needs
 from kvmerger.policies.registry import path_of
 from kvmerger.policies.returned import counting_nan
@@ -34,17 +37,13 @@ from kvmerger.prefill.evidence import forget_frames
 from kvmerger.prefill.prefill import Prefilled
 from kvmerger.variants import FULL
 
-DID_NOTHING = "kept every slot: the policy did nothing"
-"""Why a row says nothing about its policy, unless that acts during decoding."""
-FORM_HOLDS_ALL = "kept every slot: its form holds all of them within the budget"
-
 
 @dataclass(frozen=True, slots=True)
 class Compressed:
     """One variant after compression.
 
     asked_slots: what its budget allows over all layers and heads, None without one. rule: what its policy does during
-    decoding, None for nothing.
+    decoding, None for nothing. rule_by_question: the same where each question's row has a rule of its own.
     """
 
     label: str
@@ -53,6 +52,11 @@ class Compressed:
     compress_s: float
     degenerate_reason: str | None = None
     rule: DecodeRule | None = None
+    rule_by_question: tuple[DecodeRule | None, ...] = ()
+
+    def rule_of(self, question: int) -> DecodeRule | None:
+        """What its policy does while it answers this question."""
+        return self.rule_by_question[question] if self.rule_by_question else self.rule
 
     @property
     def form(self) -> Form | None:
@@ -100,11 +104,15 @@ class Compression:
 
 
 def compress_all(
-    prefilled: Prefilled, variants: Sequence[Variant], earlier: Mapping[str, Kept] | None = None
+    prefilled: Prefilled,
+    variants: Sequence[Variant],
+    earlier: Mapping[str, Kept] | None = None,
+    prompt: Prompt | None = None,
 ) -> Compression:
     """Compress ``prefilled`` for every variant; a variant's own error stops that variant only.
 
     Args:
+        prompt: what was prefilled; of one that is context-free all variants keep everything.
         earlier: `Compression.kept` of the groups before this one, for budgets that are like theirs.
 
     Raises:
@@ -116,7 +124,11 @@ def compress_all(
     stacks = Stacks(prefilled.layers, prefilled.evidence)
     for variant in references_first(variants):
         try:
-            outcome.done[variant.label] = _compress(prefilled, variant, outcome, stacks)
+            outcome.done[variant.label] = (
+                _left_whole(prefilled, variant, prompt)
+                if prompt is not None and prompt.is_context_free
+                else _compress(prefilled, variant, outcome, stacks)
+            )
             outcome.kept[variant.label] = outcome.done[variant.label].kept
         except torch.OutOfMemoryError:
             raise  # no fault of this variant's: it may fit in a smaller batch
@@ -132,15 +144,6 @@ def compress_all(
 def empty_prefix(prefilled: Prefilled) -> Prefix:
     """A prefix without one slot: what the tail alone can do."""
     return tuple(LayerCache.empty(layer) for layer in prefilled.layers)
-
-
-def merged_counters(prefix: Prefix) -> dict[str, float]:
-    """Put the layers' counters together, by the rule in `LayerCache.counters`."""
-    names = dict.fromkeys(name for layer in prefix for name in layer.counters)
-    return {
-        name: combined(name, [layer.counters[name] for layer in prefix if name in layer.counters])
-        for name in names
-    }
 
 
 def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression, stacks: Stacks) -> Compressed:
@@ -164,9 +167,17 @@ def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression, stac
         tuple(prefix),
         asked_slots,
         now_s(device) - start_s,
-        _why_degenerate(variant, kept_L, prefilled.layers),
+        why_degenerate(variant, kept_L, prefilled.layers),
         require_rule(variant.policy.decode_rule(prefilled.evidence[0].prompt_seed)),
     )
+
+
+def _left_whole(prefilled: Prefilled, variant: Variant, prompt: Prompt) -> Compressed:
+    """The variant on a prompt of which nothing is compressed."""
+    start_s = now_s(prefilled.layers[0].device)
+    rules, kept_L = rules_of(variant, prefilled, prompt), kept_whole(variant, prefilled)
+    compress_s = now_s(prefilled.layers[0].device) - start_s
+    return Compressed(variant.label, kept_L, None, compress_s, NOTHING_TO_COMPRESS, rule_by_question=rules)
 
 
 def _kept_layers(
@@ -257,23 +268,3 @@ def _require_finite(policy: Policy, counters_L: Sequence[Mapping[str, float]]) -
                     f"{path_of(policy)}: its counter {name!r} is {value} in layer {index}; leave out what there is no number "
                     f"for"
                 )
-
-
-def _is_alike(kept: LayerCache, full: HeldLayer) -> bool:
-    whole = full.plain()
-    return torch.equal(kept.k_SD, whole.k_SD) and torch.equal(kept.v_SD, whole.v_SD)
-
-
-def _why_degenerate(variant: Variant, kept_L: Sequence[LayerCache], full: Prefix) -> str | None:
-    policy, is_stored = variant.policy, form_of(variant.policy) is not None
-    if all(kept.num_slots == whole.num_slots for kept, whole in zip(kept_L, full, strict=True)):
-        if is_stored:
-            has_widths = any(kept.widths is not None for kept in kept_L)
-            return None if variant.budget is None or has_widths else FORM_HOLDS_ALL
-        # Waits for the device, where everything is kept and something may have been done to it.
-        is_untouched = policy.keeps_slots_unchanged or all(map(_is_alike, kept_L, full))
-        return DID_NOTHING if is_untouched else None
-    # The least of all layers and heads (`LayerCache.counters`): 1 only where not one of them merged anything.
-    if not policy.keeps_slots_unchanged and merged_counters(tuple(kept_L)).get("is_pure_eviction") == 1.0:
-        return "merged nothing: what was left out is evicted"
-    return None

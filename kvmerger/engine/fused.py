@@ -20,12 +20,8 @@ from kvmerger.decoding.step_graphs import StepGraphs
 from kvmerger.device import free_memory, now_s
 from kvmerger.engine.answering import Answered, Answering, References
 from kvmerger.engine.budgets import Kept, needs_at_budget, references_first, shape_for, shape_of
-from kvmerger.engine.compress import (
-    Compressed,
-    Compression,
-    compress_all,
-    empty_prefix,
-)
+from kvmerger.engine.compress import Compressed, Compression, compress_all, empty_prefix
+from kvmerger.engine.context_free import needs_to_keep_all
 from kvmerger.engine.groups import (
     Group,
     by_bytes,
@@ -101,7 +97,7 @@ class FusedRun:
         is_last_try: bool,
     ) -> FusedRun:
         """Prefill ``prompt``; see `prefill`."""
-        start_s, needs = now_s(model.device), needs_of(variants, shape_for(model.info, prompt))
+        start_s, needs = now_s(model.device), needs_for(variants, model, prompt)
         prefilled = prefill(model, prompt.context_ids, needs, seed, is_last_try=is_last_try)
         seconds = {"prefill_shared_s": now_s(model.device) - start_s, "plan_shared_s": 0.0}
         if repeat(model, prompt.context_ids, prefilled, needs, is_last_try=is_last_try):
@@ -135,7 +131,7 @@ class FusedRun:
     def compress(self, group: Group) -> Compression:
         """Compress for the variants of ``group``."""
         variants = [variant for variant in self.variants if variant.label in group.place_by_label]
-        return compress_all(self.prefilled, variants, self._kept)
+        return compress_all(self.prefilled, variants, self._kept, self.prompt)
 
     def rows(self, group: Group, compression: Compression) -> dict[int, Row]:
         """The rows of ``group``, the full ones first, as far as they could be compressed; the A/A row has none beside it."""
@@ -234,6 +230,13 @@ def make_room(model: LoadedModel, graphs: StepGraphs | None) -> None:
     free_memory(model.device)
 
 
+def needs_for(variants: Sequence[Variant], model: LoadedModel, prompt: Prompt) -> frozenset[Need]:
+    """The evidence that any of ``variants`` reads on ``prompt``."""
+    if prompt.is_context_free:
+        return needs_to_keep_all(variants)
+    return needs_of(variants, shape_for(model.info, prompt))
+
+
 def needs_of(variants: Sequence[Variant], shape: CacheShape | None = None) -> frozenset[Need]:
     """The evidence that any of ``variants`` declared; one that cannot say so declares nothing.
 
@@ -263,7 +266,7 @@ def with_references(compression: Compression, prefilled: Prefilled) -> dict[str,
 def rows_of(compressed: dict[str, Compressed], labels: Sequence[str], prompt: Prompt) -> list[Row]:
     """One row per label and question, label by label."""
     return [
-        Row(label, question, compressed[label].prefix, compressed[label].rule)
+        Row(label, question, compressed[label].prefix, compressed[label].rule_of(question))
         for label in labels
         for question in range(len(prompt.questions))
     ]

@@ -17,9 +17,9 @@ from kvmerger.decoding.batch import Batch
 from kvmerger.decoding.step_graphs import Refusals, graphs_for
 from kvmerger.device import now_s
 from kvmerger.engine.answering import Answered, Answering, References
-from kvmerger.engine.budgets import Kept, references_first, shape_for
+from kvmerger.engine.budgets import Kept, references_first
 from kvmerger.engine.compress import compress_all
-from kvmerger.engine.fused import failures_of, needs_of, out_of_memory, rows_of, with_references
+from kvmerger.engine.fused import failures_of, needs_for, out_of_memory, rows_of, with_references
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits, another_bucket, bucket_for
 from kvmerger.models.loading import LoadedModel
@@ -86,12 +86,12 @@ class _Runner:
         graphs = graphs_for(model, self.refusals)
         # Before the prefill, which belongs to the peak as compressing does.
         before_bytes = _start_peak(model.device)
-        start_s, needs = now_s(model.device), needs_of(variants, shape_for(model.info, prompt))
+        start_s, needs = now_s(model.device), needs_for(variants, model, prompt)
         prefilled = prefill(model, prompt.context_ids, needs, self.seed, is_last_try=False)
         seconds = {"prefill_s": now_s(model.device) - start_s}
         if repeat(model, prompt.context_ids, prefilled, needs, is_last_try=False):
             seconds["repeat_s"] = now_s(model.device) - start_s - seconds["prefill_s"]
-        compression = compress_all(prefilled, variants, self.kept)
+        compression = compress_all(prefilled, variants, self.kept, prompt)
         self.kept.update(compression.kept)
         if compression.failed:
             return failures_of(compression, prompt)

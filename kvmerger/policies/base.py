@@ -116,6 +116,20 @@ class Policy(abc.ABC):
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:  # noqa: B027 - most policies need no check
         """Raise `BudgetError` when this policy cannot work at ``budget`` on a cache of ``shape``; changes nothing."""
 
+    def keep_all(self, layer: LayerCache, evidence: Evidence) -> LayerCache:
+        """All of ``layer``, where nothing of the prompt is compressed, with whatever a decode rule starts from."""
+        return layer
+
+    def needs_to_keep_all(self) -> frozenset[Need]:
+        """Evidence that `keep_all` reads."""
+        return frozenset()
+
+    def check_answering(self, num_tokens: int, num_slots: int) -> None:  # noqa: B027 - as `check`
+        """Raise `BudgetError` where rows that begin with ``num_tokens`` slots cannot be held to ``num_slots`` per head.
+
+        Asked where nothing of the prompt is compressed, of a policy with a decode rule.
+        """
+
     def caution(self, shape: CacheShape, budget: BudgetSpec) -> str | None:
         """What a user should know of ``budget`` on a cache of ``shape``, though it can be run; None, as here: nothing."""
         return None

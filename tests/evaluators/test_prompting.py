@@ -66,6 +66,19 @@ def test_agnostic_tail_starts_with_the_question(make_tokenizer: MakeTokenizer) -
     assert tokenizer.decode(prompt.tail_ids) == ITEM.after_context + "</s>\n<|assistant|>\n"
 
 
+@pytest.mark.parametrize("mode", QueryMode)
+def test_an_item_without_context_is_cut_behind_its_text_in_both_modes(
+    make_tokenizer: MakeTokenizer, mode: QueryMode
+) -> None:
+    tokenizer = make_tokenizer(chat_template=CHAT_TEMPLATE)
+    item = replace(ITEM, before_context="", context="")
+    prompt = tokenize_item(item, tokenizer, mode, NO_LIMIT)
+    assert prompt.is_context_free
+    assert tokenizer.decode(prompt.context_ids).endswith(item.after_context)
+    assert tokenizer.decode(prompt.tail_ids) == "</s>\n<|assistant|>\n"
+    assert not tokenize_item(ITEM, tokenizer, mode, NO_LIMIT).is_context_free
+
+
 def test_a_template_that_strips_the_message_moves_no_split(make_tokenizer: MakeTokenizer) -> None:
     template = CHAT_TEMPLATE.replace("message['content']", "message['content'] | trim")
     item = replace(ITEM, before_context="\n Read this.\n", after_context="\nWhat can change? \n")
@@ -207,7 +220,7 @@ def test_templates_are_told_a_fixed_date_and_no_thinking(make_tokenizer: MakeTok
     ("change", "limit", "message"),
     [
         ({"before_context": "", "context": " \n", "after_context": ""}, NO_LIMIT, "prompt is empty"),
-        ({"before_context": "", "context": ""}, NO_LIMIT, "0 are to be compressed"),
+        ({"before_context": " ", "context": "", "after_context": "w"}, NO_LIMIT, "0 are to be compressed"),
         ({}, 1, "max_prompt_tokens is 1"),
     ],
     ids=["empty prompt", "empty context", "no room"],

@@ -75,6 +75,15 @@ class DecodingPolicy(SlotWrapper):
         self._require_slots(min(kept.num_slots_H))
         return kept
 
+    def check_answering(self, num_tokens: int, num_slots: int) -> None:
+        """Raise `BudgetError` where the rule has too few slots to choose from, or the prompt alone takes more."""
+        self._require_slots(num_slots)
+        if num_slots < num_tokens:
+            raise BudgetError(
+                f"{name_of(self)} lets one slot leave for each token of the answer, and the prompt of {num_tokens} tokens, "
+                f"which is kept whole, takes more than the budget's {num_slots} slots; give it {num_tokens} or more"
+            )
+
     def _require_slots(self, num_slots: int) -> None:
         if num_slots < self.num_needed:
             raise BudgetError(
@@ -89,6 +98,14 @@ class DecodingPolicy(SlotWrapper):
 
 class ScoredDecodingPolicy(DecodingPolicy):
     """Base of wrappers whose rule goes on adding to the attention that each slot received in prefill."""
+
+    def needs_to_keep_all(self) -> frozenset[Need]:
+        """The attention mass that the rule starts from."""
+        return frozenset({ATTENTION_MASS})
+
+    def keep_all(self, layer: LayerCache, evidence: Evidence) -> LayerCache:
+        """Every slot, with the attention its token received in prefill (fp32)."""
+        return replace(layer, score_S=evidence.get(ATTENTION_MASS).flatten())
 
     def needs(self) -> frozenset[Need]:
         """What the wrapped policy reads, and the attention mass that the rule starts from."""

@@ -1,0 +1,90 @@
+"""Prompts with nothing to compress: everything is kept, and what acts while answering bounds what is held."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from kvmerger.engine import Engine
+from kvmerger.generation import Generation, Prompt, Question, VariantFailure
+from tests.fakes.tiny_models import VOCAB_SIZE, tiny_model
+from tests.kvmerger.engine.test_acting_runs import NUM_HEADS, NUM_LAYERS, built, by_key
+
+NUM_TOKENS, NUM_TAIL, NUM_NEW_TOKENS = 20, 2, 16
+HELD = NUM_TOKENS + NUM_TAIL
+RULES = [
+    {"name": "streaming_llm_decode", "budget": 26, "label": "streaming"},
+    {"name": "snapkv+h2o_decode", "budget": 0.75, "recent": 5, "label": "h2o"},
+    {"name": "tova_decode", "budget": {"bytes": 0.75}, "label": "tova"},
+    {"name": "cam", "budget": 24, "num_heirs": 4, "label": "cam"},
+]  # fmt: skip
+SLOTS = {"streaming": 26, "h2o": 28, "tova": 28, "cam": 24}
+KEEP = [{"name": "snapkv", "budget": 0.1}, {"name": "kvzip", "budget": 0.5}, {"name": "knorm+int4", "budget": 3}]
+
+
+def free_prompt(seed: int) -> Prompt:
+    rng = random.Random(seed)
+    ids = [rng.randrange(VOCAB_SIZE) for _ in range(HELD + 4)]
+    question = Question(tuple(ids[NUM_TOKENS:HELD]), tuple(ids[HELD:]), NUM_NEW_TOKENS)
+    return Prompt(tuple(ids[:NUM_TOKENS]), (question,), is_context_free=True)
+
+
+@pytest.fixture(scope="module")
+def results(seed: int) -> dict[str, Generation]:
+    engine = Engine(tiny_model(seed, num_layers=NUM_LAYERS).ours)
+    found = by_key(engine.run(free_prompt(seed), built(*RULES, *KEEP)))
+    return {label: row for (label, _), row in found.items()}
+
+
+def test_every_variant_keeps_the_whole_prompt(results) -> None:
+    full = results["full"]
+    for label, row in results.items():
+        if label == "no_context":
+            continue
+        assert row.slots_LH == ((NUM_TOKENS,) * NUM_HEADS,) * NUM_LAYERS
+        assert row.form == "plain"
+        # Scores that a rule starts from are held beside the keys and values.
+        assert 0 <= row.kv_bytes - full.kv_bytes <= 4 * NUM_TOKENS * NUM_HEADS * NUM_LAYERS
+
+
+def test_policies_without_a_rule_answer_as_the_full_cache_does_and_say_so(results) -> None:
+    for label in ("snapkv@0.1", "kvzip@0.5", "knorm@3+int4"):
+        row = results[label]
+        assert row.token_ids == results["full"].token_ids
+        assert row.kl_mean == pytest.approx(0, abs=1e-9)
+        assert "no context to compress" in row.degenerate_reason
+
+
+def test_a_rule_holds_as_many_slots_as_its_budget_says_prompt_and_answer_together(results) -> None:
+    for label, num_slots in SLOTS.items():
+        row = results[label]
+        assert row.counters["num_decode_slots"] == num_slots * NUM_HEADS * NUM_LAYERS
+        # The last token is never read.
+        num_left = max(0, HELD + len(row.token_ids) - 1 - num_slots)
+        assert row.counters["num_decode_evicted"] == num_left * NUM_HEADS * NUM_LAYERS
+        assert row.is_degenerate == (num_left == 0 and not row.num_fidelity_tokens > num_slots - HELD + 1)
+
+
+def test_isolated_and_fused_runs_say_the_same(results, seed: int) -> None:
+    engine = Engine(tiny_model(seed, num_layers=NUM_LAYERS).ours)
+    alone = by_key(engine.run(free_prompt(seed), built(*RULES[:2]), execution="isolated"))
+    for label in ("streaming", "h2o", "full"):
+        assert alone[label, 0].token_ids == results[label].token_ids
+        assert alone[label, 0].slots_LH == results[label].slots_LH
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"name": "h2o_decode", "budget": HELD - 1, "recent": 5}, "the prompt of 22 tokens"),
+        ({"name": "h2o_decode", "budget": 30}, "needs 32 slots"),
+        ({"name": "h2o_decode", "budget": {"like": "full"}}, "give a number"),
+    ],
+    ids=["below the prompt", "below what stays", "like"],
+)
+def test_a_budget_that_cannot_bound_the_answer_fails_its_own_row(seed: int, entry, words) -> None:
+    engine = Engine(tiny_model(seed, num_layers=NUM_LAYERS).ours)
+    found = {row.label: row for row in engine.run(free_prompt(seed), built({**entry, "label": "bad"}, *KEEP[:1]))}
+    assert isinstance(found["bad"], VariantFailure) and words in found["bad"].message
+    assert isinstance(found["snapkv@0.1"], Generation)
