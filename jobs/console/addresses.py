@@ -34,13 +34,17 @@ _NAMED = re.compile(
 )
 # MLflow's own pages stand behind `#/`.
 _FRAGMENT = re.compile(rf"({_HOSTED}[^\s#\"']*#)(?!/)[^\s\"')\]]+")
+# A commit stands behind this one's @, and there is no host and no name before it. Nothing may be joined to it.
+_DATA_SET = re.compile(
+    r"((?<![^\s=\"'(\[{,])hf://datasets/[\w.-]+/[\w.-]+@[0-9a-f]{40}(?:/[\w.+/-]*)?(?=[\s\"')\]}]|[.,:;]*(?:\s|$)))"
+)
 _WHOLE = re.compile(rf"(?P<key>[\w.\[\]-]+=)?(?P<address>{_SCHEME}.*)", re.DOTALL)
 
 
 def shown_address(address: str) -> str:
     """The address with `…` for what stands before its host, and for its query and fragment."""
     scheme, slashes, rest = address.partition("://")
-    if not slashes:
+    if not slashes or _DATA_SET.fullmatch(address):
         return without_passwords(address)
     if rest.startswith("/"):  # a file's, in whose path a # is a letter
         return without_passwords(address)
@@ -54,6 +58,13 @@ def shown_address(address: str) -> str:
 
 def without_passwords(text: str) -> str:
     """Any text without the passwords of the addresses in it; rather too much is taken out than too little."""
+    if "hf://" in text:
+        parts = _DATA_SET.split(text)  # every second is such an address
+        return "".join(part if number % 2 else _without(part) for number, part in enumerate(parts))
+    return _without(text)
+
+
+def _without(text: str) -> str:
     if ":/" in text:
         text = _QUOTED.sub(rf"\g<quote>\g<head>{HIDDEN}@", text)
         text = _WITH_BLANKS.sub(rf"\1{HIDDEN}@", text)

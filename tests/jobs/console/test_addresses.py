@@ -18,6 +18,7 @@ from jobs.console.addresses import (
 )
 
 SIGNS = "/@:?#&= %'\"[]{}<>\\|`~;,.!$*()+äж中ع"
+DATA_SET = f"hf://datasets/me/my_rows.v2@{'0123456789abcdef' * 2}01234567"
 SCHEMES = ("http", "https", "postgresql", "postgresql+psycopg2", "mysql+pymysql", "databricks")
 
 
@@ -53,9 +54,24 @@ def test_a_sentence_loses_passwords_and_nothing_else(seed: int) -> None:
     for sentence in (
         "http://host:5000 and snapkv@0.5",
         "see https://host/a/b, http://host:1/#/experiments/1/runs/2?workflowType=x",
+        f"{DATA_SET} and {DATA_SET}/kv/test.parquet, of snapkv@0.5; {DATA_SET}: {DATA_SET}.",
+        f"tasks=[{{name: file/rows, data: {DATA_SET}/kv}}, {{name: file/rows, data: '{DATA_SET}'}}]",
         "sqlite:////home/me@uni/mlflow.db?timeout=5 of joe@uni, keydiff@0.6+keepkv",
     ):
         assert without_passwords(sentence) == sentence
+
+
+def test_a_data_set_keeps_its_name_and_its_commit() -> None:
+    for address in (DATA_SET, f"{DATA_SET}/kv", f"{DATA_SET}/data/a.jsonl.gz"):
+        told = {"tasks": [{"data": address}], "args": [f"tasks.0.data={address}"]}
+        assert hidden_in(told) == told and shown_address(address) == address
+    for address in (
+        f"{DATA_SET}@host",
+        f"{DATA_SET}:Kn0ck@host",
+        "hf://user:Kn0ck@host",
+        f"http://{DATA_SET}Kn0ck@h",
+    ):
+        assert "Kn0ck" not in str(hidden_in([address, f"no {address} there"])), address
 
 
 @pytest.mark.parametrize(
