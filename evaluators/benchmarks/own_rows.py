@@ -1,4 +1,4 @@
-"""The benchmark `file/rows`: the user's own questions, one a row of a jsonl or parquet file.
+"""The benchmark `file/rows`: the user's own questions, one a row of a file, a data set or a stored object.
 
 Every row is checked before anything runs; the error names the row's place, the fault and the remedy.
 """
@@ -7,28 +7,23 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from evaluators.benchmark import BenchmarkError, TaskInfo, TaskSpec
 from evaluators.benchmarks.own_answers import check_lengths, check_metric
-from evaluators.benchmarks.sources.files import MOST_LINE_BYTES, open_lines
+from evaluators.benchmarks.sources.addresses import HUB, S3
 from evaluators.benchmarks.sources.json_rows import (
     JsonRow,
     check_size,
-    read_json_rows,
     text_field,
     texts_field,
 )
-from evaluators.hints import nearest_path_hint
+from evaluators.benchmarks.sources.rows import SUFFIXES, read_own_rows
 from evaluators.item import BenchmarkItem, text_digest
 from evaluators.registry import register_benchmark
 from evaluators.tokenizer import Tokenizer, as_seen
 
 DEFAULT_MAX_NEW_TOKENS = 64  # a sentence or two; LongBench gives its questions 32 to 128
-_ROWS_AT_ONCE = 64  # of a parquet file
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _TASK = "rows"
 ROWS_TASK = f"file/{_TASK}"
 FIELDS = (
@@ -61,7 +56,7 @@ class RowsFile:
             f"file/{task}",
             "your own questions",
             "qa_f1",
-            f"`data`: a {', '.join(_SUFFIXES)} file with {', '.join(FIELDS)}",
+            f"`data`: a {', '.join(SUFFIXES)} file, {HUB}… or {S3}…, with {', '.join(FIELDS)}",
         )
 
     def load_items(self, spec: TaskSpec, tokenizer: Tokenizer) -> list[BenchmarkItem]:
@@ -69,12 +64,15 @@ class RowsFile:
 
         Raises BenchmarkError for a file that cannot be read and, with file and line, for an unusable row.
         """
-        spec.refuse_options(("revision", "length", "haystack", "split"), "the rows are yours; remove it.")
-        path = _file_of(spec)
+        spec.refuse_options(("revision", "length", "haystack"), "the rows are yours; remove it.")
+        if spec.data is None:
+            spec.refuse_options(("split",), "there are no rows to split; remove it.")
+            raise BenchmarkError(f"{spec.name}: name your file ({', '.join(SUFFIXES)}) in `data`.")
+        name, rows = read_own_rows(spec, ", ".join(FIELDS[:3]))
         items: list[BenchmarkItem] = []
         seen: set[str] = set()
-        for where, raw in _raw_rows(path):
-            item = _item(spec, path, parse_own_row(raw, where))
+        for where, raw in rows:
+            item = _item(spec, name, parse_own_row(raw, where))
             check_lengths(item, tokenizer, where)
             if item.item_id in seen:
                 raise BenchmarkError(f"{where}: this row, or its id, is there already; ids must differ.")
@@ -83,63 +81,18 @@ class RowsFile:
             if spec.limit is None or len(items) < spec.limit:
                 items.append(item)
         if not seen:
-            raise BenchmarkError(f"{path} has no rows.")
+            raise BenchmarkError(f"{spec.data} has no rows.")
         return [_as_seen(item, tokenizer) for item in items]
 
 
 def is_rows_file(name: str) -> bool:
     """Whether a name is that of a file this benchmark reads."""
-    return name.endswith(_SUFFIXES)
+    return name.endswith(SUFFIXES)
 
 
-def _file_of(spec: TaskSpec) -> Path:
-    if spec.data is None:
-        raise BenchmarkError(f"{spec.name}: name your file ({', '.join(_SUFFIXES)}) in `data`.")
-    path = Path(spec.data).expanduser()
-    if not path.is_file():
-        raise BenchmarkError(f"{spec.name}: there is no file {path}. {nearest_path_hint(path)}")
-    if not is_rows_file(path.name):
-        raise BenchmarkError(f"{spec.name}: {path} is none of {', '.join(_SUFFIXES)}; rename or convert it.")
-    return path
-
-
-def _raw_rows(path: Path) -> Iterator[tuple[str, JsonRow]]:
-    if path.suffix == ".parquet":
-        yield from _parquet_rows(path)
-        return
-    with open_lines(path, str(path), zip_member="") as lines:
-        yield from read_json_rows(lines, str(path), ", ".join(FIELDS[:3]))
-
-
-def _parquet_rows(path: Path) -> Iterable[tuple[str, JsonRow]]:
-    """Rows counted from 1; a null is a field the row does not have."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            # Not the whole table: a few MiB can hold a text a million times.
-            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
-                for row in batch.to_pylist():
-                    number += 1
-                    _refuse_long(row, where := f"{path}, row {number}")
-                    yield where, {key: value for key, value in row.items() if value is not None}
-    except (pa.ArrowException, OSError) as error:
-        raise BenchmarkError(f"{path} is not a readable parquet file ({error}); write it again.") from error
-
-
-def _refuse_long(row: JsonRow, where: str) -> None:
-    for name, value in row.items():
-        if isinstance(value, str) and len(value) > MOST_LINE_BYTES:
-            raise BenchmarkError(
-                f"{where}: {name} has {len(value):,} characters; at most {MOST_LINE_BYTES:,} are read: split it."
-            )
-
-
-def _item(spec: TaskSpec, path: Path, row: OwnRow) -> BenchmarkItem:
+def _item(spec: TaskSpec, name: str, row: OwnRow) -> BenchmarkItem:
     # Two files of one sweep may use the same ids, so the table's or the file's name is part of the item's.
-    group = row.task or path.name.removesuffix(".gz").rpartition(".")[0]
+    group = row.task or _stem(name)
     row_id = row.own_id or text_digest(json.dumps([row.context, row.question, row.answers]))
     return BenchmarkItem(
         item_id=f"{spec.name}/{group}/{row_id}",
@@ -157,6 +110,12 @@ def _item(spec: TaskSpec, path: Path, row: OwnRow) -> BenchmarkItem:
         all_classes=row.all_classes,
         metadata={} if row.own_id is None else {"own_id": row.own_id},
     )
+
+
+def _stem(name: str) -> str:
+    """A file's name without folder and suffixes; of a data set without any, its own."""
+    last = name.rpartition("/")[2].removesuffix(".gz")
+    return last.rpartition(".")[0] if last.endswith(SUFFIXES) else last
 
 
 def _as_seen(item: BenchmarkItem, tokenizer: Tokenizer) -> BenchmarkItem:

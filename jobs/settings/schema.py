@@ -25,6 +25,7 @@ from pydantic import (
 from evaluators import registry
 from evaluators.benchmark import TaskSpec
 from evaluators.benchmarks.own_rows import ROWS_TASK, is_rows_file
+from evaluators.benchmarks.sources.addresses import checked_address, is_rows_address
 from evaluators.prompting import QueryMode
 from jobs.console.addresses import sqlite_uri
 from jobs.console.paths import PathError, file_in_the_way, local_path
@@ -72,10 +73,10 @@ class ModelSettings(_Section):
 
 
 class TaskSettings(_Section):
-    """One task, `benchmark/task`. `data` is a local folder or file (null: the hub); other nulls mean the task's own."""
+    """One task, `benchmark/task`. `data` is a folder, a file, or an address of rows; nulls mean the task's own."""
 
     name: str
-    data: Path | None = None
+    data: str | None = None
     revision: str | None = None
     length: PositiveCount | None = None
     limit: PositiveCount | None = None
@@ -97,7 +98,14 @@ class TaskSettings(_Section):
             )
         raise ValueError(unknown_task(name, known))
 
-    @field_validator("data", "haystack")
+    @field_validator("data")
+    @classmethod
+    def _rows_exist(cls, data: str | None, info: ValidationInfo) -> str | None:
+        if data is None or is_rows_address(data):  # no path, of whose two slashes one would be left
+            return data if data is None else checked_address(data, info.data.get("name", "data"))
+        return str(cls._path_exists(Path(data), info))
+
+    @field_validator("haystack")
     @classmethod
     def _path_exists(cls, path: Path | None, info: ValidationInfo) -> Path | None:
         if path is None:
@@ -113,17 +121,8 @@ class TaskSettings(_Section):
 
     def to_spec(self) -> TaskSpec:
         """What the evaluators are asked for."""
-        return TaskSpec(
-            name=self.name,
-            data=None if self.data is None else str(self.data),
-            revision=self.revision,
-            limit=self.limit,
-            length=self.length,
-            seed=self.seed,
-            haystack=None if self.haystack is None else str(self.haystack),
-            max_new_tokens=self.max_new_tokens,
-            split=self.split,
-        )
+        haystack = None if self.haystack is None else str(self.haystack)
+        return TaskSpec(**self.model_dump(exclude={"haystack"}), haystack=haystack)
 
 
 class ActorSettings(_Section):

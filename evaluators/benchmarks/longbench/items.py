@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
 from evaluators.benchmark import BenchmarkError, TaskSpec
-from evaluators.benchmarks.longbench.tasks import LongBenchTask, open_task_file
-from evaluators.benchmarks.sources.json_rows import JsonRow, read_json_rows, text_field, texts_field
+from evaluators.benchmarks.longbench.tasks import HUB_REPOSITORY, LongBenchTask, published_rows
+from evaluators.benchmarks.sources.json_rows import JsonRow, text_field, texts_field
+from evaluators.benchmarks.sources.rows import read_rows
 from evaluators.item import BenchmarkItem, text_digest
 
 _GOLD_PATTERNS = {"retrieval": re.compile(r"Paragraph \d+"), "retrieval_zh": re.compile(r"段落\d+")}
@@ -26,8 +26,12 @@ def load_rows(spec: TaskSpec, definition: LongBenchTask, file_stem: str) -> list
     """
     spec.refuse_options(("length", "haystack"), "LongBench's texts are given, not generated; remove it.")
     spec.refuse_options(("split",), "LongBench has a single split; remove it.")
-    with open_task_file(spec, file_stem) as (lines, source):
-        rows = read_rows(lines, source, spec.limit)
+    # Rows beyond the limit are neither read nor checked.
+    found = islice(read_rows(spec, published_rows(file_stem), "input, context, answers"), spec.limit)
+    rows = [_row(row, where) for where, row in found]
+    source = spec.data or HUB_REPOSITORY
+    if not rows:
+        raise BenchmarkError(f"{source} has no rows; give a folder with the complete official files.")
     if definition.metric == "classification" and not all(row.all_classes for row in rows):
         raise BenchmarkError(f"{source}: a row has no all_classes, which scoring {spec.task} needs.")
     if pattern := _GOLD_PATTERNS.get(definition.metric):
@@ -94,19 +98,6 @@ class LongBenchRow:
     all_classes: tuple[str, ...]
     official_id: str | None
     length: int | None
-
-
-def read_rows(lines: Iterable[bytes], source: str, limit: int | None) -> list[LongBenchRow]:
-    """Parse jsonl lines until `limit` rows are read; blank lines are skipped.
-
-    Raises BenchmarkError with `source`, line number (from 1) and what is wrong, or when there is no row.
-    """
-    found = read_json_rows(lines, source, "input, context, answers")
-    # Lines beyond the limit are neither read nor checked.
-    rows = [_row(row, where) for where, row in islice(found, limit)]
-    if not rows:
-        raise BenchmarkError(f"{source} has no rows; give a folder with the complete official files.")
-    return rows
 
 
 def _row(row: JsonRow, where: str) -> LongBenchRow:

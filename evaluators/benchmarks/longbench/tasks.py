@@ -1,6 +1,6 @@
 """The 21 tasks of LongBench v1 as their authors define them, and where their rows lie.
 
-The wording is data (templates.json); the lines come from the user's folder or from the hub's pinned archive.
+The wording is data (templates.json); the rows come from what the user names or from the hub's pinned archive.
 """
 
 from __future__ import annotations
@@ -8,13 +8,10 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from evaluators.benchmark import TaskSpec
-from evaluators.benchmarks.sources.files import find_in_folder, hub_file, open_lines
+from evaluators.benchmarks.sources.rows import HubRows
 
 HUB_REPOSITORY = "zai-org/LongBench"  # THUDM/LongBench redirects here
 HUB_REVISION = "5e628be450b7e67fb7ae6e201bd6d8f7056f7672"
@@ -54,19 +51,9 @@ def _definition(*, prompt: str, **fields: Any) -> LongBenchTask:
     return LongBenchTask(before=before, after=after, **fields)
 
 
-@contextmanager
-def open_task_file(spec: TaskSpec, stem: str) -> Iterator[tuple[Iterable[bytes], str]]:
-    """Yield the lines of `stem`.jsonl as bytes, and the name of their source for messages.
-
-    Raises BenchmarkError when the folder, file or hub cannot be read, also while the lines are read.
-    """
-    if spec.data is None:
-        revision = spec.revision or HUB_REVISION
-        path = hub_file(spec, HUB_REPOSITORY, _HUB_ARCHIVE, revision, f"{stem}.jsonl or .jsonl.gz")
-        source = f"{HUB_REPOSITORY}/data/{stem}.jsonl"
-    else:
-        spec.refuse_options(("revision",), "the data come from a local folder; remove `revision` or `data`.")
-        path = find_in_folder(spec, (f"{stem}.jsonl", f"{stem}.jsonl.gz"))
-        source = str(path)
-    with open_lines(path, source, zip_member=f"data/{stem}.jsonl") as lines:
-        yield lines, source
+def published_rows(stem: str) -> HubRows:
+    """Where the authors' rows of a task, or of its -E version (`stem` "qasper_e"), lie."""
+    names = (f"{stem}.jsonl", f"{stem}.jsonl.gz")
+    return HubRows(
+        HUB_REPOSITORY, HUB_REVISION, _HUB_ARCHIVE, zip_member=f"data/{stem}.jsonl", local_names=names
+    )

@@ -17,6 +17,7 @@ MOST_LINE_BYTES = 64 * 2**20
 """Of one row: twelve million tokens of English. Decoded and parsed it takes ten times as much memory."""
 MOST_UNPACKED_BYTES = 4 * 2**30
 """Of a packed file: a few MiB can hold more than any disk."""
+_HUB_TIMEOUT_S = 10.0
 
 
 def find_in_folder(spec: TaskSpec, names: Sequence[str]) -> Path:
@@ -44,14 +45,21 @@ def open_lines(path: Path, source: str, zip_member: str) -> Iterator[Iterable[by
     Raises BenchmarkError, which names `source`, when it cannot be read, also while the lines are read, and when a line has
     more than `MOST_LINE_BYTES` or a packed file more than `MOST_UNPACKED_BYTES`.
     """
+    with readable(source), _open(path, zip_member) as file:
+        yield lines_of(file, source, is_packed=path.suffix in (".zip", ".gz"))
+
+
+@contextmanager
+def readable(source: str) -> Iterator[None]:
+    """Whatever a file that is cut off, packed otherwise or gone raises is one sentence."""
     try:
-        with _open(path, zip_member) as file:
-            yield _lines(file, source, is_packed=path.suffix in (".zip", ".gz"))
+        yield
     except (OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
         raise BenchmarkError(f"{source} cannot be read ({error}); copy or download it again.") from error
 
 
-def _lines(file: IO[bytes], source: str, *, is_packed: bool) -> Iterator[bytes]:
+def lines_of(file: IO[bytes], source: str, *, is_packed: bool) -> Iterator[bytes]:
+    """The lines of an opened file; BenchmarkError for one that is too long, or too many of what `is_packed`."""
     num_bytes, number = 0, 0
     # Not `for line in file`: that reads a line to its end, however far it is.
     while line := file.readline(MOST_LINE_BYTES + 1):
@@ -67,6 +75,14 @@ def _lines(file: IO[bytes], source: str, *, is_packed: bool) -> Iterator[bytes]:
                 f"what it holds, and split it."
             )
         yield line
+
+
+def check_whole(num_bytes: int, source: str) -> None:
+    """Raise BenchmarkError for a file that is too large to be read whole."""
+    if num_bytes > MOST_UNPACKED_BYTES:
+        raise BenchmarkError(
+            f"{source} has {in_mib(num_bytes)}; at most {in_mib(MOST_UNPACKED_BYTES)} are read whole: give each row a line."
+        )
 
 
 def in_mib(num_bytes: int) -> str:
@@ -99,9 +115,9 @@ def _open(path: Path, zip_member: str) -> AbstractContextManager[IO[bytes]]:
 def hub_file(spec: TaskSpec, repository: str, filename: str, revision: str, local_names: str) -> Path:
     """The file at `revision`, downloaded at most once; `HF_TOKEN` in the environment opens what is gated.
 
-    Raises BenchmarkError, naming `local_names` as what a local folder would have to hold, when it cannot be had.
+    Raises BenchmarkError, naming `local_names` as what a local folder would have to hold, when it cannot be had: another
+    revision is never taken for it.
     """
-    # Not datasets.load_dataset: from version 4 on it refuses repositories that are read by a script.
     import huggingface_hub as hub
 
     where: dict[str, Any] = {
@@ -110,15 +126,38 @@ def hub_file(spec: TaskSpec, repository: str, filename: str, revision: str, loca
         "repo_type": "dataset",
         "revision": revision,
     }
-    # Without a look at the network: a cached revision must also load on a machine that has none.
-    if isinstance(cached := hub.try_to_load_from_cache(**where), str):
-        return Path(cached)
-    try:
+    with _told(spec, f"{filename} of {repository}@{revision}", f"holds {local_names}"):
+        # Without a look at the network: a cached revision must also load on a machine that has none.
+        if isinstance(cached := hub.try_to_load_from_cache(**where), str):
+            return Path(cached)
         hub.get_hf_file_metadata(hub.hf_hub_url(**where))  # fails at once; the download retries for 20 s
         return Path(hub.hf_hub_download(**where))
+
+
+def hub_folder(spec: TaskSpec, repository: str, revision: str) -> Path:
+    """A folder with all tables of a data set at `revision` and its card; what is there already is not downloaded again.
+
+    Raises BenchmarkError when it cannot be had. What files there are is asked each time: offline, a part of them would look
+    like all.
+    """
+    import huggingface_hub as hub
+
+    with _told(spec, f"{repository}@{revision}", "has its files, or name one file of it behind a slash"):
+        hub.HfApi().dataset_info(repository, revision=revision, timeout=_HUB_TIMEOUT_S)
+        patterns = ["README.md", "*.parquet"]
+        return Path(
+            hub.snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=patterns)
+        )
+
+
+@contextmanager
+def _told(spec: TaskSpec, what: str, folder: str) -> Iterator[None]:
+    """Whatever the hub's client raises is one sentence."""
+    try:
+        yield
     # The client raises its HTTP library's types, which change with its versions.
     except Exception as error:
         raise BenchmarkError(
-            f"{spec.name}: {repository}@{revision} cannot be had from the hub ({type(error).__name__}); "
-            f"connect to the internet, or set `data` to a folder that holds {local_names}."
+            f"{spec.name}: {what} cannot be had from the hub ({type(error).__name__}); "
+            f"connect to the internet, or set `data` to a folder that {folder}."
         ) from error

@@ -8,10 +8,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from evaluators.benchmark import BenchmarkError
+from evaluators.benchmarks.sources.files import MOST_LINE_BYTES
 
 JsonRow = dict[str, Any]
 MOST_CHARS = 1_000_000
 """Of a text that is read whole, as an answer or a question is; a context may be longer."""
+ROWS_AT_ONCE = 64
+"""Of a table: a few MiB of parquet can hold a text a million times."""
 
 
 def read_json_rows(lines: Iterable[bytes], source: str, fields: str) -> Iterator[tuple[str, JsonRow]]:
@@ -25,6 +28,42 @@ def read_json_rows(lines: Iterable[bytes], source: str, fields: str) -> Iterator
         if line.strip():
             where = f"{source}, line {number}"
             yield where, _parse(line, where, fields)
+
+
+def read_json_array(content: bytes, source: str, fields: str) -> Iterator[tuple[str, JsonRow]]:
+    """Each row of a JSON array with where it stands ("file, row 3", from 1).
+
+    Raises BenchmarkError for what is no array of objects; `fields` says what one should hold.
+    """
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BenchmarkError(
+            f"{source} is no JSON that can be read ({error}); copy or download it again."
+        ) from error
+    if not isinstance(found, list):
+        raise BenchmarkError(f"{source}: expected a list of objects with {fields}; got {content[:40]!r}.")
+    for number, row in enumerate(found, start=1):
+        if not isinstance(row, dict):
+            raise BenchmarkError(
+                f"{source}, row {number}: expected an object with {fields}; got {row!r:.40}."
+            )
+        yield f"{source}, row {number}", row
+
+
+def table_rows(rows: Iterable[JsonRow], source: str) -> Iterator[tuple[str, JsonRow]]:
+    """Each row of a table with where it stands ("file, row 3", from 1); a null is a field the row does not have.
+
+    Raises BenchmarkError for a text that no line could hold.
+    """
+    for number, row in enumerate(rows, start=1):
+        where = f"{source}, row {number}"
+        for name, value in row.items():
+            if isinstance(value, str) and len(value) > MOST_LINE_BYTES:
+                raise BenchmarkError(
+                    f"{where}: {name} has {len(value):,} characters; at most {MOST_LINE_BYTES:,} are read: split it."
+                )
+        yield where, {key: value for key, value in row.items() if value is not None}
 
 
 def text_field(row: JsonRow, field: str, where: str, *, is_required: bool = False) -> str:

@@ -9,14 +9,13 @@ from evaluators.benchmark import BenchmarkError
 from evaluators.benchmarks.sources.json_rows import (
     JsonRow,
     check_size,
-    read_json_rows,
     text_field,
     texts_field,
 )
 from evaluators.benchmarks.zeroscrolls.tasks import ZeroScrollsTask
 
 _PLACES = ("document_start_index", "query_start_index", "query_end_index")
-_FIELDS = "id, input, output and the indices of document and query"
+FIELDS = "id, input, output and the indices of document and query"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +36,15 @@ class ZeroScrollsRow:
     is_rebuilt: bool
 
 
-def read_rows(lines: Iterable[bytes], source: str, task: ZeroScrollsTask) -> list[ZeroScrollsRow]:
-    """All rows, in the order their ids first come.
+def merged_rows(
+    found: Iterable[tuple[str, JsonRow]], source: str, task: ZeroScrollsTask
+) -> list[ZeroScrollsRow]:
+    """All rows, each `found` with where it stands, in the order their ids first come.
 
-    Raises BenchmarkError with `source`, line and what is wrong, or when there is no row.
+    Raises BenchmarkError with the place and what is wrong, or when `source` has no row.
     """
     rows: dict[str, ZeroScrollsRow] = {}
-    for where, raw in read_json_rows(lines, source, _FIELDS):
+    for where, raw in found:
         row = _row(raw, where)
         for reference in row.references:
             if not task.can_be_gold(reference):

@@ -5,13 +5,11 @@ The wording of a prompt is in the rows themselves; here is what the rows leave o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from evaluators.benchmark import BenchmarkError, TaskSpec
-from evaluators.benchmarks.sources.files import find_in_folder, hub_file, open_lines
+from evaluators.benchmarks.sources.rows import HubRows
 from evaluators.hints import nearest_name_hint
 from evaluators.metrics.concordance_index import listed_ids
 from evaluators.metrics.exp_similarity import first_percentage
@@ -60,30 +58,17 @@ ZEROSCROLLS_TASKS = {
 }
 
 
-@contextmanager
-def open_task_file(spec: TaskSpec) -> Iterator[tuple[Iterable[bytes], str]]:
-    """Yield the lines of the task's split as bytes, and the name of their source for messages.
+def published_rows(spec: TaskSpec) -> HubRows:
+    """Where the rows of the task's split lie.
 
     Without `spec.split` it is the validation set, since the test set's answers are hidden; a folder's <task>.jsonl is
-    taken as it is. Raises BenchmarkError when folder, file, split or hub cannot be read, also while lines are read.
+    taken as it is. Raises BenchmarkError for a split that there is not.
     """
     if spec.split not in (None, *SPLITS):
         raise BenchmarkError(
             f"{spec.name}: there is no split {spec.split!r}. {nearest_name_hint(spec.split, SPLITS)}"
         )
     member = f"{spec.task}/{spec.split or SPLITS[0]}.jsonl"
-    if spec.data is None:
-        local_names = f"{spec.task}.jsonl or .jsonl.gz, or the authors' {spec.task}.zip"
-        path = hub_file(spec, HUB_REPOSITORY, f"{spec.task}.zip", spec.revision or HUB_REVISION, local_names)
-        source = f"{HUB_REPOSITORY}/{member}"
-    else:
-        spec.refuse_options(("revision",), "the data come from a local folder; remove `revision` or `data`.")
-        path = find_in_folder(spec, _local_names(spec, member))
-        source = f"{path}/{member}" if path.suffix == ".zip" else str(path)
-    with open_lines(Path(path), source, zip_member=member) as lines:
-        yield lines, source
-
-
-def _local_names(spec: TaskSpec, member: str) -> list[str]:
-    whole = [] if spec.split else [f"{spec.task}.jsonl", f"{spec.task}.jsonl.gz"]
-    return [*whole, member, f"{member}.gz", f"{spec.task}.zip"]
+    whole = () if spec.split else (f"{spec.task}.jsonl", f"{spec.task}.jsonl.gz")
+    names = (*whole, member, f"{member}.gz", f"{spec.task}.zip")
+    return HubRows(HUB_REPOSITORY, HUB_REVISION, f"{spec.task}.zip", zip_member=member, local_names=names)

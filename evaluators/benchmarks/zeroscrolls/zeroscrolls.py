@@ -7,12 +7,13 @@ scored, and can be written as a submission to the leaderboard.
 from __future__ import annotations
 
 from evaluators.benchmark import TaskInfo, TaskSpec
-from evaluators.benchmarks.zeroscrolls.rows import ZeroScrollsRow, read_rows
+from evaluators.benchmarks.sources.rows import read_rows
+from evaluators.benchmarks.zeroscrolls.rows import FIELDS, ZeroScrollsRow, merged_rows
 from evaluators.benchmarks.zeroscrolls.tasks import (
     HUB_REPOSITORY,
     ZEROSCROLLS_TASKS,
     ZeroScrollsTask,
-    open_task_file,
+    published_rows,
 )
 from evaluators.item import BenchmarkItem, text_digest
 from evaluators.registry import register_benchmark
@@ -50,8 +51,8 @@ class ZeroScrolls:
         """
         spec.refuse_options(("length", "haystack"), "ZeroSCROLLS' texts are given, not generated; remove it.")
         task = ZEROSCROLLS_TASKS[spec.task]
-        with open_task_file(spec) as (lines, source):
-            rows = read_rows(lines, source, task)[: spec.limit]
+        found = read_rows(spec, published_rows(spec), FIELDS)
+        rows = merged_rows(found, spec.data or HUB_REPOSITORY, task)[: spec.limit]
         is_chat = bool(tokenizer.chat_template)
         return [_item(spec, task, row, is_chat) for row in rows]
 

@@ -169,7 +169,7 @@ def test_a_file_that_cannot_be_used_is_told(tmp_path: Path, make_tokenizer: Make
     for name, message in {
         "mien.csv": "Did you mean 'mine.csv'",
         "mine.csv": "is none of",
-        "no.parquet": "not a readable parquet",
+        "no.parquet": "not a readable table",
         "none.jsonl": "has no rows",
     }.items():
         with pytest.raises(BenchmarkError, match=message):

@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from evaluators.benchmark import BenchmarkError, TaskSpec
-from evaluators.benchmarks import own_rows
 from evaluators.benchmarks.ruler.filler import load_haystack
-from evaluators.benchmarks.sources import files
+from evaluators.benchmarks.sources import files, json_rows
 from evaluators.registry import load_items
 from tests.evaluators.conftest import MakeTokenizer
 
@@ -26,7 +25,7 @@ LIMIT = 200
 @pytest.fixture
 def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "MOST_LINE_BYTES", LIMIT)
-    monkeypatch.setattr(own_rows, "MOST_LINE_BYTES", LIMIT)
+    monkeypatch.setattr(json_rows, "MOST_LINE_BYTES", LIMIT)
     monkeypatch.setattr(files, "MOST_UNPACKED_BYTES", 10 * LIMIT)
 
 
@@ -112,7 +111,7 @@ def test_a_cell_of_a_parquet_file_that_is_too_long_is_named(
 def test_rows_of_a_parquet_file_are_all_read_across_batches(
     tmp_path: Path, make_tokenizer: MakeTokenizer
 ) -> None:
-    rows = [GOOD | {"id": str(number)} for number in range(3 * own_rows._ROWS_AT_ONCE + 1)]
+    rows = [GOOD | {"id": str(number)} for number in range(3 * json_rows.ROWS_AT_ONCE + 1)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "own.parquet")
     items = load_items(TaskSpec("file/rows", data=str(tmp_path / "own.parquet")), make_tokenizer())
     assert [item.metadata["own_id"] for item in items] == [row["id"] for row in rows]

@@ -38,7 +38,7 @@ AN_ITEM_COUNT = "items_at_once: 'auto' or a whole number from 1 on, got "
         ("seed=null", "seed: should be a whole number, got None; leave the key out for its default"),
         ("tasks=null", "tasks: should be a list, got None"),
         ("tracking.enabled=perhaps", "tracking.enabled: should be true or false, got 'perhaps'"),
-        ("tasks.0.data=1", "tasks.0.data: should be a path, as text, got 1; put it in quotes"),
+        ("tasks.0.data=1", "tasks.0.data: should be text, got 1; put it in quotes"),
         ("name=''", "name: should be text of at least one letter, got ''"),
         (
             "tasks.0.name=nothing_like_it",

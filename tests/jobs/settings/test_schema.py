@@ -150,8 +150,8 @@ def test_data_is_found_beside_the_file_first_and_then_in_the_current_folder(
         folder.mkdir(parents=True)
     monkeypatch.chdir(here)
     path = write(beside, MINIMAL)
-    assert load_settings(path, ["tasks.0.data=data"]).tasks[0].data == beside / "data"
-    assert load_settings(path, ["tasks.0.data=only_here"]).tasks[0].data == here / "only_here"
+    assert load_settings(path, ["tasks.0.data=data"]).tasks[0].data == str(beside / "data")
+    assert load_settings(path, ["tasks.0.data=only_here"]).tasks[0].data == str(here / "only_here")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_the_default_query_mode_is_that_of_the_demo_and_of_the_nightly(tmp_path:
         ("output_dir='file:///data/res'", "'file:///data/res' is an address"),
         ("output_dir=$NOT_SET/res", r"names the variable $NOT_SET, which is not set"),
         ("output_dir=${NOT_SET}/res", r"names the variable ${NOT_SET}, which is not set"),
-        ("tasks.0.data=hf://datasets/x", "is an address"),
+        ("tasks.0.data=hf://datasets/x", "is no address of a data set; write hf://datasets/OWNER"),
         ("tasks.0.data=$NOT_SET", "which is not set"),
         ("gate={baseline: 's3://bucket/res'}", "is an address"),
     ],
@@ -262,7 +262,7 @@ def test_variables_in_paths_are_filled_in(tmp_path: Path, monkeypatch: pytest.Mo
     overrides = ["output_dir=$RESULTS/a$", "tasks.0.data=${RESULTS}", "gate={baseline: $RESULTS/b}"]
     settings = load_settings(write(tmp_path), overrides)
     assert settings.output_dir == tmp_path / "there" / "a$"
-    assert settings.tasks[0].data == tmp_path / "there"
+    assert settings.tasks[0].data == str(tmp_path / "there")
     assert settings.gate is not None and settings.gate.baseline == tmp_path / "there" / "b"
 
 
@@ -292,5 +292,5 @@ def test_a_bare_file_name_is_a_task_of_the_users_own_rows(tmp_path: Path) -> Non
     (tmp_path / "mine.jsonl").touch()
     (tmp_path / "s.yaml").write_text("tasks: [mine.jsonl, longbench/qasper]\npolicies: [full]\n")
     mine, qasper = load_settings(tmp_path / "s.yaml", limit=3).tasks
-    assert (mine.name, mine.data, mine.limit) == ("file/rows", tmp_path / "mine.jsonl", 3)
+    assert (mine.name, mine.data, mine.limit) == ("file/rows", str(tmp_path / "mine.jsonl"), 3)
     assert (qasper.name, qasper.data, qasper.limit) == ("longbench/qasper", None, 3)
