@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluators import registry
+from evaluators.benchmarks.sources.noting import noted_sources
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer
 from jobs.planning.model_reading import read_model
@@ -37,7 +38,7 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 class Prepared:
     """What a run needs: the plan, the model as its configuration describes it, policy versions by label.
 
-    `warnings` are sentences on the model, to be shown before it runs.
+    `warnings` are sentences on the model, to be shown before it runs; `read` tells, for JSON, what files the items are of.
     """
 
     plan: Plan
@@ -45,6 +46,7 @@ class Prepared:
     tokenizer: Tokenizer
     policy_versions: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    read: tuple[Mapping[str, str | int], ...] = ()
 
     def settled(self, settings: Settings) -> Settings:
         """`settings` with the planned device, dtype and commit: an actor that loads the model decides none of them again."""
@@ -77,7 +79,7 @@ def prepare(
     }
     read = read_model(settings, find_device())
     facts = {label: _known_facts_of(variant) for label, variant in variants.items()}
-    items = _load_items(settings, read.tokenizer)
+    items, sources = _load_items(settings, read.tokenizer)
     said = read.warnings_for(item for several in items.values() for item in several)
     sizes = SizeForecast({spec.label: spec for spec in settings.variants}, facts, read.info)
     room = RepeatRoom(read.tokenizer, read.info.max_positions)
@@ -89,7 +91,7 @@ def prepare(
         require_contracts((spec for spec in settings.variants if spec.label in owed), say)
     versions = {label: fact.version for label, fact in facts.items()}
     cautions = check.cautions(settings.variants, plan.typical_tokens)
-    return Prepared(plan, read.info, read.tokenizer, versions, (*said, *cautions))
+    return Prepared(plan, read.info, read.tokenizer, versions, (*said, *cautions), sources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +218,14 @@ def _version_of(policy: Policy) -> str:
     return f"{version}+{policy.code_version}" if policy.code_version else version
 
 
-def _load_items(settings: Settings, tokenizer: Tokenizer) -> dict[str, list[BenchmarkItem]]:
-    """Items by task; the key is the task's place too, since one task may be listed at two lengths."""
-    return {
-        f"tasks.{index} ({task.name})": registry.load_items(task.to_spec(), tokenizer)
-        for index, task in enumerate(settings.tasks)
-    }
+def _load_items(
+    settings: Settings, tokenizer: Tokenizer
+) -> tuple[dict[str, list[BenchmarkItem]], tuple[Mapping[str, str | int], ...]]:
+    """Items by task, and what they were read from; the key is the task's place too: one may be listed at two lengths."""
+    items: dict[str, list[BenchmarkItem]] = {}
+    read: list[Mapping[str, str | int]] = []
+    for index, task in enumerate(settings.tasks):
+        with noted_sources() as sources:
+            items[f"tasks.{index} ({task.name})"] = registry.load_items(task.to_spec(), tokenizer)
+        read += [{"task": task.name, **source.told()} for source in sources]
+    return items, tuple(read)

@@ -57,10 +57,16 @@ def new_sweep_id(name: str) -> str:
     return f"{safe_name}-{uuid.uuid4().hex[:_ID_DIGITS]}"
 
 
-def describe_run(name: str, setting: Sequence[str | None], previous: Mapping[str, Any]) -> dict[str, Any]:
+def describe_run(
+    name: str,
+    setting: Sequence[str | None],
+    previous: Mapping[str, Any],
+    read: Sequence[Mapping[str, str | int]] = (),
+) -> dict[str, Any]:
     """The run's metadata; a sweep that goes on in the folder of a `previous` one keeps its id.
 
     `setting` is what rows of one sweep share (model, revision, mode …): another one in the same folder is another sweep.
+    `read` tells what files the items were read from, with their digests.
     """
     # All ids are kept, so that going back to earlier settings finds the earlier sweep's run.
     sweep_ids = dict(previous.get("sweep_ids", {}))
@@ -72,6 +78,7 @@ def describe_run(name: str, setting: Sequence[str | None], previous: Mapping[str
         "git_commit": git_commit(),
         "versions": library_versions(),
         "args": hidden_in(sys.argv),
+        "data_read": hidden_in(list(read)),
         "started_at_s": time.time(),
     }
 

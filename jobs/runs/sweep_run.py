@@ -79,7 +79,7 @@ class SweepRun:
         model = prepared.model
         setting = (model.name, model.revision, model.dtype, settings.query_mode.value, settings.execution)
         self._previous_meta = store.read_run_meta()
-        self._meta = describe_run(settings.name, setting, self._previous_meta)
+        self._meta = describe_run(settings.name, setting, self._previous_meta, prepared.read)
         self._tracker: Tracker = tracker or make_tracker(
             is_enabled=settings.tracking.enabled,
             uri=settings.tracking_uri,

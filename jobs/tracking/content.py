@@ -79,7 +79,9 @@ def sweep_report(findings: Findings, status: RunStatus, page: ReportPage | None,
         columns=listed_keys(summary),
         ranking=ranking(summary),
         # Of all items or of none: a digest of those that an interrupted sweep came to would be of no dataset.
-        datasets=[] if summary.num_missing else tracked_datasets(rows, findings.settings),
+        datasets=[]
+        if summary.num_missing
+        else tracked_datasets(rows, findings.settings, findings.meta.get("data_read", ())),
         tables=[] if page is None else [WORST_ITEMS],
         folder=folder,
         is_hurried=page is None,
@@ -114,6 +116,7 @@ def environment(findings: Findings) -> dict[str, Any]:
         "command": meta.get("args", []),
         "started_at_s": meta.get("started_at_s"),
         "sweep_id": meta.get("sweep_id"),
+        "data_read": meta.get("data_read", []),
         "driver_platform": platform.platform(),
         **{
             name: sorted({row[name] for row in findings.rows if row[name]})

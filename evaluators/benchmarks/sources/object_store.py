@@ -20,9 +20,10 @@ from evaluators.benchmarks.sources.json_rows import (
     read_json_rows,
     table_rows,
 )
+from evaluators.benchmarks.sources.noting import noting_object
 
 if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
+    from pyarrow.fs import FileInfo, FileSystem
 
 
 def rows(spec: TaskSpec, names: Sequence[str], fields: str, zip_member: str) -> Iterator[tuple[str, JsonRow]]:
@@ -36,13 +37,10 @@ def rows(spec: TaskSpec, names: Sequence[str], fields: str, zip_member: str) -> 
     assert spec.data is not None
     try:
         store, path = store_and_path(spec.data)
-        path = _object(store, path, names, spec)
-        source = f"s3://{path}"
-        if path.endswith(".parquet"):
-            yield from table_rows(_table_rows(store, path), source)
-            return
-        with store.open_input_file(path) as file:
-            yield from _json_rows(file, path, source, fields, zip_member)
+        found = _object(store, path, names, spec)
+        source = f"s3://{found.path}"
+        read = _rows_of(store, found.path, source, fields, zip_member)
+        yield from noting_object(read, source, f"{found.size} bytes of {found.mtime:%Y-%m-%dT%H:%M:%SZ}")
     except (pa.ArrowException, OSError) as error:
         raise BenchmarkError(
             f"{spec.name}: {spec.data} cannot be read ({error!s:.300}); check the address and AWS_ENDPOINT_URL, "
@@ -58,16 +56,24 @@ def store_and_path(address: str) -> tuple[FileSystem, str]:
     return store, path
 
 
-def _object(store: FileSystem, path: str, names: Sequence[str], spec: TaskSpec) -> str:
+def _object(store: FileSystem, path: str, names: Sequence[str], spec: TaskSpec) -> FileInfo:
     from pyarrow.fs import FileType
 
-    if store.get_file_info(path).type == FileType.File:
-        return path
-    for found in (f"{path.rstrip('/')}/{name}" for name in names):
-        if store.get_file_info(found).type == FileType.File:
+    for place in (path, *(f"{path.rstrip('/')}/{name}" for name in names)):
+        if (found := store.get_file_info(place)).type == FileType.File:
             return found
     listed = f" nor {' nor '.join(names)} under it" if names else ""
     raise BenchmarkError(f"{spec.name}: there is no object {spec.data}{listed}; check the address.")
+
+
+def _rows_of(
+    store: FileSystem, path: str, source: str, fields: str, zip_member: str
+) -> Iterator[tuple[str, JsonRow]]:
+    if path.endswith(".parquet"):
+        yield from table_rows(_table_rows(store, path), source)
+        return
+    with store.open_input_file(path) as file:
+        yield from _json_rows(file, path, source, fields, zip_member)
 
 
 def _table_rows(store: FileSystem, path: str) -> Iterator[JsonRow]:

@@ -38,6 +38,7 @@ from evaluators.benchmarks.sources.json_rows import (
     read_json_rows,
     table_rows,
 )
+from evaluators.benchmarks.sources.noting import noting_path
 from evaluators.hints import nearest_name_hint, nearest_path_hint
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".json", ".zip")
@@ -139,6 +140,10 @@ def _own_rows_of_hub(spec: TaskSpec, address: HubAddress, split: str) -> tuple[s
 
 
 def _rows_of_file(path: Path, source: str, fields: str, *, zip_member: str = "") -> Rows:
+    return noting_path(_read_file(path, source, fields, zip_member), path)
+
+
+def _read_file(path: Path, source: str, fields: str, zip_member: str) -> Rows:
     if path.name.endswith(".parquet"):
         yield from table_rows(_streamed(source, path="parquet", data_files=str(path), split="train"), source)
     elif path.name.endswith(".json"):
@@ -179,7 +184,8 @@ def _rows_of_card(folder: Path, source: str, config: str | None, split: str, tas
     wanted = splits[0] if len(splits) == 1 else split
     if wanted not in splits:
         raise BenchmarkError(f"{task}: {source} has no split {split!r}. {nearest_name_hint(split, splits)}")
-    return table_rows(_streamed(source, path=str(folder), name=config or configs[0], split=wanted), source)
+    rows = _streamed(source, path=str(folder), name=config or configs[0], split=wanted)
+    return noting_path(table_rows(rows, source), folder)
 
 
 def _streamed(source: str, **what: Any) -> Iterator[JsonRow]:

@@ -65,6 +65,10 @@ def test_actors_load_the_commit_that_was_planned(tmp_path: Path) -> None:
     settings = load_settings(save_settings(tmp_path, model, save_data(tmp_path / "data", 1)))
     prepared = prepare(settings, done=(), find_device=lambda: "cpu")
     assert prepared.settled(settings).model.revision is None, "a folder has no commit"
+    (read,) = prepared.read
+    file = Path(str(read["place"]))
+    assert file.parent == tmp_path / "data" and read["num_rows"] == 1
+    assert read["task"] == settings.tasks[0].name and len(str(read["sha256"])) == 64
     commit = "0123456789" * 4
     from_hub = replace(prepared, model=replace(prepared.model, revision=commit))
     assert from_hub.settled(settings).model.revision == commit

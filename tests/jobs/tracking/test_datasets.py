@@ -75,6 +75,16 @@ def test_source_is_the_settings_entry_of_the_task_and_counts_are_those_of_its_it
     assert "generated" in json.loads(ruler.source)["comes_from"][0] and ruler.source_type == "benchmark"
 
 
+def test_what_the_items_were_read_from_is_told_with_each_task(rows: list[Row]) -> None:
+    read = [
+        {"task": "longbench/qasper", "place": "s3://me:secret@host/x", "sha256": "ab", "num_rows": 5},
+        {"task": "longbench/hotpotqa", "place": "/data"},
+    ]
+    qasper, ruler = tracked_datasets(rows, SETTINGS, read)
+    assert json.loads(qasper.source)["read"] == [read[0] | {"place": "s3://…@host/x"}]
+    assert "read" not in json.loads(ruler.source) and digests(rows)[TASKS[0]] == qasper.digest
+
+
 def test_settings_that_are_lost_and_benchmarks_that_are_not_registered_cost_the_source_alone(
     rows: list[Row],
 ) -> None:
