@@ -1,0 +1,1 @@
+"""School and competition mathematics: short questions, long answers."""
