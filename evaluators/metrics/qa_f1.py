@@ -21,7 +21,7 @@ _CJK_PUNCTUATION = (
     "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘"  # noqa: RUF001 - alike on purpose
     "〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."  # noqa: RUF001
 )
-_DELETE_PUNCTUATION_ZH = str.maketrans("", "", string.punctuation + _CJK_PUNCTUATION)
+DELETE_PUNCTUATION_ZH = str.maketrans("", "", string.punctuation + _CJK_PUNCTUATION)
 
 
 def normalize_answer(text: str) -> str:
@@ -60,7 +60,7 @@ def qa_f1_first_line(prediction: str, answers: Sequence[str], all_classes: Seque
 
 def normalize_zh(text: str) -> str:
     """Lower-case, delete ASCII and CJK punctuation and all whitespace."""
-    return "".join(text.lower().translate(_DELETE_PUNCTUATION_ZH).split())
+    return "".join(text.lower().translate(DELETE_PUNCTUATION_ZH).split())
 
 
 def word_f1_zh(prediction: str, answer: str) -> float:

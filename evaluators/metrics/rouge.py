@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from evaluators.metrics.best_answer import best_over_answers, first_line
 from evaluators.metrics.chinese_words import cut_words
+from evaluators.metrics.common_subsequence import rising_columns
 from evaluators.scoring import register_metric
 
 # Python allows 1,000 frames by default, and the package's trace-back recurses once a step. Nine frames lie
@@ -76,7 +77,7 @@ def _common_subsequence(gold: Sequence[str], predicted: Sequence[str], max_calls
     At a pair of unequal words the trace-back goes to the previous gold word only if that is strictly better, which
     is so exactly when the row's length rises at this column; otherwise it goes to the previous predicted word.
     """
-    places, rises = _rising_columns(gold, predicted)
+    places, rises = rising_columns(gold, predicted)
     row, column = len(gold), len(predicted)
     words, num_calls = [], 1
     while row and column:
@@ -91,24 +92,6 @@ def _common_subsequence(gold: Sequence[str], predicted: Sequence[str], max_calls
         row -= 1
         num_calls += 1
     return words if num_calls <= max_calls else None
-
-
-def _rising_columns(gold: Sequence[str], predicted: Sequence[str]) -> tuple[dict[str, int], list[int]]:
-    """Where each predicted word stands, and for each number of gold words the columns where the length rises.
-
-    Bit j - 1 of `rises[i]` is set when the longest common subsequence of i gold words with j predicted words is one
-    longer than with j - 1 (bit-parallel LCS: Crochemore et al. 2001, Hyyrö 2004).
-    """
-    places: dict[str, int] = {}
-    for index, word in enumerate(predicted):
-        places[word] = places.get(word, 0) | 1 << index
-    every = (1 << len(predicted)) - 1
-    level, rises = every, [0]
-    for word in gold:
-        matched = level & places.get(word, 0)
-        level = ((level + matched) | (level - matched)) & every
-        rises.append(every & ~level)
-    return places, rises
 
 
 @register_metric("rouge", max_chars=MOST_CHARS)

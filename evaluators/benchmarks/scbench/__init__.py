@@ -1,0 +1,1 @@
+"""SCBench: contexts that are asked many times."""
