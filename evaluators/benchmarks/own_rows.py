@@ -18,7 +18,8 @@ from evaluators.benchmarks.sources.json_rows import (
     text_field,
     texts_field,
 )
-from evaluators.benchmarks.sources.rows import SUFFIXES, read_own_rows
+from evaluators.benchmarks.sources.rows import read_own_rows
+from evaluators.benchmarks.sources.tables import SUFFIXES
 from evaluators.item import BenchmarkItem, text_digest
 from evaluators.registry import register_benchmark
 from evaluators.tokenizer import Tokenizer, as_seen

@@ -15,12 +15,13 @@ from typing import Any
 
 @dataclass
 class FakeHub:
-    """`commits` are files by name by commit; `asked` what was asked for."""
+    """`commits` are files by name by commit; `asked` what was asked for; `is_gated`: nobody gets a file."""
 
     repository: str
     commits: dict[str, dict[str, bytes]]
     asked: list[str] = field(default_factory=list)
     endpoint: str = ""
+    is_gated: bool = False
 
 
 @contextmanager
@@ -54,6 +55,8 @@ def _handler(hub: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
         do_HEAD = do_GET
 
         def _file(self, commit: str, name: str) -> None:
+            if hub.is_gated:
+                return self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
             if commit not in hub.commits:
                 return self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
             if name not in hub.commits[commit]:

@@ -49,7 +49,8 @@ def hub_address(data: str, task: str) -> HubAddress:
     """The parts of an address of the hub. Raises BenchmarkError, for `task`, with the shape it should have."""
     found = _HUB_ADDRESS.fullmatch(data)
     if found is None:
-        raise BenchmarkError(f"{task}: {data!r} is no address of a data set; write {_HUB_SHAPE}.")
+        shown = repr(data) if data.rpartition("@")[0].count(":") < 2 else f"{HUB}…"  # it may hold a password
+        raise BenchmarkError(f"{task}: {shown} is no address of a data set; write {_HUB_SHAPE}.")
     check_commit(found["revision"], task)
     return HubAddress(found["repository"], found["revision"], (found["inside"] or "").strip("/"))
 
@@ -69,7 +70,9 @@ def check_store(data: str, task: str) -> None:
         raise BenchmarkError(
             f"{task}: {data.partition('://')[0]}:// is read from nowhere; copy the file, or give {HUB}… or {S3}…"
         )
-    if "@" in data.removeprefix(S3).partition("/")[0]:
+    if set("@:") & set(
+        data.removeprefix(S3).partition("/")[0]
+    ):  # of a key that holds a slash, the part before it
         raise BenchmarkError(
             f"{task}: the address of the store holds a name and a password; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
             f"and leave them out."

@@ -1,4 +1,4 @@
-"""Lines of a data file, plain, gzipped or zipped, from a local folder or the hub; an error names the file and the remedy."""
+"""Lines of a data file, plain, gzipped or zipped; an error names the file and the remedy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from evaluators.benchmark import BenchmarkError, TaskSpec
 from evaluators.hints import nearest_path_hint
@@ -17,7 +17,6 @@ MOST_LINE_BYTES = 64 * 2**20
 """Of one row: twelve million tokens of English. Decoded and parsed it takes ten times as much memory."""
 MOST_UNPACKED_BYTES = 4 * 2**30
 """Of a packed file: a few MiB can hold more than any disk."""
-_HUB_TIMEOUT_S = 10.0
 
 
 def find_in_folder(spec: TaskSpec, names: Sequence[str]) -> Path:
@@ -104,60 +103,18 @@ def read_whole(path: Path) -> bytes:
 
 def _open(path: Path, zip_member: str) -> AbstractContextManager[IO[bytes]]:
     if path.suffix == ".zip":
-        return zipfile.ZipFile(path).open(
-            zip_member
-        )  # closing the member also closes the archive, which nobody else holds
+        return open_member(zipfile.ZipFile(path), zip_member)
     if path.suffix == ".gz":
         return cast("IO[bytes]", gzip.open(path, "rb"))
     return path.open("rb")
 
 
-def hub_file(spec: TaskSpec, repository: str, filename: str, revision: str, local_names: str) -> Path:
-    """The file at `revision`, downloaded at most once; `HF_TOKEN` in the environment opens what is gated.
+def open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """A file of an archive, by default its only one with lines; closing it closes the archive, which nobody else holds.
 
-    Raises BenchmarkError, naming `local_names` as what a local folder would have to hold, when it cannot be had: another
-    revision is never taken for it.
+    Raises KeyError when it is not there, or when there are several.
     """
-    import huggingface_hub as hub
-
-    where: dict[str, Any] = {
-        "repo_id": repository,
-        "filename": filename,
-        "repo_type": "dataset",
-        "revision": revision,
-    }
-    with _told(spec, f"{filename} of {repository}@{revision}", f"holds {local_names}"):
-        # Without a look at the network: a cached revision must also load on a machine that has none.
-        if isinstance(cached := hub.try_to_load_from_cache(**where), str):
-            return Path(cached)
-        hub.get_hf_file_metadata(hub.hf_hub_url(**where))  # fails at once; the download retries for 20 s
-        return Path(hub.hf_hub_download(**where))
-
-
-def hub_folder(spec: TaskSpec, repository: str, revision: str) -> Path:
-    """A folder with all tables of a data set at `revision` and its card; what is there already is not downloaded again.
-
-    Raises BenchmarkError when it cannot be had. What files there are is asked each time: offline, a part of them would look
-    like all.
-    """
-    import huggingface_hub as hub
-
-    with _told(spec, f"{repository}@{revision}", "has its files, or name one file of it behind a slash"):
-        hub.HfApi().dataset_info(repository, revision=revision, timeout=_HUB_TIMEOUT_S)
-        patterns = ["README.md", "*.parquet"]
-        return Path(
-            hub.snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=patterns)
-        )
-
-
-@contextmanager
-def _told(spec: TaskSpec, what: str, folder: str) -> Iterator[None]:
-    """Whatever the hub's client raises is one sentence."""
-    try:
-        yield
-    # The client raises its HTTP library's types, which change with its versions.
-    except Exception as error:
-        raise BenchmarkError(
-            f"{spec.name}: {what} cannot be had from the hub ({type(error).__name__}); "
-            f"connect to the internet, or set `data` to a folder that {folder}."
-        ) from error
+    found = [name] if name else [it for it in archive.namelist() if it.endswith(".jsonl")]
+    if len(found) != 1:
+        raise KeyError(f"it holds {len(found)} .jsonl files, and one is needed: unpack it")
+    return archive.open(found[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from evaluators.benchmarks.sources.files import MOST_LINE_BYTES
 JsonRow = dict[str, Any]
 MOST_CHARS = 1_000_000
 """Of a text that is read whole, as an answer or a question is; a context may be longer."""
+_ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[")
 ROWS_AT_ONCE = 64
 """Of a table: a few MiB of parquet can hold a text a million times."""
 
@@ -30,25 +32,24 @@ def read_json_rows(lines: Iterable[bytes], source: str, fields: str) -> Iterator
             yield where, _parse(line, where, fields)
 
 
-def read_json_array(content: bytes, source: str, fields: str) -> Iterator[tuple[str, JsonRow]]:
-    """Each row of a JSON array with where it stands ("file, row 3", from 1).
+def read_json(content: bytes, source: str, fields: str) -> Iterator[tuple[str, JsonRow]]:
+    """Each row of a JSON file, an array or an object a line, with where it stands ("file, row 3", from 1).
 
-    Raises BenchmarkError for what is no array of objects; `fields` says what one should hold.
+    Raises BenchmarkError for what is neither; `fields` says what a row should hold.
     """
+    if not _ARRAY.match(content):
+        yield from read_json_rows(content.splitlines(), source, fields)
+        return
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise BenchmarkError(
             f"{source} is no JSON that can be read ({error}); copy or download it again."
         ) from error
-    if not isinstance(found, list):
-        raise BenchmarkError(f"{source}: expected a list of objects with {fields}; got {content[:40]!r}.")
     for number, row in enumerate(found, start=1):
-        if not isinstance(row, dict):
-            raise BenchmarkError(
-                f"{source}, row {number}: expected an object with {fields}; got {row!r:.40}."
-            )
-        yield f"{source}, row {number}", row
+        where = f"{source}, row {number}"
+        _refuse_half_pairs(row, where)
+        yield where, _object(row, where, fields, repr(row))
 
 
 def table_rows(rows: Iterable[JsonRow], source: str) -> Iterator[tuple[str, JsonRow]]:
@@ -102,11 +103,6 @@ def check_size(text: str, what: str) -> None:
 def _parse(line: bytes, where: str, fields: str) -> JsonRow:
     try:
         row = json.loads(line.decode("utf-8"))
-        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair can be escaped, and is no text
-    except UnicodeEncodeError as error:
-        raise BenchmarkError(
-            f"{where}: holds half a surrogate pair ({error.reason}); remove the line."
-        ) from error
     except UnicodeDecodeError as error:
         raise BenchmarkError(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
@@ -119,8 +115,22 @@ def _parse(line: bytes, where: str, fields: str) -> JsonRow:
         raise BenchmarkError(
             f"{where}: its brackets are nested too deep to be read; remove the line."
         ) from error
+    _refuse_half_pairs(row, where)
+    return _object(row, where, fields, repr(line[:40]))
+
+
+def _refuse_half_pairs(row: Any, where: str) -> None:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair can be escaped, and is no text
+    except UnicodeEncodeError as error:
+        raise BenchmarkError(
+            f"{where}: holds half a surrogate pair ({error.reason}); remove the line."
+        ) from error
+
+
+def _object(row: Any, where: str, fields: str, shown: str) -> JsonRow:
     if not isinstance(row, dict):
-        raise BenchmarkError(f"{where}: expected an object with {fields}; got {line[:40]!r}.")
+        raise BenchmarkError(f"{where}: expected an object with {fields}; got {shown:.42}.")
     return row
 
 

@@ -17,18 +17,17 @@ from evaluators.benchmarks.sources.files import readable
 RowT = TypeVar("RowT")
 
 _HUB_FILE = re.compile(
-    r"datasets--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})(?:/(?P<file>.+))?$"
+    r"datasets--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/(?P<file>.+)"
 )
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_FOLDER_PATTERNS = ("README.md", "**/*.parquet", "**/*.jsonl", "**/*.jsonl.gz", "**/*.json", "**/*.zip")
 
 
 @dataclass(slots=True)
 class ReadSource:
-    """A file, folder or object that rows were read from; of the hub's, where it lies there. "" is what there is not.
+    """A file or object that rows were read from; of the hub's, where it lies there. "" is what there is not.
 
-    `sha256` is of the file's bytes, of a folder of its files' names and bytes. An object of a store is not read twice for
-    one: of it `version` tells size and time. `num_rows` were read, which a limit ends early.
+    `sha256` is of the file's bytes. An object of a store is not read twice for one: of it `version` tells size and time.
+    `num_rows` were read, which a limit ends early.
     """
 
     place: str
@@ -59,7 +58,7 @@ def noted_sources() -> Iterator[list[ReadSource]]:
 
 
 def noting_path(rows: Iterable[RowT], path: Path) -> Iterator[RowT]:
-    """`rows`, which are read from a file or folder; counted and noted only where somebody asked."""
+    """`rows`, which are read from a file; counted and noted only where somebody asked."""
     if (noted := _noted.get()) is None:
         yield from rows
         return
@@ -85,19 +84,12 @@ def _counted(rows: Iterable[RowT], source: ReadSource) -> Iterator[RowT]:
 
 
 def _source_of(path: Path) -> ReadSource:
-    sha256 = _folder_sha256(path) if path.is_dir() else _file_sha256(path)
+    sha256 = _file_sha256(path)
     # The folders of the hub's cache say more than a `revision` does, which may be a branch.
     if found := _HUB_FILE.search(path.absolute().as_posix()):
         repository = f"{found['owner']}/{found['name']}"
-        return ReadSource("hub", repository, found["commit"], found["file"] or "", sha256)
+        return ReadSource("hub", repository, found["commit"], found["file"], sha256)
     return ReadSource(str(path.absolute()), sha256=sha256)
-
-
-def _folder_sha256(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted({path for pattern in _FOLDER_PATTERNS for path in folder.glob(pattern)}):
-        digest.update(f"{path.relative_to(folder).as_posix()} {_file_sha256(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def _file_sha256(path: Path) -> str:

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from evaluators.benchmark import BenchmarkError, TaskSpec
-from evaluators.benchmarks.sources.files import check_whole, lines_of, readable
+from evaluators.benchmarks.sources.files import check_whole, lines_of, open_member, readable
 from evaluators.benchmarks.sources.json_rows import (
     ROWS_AT_ONCE,
     JsonRow,
-    read_json_array,
+    read_json,
     read_json_rows,
     table_rows,
 )
@@ -90,7 +90,7 @@ def _json_rows(
     with readable(source):
         if path.endswith(".json"):
             check_whole(file.size(), source)
-            yield from read_json_array(file.read(), source, fields)
+            yield from read_json(file.read(), source, fields)
             return
         with _unpacked(io.BufferedReader(file), path, zip_member) as unpacked:
             lines = lines_of(unpacked, source, is_packed=path.endswith((".gz", ".zip")))
@@ -99,5 +99,5 @@ def _json_rows(
 
 def _unpacked(file: IO[bytes], path: str, zip_member: str) -> IO[bytes]:
     if path.endswith(".zip"):
-        return zipfile.ZipFile(file).open(zip_member)
+        return open_member(zipfile.ZipFile(file), zip_member)
     return cast("IO[bytes]", gzip.open(file)) if path.endswith(".gz") else file

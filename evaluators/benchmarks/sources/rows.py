@@ -1,17 +1,10 @@
-"""Rows of a benchmark or of the user's own, from a folder, a file, the hub at a commit, or an S3 store: one reader for all.
-
-`datasets` reads parquet files and folders with a card, streaming, so that no second copy of them is written. It fetches
-nothing, since offline it takes another revision's rows for those asked for, and reads no JSON, since it makes dates of
-texts and one type of a column (measured on 5.2.0).
-"""
+"""Rows of a benchmark or of the user's own, from a folder, a file, the hub at a commit, or an S3 store: one reader."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from evaluators.benchmark import BenchmarkError, TaskSpec
 from evaluators.benchmarks.sources import object_store
@@ -23,29 +16,11 @@ from evaluators.benchmarks.sources.addresses import (
     hub_address,
     is_address,
 )
-from evaluators.benchmarks.sources.files import (
-    check_whole,
-    find_in_folder,
-    hub_file,
-    hub_folder,
-    open_lines,
-    readable,
-)
-from evaluators.benchmarks.sources.json_rows import (
-    ROWS_AT_ONCE,
-    JsonRow,
-    read_json_array,
-    read_json_rows,
-    table_rows,
-)
-from evaluators.benchmarks.sources.noting import noting_path
-from evaluators.hints import nearest_name_hint, nearest_path_hint
-
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".json", ".zip")
-"""Of files with rows: a JSON object a line, a table, a JSON array of objects, and an archive with such lines."""
-_CARD = "README.md"
-
-Rows = Iterator[tuple[str, JsonRow]]
+from evaluators.benchmarks.sources.cards import CARD, DATA_PATTERNS, Choice, inferred, matching, patterns_of
+from evaluators.benchmarks.sources.files import find_in_folder, readable
+from evaluators.benchmarks.sources.hub import MissingFileError, hub_file, hub_folder
+from evaluators.benchmarks.sources.tables import SUFFIXES, Rows, rows_of_file
+from evaluators.hints import nearest_path_hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +56,32 @@ def read_rows(spec: TaskSpec, published: HubRows, fields: str, *, split: str = "
     Raises:
         BenchmarkError: there is no such file, it cannot be had or read, or a row is none; also while rows are read.
     """
+    member, wanted = published.zip_member, " or ".join(published.names)
     if spec.data is None:
         revision = spec.revision or published.revision
         if spec.revision is not None:
             check_commit(revision, spec.name)
-        path = hub_file(spec, published.repository, published.file, revision, " or ".join(published.names))
-        name = published.zip_member or published.file
-        return _rows_of_file(path, f"{published.repository}/{name}", fields, zip_member=published.zip_member)
+        path = hub_file(spec, published.repository, (published.file,), revision, wanted)
+        return rows_of_file(
+            path, f"{published.repository}/{member or published.file}", fields, zip_member=member
+        )
     spec.refuse_options(("revision",), "`data` says where the rows are; remove `revision` or `data`.")
     if spec.data.startswith(HUB):
         address = hub_address(spec.data, spec.name)
-        file = address.inside if address.inside.endswith(SUFFIXES) else published.file
-        path = hub_file(spec, address.repository, file, address.revision, " or ".join(published.names))
-        return _rows_of_file(path, f"{address.repository}/{file}", fields, zip_member=published.zip_member)
+        if address.inside and not address.inside.endswith(SUFFIXES):
+            return _rows_of_hub_set(spec, address, split, fields)
+        names = (address.inside,) if address.inside else (published.file, *published.names)
+        path = hub_file(spec, address.repository, names, address.revision, wanted)
+        return rows_of_file(path, f"{address.repository}/{path.name}", fields, zip_member=member)
     if is_address(spec.data):
         check_store(spec.data, spec.name)
-        return object_store.rows(spec, published.names, fields, published.zip_member)
+        return object_store.rows(spec, published.names, fields, member)
     if (path := Path(spec.data).expanduser()).is_file():
-        return _rows_of_file(path, str(path), fields, zip_member=published.zip_member)
-    if (path / _CARD).is_file() and not any((path / name).is_file() for name in published.names):
-        return _rows_of_card(path, str(path), published.config, split, spec.name)
+        return rows_of_file(path, str(path), fields, zip_member=member)
+    if (path / CARD).is_file() and not any((path / name).is_file() for name in published.names):
+        return _rows_of_folder(path, Choice(spec.name, str(path), published.config, split), fields)
     path = find_in_folder(spec, published.names)
-    return _rows_of_file(path, str(path), fields, zip_member=published.zip_member)
+    return rows_of_file(path, str(path), fields, zip_member=member)
 
 
 def read_own_rows(spec: TaskSpec, fields: str) -> tuple[str, Rows]:
@@ -112,113 +91,54 @@ def read_own_rows(spec: TaskSpec, fields: str) -> tuple[str, Rows]:
         BenchmarkError: as `read_rows` does.
     """
     assert spec.data is not None
-    split = spec.split or "test"
-    if spec.data.startswith(HUB):
-        address = hub_address(spec.data, spec.name)
-        if address.inside.endswith(SUFFIXES):
-            path = hub_file(spec, address.repository, address.inside, address.revision, address.inside)
-            return address.inside, _rows_of_file(path, f"{address.repository}/{address.inside}", fields)
-        return _own_rows_of_hub(spec, address, split)
-    path = Path(spec.data).expanduser()
-    if not path.is_dir():
-        spec.refuse_options(("split",), "a file has no splits; remove it.")
+    split, path = spec.split or "test", Path(spec.data).expanduser()
+    address = hub_address(spec.data, spec.name) if spec.data.startswith(HUB) else None
+    if address and not address.inside.endswith(SUFFIXES):
+        name = address.inside or address.repository.partition("/")[2]
+        return name, _rows_of_hub_set(spec, address, split, fields)
+    if (path / CARD).is_file():
+        return path.name, _rows_of_folder(path, Choice(spec.name, str(path), None, split), fields)
+    spec.refuse_options(("split",), "a file has no splits; remove it.")
+    if address:
+        path = hub_file(spec, address.repository, (address.inside,), address.revision, address.inside)
+        return address.inside, rows_of_file(path, f"{address.repository}/{address.inside}", fields)
     if is_address(spec.data):
         check_store(spec.data, spec.name)
         return spec.data, object_store.rows(spec, (), fields, "")
-    if path.is_dir() and (path / _CARD).is_file():
-        return path.name, _rows_of_card(path, str(path), None, split, spec.name)
     if not path.is_file():
-        listed = f"a folder without a card ({_CARD}) is none" if path.is_dir() else nearest_path_hint(path)
+        listed = f"a folder without a card ({CARD}) is none" if path.is_dir() else nearest_path_hint(path)
         raise BenchmarkError(f"{spec.name}: there is no file {path}; {listed}")
-    return path.name, _rows_of_file(path, str(path), fields)
+    return path.name, rows_of_file(path, str(path), fields)
 
 
-def _own_rows_of_hub(spec: TaskSpec, address: HubAddress, split: str) -> tuple[str, Rows]:
-    folder = hub_folder(spec, address.repository, address.revision)
-    name = address.inside or address.repository.partition("/")[2]
-    return name, _rows_of_card(folder, address.repository, address.inside or None, split, spec.name)
-
-
-def _rows_of_file(path: Path, source: str, fields: str, *, zip_member: str = "") -> Rows:
-    return noting_path(_read_file(path, source, fields, zip_member), path)
-
-
-def _read_file(path: Path, source: str, fields: str, zip_member: str) -> Rows:
-    if path.name.endswith(".parquet"):
-        yield from table_rows(_streamed(source, path="parquet", data_files=str(path), split="train"), source)
-    elif path.name.endswith(".json"):
-        yield from _rows_of_array(path, source, fields)
-    elif path.name.endswith((".jsonl", ".jsonl.gz", ".gz", ".zip")):
-        with open_lines(path, source, zip_member) as lines:
-            yield from read_json_rows(lines, source, fields)
+def _rows_of_hub_set(spec: TaskSpec, address: HubAddress, split: str, fields: str) -> Rows:
+    """Of a data set as its card says; only the files of what is chosen are downloaded."""
+    repository, revision = address.repository, address.revision
+    choice = Choice(spec.name, repository, address.inside or None, split)
+    try:
+        patterns = patterns_of(_text(hub_file(spec, repository, (CARD,), revision, "its files")), choice)
+    except MissingFileError:
+        patterns = None
+    if patterns is None:
+        paths = inferred(hub_folder(spec, repository, revision, (CARD, *DATA_PATTERNS)), choice)
+    elif any(sign in it for it in patterns for sign in "*?["):
+        paths = matching(hub_folder(spec, repository, revision, patterns), patterns, choice)
     else:
-        raise BenchmarkError(f"{source} is none of {', '.join(SUFFIXES)}; rename or convert it.")
+        paths = [hub_file(spec, repository, (it,), revision, it) for it in patterns]
+    return _rows_of_files([(f"{repository}/{path.name}", path) for path in paths], fields)
 
 
-def _rows_of_array(path: Path, source: str, fields: str) -> Rows:
-    with readable(source):
-        check_whole(path.stat().st_size, source)
-        content = path.read_bytes()
-    return read_json_array(content, source, fields)
+def _rows_of_folder(folder: Path, choice: Choice, fields: str) -> Rows:
+    patterns = patterns_of(_text(folder / CARD), choice)
+    paths = inferred(folder, choice) if patterns is None else matching(folder, patterns, choice)
+    return _rows_of_files([(str(path), path) for path in paths], fields)
 
 
-def _rows_of_card(folder: Path, source: str, config: str | None, split: str, task: str) -> Rows:
-    """Rows of a folder whose card says which files are which configuration and split."""
-    datasets = _datasets()
-    try:
-        configs = datasets.get_dataset_config_names(str(folder))
-        if config is None and len(configs) > 1:
-            raise BenchmarkError(
-                f"{task}: {source} has the configurations {', '.join(configs)}; name one behind a slash."
-            )
-        if config is not None and config not in configs:
-            raise BenchmarkError(
-                f"{task}: {source} has no configuration {config!r}. {nearest_name_hint(config, configs)}"
-            )
-        splits = datasets.get_dataset_split_names(str(folder), config or configs[0])
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, BenchmarkError):
-            raise
-        raise BenchmarkError(f"{task}: {source} is no data set that can be read ({error:.300}).") from error
-    # One split is what is meant whatever it is called, as train in a set that was never split.
-    wanted = splits[0] if len(splits) == 1 else split
-    if wanted not in splits:
-        raise BenchmarkError(f"{task}: {source} has no split {split!r}. {nearest_name_hint(split, splits)}")
-    rows = _streamed(source, path=str(folder), name=config or configs[0], split=wanted)
-    return noting_path(table_rows(rows, source), folder)
+def _rows_of_files(files: Sequence[tuple[str, Path]], fields: str) -> Rows:
+    for source, path in files:
+        yield from rows_of_file(path, source, fields)
 
 
-def _streamed(source: str, **what: Any) -> Iterator[JsonRow]:
-    import pyarrow as pa
-
-    datasets = _datasets()
-    try:
-        found = datasets.load_dataset(**what, streaming=True, **_batches(what))
-        if found.info.builder_name == "json":  # whose reader would rewrite what they hold
-            raise BenchmarkError(f"{source} holds JSON; name the file itself in `data`.")
-        yield from found
-    except BenchmarkError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        pa.ArrowException,
-        datasets.exceptions.DatasetGenerationError,
-    ) as error:
-        raise BenchmarkError(
-            f"{source} is not a readable table ({error!s:.300}); copy or write it again."
-        ) from error
-
-
-def _datasets() -> Any:
-    """The library, which takes seconds to import, and whose errors are told in our words."""
-    import datasets
-
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    datasets.disable_progress_bars()
-    return datasets
-
-
-def _batches(what: dict[str, Any]) -> dict[str, int]:
-    return {"batch_size": ROWS_AT_ONCE} if what["path"] == "parquet" else {}
+def _text(card: Path) -> str:
+    with readable(str(card)):
+        return card.read_text(encoding="utf-8", errors="replace")

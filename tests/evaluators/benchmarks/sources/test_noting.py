@@ -46,22 +46,6 @@ def test_a_file_that_changed_under_its_name_is_told_apart(tmp_path: Path) -> Non
     assert digests == [hashlib.sha256(it).hexdigest() for it in (b"1", b"22", b"333")]
 
 
-def test_of_a_folder_every_file_and_every_name_counts(tmp_path: Path) -> None:
-    def digest() -> str:
-        with noted_sources() as found:
-            list(noting_path("a", tmp_path))
-        return found[0].sha256
-
-    (tmp_path / "README.md").write_text("card")
-    digests = [digest()]
-    (tmp_path / "kv").mkdir()
-    (tmp_path / "kv" / "test.parquet").write_bytes(b"rows")
-    digests.append(digest())
-    (tmp_path / "kv").rename(tmp_path / "vt")
-    digests += [digest()]
-    assert len(set(digests)) == 3 and digest() == digests[-1]
-
-
 def test_a_file_of_the_hubs_cache_is_told_as_the_hub_has_it(tmp_path: Path) -> None:
     folder = tmp_path / "hub" / "datasets--me--my-rows.v2"
     for sha256, is_large in (("f" * 64, True), (hashlib.sha256(b"x").hexdigest(), False)):

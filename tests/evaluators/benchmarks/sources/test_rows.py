@@ -6,11 +6,9 @@ import gzip
 import io
 import json
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,10 +18,10 @@ from evaluators.benchmark import BenchmarkError, TaskSpec
 from evaluators.benchmarks.sources import object_store
 from evaluators.benchmarks.sources.rows import HubRows, read_own_rows, read_rows
 from evaluators.registry import load_items
+from tests.evaluators.benchmarks.sources.conftest import NEVER, NEW, OLD, cut_off
 from tests.evaluators.conftest import MakeTokenizer
-from tests.servers.fake_hub import FakeHub, fake_hub
+from tests.servers.fake_hub import FakeHub
 
-OLD, NEW, NEVER = "a" * 40, "b" * 40, "c" * 40
 TASK = "longbench/qasper"
 # Each is made something else of by a reader that guesses types.
 ROWS: list[dict[str, Any]] = [
@@ -65,26 +63,17 @@ CONTENTS = {
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    commits = {
-        OLD: {"rows.parquet": table(ROWS[:1]), "rows.jsonl": lines(ROWS[:1])},
-        NEW: {
-            "rows.parquet": table(),
-            "rows.jsonl": lines(),
-            "README.md": CARD,
-            "kv/test.parquet": table(ROWS[:1]),
-            "vt/test.parquet": table(),
-        },
+def hub(hub: FakeHub) -> FakeHub:
+    """With two commits of the same files."""
+    hub.commits[OLD] = {"rows.parquet": table(ROWS[:1]), "rows.jsonl": lines(ROWS[:1])}
+    hub.commits[NEW] = {
+        "rows.parquet": table(),
+        "rows.jsonl": lines(),
+        "README.md": CARD,
+        "kv/test.parquet": table(ROWS[:1]),
+        "vt/test.parquet": table(),
     }
-    with fake_hub("owner/name", commits) as served:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", served.endpoint)
-        monkeypatch.setattr(
-            huggingface_hub.constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            served.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        yield served
+    return hub
 
 
 def published(file: str = "rows.parquet", revision: str = NEW) -> HubRows:
@@ -146,21 +135,26 @@ def test_what_the_hub_has_not_is_told(hub: FakeHub) -> None:
         BenchmarkError, match=rf"rows.parquet of owner/name@{NEVER} cannot be had .*RevisionNotFound"
     ):
         read(None, revision=NEVER)
-    with pytest.raises(BenchmarkError, match=r"none.jsonl of owner/name@.*EntryNotFound"):
+    with pytest.raises(BenchmarkError, match=r"owner/name@bbb.* has no file none.jsonl; look at its files"):
         read(f"hf://datasets/owner/name@{NEW}/none.jsonl")
     with pytest.raises(
-        BenchmarkError, match=r"rows.parquet of owner/other@.*RepositoryNotFound.*`data` to a folder"
+        BenchmarkError,
+        match=r"rows.parquet of owner/other@.*RepositoryNotFound.*check its name.*`data` to a folder",
     ):
         read(f"hf://datasets/owner/other@{NEW}")
+
+
+def test_what_is_gated_names_the_token_that_opens_it(hub: FakeHub) -> None:
+    hub.is_gated = True
+    with pytest.raises(BenchmarkError, match=r"rows.parquet of owner/name@.*GatedRepo.*set HF_TOKEN"):
+        read(None)
 
 
 def test_without_a_network_no_other_revisions_rows_are_taken(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert read(None, revision=OLD) == ROWS[:1]
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    cut_off(monkeypatch)
     assert read(None, revision=OLD) == ROWS[:1]
     with pytest.raises(
         BenchmarkError, match=f"owner/name@{NEW} cannot be had from the hub .*connect to the internet"
@@ -176,6 +170,8 @@ def test_without_a_network_no_other_revisions_rows_are_taken(
         ("hf://owner/name@" + NEW, "is no address of a data set"),
         ("https://example.org/rows.jsonl", "https:// is read from nowhere; copy the file"),
         ("s3://key:secret@bucket/rows.jsonl", "set AWS_ACCESS_KEY_ID"),
+        ("s3://key:half/secret@bucket/rows.jsonl", "set AWS_ACCESS_KEY_ID"),
+        ("hf://user:secret@datasets/owner/name", "is no address of a data set"),
     ],
 )
 def test_an_address_that_is_none_is_told_with_its_shape(data: str, words: str) -> None:
@@ -200,6 +196,24 @@ def test_own_rows_come_from_a_data_set_by_its_card(hub: FakeHub, make_tokenizer:
             load_items(
                 TaskSpec("file/rows", data=f"hf://datasets/owner/name@{NEW}{inside}"), make_tokenizer()
             )
+
+
+def test_of_json_nothing_is_made_but_what_it_says(tmp_path: Path) -> None:
+    odd = [
+        {"text": "2024-01-01"},
+        {"text": "7"},
+        {"text": 7},
+        {"text": 10**30},
+        {"other": None},
+        {"text": [1, "1"]},
+    ]
+    for name, content in (
+        ("a.jsonl", lines(odd)),
+        ("a.json", lines(odd)),
+        ("b.json", json.dumps(odd).encode()),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert read(tmp_path / name) == odd, name
 
 
 @pytest.mark.parametrize("name", CONTENTS)
@@ -231,8 +245,9 @@ def test_a_store_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch)
 
 def test_arrays_and_tables_of_anything_else_are_told(tmp_path: Path) -> None:
     for name, content, words in (
-        ("a.json", b"{}", "expected a list of objects with id and text"),
-        ("b.json", b"[1]", r"row 1: expected an object"),
+        ("a.json", b"7", r"line 1: expected an object with id and text; got b'7'"),
+        ("b.json", b"[1]", r"row 1: expected an object with id and text; got 1"),
+        ("s.json", rb'[{"text": "\ud800"}]', r"row 1: holds half a surrogate pair"),
         ("c.json", b"[", "is no JSON that can be read"),
         ("d.parquet", b"PAR1", "is not a readable table"),
         ("e.csv", b"", "is none of .jsonl"),
