@@ -16,7 +16,7 @@ from evaluators import scoring
 from evaluators.statistics.intervals import Interval, mean_interval, paired_difference, proportion_interval
 from evaluators.statistics.skewed import skewed_mean_interval
 from jobs.analysis.storage import Storage, storage_of
-from jobs.results.schema import DONE_STATUSES, Row
+from jobs.results.schema import DONE_STATUSES, ResultError, Row
 from kvmerger.variants import FULL, NO_CONTEXT
 
 _NAMED_BY_OUTCOME = "kvmerger_paper"  # a cosine threshold decides how much it keeps
@@ -186,7 +186,14 @@ def _corpus_score(rows: Sequence[Row]) -> float | None:
     # Rows of older versions lack the parts; without them the score would be of other items than the mean beside it.
     if not scored or any(row["score_parts"] is None for row in scored):
         return None
-    return scoring.corpus_score(scored[0]["metric"], [json.loads(row["score_parts"]) for row in scored])
+    parts = [json.loads(row["score_parts"]) for row in scored]
+    for row, its_parts in zip(scored, parts, strict=True):
+        if its_parts.keys() != parts[0].keys():
+            raise ResultError(
+                f"rows/{row['unit_id']}.parquet, row {row['identity']!r}, column 'score_parts': it has {sorted(its_parts)}, "
+                f"another row of {row['metric']} {sorted(parts[0])}; score both anew with `report --rescore`"
+            )
+    return scoring.corpus_score(scored[0]["metric"], parts)
 
 
 def _mean(rows: Sequence[Row], column: str) -> float | None:

@@ -21,11 +21,11 @@ from evaluators.hints import nearest_path_hint
 from jobs.console.paths import file_in_the_way
 from jobs.console.whole_file import write_whole
 from jobs.planning.work import RowKey
+from jobs.results.rows_file import REMEDY, rows_in
 from jobs.results.schema import DONE_STATUSES, RESULT_SCHEMA, ResultError, Row, check_rows
 from jobs.results.seal import (
     Seal,
     read_json,
-    read_parquet,
     read_yaml_text,
     seal_of,
     sealed_json,
@@ -36,7 +36,6 @@ from jobs.results.writer_lock import WriterLock, refuse_other_writer
 
 logger = logging.getLogger(__name__)
 
-_REMEDY = "delete it and run the same command again: only its rows are computed anew"
 _REMEDY_BESIDE = "delete it and run the same command again, which writes it anew"
 _KIND_OF_META: Mapping[str, type | tuple[type, ...]] = {
     "sweep_id": str,
@@ -214,18 +213,19 @@ class ResultStore:
             return None
         except OSError as error:
             raise ResultError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
-        return self._looked_at(path, content, remedy)
+        self._is_protected(path, content, remedy)
+        return content
 
     def _read_rows(self, path: Path) -> pa.Table:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise ResultError(f"{path} cannot be read ({error.strerror}); {_REMEDY}") from error
-        return _rows_in(path, self._looked_at(path, content, _REMEDY))
+            raise ResultError(f"{path} cannot be read ({error.strerror}); {REMEDY}") from error
+        return rows_in(path, content, is_protected=self._is_protected(path, content, REMEDY))
 
-    def _looked_at(self, path: Path, content: bytes, remedy: str) -> bytes:
-        """The content, unless its digest says that it is not what was stored."""
-        match seal_of(content):
+    def _is_protected(self, path: Path, content: bytes, remedy: str) -> bool:
+        """Whether a digest says that these bytes were stored. Raises ResultError where it says that they were not."""
+        match seal := seal_of(content):
             case Seal.BROKEN:
                 raise ResultError(f"{path} is damaged: its bytes are not those that were stored; {remedy}")
             case Seal.ABSENT if self.root.absolute() not in _said_unprotected:
@@ -236,7 +236,7 @@ class ResultStore:
                     self.root,
                     path.name,
                 )
-        return content
+        return seal is Seal.INTACT
 
     def _write(self, path: Path, content: bytes) -> None:
         if self._lock is not None:
@@ -266,29 +266,3 @@ def newest_of_each_identity(table: pa.Table) -> pa.Table:
     # Later entries replace earlier ones.
     last = {identity: index for index, identity in enumerate(table["identity"].to_pylist())}
     return table.take(pa.array(sorted(last.values()), type=pa.int64()))
-
-
-def _rows_in(path: Path, content: bytes) -> pa.Table:
-    try:
-        table = _with_absent_nullable_columns(read_parquet(content))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ResultError(f"{path} is not a readable parquet file ({error}); {_REMEDY}") from error
-    if set(table.schema.names) != set(RESULT_SCHEMA.names):
-        different = sorted(set(table.schema.names) ^ set(RESULT_SCHEMA.names))
-        raise ResultError(f"{path} has other columns ({different}), written by another version; {_REMEDY}")
-    table = table.select(RESULT_SCHEMA.names)
-    nulls = [it.name for it in RESULT_SCHEMA if not it.nullable and table[it.name].null_count]
-    if nulls:
-        raise ResultError(f"{path} has rows without {nulls}; {_REMEDY}")
-    try:
-        return table.cast(RESULT_SCHEMA)
-    except pa.ArrowException as error:
-        raise ResultError(f"{path} has a column of another kind ({error}); {_REMEDY}") from error
-
-
-def _with_absent_nullable_columns(table: pa.Table) -> pa.Table:
-    """A file from before a nullable column existed says nothing about it: null."""
-    for field in RESULT_SCHEMA:
-        if field.nullable and field.name not in table.schema.names:
-            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table

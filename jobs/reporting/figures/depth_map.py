@@ -17,6 +17,7 @@ from kvmerger.variants import NO_CONTEXT
 _NUM_BANDS = 5
 _MAX_DEPTH_PERCENT = 100
 _UNKNOWN_LENGTH = 0
+_MAX_LENGTH_TOKENS = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,10 @@ def _place(row: Row) -> tuple[int, int] | None:
         return None
     # A depth of exactly 100 % belongs to the last band, not to one behind it.
     band = min(int(depth * _NUM_BANDS / _MAX_DEPTH_PERCENT), _NUM_BANDS - 1)
-    return band, int(length) if isinstance(length, int | float) else _UNKNOWN_LENGTH
+    # NaN is in no range.
+    if not isinstance(length, int | float) or not 0 < length <= _MAX_LENGTH_TOKENS:
+        length = _UNKNOWN_LENGTH
+    return band, int(length)
 
 
 def _name_without_length(row: Row) -> str:

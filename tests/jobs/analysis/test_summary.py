@@ -15,7 +15,7 @@ from jobs.analysis.variant_summary import VariantSummary
 from jobs.planning.work import RowKey
 from jobs.reporting.notation import shown_label
 from jobs.results.planned import planned_rows, planned_table
-from jobs.results.schema import FAILED, RESULT_SCHEMA, TRUNCATED, Row
+from jobs.results.schema import FAILED, RESULT_SCHEMA, TRUNCATED, ResultError, Row
 from tests.fakes.rows import make_row, make_sweep_rows
 
 NLL = {"full": 0.5, "no_context": 2.5, "full_aa": 0.5, "knorm@0.5": 1.0}
@@ -224,3 +224,13 @@ def test_a_variant_that_lacks_a_task_has_none(seed: int) -> None:
         row | {"score": None} if row["task"] == "u" and row["variant"] == "a@0.5" else row for row in rows
     ]
     assert "a@0.5" not in macro_intervals(rows, "score") and "full" in macro_intervals(rows, "score")
+
+
+def test_parts_of_a_score_that_do_not_go_together_are_told_with_their_row() -> None:
+    rows = rows_of(metric="rouge_geometric_mean", score_parts='{"rouge1": 1, "rouge2": 1}')
+    assert variant(summary_of(rows)).corpus_score == 1
+    wrong = rows[-1] | {"score_parts": '{"rouge1": 1}'}
+    with pytest.raises(
+        ResultError, match=r"rows/u1.parquet, row 'task//2/knorm@0.5'.*'score_parts'.*--rescore"
+    ):
+        summary_of([*rows[:-1], wrong])

@@ -70,3 +70,9 @@ def test_a_variant_worse_than_no_context_bleaches_nobody() -> None:
 def test_failed_rows_and_items_without_a_depth_are_left_out() -> None:
     assert depth_maps([row_at(0, 10, 512, status=FAILED), row_at(1, 10, 512, item_metadata=None)], {}) == []
     assert depth_maps([row_at(0, 10, 512, item_metadata='{"length_tokens": 3}')], {}) == []
+
+
+@pytest.mark.parametrize("length", [float("nan"), float("inf"), -1, 10**400, "512", None])
+def test_a_length_that_is_none_is_any_length(length: Any) -> None:
+    (found,) = depth_maps([row_at(0, 10, length), row_at(1, 90, length, variant="knorm")], {})
+    assert found.lengths == ("any length",)
