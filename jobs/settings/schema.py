@@ -25,7 +25,7 @@ from pydantic import (
 from evaluators import registry
 from evaluators.benchmark import TaskSpec
 from evaluators.benchmarks.own_rows import ROWS_TASK, is_rows_file
-from evaluators.benchmarks.sources.addresses import checked_address, is_rows_address
+from evaluators.benchmarks.sources.addresses import checked_address, is_address
 from evaluators.prompting import QueryMode
 from jobs.console.addresses import sqlite_uri
 from jobs.console.paths import PathError, file_in_the_way, local_path
@@ -92,7 +92,7 @@ class TaskSettings(_Section):
         if name in known:
             return name
         found = _existing(Path(name), info)
-        if is_rows_file(name) or (found is not None and found.is_file()):
+        if is_rows_file(name) or is_address(name) or (found is not None and found.is_file()):
             raise ValueError(
                 f"{name!r} is a file, not a task; for your own rows write {{name: {ROWS_TASK}, data: {name}}}"
             )
@@ -101,7 +101,7 @@ class TaskSettings(_Section):
     @field_validator("data")
     @classmethod
     def _rows_exist(cls, data: str | None, info: ValidationInfo) -> str | None:
-        if data is None or is_rows_address(data):  # no path, of whose two slashes one would be left
+        if data is None or is_address(data):  # no path, of whose two slashes one would be left
             return data if data is None else checked_address(data, info.data.get("name", "data"))
         return str(cls._path_exists(Path(data), info))
 
@@ -276,7 +276,8 @@ def _named(task: Any) -> Any:
     """A bare word is a task's name, or a file of the user's own rows."""
     if not isinstance(task, str):
         return task
-    return {"name": ROWS_TASK, "data": task} if is_rows_file(task) else {"name": task}
+    is_own = is_rows_file(task) or is_address(task)
+    return {"name": ROWS_TASK, "data": task} if is_own else {"name": task}
 
 
 def _folders(info: ValidationInfo) -> list[Path]:

@@ -13,7 +13,11 @@ from typing import Any
 
 from evaluators.benchmark import BenchmarkError, TaskSpec
 from evaluators.benchmarks.ruler.draft import RulerText, random_of
-from evaluators.benchmarks.sources.files import read_whole
+from evaluators.benchmarks.sources.addresses import HUB, check_store, hub_address, is_address
+from evaluators.benchmarks.sources.files import read_whole, readable
+from evaluators.benchmarks.sources.hub import hub_file
+from evaluators.benchmarks.sources.noting import noting_path
+from evaluators.benchmarks.sources.object_store import read_object
 from evaluators.hints import nearest_path_hint
 from evaluators.item import text_digest
 from evaluators.tokenizer import Tokenizer
@@ -140,7 +144,7 @@ class QuestionDraft:
 
 
 def read_qa_file(spec: TaskSpec, file_name: str, parse: Parse) -> QaFile:
-    """Read `spec.data`, the file itself or a folder with `file_name` in it.
+    """Read `spec.data`: the file itself, or a folder, data set or store's prefix with `file_name` in it.
 
     Raises BenchmarkError when it is not named, is not there, or has another form.
     """
@@ -148,22 +152,38 @@ def read_qa_file(spec: TaskSpec, file_name: str, parse: Parse) -> QaFile:
         raise BenchmarkError(
             f"{spec.name} is unavailable without its file; name {file_name} (the official one) in `data`."
         )
-    given = Path(spec.data).expanduser()
-    file = given / file_name if given.is_dir() else given
-    if not file.is_file():
-        raise BenchmarkError(f"{spec.name}: there is no file {file}. {nearest_path_hint(file)}")
+    file, content = _content(spec, spec.data, file_name)
     try:
-        text = read_whole(file).decode("utf-8")
+        text = content.decode("utf-8")
         questions, documents = parse(json.loads(text))
-    except BenchmarkError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BenchmarkError(
             f"{spec.name}: {file} does not have the form of the official {file_name} ({error!r})."
         ) from error
     if not questions:
         raise BenchmarkError(f"{spec.name}: {file} has no question; take the official {file_name}.")
-    return QaFile(file.name.split(".")[0], text_digest(text), tuple(questions), tuple(documents))
+    if isinstance(file, Path):
+        questions = list(noting_path(questions, file))
+    label = str(file).rpartition("/")[2].split(".")[0]
+    return QaFile(label, text_digest(text), tuple(questions), tuple(documents))
+
+
+def _content(spec: TaskSpec, data: str, file_name: str) -> tuple[Path | str, bytes]:
+    """The file, where it lies here, or an object's address, and the bytes."""
+    if data.startswith(HUB):
+        address = hub_address(data, spec.name)
+        name = address.inside or file_name
+        file = hub_file(spec, address.repository, (name,), address.revision, file_name)
+    elif is_address(data):
+        check_store(data, spec.name)
+        return read_object(spec, (file_name,))
+    else:
+        given = Path(data).expanduser()
+        file = given / file_name if given.is_dir() else given
+        if not file.is_file():
+            raise BenchmarkError(f"{spec.name}: there is no file {file}. {nearest_path_hint(file)}")
+    with readable(str(file)):
+        return file, read_whole(file)
 
 
 def parse_squad(data: Any) -> tuple[list[SourceQuestion], list[str]]:

@@ -31,11 +31,6 @@ def is_address(data: str) -> bool:
     return "://" in data
 
 
-def is_rows_address(data: str) -> bool:
-    """Whether `data` is an address of one of the two kinds that rows are read from."""
-    return data.startswith((HUB, S3))
-
-
 def checked_address(data: str, task: str) -> str:
     """`data`, an address of which no parts are missing. Raises BenchmarkError, for `task`, with the shape it should have."""
     if data.startswith(HUB):

@@ -9,6 +9,7 @@ import gzip
 import io
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from evaluators.benchmark import BenchmarkError, TaskSpec
@@ -32,15 +33,36 @@ def rows(spec: TaskSpec, names: Sequence[str], fields: str, zip_member: str) -> 
     Raises:
         BenchmarkError: the store or the object cannot be read, or a row is none; also while rows are read.
     """
-    import pyarrow as pa
-
     assert spec.data is not None
-    try:
+    with _told(spec):
         store, path = store_and_path(spec.data)
         found = _object(store, path, names, spec)
         source = f"s3://{found.path}"
         read = _rows_of(store, found.path, source, fields, zip_member)
         yield from noting_object(read, source, f"{found.size} bytes of {found.mtime:%Y-%m-%dT%H:%M:%SZ}")
+
+
+def read_object(spec: TaskSpec, names: Sequence[str]) -> tuple[str, bytes]:
+    """The address and the bytes of the object `spec.data`, or of the first of `names` under that prefix.
+
+    Raises:
+        BenchmarkError: it cannot be read, or is too large to be read whole.
+    """
+    assert spec.data is not None
+    with _told(spec):
+        store, path = store_and_path(spec.data)
+        found = _object(store, path, names, spec)
+        check_whole(found.size, f"s3://{found.path}")
+        with store.open_input_file(found.path) as file:
+            return f"s3://{found.path}", file.read()
+
+
+@contextmanager
+def _told(spec: TaskSpec) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
         raise BenchmarkError(
             f"{spec.name}: {spec.data} cannot be read ({error!s:.300}); check the address and AWS_ENDPOINT_URL, "

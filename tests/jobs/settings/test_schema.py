@@ -7,6 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from evaluators.prompting import QueryMode
+from jobs.console.addresses import hidden_in
 from jobs.settings.errors import SettingsError
 from jobs.settings.file import SHIPPED_CONFIGS
 from jobs.settings.schema import DEMO_CONFIG, Settings, load_settings
@@ -247,6 +248,8 @@ def test_the_default_query_mode_is_that_of_the_demo_and_of_the_nightly(tmp_path:
         ("output_dir='file:///data/res'", "'file:///data/res' is an address"),
         ("output_dir=$NOT_SET/res", r"names the variable $NOT_SET, which is not set"),
         ("output_dir=${NOT_SET}/res", r"names the variable ${NOT_SET}, which is not set"),
+        ("tasks.0.data=gs://bucket/x.jsonl", "gs:// is read from nowhere"),
+        ("tasks=[{name: 's3://bucket/x'}]", "write {name: file/rows, data: s3://bucket/x}"),
         ("tasks.0.data=hf://datasets/x", "is no address of a data set; write hf://datasets/OWNER"),
         ("tasks.0.data=$NOT_SET", "which is not set"),
         ("gate={baseline: 's3://bucket/res'}", "is an address"),
@@ -286,6 +289,15 @@ def test_settings_do_not_change(tmp_path: Path) -> None:
     settings: Settings = load_settings(write(tmp_path))
     with pytest.raises(ValidationError):
         settings.seed = 1  # type: ignore[misc]
+
+
+def test_a_bare_address_is_a_task_of_the_users_own_rows_and_stays_as_it_is_written(tmp_path: Path) -> None:
+    addresses = (f"hf://datasets/me/rows@{'0123456789' * 4}/kv", "s3://bucket/rows.jsonl")
+    for address in addresses:
+        (tmp_path / "s.yaml").write_text(f"tasks: ['{address}']\npolicies: [full]\n")
+        settings = load_settings(tmp_path / "s.yaml")
+        assert hidden_in(settings.model_dump(mode="json"))["tasks"][0]["data"] == address
+        assert settings.tasks[0].name == "file/rows" and settings.tasks[0].to_spec().data == address
 
 
 def test_a_bare_file_name_is_a_task_of_the_users_own_rows(tmp_path: Path) -> None:
