@@ -15,13 +15,17 @@ from typing import Any
 
 @dataclass
 class FakeHub:
-    """`commits` are files by name by commit; `asked` what was asked for; `is_gated`: nobody gets a file."""
+    """`commits` are files by name by commit; `asked` what was asked for. `is_gated`: nobody gets a file.
+
+    `fault` is a status that everybody gets.
+    """
 
     repository: str
     commits: dict[str, dict[str, bytes]]
     asked: list[str] = field(default_factory=list)
     endpoint: str = ""
     is_gated: bool = False
+    fault: int = 0
 
 
 @contextmanager
@@ -45,7 +49,9 @@ def _handler(hub: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             path = self.path.partition("?")[0].replace("%2F", "/")
             hub.asked.append(path)
-            if found := re.fullmatch(rf"/datasets/{hub.repository}/resolve/([^/]+)/(.+)", path):
+            if hub.fault:
+                self._answer(hub.fault, b"", {})
+            elif found := re.fullmatch(rf"/datasets/{hub.repository}/resolve/([^/]+)/(.+)", path):
                 self._file(*found.groups())
             elif found := re.fullmatch(rf"/api/datasets/{hub.repository}/(?:revision|tree)/([^/]+)", path):
                 self._listing(found[1], is_tree="/tree/" in path)

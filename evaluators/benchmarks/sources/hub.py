@@ -104,6 +104,10 @@ def _told(spec: TaskSpec, what: str, folder: str) -> Iterator[None]:
                 remedy = "look for the commit in its history on the hub"
             case errors.RepositoryNotFoundError():
                 remedy = "check its name, or set HF_TOKEN if it is private"
+            case errors.HfHubHTTPError():  # all of the above as well
+                remedy = "check HF_TOKEN, or try again later"
+            case errors.OfflineModeIsEnabled():
+                remedy = "connect to the internet and unset HF_HUB_OFFLINE"
             case _:
                 remedy = "connect to the internet"
         raise BenchmarkError(

@@ -150,6 +150,15 @@ def test_what_is_gated_names_the_token_that_opens_it(hub: FakeHub) -> None:
         read(None)
 
 
+@pytest.mark.parametrize("status", [401, 500, 503])
+def test_a_hub_that_refuses_is_told_at_once(hub: FakeHub, status: int) -> None:
+    hub.fault = status
+    for data in (None, f"hf://datasets/owner/name@{NEW}/kv"):
+        with pytest.raises(BenchmarkError, match=r"owner/name@.* cannot be had .*HF_TOKEN"):
+            read(data)
+    assert len(hub.asked) <= 4, "not again and again"
+
+
 def test_without_a_network_no_other_revisions_rows_are_taken(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
