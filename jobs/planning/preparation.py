@@ -15,6 +15,7 @@ from evaluators import registry
 from evaluators.benchmarks.sources.noting import noted_sources
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer
+from jobs.planning.lengths import refuse_lengths
 from jobs.planning.model_reading import read_model
 from jobs.planning.plan import Plan, build_plan
 from jobs.planning.policy_contract import require_contracts
@@ -79,6 +80,7 @@ def prepare(
     }
     read = read_model(settings, find_device())
     facts = {label: _known_facts_of(variant) for label, variant in variants.items()}
+    refuse_lengths(settings, read.tokenizer, read.info.max_positions)
     items, sources = _load_items(settings, read.tokenizer)
     said = read.warnings_for(item for several in items.values() for item in several)
     sizes = SizeForecast({spec.label: spec for spec in settings.variants}, facts, read.info)

@@ -21,6 +21,17 @@ _GIT_TIMEOUT_S = 10
 _COMMIT_VARIABLE = "KVMERGER_COMMIT"
 """What an image says it was built from: the code in it lies in no repository."""
 _ID_DIGITS = 8
+_KIND_OF_META: Mapping[str, type | tuple[type, ...]] = {
+    "sweep_id": str,
+    "sweep_ids": dict,
+    "git_commit": (str, type(None)),
+    "versions": dict,
+    "args": list,
+    "data_read": list,
+    "started_at_s": (int, float),
+    "ray": dict,
+}
+_MOST_SECONDS = 1e11  # of Unix time: the year 5138
 
 
 def library_versions() -> dict[str, str]:
@@ -98,3 +109,23 @@ def _git(folder: Path, *arguments: str) -> str:
         timeout=_GIT_TIMEOUT_S,
     )
     return done.stdout.strip()
+
+
+def known_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored metadata without what is of another kind, as after an edit by hand or of another version."""
+    known: dict[str, Any] = {
+        key: value for key, value in meta.items() if isinstance(value, _KIND_OF_META.get(key, object))
+    }
+    if not _is_sweep_id(known.get("sweep_id", "")):
+        known.pop("sweep_id", None)
+    if not 0 <= known.get("started_at_s", -1) < _MOST_SECONDS:
+        known.pop("started_at_s", None)
+    if "sweep_ids" in known:
+        known["sweep_ids"] = {key: it for key, it in known["sweep_ids"].items() if _is_sweep_id(it)}
+    if "data_read" in known:
+        known["data_read"] = [it for it in known["data_read"] if isinstance(it, dict)]
+    return known
+
+
+def _is_sweep_id(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.-]+", value) is not None

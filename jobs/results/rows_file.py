@@ -22,6 +22,8 @@ from jobs.results.seal import read_parquet
 REMEDY = "delete it and run the same command again: only its rows are computed anew"
 _SHOWN_CHARS = 60
 _NUM_OF_A_POINT = 4
+_LARGEST = 1e100  # whose square is a float still
+_MOST_SECONDS = 1e11  # of Unix time: the year 5138
 _TOO_MANY = 2**63  # no 64-bit integer any more
 
 
@@ -136,6 +138,11 @@ def _is_number(value: Any) -> bool:
         return False
 
 
+def _out_of_range(value: float) -> str:
+    # NaN and infinity are what readers leave out; of these they would make sums.
+    return f"beyond {_LARGEST:g}" if math.isfinite(value) and abs(value) > _LARGEST else ""
+
+
 def _parts_fault(metric: str, parts: str) -> str:
     """What keeps the parts of a score from being combined as this metric does it; nothing for one that is not known."""
     try:
@@ -159,6 +166,7 @@ _FAULTS: Mapping[str, Callable[[Any], str]] = {
     "seconds": _NUMBERS,
     "trace": _of_json(_is_trace, "a JSON list of [step, phase, live bytes, reserved bytes]"),
     "status": lambda value: "" if value in STATUSES else f"none of {', '.join(STATUSES)}",
-    "created_at_s": lambda value: "" if math.isfinite(value) else "no time",
+    **{it.name: _out_of_range for it in RESULT_SCHEMA if pa.types.is_floating(it.type)},
+    "created_at_s": lambda value: "" if 0 <= value < _MOST_SECONDS else "no time in seconds",
 }
 """Column → what is wrong with a value of it that is not null; "" where nothing is."""

@@ -71,6 +71,9 @@ def sealed_json(value: Mapping[str, Any], indent: int | None = None) -> bytes:
 def read_json(content: bytes) -> dict[str, Any]:
     """The object without its digest. Raises ValueError or RecursionError where it is none."""
     value = json.loads(content)
+    # Half of a character, as of a path that is no UTF-8: no file and no address could take it.
+    if b"\\ud" in content.lower():
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     if not isinstance(value, dict):
         raise ValueError("it holds no object")  # noqa: TRY004 - of the file, not of our caller
     value.pop(_KEY, None)

@@ -21,6 +21,7 @@ from evaluators.hints import nearest_path_hint
 from jobs.console.paths import file_in_the_way
 from jobs.console.whole_file import write_whole
 from jobs.planning.work import RowKey
+from jobs.results.provenance import known_meta
 from jobs.results.rows_file import REMEDY, rows_in
 from jobs.results.schema import DONE_STATUSES, RESULT_SCHEMA, ResultError, Row, check_rows
 from jobs.results.seal import (
@@ -37,15 +38,6 @@ from jobs.results.writer_lock import WriterLock, refuse_other_writer
 logger = logging.getLogger(__name__)
 
 _REMEDY_BESIDE = "delete it and run the same command again, which writes it anew"
-_KIND_OF_META: Mapping[str, type | tuple[type, ...]] = {
-    "sweep_id": str,
-    "sweep_ids": dict,
-    "git_commit": (str, type(None)),
-    "versions": dict,
-    "args": list,
-    "started_at_s": (int, float),
-    "ray": dict,
-}
 _said_unprotected: set[Path] = set()
 """Folders of which this process has said that files in them have no digest."""
 
@@ -177,10 +169,7 @@ class ResultStore:
     def read_run_meta(self) -> dict[str, Any]:
         """What `write_run_meta` stored last, without what is of another kind; empty when there is nothing."""
         # Metadata of another version, or edited by hand, keeps nobody from a report of sound rows.
-        meta = self.read_json("run_meta.json") or {}
-        return {
-            key: value for key, value in meta.items() if isinstance(value, _KIND_OF_META.get(key, object))
-        }
+        return known_meta(self.read_json("run_meta.json") or {})
 
     def write_plan(self, keys: Iterable[RowKey]) -> None:
         """Store which rows the latest run owes, done ones included, in the order they are shown in."""

@@ -30,7 +30,9 @@ WRONG: dict[str, list[Any]] = {
     "score_parts": [*NO_NUMBERS, "{}", '{"rouge1": 1, "rouge2": 1, "rougeL": -1}'],
     "trace": NO_TRACE,
     "status": ["done", ""],
-    "created_at_s": [float("nan"), float("inf")],
+    "created_at_s": [float("nan"), float("inf"), -5.0, 1e308],
+    "score": [1e308],
+    "kept_ratio": [-1e308],
 }
 SOUND = {
     "metric": "rouge_geometric_mean",
@@ -75,7 +77,11 @@ def test_nonsense_in_an_unprotected_file_is_told_with_its_row_and_column(column:
 
 
 def test_sound_values_and_nulls_are_read_with_and_without_a_digest() -> None:
-    rows = [make_row("a", **SOUND), make_row("b"), make_row("c", metric="gone", score_parts='{"x": 1}')]
+    rows = [
+        make_row("a", **SOUND),
+        make_row("b", answer_nll=float("inf")),
+        make_row("c", metric="gone", score_parts='{"x": 1}'),
+    ]
     table = pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)
     for content, is_protected in ((unprotected(rows), False), (sealed_parquet(table), True)):
         found = rows_in(Path("u1.parquet"), content, is_protected=is_protected)

@@ -88,7 +88,9 @@ def test_what_stands_in_the_file_is_not_taken_for_its_digest(store: ResultStore)
 
 
 def test_json_and_yaml_are_sealed_and_read_back() -> None:
-    assert read_json(sealed_json({"a": [1, "é"]})) == {"a": [1, "é"]}
+    assert read_json(sealed_json({"a": [1, "é", "😀"]})) == {"a": [1, "é", "😀"]}
+    # Half of a character, which no other file could take: of a path that is no UTF-8.
+    assert read_json(sealed_json({"a": "x\udce9y"})) == {"a": "x?y"}
     assert read_yaml_text(sealed_yaml("a: 1\n")) == "a: 1\n"
     assert seal_of(sealed_json({})) is seal_of(sealed_yaml("a: 1")) is Seal.INTACT
 
