@@ -58,7 +58,7 @@ def num_lines(run: Callable[[], Any]) -> int:
 def test_steps_grow_no_faster_than_n_log_n_or_the_text_is_cut(name: str, kind: str) -> None:
     unit, answers = WORDS[kind], ["7%", "Paragraph 7", "段落7", "海上", "1, 2", "A"]
     score_item(name, unit, answers, ("A", "B"))  # dictionaries are loaded
-    short, long = (unit * (size // len(unit)) for size in (3000, 6000))
+    short, long = (unit * (size // len(unit)) for size in (1500, 3000))
     steps = [
         num_lines(lambda text=text: score_item(name, text, answers, ("A", "B"))) for text in (short, long)
     ]

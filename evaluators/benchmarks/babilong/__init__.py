@@ -1,0 +1,1 @@
+"""BABILong: facts spread over books."""

@@ -1,0 +1,1 @@
+"""InfiniteBench: twelve tasks beyond 100,000 tokens, without math_calc."""
