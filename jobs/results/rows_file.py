@@ -139,8 +139,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _out_of_range(value: float) -> str:
-    # NaN and infinity are what readers leave out; of these they would make sums.
-    return f"beyond {_LARGEST:g}" if math.isfinite(value) and abs(value) > _LARGEST else ""
+    # NaN is in no range. No version has stored one, or an infinity.
+    return "" if abs(value) <= _LARGEST else f"no number up to {_LARGEST:g}"
 
 
 def _parts_fault(metric: str, parts: str) -> str:

@@ -31,7 +31,8 @@ WRONG: dict[str, list[Any]] = {
     "trace": NO_TRACE,
     "status": ["done", ""],
     "created_at_s": [float("nan"), float("inf"), -5.0, 1e308],
-    "score": [1e308],
+    "score": [1e308, float("nan")],
+    "bits_k": [float("inf"), float("-inf"), float("nan")],
     "kept_ratio": [-1e308],
 }
 SOUND = {
@@ -79,7 +80,7 @@ def test_nonsense_in_an_unprotected_file_is_told_with_its_row_and_column(column:
 def test_sound_values_and_nulls_are_read_with_and_without_a_digest() -> None:
     rows = [
         make_row("a", **SOUND),
-        make_row("b", answer_nll=float("inf")),
+        make_row("b", answer_nll=1e10),
         make_row("c", metric="gone", score_parts='{"x": 1}'),
     ]
     table = pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)
