@@ -73,12 +73,21 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True)
 class TaskInfo:
-    """What a user wants to know before choosing a task: what it asks, its metric, and where its text comes from."""
+    """What a user wants to know before choosing a task: what it asks, its metric, and where its text comes from.
+
+    `num_items` and `context` (its length) are in words, since some are the user's own; `answer_tokens`: at most so many, 0
+    where the user says. `licence` is the data's; `separates` says which policies a task tells apart.
+    """
 
     name: str
     about: str
     metric: str
     source: str
+    num_items: str
+    context: str
+    answer_tokens: int
+    licence: str
+    separates: str
 
 
 class Benchmark(Protocol):

@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     from kvmerger.serving import Serving
 
 
+_WIDE = 120  # columns from which sizes have columns of their own
+
+
 class ListingError(ValueError):
     """A word that none of the lists is called."""
 
 
 class _List(NamedTuple):
     about: str
-    table: Callable[[], RenderableType]
+    table: Callable[[int], RenderableType]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,11 +55,11 @@ def _list(options: argparse.Namespace) -> int:
         raise ListingError(
             f"there is no list of {options.what!r}{nearest(options.what, _LISTS)}; ls shows {', '.join(_LISTS)}"
         )
-    console.print(_LISTS[options.what].table())
+    console.print(_LISTS[options.what].table(console.width))
     return EXIT_OK
 
 
-def _policies() -> Group:
+def _policies(_: int) -> Group:
     from kvmerger import serving
     from kvmerger.policies import registry
     from kvmerger.policies.storage import forms
@@ -93,24 +96,47 @@ def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
 
 
-def _tasks() -> Table:
+def _tasks(width: int) -> Group:
     from evaluators import registry
 
     infos = registry.describe_tasks()
-    sources = dict.fromkeys(f"{_benchmark(it)}: {it.source.replace(_task(it), '<task>')}" for it in infos)
-    rows = ((it.name, it.about, it.metric) for it in infos)
-    return _table(("task", "what is asked", "metric"), rows, caption="\n".join(sources))
+    sizes = [
+        (it.num_items, it.context, f"{it.answer_tokens:,}" if it.answer_tokens else "yours") for it in infos
+    ]
+    heads: tuple[str, ...] = ("task", "what is asked", "items", "context", "answer", "metric")
+    rows: list[tuple[str, ...]] = [
+        (it.name, it.about, *size, it.metric) for it, size in zip(infos, sizes, strict=True)
+    ]
+    if width < _WIDE:
+        heads = ("task", "what is asked: items; context; answer", "metric")
+        rows = [
+            (it.name, f"{it.about}: {'; '.join(size)}", it.metric)
+            for it, size in zip(infos, sizes, strict=True)
+        ]
+    tasks = _table(heads, rows)
+    # What a benchmark's tasks have in common is said once.
+    told = _table(
+        ("benchmark", "where its rows come from", "licence", "what it tells apart"),
+        ((name, *map(_each_once, told)) for name, told in _told_of_benchmarks(infos).items()),
+        caption="answer: tokens at most, `max_new_tokens` sets others. `data` names a folder, a file, "
+        "hf://datasets/OWNER/NAME@COMMIT or s3://BUCKET/KEY; docs/benchmarks.md says more.",
+    )
+    return Group(tasks, Text(), told)
 
 
-def _benchmark(info: TaskInfo) -> str:
-    return info.name.partition("/")[0]
+def _told_of_benchmarks(infos: Iterable[TaskInfo]) -> dict[str, list[tuple[str, ...]]]:
+    """Of every benchmark its tasks' sources, licences, and what they tell apart."""
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for it in infos:
+        found.setdefault(it.name.partition("/")[0], []).append((it.source, it.licence, it.separates))
+    return {name: list(zip(*of, strict=True)) for name, of in found.items()}
 
 
-def _task(info: TaskInfo) -> str:
-    return info.name.partition("/")[2]
+def _each_once(texts: Iterable[str]) -> str:
+    return "\n".join(dict.fromkeys(texts))
 
 
-def _metrics() -> Table:
+def _metrics(_: int) -> Table:
     from evaluators import scoring
 
     rows = (
@@ -123,7 +149,7 @@ def _metrics() -> Table:
     )
 
 
-def _settings() -> Table:
+def _settings(_: int) -> Table:
     from jobs.settings.file import first_words, shipped_names
 
     return _table(
@@ -133,7 +159,7 @@ def _settings() -> Table:
     )
 
 
-def _models() -> Table:
+def _models(_: int) -> Table:
     from kvmerger.models.source import SUPPORTED_MODEL_TYPES, SUPPORTED_ROPE_TYPES
 
     families = ", ".join(SUPPORTED_MODEL_TYPES)

@@ -54,10 +54,15 @@ class RowsFile:
     def describe(self, task: str) -> TaskInfo:
         """What a file must hold."""
         return TaskInfo(
-            f"file/{task}",
-            "your own questions",
-            "qa_f1",
-            f"`data`: a {', '.join(SUFFIXES)} file, {HUB}… or {S3}…, with {', '.join(FIELDS)}",
+            name=f"file/{task}",
+            about="your own questions",
+            metric=DEFAULT_METRIC,
+            num_items="yours",
+            context="yours",
+            answer_tokens=0,
+            licence="yours",
+            separates="what you deploy for",
+            source=f"`data`: a {', '.join(SUFFIXES)} file, {HUB}… or {S3}…, with {', '.join(FIELDS)}",
         )
 
     def load_items(self, spec: TaskSpec, tokenizer: Tokenizer) -> list[BenchmarkItem]:

@@ -11,8 +11,8 @@ from kvmerger.models.source import SUPPORTED_MODEL_TYPES
 from kvmerger.policies import registry as policies
 
 
-def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(["ls", *arguments, "--width", "200"]) == 0
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str, width: int = 200) -> str:
+    assert main(["ls", *arguments, "--width", str(width)]) == 0
     return capsys.readouterr().out
 
 
@@ -38,9 +38,17 @@ def test_every_form_is_listed_with_what_is_stored_and_its_share_of_bf16(
     assert "group_size=32" in lines["kivi4"]
 
 
-def test_every_task_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    out = printed(capsys, "tasks")
-    assert all(name in out for name in benchmarks.list_tasks())
+@pytest.mark.parametrize("width", [80, 160])
+def test_every_task_is_listed_with_its_size_and_what_it_tells_apart(
+    capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    told, _, sources = printed(capsys, "tasks", width=width).partition("where its rows come")
+    words = " ".join(told.split())
+    for it in benchmarks.describe_tasks():
+        assert it.name in told and it.num_items.split()[0] in words
+        assert f"{it.answer_tokens:,}" in words if it.answer_tokens else "yours" in words
+        assert it.licence.split()[0] in sources and it.separates.split()[0] in sources
+        assert sources.count(f"\n{it.name.partition('/')[0]} ") == 1, "said once a benchmark"
 
 
 def test_models_are_listed_with_their_families(capsys: pytest.CaptureFixture[str]) -> None:

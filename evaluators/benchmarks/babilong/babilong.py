@@ -63,10 +63,20 @@ class Babilong:
     def describe(self, task: str) -> TaskInfo:
         """What the task asks, its metric, and where its rows lie."""
         source = (
-            f"{REPOSITORY}@{REVISION[:8]} on the hub, or `data`: a folder with {task}_{DEFAULT_LENGTH}.jsonl; "
+            f"{REPOSITORY}@{REVISION[:8]} on the hub, or `data`: a folder with <task>_{DEFAULT_LENGTH}.jsonl; "
             f"`split`: a length, {LENGTHS[0]} to {LENGTHS[-1]} ({DEFAULT_LENGTH})"
         )
-        return TaskInfo(f"babilong/{task}", babilong_tasks()[task].about, "only_label", source)
+        return TaskInfo(
+            name=f"babilong/{task}",
+            about=babilong_tasks()[task].about,
+            metric="only_label",
+            source=source,
+            num_items="100 a length",
+            context="0k to 1M tokens",
+            answer_tokens=MAX_NEW_TOKENS,
+            licence="Apache-2.0; bAbI: BSD",
+            separates="several facts: policies that keep one needle from those that keep the chain",
+        )
 
     def load_items(self, spec: TaskSpec, tokenizer: Tokenizer) -> list[BenchmarkItem]:
         """The first `spec.limit` rows of the length `spec.split`; their task is "<length>/<task>".

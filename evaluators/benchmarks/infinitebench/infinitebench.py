@@ -36,6 +36,7 @@ class InfiniteBenchTask:
     after: str
     metric: str
     max_new_tokens: int
+    num_items: int
 
 
 @functools.cache
@@ -61,9 +62,19 @@ class InfiniteBench:
 
     def describe(self, task: str) -> TaskInfo:
         """What the task asks, its metric, and where its rows lie."""
-        it, rows = infinitebench_tasks()[task], _published(task)
-        source = f"{rows.place}, or `data`: a folder with {rows.names[0]}"
-        return TaskInfo(f"infinitebench/{task}", it.about, it.metric, source)
+        it = infinitebench_tasks()[task]
+        source = f"{_published(task).place}, or `data`: a folder with <task>.jsonl"
+        return TaskInfo(
+            name=f"infinitebench/{task}",
+            about=it.about,
+            metric=it.metric,
+            source=source,
+            num_items=f"{it.num_items}",
+            context="44k to 2M tokens",
+            answer_tokens=it.max_new_tokens,
+            licence="MIT code; the data state none",
+            separates="sink and window from the rest; kv_retrieval: heavy eviction",
+        )
 
     def load_items(self, spec: TaskSpec, tokenizer: Tokenizer) -> list[BenchmarkItem]:
         """The first `spec.limit` rows of the official file.

@@ -12,6 +12,8 @@ from evaluators.item import BenchmarkItem
 from evaluators.registry import register_benchmark
 from evaluators.tokenizer import Tokenizer
 
+_LICENCE = "MIT; texts are third parties'"
+_SEPARATES = "real questions: mild losses at half of the bytes, retrieval before summaries"
 _SHORT_WORDS, _LONG_WORDS = 4000, 8000  # LongBench-E's buckets end here; of the authors' `length`, in words
 
 
@@ -26,8 +28,18 @@ class LongBench:
     def describe(self, task: str) -> TaskInfo:
         """What the task asks, its metric, and that it needs the hub or a folder."""
         definition = longbench_tasks()[task]
-        source = f"{HUB_REPOSITORY} on the hub, or `data`: a folder with {task}.jsonl or .jsonl.gz"
-        return TaskInfo(f"longbench/{task}", definition.about, definition.metric, source)
+        source = f"{HUB_REPOSITORY} on the hub, or `data`: a folder with <task>.jsonl or .jsonl.gz"
+        return TaskInfo(
+            name=f"longbench/{task}",
+            about=definition.about,
+            metric=definition.metric,
+            source=source,
+            num_items=f"{definition.num_items}",
+            context=f"{definition.median_words:,} words",
+            answer_tokens=definition.max_new_tokens,
+            licence=_LICENCE,
+            separates=_SEPARATES,
+        )
 
     def load_items(self, spec: TaskSpec, tokenizer: Tokenizer) -> list[BenchmarkItem]:
         """The first `spec.limit` rows of the official file, from `spec.data` or the hub (`spec.revision`).
@@ -50,9 +62,19 @@ class LongBenchE:
     def describe(self, task: str) -> TaskInfo:
         """What the task asks, its metric, and that it needs the hub or a folder."""
         definition = longbench_tasks()[task]
-        source = f"{HUB_REPOSITORY} on the hub, or `data`: a folder with {task}_e.jsonl or .jsonl.gz"
-        about = f"{definition.about}; at 0-4k, 4-8k and 8k+ words"
-        return TaskInfo(f"longbench-e/{task}", about, definition.metric, source)
+        source = f"{HUB_REPOSITORY} on the hub, or `data`: a folder with <task>_e.jsonl or .jsonl.gz"
+        about = definition.about
+        return TaskInfo(
+            name=f"longbench-e/{task}",
+            about=about,
+            metric=definition.metric,
+            source=source,
+            num_items=f"{definition.num_e_items}",
+            context="0-4k, 4-8k, 8k+ words",
+            answer_tokens=definition.max_new_tokens,
+            licence=_LICENCE,
+            separates=f"{_SEPARATES}, by length",
+        )
 
     def load_items(self, spec: TaskSpec, tokenizer: Tokenizer) -> list[BenchmarkItem]:
         """The first `spec.limit` rows of the official file; their task is "<bucket>/<task>", as in "0-4k/qasper".

@@ -23,7 +23,8 @@ class LongBenchTask:
     """A task's definition; its prompt is `before`, the row's context, `after`.
 
     `metric` says how a prediction is cut before scoring as well (`…_first_line`), so a stored prediction is scored
-    again by it alone. `has_e_version`: LongBench-E has the task with items spread evenly over lengths.
+    again by it alone. `has_e_version`: LongBench-E has the task with items spread evenly over lengths, `num_e_items`.
+    `median_words`: of the contexts, as the authors count.
     """
 
     about: str
@@ -32,8 +33,11 @@ class LongBenchTask:
     max_new_tokens: int
     metric: str
     use_chat_template: bool
+    num_items: int
+    median_words: int
     stop_at_newline: bool = False
     has_e_version: bool = False
+    num_e_items: int = 0
 
 
 @functools.cache

@@ -34,7 +34,7 @@ Choices:
 Format your response as follows: "The correct answer is (insert answer here)\"."""
 _ASKED = ("question", "choice_A", "choice_B", "choice_C", "choice_D")
 TASKS = {
-    "all": ("", "", "all 503 questions"),
+    "all": ("", "", "the 503 of all"),
     "short": ("length", "short", "the 180 on less than 32,000 words"),
     "medium": ("length", "medium", "the 215 on 32,000 to 128,000 words"),
     "long": ("length", "long", "the 108 on more than 128,000 words"),
@@ -56,7 +56,17 @@ class LongBenchV2:
         """What the task asks, its metric, and where its rows lie."""
         source = f"{ROWS.place}, or `data`: a folder with {ROWS.names[0]} or {ROWS.names[1]}"
         about = f"multiple choice on long texts; {TASKS[task][2]}"
-        return TaskInfo(f"longbench_v2/{task}", about, "stated_choice", source)
+        return TaskInfo(
+            name=f"longbench_v2/{task}",
+            about=about,
+            metric="stated_choice",
+            source=source,
+            num_items=TASKS[task][2].split()[1],
+            context="8k to 2M words",
+            answer_tokens=MAX_NEW_TOKENS,
+            licence="Apache-2.0",
+            separates="little at half of the bytes: it shows what is not lost",
+        )
 
     def load_items(self, spec: TaskSpec, tokenizer: Tokenizer) -> list[BenchmarkItem]:
         """The first `spec.limit` rows of the group.

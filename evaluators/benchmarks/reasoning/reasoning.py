@@ -118,6 +118,9 @@ TASKS = {
 }
 
 
+_NUM_ITEMS = {_GSM8K.repository: 1319, _MATH.repository: 500, _AIME24.repository: 30, _AIME25.repository: 30}
+
+
 @register_benchmark("reasoning")
 class Reasoning:
     """Worked solutions to problems, read from the answer's last box or number; greedy, one answer an item."""
@@ -131,7 +134,15 @@ class Reasoning:
         it = TASKS[task]
         where = it.rows.place if it.rows.revision else f"{it.rows.repository} on the hub, with `revision`"
         return TaskInfo(
-            f"reasoning/{task}", it.about, it.metric, f"{where}, or `data`: a folder with {it.rows.names[0]}"
+            name=f"reasoning/{task}",
+            about=it.about,
+            metric=it.metric,
+            source=f"{where}, or `data`: a folder with {it.rows.names[0]}",
+            num_items=f"{_NUM_ITEMS[it.rows.repository]:,}",
+            context="8 examples" if it.num_shots else "none",
+            answer_tokens=it.max_new_tokens,
+            licence="the MAA's problems" if task.startswith("aime") else "MIT",
+            separates="what acts while answering, and coarse forms: the answer fills the cache",
         )
 
     def load_items(self, spec: TaskSpec, tokenizer: Tokenizer) -> list[BenchmarkItem]:

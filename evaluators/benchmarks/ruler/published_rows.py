@@ -42,7 +42,17 @@ class RulerRows:
             f"{REPOSITORY}@{REVISION[:8]} on the hub, or `data`: a folder with 4096.parquet or 4096.jsonl; "
             f"`split`: a length, {', '.join(LENGTHS)} ({LENGTHS[0]})"
         )
-        return TaskInfo(f"ruler_rows/{task}", f"RULER's {task} as kvpress has it", _metric(task), source)
+        return TaskInfo(
+            name=f"ruler_rows/{task}",
+            about=f"RULER's {task} as kvpress has it",
+            metric=_metric(task),
+            source=source,
+            num_items="500 a length",
+            context="4k, 8k, 16k tokens",
+            answer_tokens=128,
+            licence="Apache-2.0; qa: CC BY-SA 4.0",
+            separates="as ruler, beside kvpress's leaderboard",
+        )
 
     def load_items(self, spec: TaskSpec, tokenizer: Tokenizer) -> list[BenchmarkItem]:
         """The first `spec.limit` rows of the task at the length `spec.split`; their task is "<length>/<task>".

@@ -50,7 +50,17 @@ class Ruler:
     def describe(self, task: str) -> TaskInfo:
         """What the task asks, its metric, and what fills its context."""
         definition = _TASKS[task]
-        return TaskInfo(f"ruler/{task}", definition.about, definition.metric, definition.source_note)
+        return TaskInfo(
+            name=f"ruler/{task}",
+            about=definition.about,
+            metric=definition.metric,
+            source=definition.source_note,
+            num_items=f"{NUM_OFFICIAL_ITEMS}, drawn",
+            context="any `length`",
+            answer_tokens=definition.max_new_tokens,
+            licence="Apache-2.0",
+            separates="needles: eviction that has not seen the question; cwe, fwe: what drops many tokens evenly spread",
+        )
 
     def load_items(self, spec: TaskSpec, tokenizer: Tokenizer) -> list[BenchmarkItem]:
         """`spec.limit` items (500 by default) whose input and answer fill `spec.length` tokens (4,096).

@@ -10,9 +10,21 @@ from collections.abc import Iterable
 from itertools import islice
 
 from evaluators.benchmark import BenchmarkError, TaskInfo, TaskSpec
-from evaluators.benchmarks.scbench.generated import DEFAULT_LENGTH_TOKENS, GENERATED, generated_rows
+from evaluators.benchmarks.scbench.generated import (
+    DEFAULT_LENGTH_TOKENS,
+    GENERATED,
+    NUM_CONTEXTS,
+    NUM_TURNS,
+    generated_rows,
+)
 from evaluators.benchmarks.scbench.rows import ScbenchRow, Turn, parse_row
-from evaluators.benchmarks.scbench.tasks import ScbenchTask, published_rows, scbench_tasks
+from evaluators.benchmarks.scbench.tasks import (
+    REPOSITORY,
+    REVISION,
+    ScbenchTask,
+    published_rows,
+    scbench_tasks,
+)
 from evaluators.benchmarks.sources.rows import read_rows
 from evaluators.item import BenchmarkItem, text_digest
 from evaluators.registry import register_benchmark
@@ -31,18 +43,18 @@ class _Scbench:
 
     def describe(self, task: str) -> TaskInfo:
         """What the task asks, its metric, and where its rows lie."""
-        definition = scbench_tasks()[task.removesuffix("_drawn")]
-        about = f"{definition.about}; {self.about_mode}"
-        if task.endswith("_drawn"):
-            return TaskInfo(
-                f"{self.name}/{task}",
-                about,
-                definition.metric,
-                f"drawn at any `length` ({DEFAULT_LENGTH_TOKENS:,})",
-            )
-        published = published_rows(task)
-        source = f"{published.place}, or `data`: a folder with {published.names[0]}"
-        return TaskInfo(f"{self.name}/{task}", about, definition.metric, source)
+        definition, is_drawn = scbench_tasks()[task.removesuffix("_drawn")], task.endswith("_drawn")
+        return TaskInfo(
+            name=f"{self.name}/{task}",
+            about=f"{definition.about}; {self.about_mode}",
+            metric=definition.metric,
+            source=f"{REPOSITORY}@{REVISION[:8]} on the hub, or `data`: a folder with scbench_<task>.jsonl; _drawn: by us",
+            num_items=f"{NUM_CONTEXTS * NUM_TURNS}, drawn" if is_drawn else f"{definition.num_questions}",
+            context=f"any `length` ({DEFAULT_LENGTH_TOKENS:,})" if is_drawn else "up to 227k tokens",
+            answer_tokens=definition.max_new_tokens,
+            licence="MIT",
+            separates="contexts that are asked again: rankings that look at the question from those that do not",
+        )
 
     def load_items(self, spec: TaskSpec, tokenizer: Tokenizer) -> list[BenchmarkItem]:
         """The first `spec.limit` questions, context after context.

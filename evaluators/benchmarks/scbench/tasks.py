@@ -6,7 +6,7 @@ import functools
 import importlib.resources
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evaluators.benchmarks.scbench.rows import ScbenchRow, Turn
@@ -21,13 +21,17 @@ _LETTERS = "ABCD"
 
 @dataclass(frozen=True, slots=True)
 class ScbenchTask:
-    """A task: the prompt around its context, that of a question, its measure, and the length of an answer in tokens."""
+    """A task: the prompt around its context, that of a question, its measure, and the length of an answer in tokens.
+
+    `num_questions`: of the official rows.
+    """
 
     about: str
     context_prompt: str
     question_prompt: str
     metric: str
     max_new_tokens: int
+    num_questions: int
 
     def context_parts(self, row: ScbenchRow) -> tuple[str, str]:
         """The text before the context, and the context."""
@@ -57,17 +61,18 @@ def scbench_tasks() -> dict[str, ScbenchTask]:
     file = importlib.resources.files(__package__) / "templates.json"
     found: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["tasks"]
     tasks = {
-        name: ScbenchTask(it["about"], it["context"], it["question"], it["metric"], it["max_new_tokens"])
+        name: ScbenchTask(
+            it["about"],
+            it["context"],
+            it["question"],
+            it["metric"],
+            it["max_new_tokens"],
+            it["num_questions"],
+        )
         for name, it in found.items()
     }
     shots = tasks["many_shot"]
-    strict = ScbenchTask(
-        "choices after hundreds of examples",
-        shots.context_prompt,
-        shots.question_prompt,
-        "many_shot_strict",
-        shots.max_new_tokens,
-    )
+    strict = replace(shots, about="choices after hundreds of examples", metric="many_shot_strict")
     return tasks | {"many_shot_strict": strict}
 
 

@@ -37,10 +37,20 @@ class ZeroScrolls:
         """What the task asks, its metric, and that it needs the hub or a folder."""
         definition = ZEROSCROLLS_TASKS[task]
         source = (
-            f"{HUB_REPOSITORY} on the hub, or `data`: a folder with {task}.jsonl, .jsonl.gz or the authors' {task}.zip; "
+            f"{HUB_REPOSITORY} on the hub, or `data`: a folder with <task>.jsonl, .jsonl.gz or the authors' <task>.zip; "
             "`split`: validation (about 20 items, scored here) or test (answers hidden)"
         )
-        return TaskInfo(f"zeroscrolls/{task}", definition.about, definition.metric, source)
+        return TaskInfo(
+            name=f"zeroscrolls/{task}",
+            about=definition.about,
+            metric=definition.metric,
+            source=source,
+            num_items="about 20",
+            context="thousands of words",
+            answer_tokens=definition.max_new_tokens,
+            licence="MIT; texts are third parties'",
+            separates="summaries and aggregation: policies that drop evenly lose least",
+        )
 
     def load_items(self, spec: TaskSpec, tokenizer: Tokenizer) -> list[BenchmarkItem]:
         """The first `spec.limit` ids of `spec.split`, from `spec.data` or the hub (`spec.revision`).
