@@ -12,12 +12,13 @@ import gc
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from evaluators.tokenizer import Tokenizer, decode
 from jobs.planning.identity import names_other_content
+from jobs.planning.policy_version import version_of
 from jobs.planning.work import ModelFacts, PlannedItem, WorkUnit
 from jobs.results.rows import Failure, Outcome, RowMaker, RunContext, build_rows, failed_rows
 from jobs.results.schema import FAILED, Row
@@ -32,6 +33,10 @@ class DeviceLostError(RuntimeError):
 
 class OtherModelError(ValueError):
     """Where this process runs, the planned model's name leads to another model."""
+
+
+class OtherPolicyError(ValueError):
+    """Where this process runs, the planned policy's code is other code."""
 
 
 class EngineLike(Protocol):
@@ -53,7 +58,8 @@ class LoadedEngine:
     """An engine ready to run, and what turns specs into policies and ids into text.
 
     `layers` says who computes the model's layers: "fused" or "transformers". `device_name` is the kind of GPU or processor
-    that computes, None where it is not known.
+    that computes, None where it is not known. `version_of` tells the version of a variant that was built; without it none is
+    compared.
     """
 
     engine: EngineLike
@@ -62,6 +68,7 @@ class LoadedEngine:
     build_variant: Callable[[VariantSpec], Any]
     layers: str
     device_name: str | None
+    version_of: Callable[[Any], str] | None = None
 
 
 LoadEngine = Callable[[ModelSettings], LoadedEngine]
@@ -85,7 +92,15 @@ def load_engine(settings: ModelSettings) -> LoadedEngine:
     )
     tokenizer = load_tokenizer(settings.name, revision=settings.revision)
     name = device_name(model.device)
-    return LoadedEngine(Engine(model), tokenizer, model.info, build_variant, model.layers, name)
+    return LoadedEngine(
+        Engine(model),
+        tokenizer,
+        model.info,
+        build_variant,
+        model.layers,
+        name,
+        lambda variant: version_of(variant.policy),
+    )
 
 
 class UnitRunner:
@@ -138,7 +153,7 @@ class UnitRunner:
             return failed_rows(unit, Failure.of("engine", error), self._maker(unit, loaded))
 
     def _run(self, loaded: LoadedEngine, unit: WorkUnit) -> list[Row]:
-        variants, failures = _build_variants(loaded, unit)
+        variants, failures = _build_variants(loaded, unit, self._context.policy_versions)
         outcomes = _outcomes(loaded.engine, unit, variants, self._context.seed)
         return build_rows(
             unit,
@@ -191,14 +206,19 @@ def _prompt_of(items: Sequence[PlannedItem]) -> Prompt:
     return Prompt(items[0].tokens.context_ids, questions, items[0].tokens.is_context_free)
 
 
-def _build_variants(loaded: LoadedEngine, unit: WorkUnit) -> tuple[list[Any], list[VariantFailure]]:
-    """The variants that could be made, and a failure per question for each that could not."""
+def _build_variants(
+    loaded: LoadedEngine, unit: WorkUnit, planned_versions: Mapping[str, str]
+) -> tuple[list[Any], list[VariantFailure]]:
+    """The variants that could be made as planned, and a failure per question for each that could not."""
     variants: list[Any] = []
     failures: list[VariantFailure] = []
     # The engine adds the reference rows itself.
     for spec in (spec for spec in unit.variants if spec.label not in REFERENCE_LABELS):
         try:
-            variants.append(loaded.build_variant(spec))
+            variant = loaded.build_variant(spec)
+            if loaded.version_of is not None:
+                _refuse_other_policy(spec.label, planned_versions.get(spec.label), loaded.version_of(variant))
+            variants.append(variant)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - policies are plug-ins: one that cannot be made costs its own rows
             failure = Failure.of("variant", error)
             failures += [
@@ -208,6 +228,15 @@ def _build_variants(loaded: LoadedEngine, unit: WorkUnit) -> tuple[list[Any], li
                 for index in range(len(unit.items))
             ]
     return variants, failures
+
+
+def _refuse_other_policy(label: str, planned: str | None, found: str) -> None:
+    # A worker that starts later than the plan was made imports what the file holds by then.
+    if planned is not None and found != planned:
+        raise OtherPolicyError(
+            f"the code of {label!r} has changed since the plan was made: version {found} on {socket.gethostname()}, and "
+            f"{planned} was planned. Run the same command again: it computes the rows of the code as it is then"
+        )
 
 
 def _release_memory() -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluators import registry
@@ -19,6 +16,7 @@ from jobs.planning.lengths import refuse_lengths
 from jobs.planning.model_reading import read_model
 from jobs.planning.plan import Plan, build_plan
 from jobs.planning.policy_contract import require_contracts
+from jobs.planning.policy_version import version_of
 from jobs.planning.repeat_room import RepeatRoom
 from jobs.planning.sizes import SizeForecast, VariantFacts, itemsize_of
 from jobs.settings.schema import Settings
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from kvmerger.models.loading import ModelInfo
     from kvmerger.policies.base import CacheShape, Policy
 
-_SOURCE_DIGITS = 12
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -179,9 +176,8 @@ def _facts_of(variant: Variant) -> VariantFacts:
     from kvmerger.building import is_uneven, sizes_of_form, spends_bytes
 
     policy = variant.policy
-    version = "+".join(_version_of(part) for part in policy.parts)
     return VariantFacts(
-        version,
+        version_of(policy),
         bool(policy.budget_is_outcome),
         _acts(policy),
         sizes_of_form(policy),
@@ -207,17 +203,6 @@ def _acts(policy: Policy) -> bool:
     with suppress(Exception):
         return policy.decode_rule(prompt_seed=0) is not None
     return False
-
-
-def _version_of(policy: Policy) -> str:
-    version = str(policy.version)
-    # A form may be the user's where the part is ours, and the other way round.
-    for made in (policy, policy.form):
-        if made is not None and not type(made).__module__.startswith("kvmerger."):
-            # Nobody else's tests watch over a user's version number, so the code itself counts too.
-            source = Path(inspect.getfile(type(made))).read_bytes()
-            version += f"+{hashlib.sha256(source).hexdigest()[:_SOURCE_DIGITS]}"
-    return f"{version}+{policy.code_version}" if policy.code_version else version
 
 
 def _load_items(

@@ -1,20 +1,28 @@
 """A user's module is imported, or refused in a sentence that names the line at fault and the remedy.
 
 Its code runs here and may raise or end whatever it likes: nothing of that is a bug of ours, and none of it ends the process.
+What is run is what the file holds, and `source_of` tells those bytes however often the file is saved afterwards.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
+import sysconfig
 import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from kvmerger.names import VariantError, nearest, words_of_path
 
 _FILE_ENDING = ".py"
+_sources: dict[str, bytes] = {}
+"""Module → the bytes of its file when it was imported."""
 
 
 def imported(module_name: str) -> ModuleType:
@@ -25,7 +33,8 @@ def imported(module_name: str) -> ModuleType:
         VariantError: it raised anything else, with the line and what it raised.
     """
     try:
-        return importlib.import_module(module_name)
+        with _read_once():
+            return importlib.import_module(module_name)
     except (ImportError, KeyboardInterrupt):
         raise
     # Not Exception: a module that calls sys.exit would choose the exit code of a sweep.
@@ -51,6 +60,55 @@ def attribute_at(path: str, kind: str) -> Any:
         raise VariantError(
             f"{kind} {path!r} cannot be imported: {_why_not(error, module_name, name)}"
         ) from error
+
+
+def source_of(kind: type) -> bytes:
+    """The file of a class's module as it was when it was imported; raises what looking for it raises."""
+    name = kind.__module__
+    if name not in _sources:  # somebody else imported it, and so long ago nobody looked
+        _sources[name] = Path(inspect.getfile(kind)).read_bytes()
+    return _sources[name]
+
+
+class _ReadOnce(SourceFileLoader):
+    """Runs the very bytes that it notes."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        # Python's own takes compiled code for up to date that is as old, to the second, and as long as the file.
+        source = self.get_data(self.path)
+        _sources[fullname] = source
+        return self.source_to_code(source, self.path)
+
+
+class _OwnFinder:
+    """Finds what Python's own finder does, and has users' files read once."""
+
+    @staticmethod
+    def find_spec(
+        fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.origin is None or type(spec.loader) is not SourceFileLoader:
+            return None
+        if fullname.partition(".")[0] != __name__.partition(".")[0] and not _is_installed(spec.origin):
+            spec.loader = _ReadOnce(fullname, spec.origin)
+        return spec
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    # Before Python's own and behind all others: what is built in, frozen or installed for editing is found as ever.
+    at = next((index for index, it in enumerate(sys.meta_path) if it is PathFinder), len(sys.meta_path))
+    finder = _OwnFinder()
+    sys.meta_path.insert(at, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+def _is_installed(origin: str) -> bool:
+    return any(Path(origin).is_relative_to(place) for place in sysconfig.get_paths().values())
 
 
 def _why_not(error: Exception, module_name: str, name: str) -> str:

@@ -12,7 +12,7 @@ import importlib.metadata
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -209,9 +209,14 @@ def code_version(text: str) -> str:
     press = made(text)
     classes = {base for it in (press, *nested_in(press)) for base in type(it).__mro__ if is_press(base)}
     parts = [_package_version()] if any(top_module(it.__module__) == PACKAGE for it in classes) else []
-    files = {inspect.getfile(it) for it in classes if top_module(it.__module__) != PACKAGE}
-    if files:
-        parts.append(_digest(sorted(files)))
+    # By file: several classes may be of one.
+    sources = {
+        inspect.getfile(it): own_modules.source_of(it)
+        for it in classes
+        if top_module(it.__module__) != PACKAGE
+    }
+    if sources:
+        parts.append(_digest(sources[file] for file in sorted(sources)))
     if not isinstance(found_at(path), type):
         parts.append(repr(press) if is_dataclass(press) else f"{type(press).__name__}({vars(press)})")
     return "+".join(parts)
@@ -221,11 +226,12 @@ def _package_version() -> str:
     # Its files too: a checkout has the version of the release before it.
     folder = Path(inspect.getfile(sys.modules[PACKAGE])).parent
     files = sorted(map(str, folder.rglob("*.py")))
-    return f"{PACKAGE}{importlib.metadata.version(PACKAGE)}-{_digest(files)}"
+    digest = _digest(Path(file).read_bytes() for file in files)
+    return f"{PACKAGE}{importlib.metadata.version(PACKAGE)}-{digest}"
 
 
-def _digest(files: list[str]) -> str:
+def _digest(sources: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(Path(file).read_bytes())
+    for source in sources:
+        digest.update(source)
     return digest.hexdigest()[:_DIGITS]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import socket
 from pathlib import Path
 
 import pytest
 
-from jobs.execution.unit_runner import OtherModelError, UnitRunner
+from jobs.execution.unit_runner import LoadedEngine, OtherModelError, UnitRunner
 from jobs.results.schema import check_rows
+from jobs.settings.schema import ModelSettings
 from tests.fakes.engine import (
     KNORM,
     RAISE_ID,
@@ -131,3 +133,21 @@ def test_items_on_several_contexts_come_back_as_their_own_rows() -> None:
     said = {row["item_id"]: row["prediction"] for row in rows if row["variant"] == "full"}
     assert said == {"a": "w8 w9", "b": "w8 w9", "c": "w6 w7", "d": "w8 w9"}
     assert [row["item_id"] for row in rows if row["status"] == "failed"] == ["d"]
+
+
+@pytest.mark.parametrize(("found", "status"), [("3", "ok"), ("4", "failed")])
+def test_code_of_another_version_than_was_planned_runs_nothing_under_that_ones_name(
+    found: str, status: str
+) -> None:
+    def load(settings: ModelSettings) -> LoadedEngine:
+        return dataclasses.replace(FakeLoad()(settings), version_of=lambda _: found)
+
+    runner = UnitRunner(make_settings().model, make_context(), load)
+    runner.load()
+    rows = runner.run(make_unit("u", variants=(KNORM,)))
+    check_rows("u", rows)
+    assert {row["variant"]: row["status"] for row in rows} == {"full": "ok", KNORM.label: status}
+    if status == "failed":
+        (row,) = (row for row in rows if row["variant"] == KNORM.label)
+        assert (row["failure_phase"], row["failure_type"]) == ("variant", "OtherPolicyError")
+        assert f"version 4 on {socket.gethostname()}, and 3 was planned" in row["failure_message"]

@@ -1,13 +1,16 @@
 """Whatever a user's module does when it is imported, or is called, ends in a sentence with its line and the remedy."""
 
+import os
+import py_compile
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import pytest
 
 from kvmerger.building import build
 from kvmerger.names import VariantError, words_of_path
-from kvmerger.policies.own_modules import attribute_at
+from kvmerger.policies.own_modules import attribute_at, source_of
 
 POLICY = """
 from dataclasses import dataclass
@@ -116,3 +119,32 @@ def test_a_file_that_is_hidden_by_another_of_its_name_is_told(
         attribute_at("random:Mine", "policy")
     with pytest.raises(VariantError, match=r"my\.pol\.py' has a dot in its name.*rename it"):
         attribute_at("my.pol:Mine", "policy")
+
+
+def test_what_is_run_is_what_the_file_holds_and_its_source_stays_known(folder: Path) -> None:
+    """Compiled code passes for up to date that is as old and as long as the file: of two quick saves the first would run."""
+    file, name = folder / "saved_twice.py", "saved_twice"
+    for number in (1, 2):
+        source = f"{POLICY}\nNUMBER = {number}\n".encode()
+        file.write_bytes(source)
+        os.utime(file, (10**9, 10**9))
+        if number == 1:  # as by whoever else imports it; it is still there the second time
+            py_compile.compile(str(file), doraise=True)
+        kind = attribute_at(f"{name}:Mine", "policy")
+        assert vars(sys.modules.pop(name))["NUMBER"] == number
+        file.write_text("NUMBER = 'saved since'")
+        assert source_of(kind) == source
+
+
+def test_modules_that_it_imports_are_read_once_too_and_others_are_not_touched(folder: Path) -> None:
+    (folder / "uses_beside.py").write_text("import beside_it, colorsys\nMine = beside_it.Mine\n")
+    (folder / "beside_it.py").write_text(POLICY)
+    sys.modules.pop("colorsys", None)
+    finders = list(sys.meta_path)
+    kind = attribute_at("uses_beside:Mine", "policy")
+    assert sys.meta_path == finders
+    (folder / "beside_it.py").write_text("")
+    assert kind.__module__ == "beside_it" and source_of(kind) == POLICY.encode()
+    assert type(sys.modules["colorsys"].__loader__) is SourceFileLoader
+    for name in ("uses_beside", "beside_it"):
+        sys.modules.pop(name)
