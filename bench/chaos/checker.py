@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from jobs.results.schema import DONE_STATUSES
 from jobs.results.seal import read_parquet
@@ -60,10 +61,14 @@ def rows_in(rows_folder: Path) -> tuple[Rows, int]:
     return found, num_doubled
 
 
-def compared(rows_folder: Path, expected: Rows) -> Verdict:
-    """The folder's rows against those of the undisturbed run."""
+def compared(rows_folder: Path, expected: Rows, others: Rows = MappingProxyType({})) -> Verdict:
+    """The folder's rows against those of the undisturbed run.
+
+    `others` may be there or not, and are looked at as well; a row of neither counts as changed.
+    """
     found, num_doubled = rows_in(rows_folder)
-    changed = sum(found[identity] != expected[identity] for identity in found.keys() & expected.keys())
+    known = {**others, **expected}
+    changed = sum(row != known.get(identity) for identity, row in found.items())
     return Verdict(len(found), len(expected.keys() - found.keys()), num_doubled, changed)
 
 

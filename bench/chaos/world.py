@@ -7,13 +7,19 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from tests.fakes.own_policy import OWN_POLICY
 from tests.fakes.sweeps import save_data, save_tiny_model
+
+if TYPE_CHECKING:
+    from bench.chaos.ray_faults import Nodes
+    from tests.servers.mlflow_server import Server
 
 NUM_ITEMS = 10
 _POLL_S = 0.005
@@ -28,6 +34,10 @@ class World:
     executor: str
     num_files: int = 0
     """How many files of rows an undisturbed run leaves."""
+    server: Server | None = None
+    """The MLflow server that it tracks to, without one the database itself."""
+    nodes: Nodes | None = None
+    """The Ray cluster that its drivers join."""
 
     @property
     def config(self) -> Path:
@@ -46,9 +56,12 @@ class World:
 
     def write_policy(self, version: int) -> None:
         """The policy beside the settings, with another source for each version."""
-        body = "return super().compress(layer, evidence, budget)"
-        text = f"{OWN_POLICY.format(body=body)}\nVERSION = {version}\n"
-        self.folder.joinpath(f"{_POLICY}.py").write_text(text)
+        text = OWN_POLICY.format(body="return super().compress(layer, evidence, budget)")
+        if version % 2 == 0:
+            text = text.replace("-evidence.get", "evidence.get")  # it keeps what the other one drops
+        arriving = self.folder / f"{_POLICY}.saved"
+        arriving.write_text(f"{text}\nVERSION = {version}\n")
+        arriving.replace(self.folder / f"{_POLICY}.py")
 
 
 def make_inputs(folder: Path) -> Path:
@@ -58,14 +71,19 @@ def make_inputs(folder: Path) -> Path:
     return folder
 
 
-def make_world(inputs: Path, folder: Path, executor: str, database: Path | None) -> World:
-    """A new world; `database` is an MLflow database without runs to begin with, None to have one made."""
+def make_world(inputs: Path, folder: Path, executor: str, database: Path, version: int = 1) -> World:
+    """A new world with that version of the policy; `database` is an MLflow database without runs to begin with."""
     world = World(folder, executor)
     shutil.rmtree(folder, ignore_errors=True)
     world.results.parent.mkdir(parents=True)
-    world.write_policy(1)
-    if database is not None:
-        shutil.copy(database, world.database)
+    world.write_policy(version)
+    shutil.copy(database, world.database)
+    write_settings(world, inputs)
+    return world
+
+
+def write_settings(world: World, inputs: Path) -> None:
+    """The sweep's, for the server and the nodes that the world has."""
     settings = {
         "name": "chaos",
         "model": {"name": str(inputs / "model")},
@@ -77,12 +95,12 @@ def make_world(inputs: Path, folder: Path, executor: str, database: Path | None)
         ],
         "check_policies": False,  # in a process of its own, which is not what is disturbed here
         "query_mode": "query_agnostic",
-        "executor": executor,
+        "executor": world.executor,
         "output_dir": str(world.results),
-        "tracking": {"uri": f"sqlite:///{world.database}"},
+        "tracking": {"uri": world.server.uri if world.server else f"sqlite:///{world.database}"},
+        "actors": {"num_cpus": 1} if world.nodes else {},
     }
     world.config.write_text(yaml.safe_dump(settings))
-    return world
 
 
 @dataclass(slots=True)
@@ -122,8 +140,8 @@ class Driver:
             os.kill(self.pid, number)
 
 
-def drive(world: World, name: str = "driver") -> Driver:
-    """Start the command."""
+def drive(world: World, name: str = "driver", arguments: Sequence[str] = ()) -> Driver:
+    """Start the command: the sweep, or what `arguments` say."""
     log = world.folder / f"{name}-{time.monotonic_ns()}.log"
     handle = os.open(log, os.O_WRONLY | os.O_CREAT, 0o644)  # here: it may be killed before it does anything
     started_s = time.monotonic()
@@ -138,9 +156,11 @@ def drive(world: World, name: str = "driver") -> Driver:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
+        if world.nodes:
+            os.environ["RAY_ADDRESS"] = world.nodes.address
         from jobs.sweep import main
 
-        code = main([str(world.config)])
+        code = main(list(arguments) or [str(world.config)])
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
@@ -149,17 +169,20 @@ def drive(world: World, name: str = "driver") -> Driver:
 
 
 def actors_of(driver: Driver) -> list[int]:
-    """Process ids of the driver's engine actors, which Ray names in their title."""
-    found = []
+    """Process ids of the engine actors of the Ray that the driver started, which Ray names in their title."""
+    # A session of its own: what the driver started is known by it.
+    return sorted(pid for pid, session in _engine_actors() if session == driver.pid)
+
+
+def _engine_actors() -> Iterator[tuple[int, int]]:
+    """Process id and session of every engine actor of this machine."""
     for place in Path("/proc").iterdir():
         if not place.name.isdigit():
             continue
         try:
             title = (place / "cmdline").read_bytes()
-            # A session of its own: what the driver started is known by it.
             session = int((place / "stat").read_text().rpartition(")")[2].split()[3])
         except (OSError, ValueError, IndexError):
             continue
-        if session == driver.pid and title.startswith(b"ray::EngineActor"):
-            found.append(int(place.name))
-    return sorted(found)
+        if title.startswith(b"ray::EngineActor"):
+            yield int(place.name), session
