@@ -1,0 +1,1 @@
+"""The needle grid: one sentence at every depth of contexts of every length."""
