@@ -78,12 +78,10 @@ class PromotedNight:
         stored = ResultStore(self.root).read_json(_POINTER, "delete it and promote a night")
         if stored is None:
             return None
-        try:
-            name = str(stored["night"])
-        except KeyError as error:
-            raise BaselineError(
-                f"{self.root / _POINTER} names no night; delete it and promote a night"
-            ) from error
+        name = stored.get("night")
+        # A folder beside it: what leads elsewhere was written by somebody else.
+        if not isinstance(name, str) or "\0" in name or not name or Path(name).name != name:
+            raise BaselineError(f"{self.root / _POINTER} names no night; delete it and promote a night")
         # Only the name is stored, not the path: the nights may be moved together, or mounted elsewhere.
         return Baseline(name, f"night {name}, promoted here", rows_of(self.root / name))
 
