@@ -80,7 +80,7 @@ class PromotedNight:
             return None
         name = stored.get("night")
         # A folder beside it: what leads elsewhere was written by somebody else.
-        if not isinstance(name, str) or "\0" in name or not name or Path(name).name != name:
+        if not isinstance(name, str) or name in ("", "..") or "\0" in name or Path(name).name != name:
             raise BaselineError(f"{self.root / _POINTER} names no night; delete it and promote a night")
         # Only the name is stored, not the path: the nights may be moved together, or mounted elsewhere.
         return Baseline(name, f"night {name}, promoted here", rows_of(self.root / name))
