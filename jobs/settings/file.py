@@ -91,7 +91,11 @@ def parsed(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
     PyYAML itself raises all sorts for dates that are none, numbers of too many digits, nesting too deep and wrong tags.
     """
     try:
-        return yaml.load(text, Loader=loader)
+        value = yaml.load(text, Loader=loader)
+        # An escape may name one, and neither a file nor an address could take it.
+        if "\\u" in text.lower() and _has_half_a_character(value):
+            raise yaml.YAMLError("\\ud800 to \\udfff are halves of a character; write the character itself")
+        return value
     except (yaml.YAMLError, _RepeatedKeyError):
         raise
     except RecursionError as error:
@@ -100,6 +104,17 @@ def parsed(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
         raise yaml.YAMLError(
             f"a value cannot be read ({type(error).__name__}: {error}); put it in quotes"
         ) from error
+
+
+def _has_half_a_character(value: Any) -> bool:
+    match value:
+        case str():
+            return any("\ud800" <= sign <= "\udfff" for sign in value)
+        case dict():
+            return any(map(_has_half_a_character, (*value.keys(), *value.values())))
+        case list() | tuple():
+            return any(map(_has_half_a_character, value))
+    return False
 
 
 def yaml_fault(error: yaml.YAMLError) -> str:

@@ -27,7 +27,9 @@ def tracked_datasets(
 
     `read` tells what files each task's items were read from, as the run's metadata has it.
     """
-    asked = [it for it in settings.get("tasks") or () if isinstance(it, Mapping)]
+    # The folder's file may have been edited.
+    tasks = settings.get("tasks")
+    asked = [it for it in tasks if isinstance(it, Mapping)] if isinstance(tasks, list | tuple) else []
     return [_dataset(task, of_task, asked, read) for task, of_task in grouped(rows, task_of).items()]
 
 

@@ -23,6 +23,7 @@ from tests.fakes.settings import MINIMAL, refused, write
         ("just words", "'just words'"),
         ("a: [1", "not valid YAML"),
         ("[a]: 1", "not valid YAML: while constructing a mapping, found unhashable key (line 1, column 1)"),
+        ('a: [{b: "x\\ud800"}]', r"not valid YAML: \ud800 to \udfff are halves of a character; write the"),
         ("a: \0", "not valid YAML: special characters are not allowed (character 4)"),
         (
             MINIMAL + "seed: 1\nseed: 2\n",

@@ -88,7 +88,8 @@ def test_what_the_items_were_read_from_is_told_with_each_task(rows: list[Row]) -
 def test_settings_that_are_lost_and_benchmarks_that_are_not_registered_cost_the_source_alone(
     rows: list[Row],
 ) -> None:
-    assert digests(rows) == {it.name: it.digest for it in tracked_datasets(rows, {})}
+    for lost in ({}, {"tasks": 5}, {"tasks": "x"}, {"tasks": [None]}, {"tasks": float("nan")}):
+        assert digests(rows) == {it.name: it.digest for it in tracked_datasets(rows, lost)}
     (of_mine,) = tracked_datasets([rows[0] | {"item_id": "mine/t/0"}], {"tasks": [{"name": "mine/t"}]})
     assert json.loads(of_mine.source) == {"asked_for": [{"name": "mine/t"}], "comes_from": []}
 
