@@ -18,6 +18,7 @@ import importlib
 import multiprocessing
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -208,6 +209,19 @@ def run_seeds(options: argparse.Namespace, folder: Path) -> Mapping[str, Tally]:
     return tallies
 
 
+def _end_on_sigterm() -> None:
+    """End as on Ctrl-C, so that servers and clusters end as well; drivers, which are forks, know nothing of it."""
+    own = os.getpid()
+
+    def end(number: int, _: object) -> None:
+        if os.getpid() == own:
+            raise SystemExit(128 + number)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def _make_database(uri: str) -> None:
     from jobs.tracking.connection import connect
 
@@ -243,6 +257,7 @@ def main() -> int:
 
     # Drivers are forks, and threads do not come with a fork.
     torch.set_num_threads(1)
+    _end_on_sigterm()
     os.environ["OMP_NUM_THREADS"] = "1"
     for module in _READ_BEFORE:
         importlib.import_module(module)

@@ -154,6 +154,7 @@ def drive(world: World, name: str = "driver", arguments: Sequence[str] = ()) -> 
         os.setsid()
         # What a shell in the background has switched off is heard again.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         if world.nodes:
