@@ -17,13 +17,14 @@ def version_of(policy: Policy) -> str:
 
 
 def _version_of_part(policy: Policy) -> str:
-    from kvmerger.policies.own_modules import source_of
+    from kvmerger.policies.own_modules import sources_of
 
     version = str(policy.version)
     # A form may be the user's where the part is ours, and the other way round.
     for made in (policy, policy.form):
         if made is not None and not type(made).__module__.startswith("kvmerger."):
             # Nobody else's tests watch over a user's version number, so the code itself counts too: that which runs, not
-            # what was saved since.
-            version += f"+{hashlib.sha256(source_of(type(made))).hexdigest()[:_SOURCE_DIGITS]}"
+            # what was saved since, and what it imports from beside it.
+            source = b"".join(sources_of(type(made)))
+            version += f"+{hashlib.sha256(source).hexdigest()[:_SOURCE_DIGITS]}"
     return f"{version}+{policy.code_version}" if policy.code_version else version

@@ -1,11 +1,12 @@
 """A user's module is imported, or refused in a sentence that names the line at fault and the remedy.
 
 Its code runs here and may raise or end whatever it likes: nothing of that is a bug of ours, and none of it ends the process.
-What is run is what the file holds, and `source_of` tells those bytes however often the file is saved afterwards.
+What is run is what the file holds, and `sources_of` tells those bytes however often the file is saved afterwards.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import sys
@@ -62,12 +63,57 @@ def attribute_at(path: str, kind: str) -> Any:
         ) from error
 
 
-def source_of(kind: type) -> bytes:
-    """The file of a class's module as it was when it was imported; raises what looking for it raises."""
+def sources_of(kind: type) -> list[bytes]:
+    """The file of a class's module as it was when it was imported, then those beside it that it imports, by module's name.
+
+    What is installed, or imported by another word than `import` or not until a function is called, is not among them. Raises
+    what looking for the class's own file raises.
+    """
     name = kind.__module__
     if name not in _sources:  # somebody else imported it, and so long ago nobody looked
         _sources[name] = Path(inspect.getfile(kind)).read_bytes()
+    place, found = _place_of(name), {name}
+    waiting = [] if place is None else [name]
+    while waiting:
+        # Not all that was imported meanwhile: another policy's helpers would come and go with it.
+        beside = {it for it in _imported_by(waiting.pop()) if it not in found and _place_of(it) == place}
+        found |= beside
+        waiting += beside
+    return [_sources[name], *(_source(it) for it in sorted(found - {name}))]
+
+
+def _source(name: str) -> bytes:
+    if name not in _sources:
+        _sources[name] = Path(str(sys.modules[name].__file__)).read_bytes()
     return _sources[name]
+
+
+def _imported_by(name: str) -> set[str]:
+    """Modules that are imported and that the module's statements name; what is no module among them does no harm."""
+    package = getattr(sys.modules.get(name), "__package__", None) or ""
+    asked: set[str] = set()
+    for node in ast.walk(ast.parse(_source(name))):
+        if isinstance(node, ast.Import):
+            asked |= {it.name for it in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join([*package.split(".")[: 1 - node.level or None], *filter(None, [base])])
+            asked |= {base, *(f"{base}.{it.name}" for it in node.names)}
+    parents = {
+        ".".join(parts[:end]) for it in asked for parts in [it.split(".")] for end in range(1, len(parts))
+    }
+    return {it for it in asked | parents if it in sys.modules}
+
+
+def _place_of(name: str) -> Path | None:
+    """The folder that a module is imported from; None for what is no file of source, or is installed or ours."""
+    module, top = sys.modules.get(name), sys.modules.get(name.partition(".")[0])
+    file = getattr(module, "__file__", None)
+    if top is None or not file or not file.endswith(_FILE_ENDING) or _is_ours(name) or _is_installed(file):
+        return None
+    folders = list(getattr(top, "__path__", []))
+    return Path(folders[0] if folders else str(top.__file__)).resolve().parent
 
 
 class _ReadOnce(SourceFileLoader):
@@ -90,7 +136,7 @@ class _OwnFinder:
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.origin is None or type(spec.loader) is not SourceFileLoader:
             return None
-        if fullname.partition(".")[0] != __name__.partition(".")[0] and not _is_installed(spec.origin):
+        if not _is_ours(fullname) and not _is_installed(spec.origin):
             spec.loader = _ReadOnce(fullname, spec.origin)
         return spec
 
@@ -105,6 +151,10 @@ def _read_once() -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(finder)
+
+
+def _is_ours(name: str) -> bool:
+    return name.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _is_installed(origin: str) -> bool:

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ _METHODS = ("compress", "forward_hook", "post_init_from_model")
 # Set by kvpress itself while it runs, and by nobody where it does not: see `catalogue`.
 _SET_AFTERWARDS = {"FinchPress": ("window_size",)}
 _DIGITS = 12
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def is_press(found: object) -> bool:
@@ -211,14 +213,16 @@ def code_version(text: str) -> str:
     parts = [_package_version()] if any(top_module(it.__module__) == PACKAGE for it in classes) else []
     # By file: several classes may be of one.
     sources = {
-        inspect.getfile(it): own_modules.source_of(it)
+        inspect.getfile(it): b"".join(own_modules.sources_of(it))
         for it in classes
         if top_module(it.__module__) != PACKAGE
     }
     if sources:
         parts.append(_digest(sources[file] for file in sorted(sources)))
     if not isinstance(found_at(path), type):
-        parts.append(repr(press) if is_dataclass(press) else f"{type(press).__name__}({vars(press)})")
+        looks = repr(press) if is_dataclass(press) else f"{type(press).__name__}({vars(press)})"
+        # Where a function lies in memory is another place in every process.
+        parts.append(_ADDRESS.sub("", looks))
     return "+".join(parts)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from kvmerger.building import build
 from kvmerger.names import VariantError, words_of_path
-from kvmerger.policies.own_modules import attribute_at, source_of
+from kvmerger.policies.own_modules import attribute_at, sources_of
 
 POLICY = """
 from dataclasses import dataclass
@@ -133,7 +133,7 @@ def test_what_is_run_is_what_the_file_holds_and_its_source_stays_known(folder: P
         kind = attribute_at(f"{name}:Mine", "policy")
         assert vars(sys.modules.pop(name))["NUMBER"] == number
         file.write_text("NUMBER = 'saved since'")
-        assert source_of(kind) == source
+        assert sources_of(kind) == [source]
 
 
 def test_modules_that_it_imports_are_read_once_too_and_others_are_not_touched(folder: Path) -> None:
@@ -144,7 +144,40 @@ def test_modules_that_it_imports_are_read_once_too_and_others_are_not_touched(fo
     kind = attribute_at("uses_beside:Mine", "policy")
     assert sys.meta_path == finders
     (folder / "beside_it.py").write_text("")
-    assert kind.__module__ == "beside_it" and source_of(kind) == POLICY.encode()
+    assert kind.__module__ == "beside_it" and sources_of(kind) == [POLICY.encode()]
     assert type(sys.modules["colorsys"].__loader__) is SourceFileLoader
     for name in ("uses_beside", "beside_it"):
+        sys.modules.pop(name)
+
+
+def test_what_a_policy_imports_from_beside_it_is_a_part_of_its_source_and_nothing_else_is(
+    folder: Path,
+) -> None:
+    files = {
+        "own_a.py": f"import own_b, json, numpy\nimport own_pack.deep as deep\n{POLICY}",
+        "own_b.py": "from own_c import ANY\n",
+        "own_c.py": "ANY = 1\nimport own_b\n",
+        "own_other.py": f"import own_d\n{POLICY}",
+        "own_d.py": "",
+        "own_pack/__init__.py": "",
+        "own_pack/deep.py": "from . import near\nfrom .near import ANY\n",
+        "own_pack/near.py": "ANY = 1\n",
+        "own_pack/unused.py": "",
+    }
+    (folder / "own_pack").mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    other = attribute_at("own_other:Mine", "policy")
+    kind = attribute_at("own_a:Mine", "policy")
+    names = [
+        "own_a.py",
+        "own_b.py",
+        "own_c.py",
+        "own_pack/__init__.py",
+        "own_pack/deep.py",
+        "own_pack/near.py",
+    ]
+    assert sources_of(kind) == [files[name].encode() for name in names]
+    assert sources_of(other) == [files["own_other.py"].encode(), b""]
+    for name in [it for it in sys.modules if it.startswith("own_")]:
         sys.modules.pop(name)

@@ -121,9 +121,11 @@ def test_versions_follow_kvpress_and_the_code_and_values_of_users_presses(
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     text = (
-        "from kvpress import KnormPress, SnapKVPress\n"
+        "from dataclasses import dataclass\nfrom kvpress import KnormPress, SnapKVPress\n"
         "class Mine(KnormPress):\n    pass\n"
         "best = SnapKVPress(window_size={})\n"
+        "@dataclass\nclass Fn(KnormPress):\n    how: object = None\n"
+        "odd = Fn(how=lambda: 1)\n"
     )
 
     def versions(module: str, window: int) -> list[str]:
@@ -131,7 +133,7 @@ def test_versions_follow_kvpress_and_the_code_and_values_of_users_presses(
         entries = [
             {"name": f"{module}:Mine", "budget": 0.5}, {"name": f"{module}:best", "budget": 0.5},
             {"name": "kvpress:AdaKVPress", "press": {"name": f"{module}:Mine"}, "budget": 0.5},
-            {"name": "kvpress:SnapKVPress", "budget": 0.5},
+            {"name": "kvpress:SnapKVPress", "budget": 0.5}, {"name": f"{module}:odd", "budget": 0.5},
         ]  # fmt: skip
         return [_facts_of(build_variant(spec)).version for spec in parse_policies(entries)]
 
@@ -139,6 +141,8 @@ def test_versions_follow_kvpress_and_the_code_and_values_of_users_presses(
     assert all(it.startswith("1+kvpress0.5.5-") for it in first)
     assert first[3] == changed[3] and not {*first[:3]} & {*changed[:3]}
     assert "window_size=16" in first[1] and "window_size=32" in changed[1]
+    # No address of this process, or another one would find none of its rows, and refuse to make more.
+    assert "how=<function <lambda>>" in first[4]
 
 
 def test_contracts_are_tried_on_users_presses_alone(monkeypatch: pytest.MonkeyPatch) -> None:
