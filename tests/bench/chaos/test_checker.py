@@ -56,6 +56,18 @@ def test_a_row_that_is_dropped_or_doubled_is_counted(
     assert (doubled.lost, doubled.doubled, doubled.changed) == (0, 1, 0) and not doubled.is_sound
 
 
+def test_a_row_that_nobody_owes_is_counted_unless_it_is_one_of_an_earlier_version(
+    tmp_path: Path, rows: dict[str, list[Row]]
+) -> None:
+    expected, _ = rows_in(stored(tmp_path / "a", rows))
+    added = stored(tmp_path / "b", rows | {"u3": [make_row("earlier", "u3", score=0.5)]})
+    earlier, _ = rows_in(added)
+    assert compared(added, expected).changed == 1
+    assert compared(added, expected, earlier).is_sound
+    changed = stored(tmp_path / "c", rows | {"u3": [make_row("earlier", "u3", score=0.25)]})
+    assert compared(changed, expected, earlier).changed == 1
+
+
 @pytest.mark.parametrize("column", ["score", "answer_nll", "kv_bytes", "prediction", "item_id"])
 def test_one_bit_of_a_value_is_seen(
     tmp_path: Path, rows: dict[str, list[Row]], column: str, seed: int
