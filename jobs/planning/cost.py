@@ -7,10 +7,12 @@ slots is an outcome of the prompt, all are assumed kept, so that a prediction is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from jobs.planning.sizes import ForeseenSize, bytes_per_token
-from jobs.planning.work import ModelFacts, PlannedItem
+from jobs.planning.work import ModelFacts, PlannedItem, WorkUnit
 from kvmerger.variants import REFERENCE_LABELS
 
 _PREFILL_TOKENS_PER_STEP = 50
@@ -18,6 +20,59 @@ _PREFILL_TOKENS_PER_STEP = 50
 
 _PREFILLS_PER_REPETITION = 1.5
 """A second pass feeds the context once more, on top of all of it: one to two prefills, the longer the context the more."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCost:
+    """What the owed rows of one task will take.
+
+    Attributes:
+        prompt_tokens: read once each: every context once a unit, and each question's tail.
+        answer_tokens: the most that all rows together may say.
+        kv_bytes: the most bytes of K/V at once, of the largest unit that has one of its items.
+        cost_tokens: how long, in tokens of prefill. Those of all tasks add up to the units' sum.
+    """
+
+    task: str
+    num_items: int
+    prompt_tokens: int
+    answer_tokens: int
+    kv_bytes: int
+    cost_tokens: float
+
+
+def task_costs(units: Sequence[WorkUnit], kv_bytes: Mapping[str, int]) -> tuple[TaskCost, ...]:
+    """The cost of every task that `units` have items of, in their order; `kv_bytes` by the units' ids."""
+    items: dict[str, set[str]] = {}
+    prompts, answers, prices = Counter[str](), Counter[str](), dict[str, float]()
+    most: dict[str, int] = {}
+    for unit in units:
+        rows = Counter(key.item_id for key in unit.row_keys)
+        steps = [cost_tokens_of(0, [it.item.max_new_tokens], is_repeated=False) for it in unit.items]
+        contexts = [len(unit.items[its[0]].tokens.context_ids) for its in unit.contexts]
+        # Passes over prompts cost the same per token throughout a unit: once, or more where they are repeated.
+        per_token = (unit.cost_tokens - sum(steps)) / max(1, sum(contexts))
+        for its, num_tokens in zip(unit.contexts, contexts, strict=True):
+            # Where tasks share a context, the one that comes first is charged with it.
+            first = task_of(unit.items[its[0]])
+            prompts[first] += num_tokens
+            prices[first] = prices.get(first, 0.0) + num_tokens * per_token
+            for index in its:
+                planned, task = unit.items[index], task_of(unit.items[index])
+                items.setdefault(task, set()).add(planned.item.item_id)
+                prompts[task] += len(planned.tokens.tail_ids)
+                answers[task] += rows[planned.item.item_id] * planned.item.max_new_tokens
+                prices[task] = prices.get(task, 0.0) + steps[index]
+                most[task] = max(most.get(task, 0), kv_bytes[unit.unit_id])
+    return tuple(
+        TaskCost(task, len(ids), prompts[task], answers[task], most[task], prices[task])
+        for task, ids in items.items()
+    )
+
+
+def task_of(planned: PlannedItem) -> str:
+    """The task's name as the settings have it, and its length where one shapes it."""
+    return f"{planned.item.benchmark}/{planned.item.task}"
 
 
 def context_bytes(

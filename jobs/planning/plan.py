@@ -46,8 +46,8 @@ class VariantCounts:
 class Plan:
     """All rows in the order of tasks, items and variants, and the units for those that are owed.
 
-    `typical_tokens` is the median of what is compressed of a prompt, and `typical_bytes` the full cache's keys and values
-    of so many.
+    `typical_tokens` is the median of what is compressed of a prompt, of items with a context (0: none has one), and
+    `typical_bytes` the full cache's keys and values of so many.
     """
 
     rows: tuple[PlannedRow, ...]
@@ -156,8 +156,12 @@ def _checked_items(items_by_task: Mapping[str, Sequence[BenchmarkItem]]) -> list
 
 
 def _typical_tokens(rows: Sequence[PlannedRow]) -> int:
-    """The median of the context tokens of all items that have a prompt; 0 where none has."""
-    by_item = {it.item.item_id: len(it.planned.tokens.context_ids) for it in rows if it.planned is not None}
+    """The median of the context tokens of all items that have a prompt and a context in it; 0 where none has."""
+    by_item = {
+        it.item.item_id: len(it.planned.tokens.context_ids)
+        for it in rows
+        if it.planned is not None and not it.planned.tokens.is_context_free
+    }
     return statistics.median_low(by_item.values()) if by_item else 0
 
 

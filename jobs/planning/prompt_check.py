@@ -24,8 +24,9 @@ class PromptCheck:
     """One task's prompts. Token counts are of the whole input; texts are those of the task's first sound prompt.
 
     `bos` and `template` say in words how often BOS stands in that prompt and who put it there, and what became of the
-    model's chat template. `compressed_end` and `tail` are the text on both sides of the cut between what is compressed
-    and what is not. `warnings` are sentences on items whose text or gold answer is not what their author may think.
+    model's chat template. `is_context_free`: nothing of it is compressed. `compressed_end` and `tail` are the text on both
+    sides of the cut between what is compressed and what is not. `warnings` are sentences on items whose text or gold answer
+    is not what their author may think.
     """
 
     task: str
@@ -35,6 +36,7 @@ class PromptCheck:
     median_tokens: int
     longest_tokens: int
     longest_untruncated_tokens: int
+    is_context_free: bool
     bos: str
     template: str
     answer_prefix: str
@@ -72,6 +74,7 @@ def _check(task: str, num_items: int, prompts: Sequence[PlannedItem], tokenizer:
         median_tokens=int(statistics.median(lengths)),
         longest_tokens=max(lengths),
         longest_untruncated_tokens=max(it.tokens.num_original_tokens for it in prompts),
+        is_context_free=first.tokens.is_context_free,
         bos=_bos(ids, tokenizer),
         template=_template(first.item, tokenizer),
         answer_prefix=first.item.answer_prefix,

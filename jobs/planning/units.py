@@ -84,7 +84,12 @@ def size_of(unit: WorkUnit, sizes: SizeForecast) -> UnitSize:
         num_tokens = len(items[0].tokens.context_ids)
         # Of what cannot be foreseen everything may be kept.
         everything = ForeseenSize(num_tokens, sizes.full_bytes(num_tokens))
-        held = {spec.label: sizes.of(spec.label, num_tokens) or everything for spec in unit.variants}
+        # Of a prompt without context every variant keeps everything, in the model's dtype.
+        is_whole = items[0].tokens.is_context_free
+        held = {
+            spec.label: everything if is_whole else sizes.of(spec.label, num_tokens) or everything
+            for spec in unit.variants
+        }
         own = [
             size
             for label, size in held.items()

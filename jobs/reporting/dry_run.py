@@ -16,6 +16,7 @@ from evaluators.prompting import QueryMode
 from evaluators.tokenizer import decode
 from jobs.analysis.forecast import Forecast
 from jobs.console.addresses import shown_address
+from jobs.planning.cost import task_costs
 from jobs.planning.plan import Plan, VariantCounts
 from jobs.planning.preparation import Prepared
 from jobs.planning.prompt_check import PromptCheck
@@ -50,9 +51,10 @@ def render_dry_run(
         style="bold",
     )
     plan = render_plan(prepared.plan, prepared.model.weight_bytes)
+    costs = render_costs(prepared.plan, forecast)
     said = [_warning(text) for text in prepared.warnings]
     asked = [Text(shown_query_mode(settings)), Text(shown_tracking(settings))]
-    return Group(*asked, *said, Text(), render_prompts(checks, end_tokens), plan, price)
+    return Group(*asked, *said, Text(), render_prompts(checks, end_tokens), plan, Text(), costs, price)
 
 
 def shown_query_mode(settings: Settings) -> str:
@@ -90,6 +92,36 @@ def shown_source(forecast: Forecast) -> str:
     return f"from the model's {millions:,.0f} M parameters; an order of magnitude only"
 
 
+def render_costs(plan: Plan, forecast: Forecast) -> RenderableType:
+    """What each task's owed rows take: tokens read and said, time, memory. Nothing where no row is owed."""
+    costs = task_costs(plan.units, {size.unit_id: size.kv_bytes for size in plan.unit_sizes})
+    price = sum(it.cost_tokens for it in costs)
+    if not price:
+        return Text("nothing is left to compute")
+    table = _table("task", "items", "prompt tokens", "answer tokens", "time", "K/V at once")
+    for it in costs:
+        seconds = forecast.device_s * it.cost_tokens / price
+        numbers = (
+            f"{it.num_items:,}",
+            f"{it.prompt_tokens:,}",
+            f"≤ {it.answer_tokens:,}",
+            _short_duration(seconds),
+        )
+        table.add_row(it.task, *numbers, f"≤ {human_bytes(it.kv_bytes)}")
+    legend = Text(
+        "of what is left to compute; prompts are read once, answers are those of all variants; time as if each took all "
+        "the tokens it may have",
+        style="dim",
+    )
+    return Group(table, legend)
+
+
+def _short_duration(seconds: float) -> str:
+    if seconds < _S_PER_MIN:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / _S_PER_MIN:.0f} min" if seconds < _S_PER_HOUR else f"{seconds / _S_PER_HOUR:.1f} h"
+
+
 def render_plan(plan: Plan, weight_bytes: int) -> RenderableType:
     """Cells by variant, the largest units with their bytes, and what will fail or say nothing.
 
@@ -107,12 +139,24 @@ def render_plan(plan: Plan, weight_bytes: int) -> RenderableType:
         f"predicted K/V: at most {human_bytes(plan.predicted_bytes)} at once (the largest unit){weights}; "
         f"{human_bytes(num_bytes)} over all units"
     )
-    legend = Text(
-        f"of the median context ({plan.typical_tokens:,} tokens): slots per KV head, bytes of keys and values without "
-        f"positions; ≤: the prompt decides",
-        style="dim",
+    return Group(
+        _variant_table(plan),
+        Text(_said_of_sizes(plan), style="dim"),
+        *_warnings(plan),
+        Text(),
+        _unit_table(plan),
+        memory,
+        sums,
     )
-    return Group(_variant_table(plan), legend, *_warnings(plan), Text(), _unit_table(plan), memory, sums)
+
+
+def _said_of_sizes(plan: Plan) -> str:
+    if not plan.typical_tokens:
+        return "no item has a context: every variant holds its whole prompt, and budgets bound prompt and answer together"
+    return (
+        f"of the median context ({plan.typical_tokens:,} tokens): slots per KV head, bytes of keys and values without "
+        "positions; ≤: the prompt decides"
+    )
 
 
 @dataclass(frozen=True)
@@ -184,7 +228,9 @@ def _warnings(plan: Plan) -> list[Text]:
         if it.num_impossible
     ]
     degenerate = [
-        Text(f"degenerate: {it.label} keeps everything on {it.num_degenerate} of {it.num_rows} items")
+        Text(
+            f"degenerate: {it.label} leaves the cache as it is on {it.num_degenerate} of {it.num_rows} items"
+        )
         for it in plan.variants
         if it.num_degenerate
     ]
@@ -214,21 +260,26 @@ def _block(check: PromptCheck, end_tokens: Sequence[str]) -> Table:
     if check.num_truncated:
         truncated += f" (the longest had {check.longest_untruncated_tokens:,} tokens)"
     facts = {
-        "tokens": f"median {check.median_tokens:,}, longest {check.longest_tokens:,}; "
-        f"of the first {check.tail_tokens} are tail, never compressed",
+        "tokens": f"median {check.median_tokens:,}, longest {check.longest_tokens:,}; {_kept_out(check)}",
         "cut in the middle": truncated,
         "chat template": check.template,
         "BOS": check.bos,
-        "compressed up to": repr(check.compressed_end),
+        "the prompt ends" if check.is_context_free else "compressed up to": repr(check.compressed_end),
         "tail": repr(check.tail),
         "answer prefix": repr(check.answer_prefix) if check.answer_prefix else "none",
         "first gold answer": repr(check.first_gold) if check.first_gold else "none: only scored without one",
-        "answer ends at": f"{check.max_new_tokens} tokens, or {' '.join(end_tokens) or 'nothing else'}",
+        "answer ends at": f"{check.max_new_tokens:,} tokens, or {' '.join(end_tokens) or 'nothing else'}",
     }
     for head, text in facts.items():
         # As `Text`: a prompt may hold square brackets, which rich would take for its markup.
         table.add_row(head, Text(text))
     return table
+
+
+def _kept_out(check: PromptCheck) -> str:
+    if check.is_context_free:
+        return "no context: nothing is compressed before the answer"
+    return f"of the first {check.tail_tokens} are tail, never compressed"
 
 
 def _prompt_warnings(check: PromptCheck, end_tokens: Sequence[str]) -> Iterator[Text]:

@@ -163,3 +163,16 @@ def test_batches_are_of_short_contexts_and_no_larger_than_they_may_be(
     if short and all(num_items == 1 for _, num_items in sizes):
         num_long = len(sizes) - len(short)
         assert len(members) == num_long + -(-len(short) // most_items), "no batch has room left but the last"
+
+
+def test_of_a_prompt_without_context_every_variant_holds_everything() -> None:
+    (asked,) = plan_of(
+        settings_of(["full", "knorm@0.5"]), [item(0, before_context="", context="")]
+    ).unit_sizes
+    (whole,) = plan_of(
+        settings_of(["full", "knorm@1.0"]), [item(0, before_context="", context="")]
+    ).unit_sizes
+    assert asked.kv_bytes == whole.kv_bytes
+    plan = plan_of(settings_of(["full", "knorm@0.5"]), [item(0, before_context="", context=""), item(1)])
+    assert plan.typical_tokens == len(plan.rows[-1].planned.tokens.context_ids)
+    assert plan_of(settings_of(), [item(0, before_context="", context="")]).typical_tokens == 0

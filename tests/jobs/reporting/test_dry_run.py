@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 
 from jobs.analysis.forecast import Forecast
-from jobs.reporting.dry_run import render_plan, shown_query_mode, shown_source, shown_tracking
+from jobs.reporting.dry_run import render_costs, render_plan, shown_query_mode, shown_source, shown_tracking
 from jobs.settings.schema import Settings
-from tests.fakes.plans import item, plan_of
+from tests.fakes.plans import Model, item, plan_of
 from tests.fakes.plans import settings_of as planned_settings
 
 
@@ -64,3 +64,33 @@ def test_where_mlflow_will_have_it_is_told_with_the_variable_that_says_so(
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "17")
     by_id = settings_of(tracking={"uri": uri, "experiment_id": "17"})
     assert shown_tracking(by_id).endswith(", experiment with the id 17 (of MLFLOW_EXPERIMENT_ID)")
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_every_task_is_told_with_what_it_takes(width: int) -> None:
+    items = [item(0), item(1, task="aime24", before_context="", context="", max_new_tokens=8192)]
+    plan = plan_of(planned_settings(), items, model=Model(max_positions=20_000))
+    console = Console(width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(render_costs(plan, Forecast(7200.0, 0, 10**9)))
+    lines = {line.split()[0]: line.split() for line in captured.get().splitlines()}
+    # Four rows an item: three references, and one policy.
+    assert lines["bench/task"][3:5] == ["≤", "16"] and lines["bench/aime24"][3:5] == ["≤", "32,768"]
+    assert lines["bench/aime24"][5:7] == ["2.0", "h"], "the long answer takes nearly all of the two hours"
+    assert lines["bench/task"][5:7] == [lines["bench/task"][5], "s"]
+
+
+def test_without_any_context_no_size_is_told_that_nothing_will_have() -> None:
+    plan = plan_of(planned_settings(), [item(0, before_context="", context="")])
+    console = Console(width=160, color_system=None)
+    with console.capture() as captured:
+        console.print(render_plan(plan, 0))
+    assert "no item has a context: every variant holds its whole prompt" in captured.get()
+    assert "of the median context" not in captured.get()
+    assert "degenerate: knorm@0.5 leaves the cache as it is on 1 of 1 items" in captured.get()
+
+
+def test_nothing_owed_is_said() -> None:
+    whole = plan_of(planned_settings(), [item(0)])
+    done = plan_of(planned_settings(), [item(0)], done=[it.key.identity for it in whole.rows])
+    assert str(render_costs(done, Forecast(0.0, 0, 1))) == "nothing is left to compute"
