@@ -30,9 +30,16 @@ class ListingError(ValueError):
     """A word that none of the lists is called."""
 
 
+class _Asked(NamedTuple):
+    """Columns to print on, and the benchmark whose tasks are wanted; None: all."""
+
+    width: int
+    benchmark: str | None = None
+
+
 class _List(NamedTuple):
     about: str
-    table: Callable[[int], RenderableType]
+    table: Callable[[_Asked], RenderableType]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog=program("ls"), description="List what a settings file can name.")
     parser.add_argument(
         "what", nargs="?", metavar="WHAT", help=f"{', '.join(_LISTS)} (default: what there is)"
+    )
+    parser.add_argument(
+        "benchmark",
+        nargs="?",
+        metavar="BENCHMARK",
+        help="behind `tasks`: one benchmark's only, as `ls tasks ruler`",
     )
     parser.add_argument("--width", type=int, help="columns to print on (default: the terminal's)")
     options = parser.parse_args(arguments)
@@ -55,11 +68,13 @@ def _list(options: argparse.Namespace) -> int:
         raise ListingError(
             f"there is no list of {options.what!r}{nearest(options.what, _LISTS)}; ls shows {', '.join(_LISTS)}"
         )
-    console.print(_LISTS[options.what].table(console.width))
+    if options.benchmark is not None and options.what != "tasks":
+        raise ListingError(f"ls {options.what} takes no name, got {options.benchmark!r}; leave it out")
+    console.print(_LISTS[options.what].table(_Asked(console.width, options.benchmark)))
     return EXIT_OK
 
 
-def _policies(_: int) -> Group:
+def _policies(_: _Asked) -> Group:
     from kvmerger import serving
     from kvmerger.policies import registry
     from kvmerger.policies.storage import forms
@@ -96,10 +111,8 @@ def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
 
 
-def _tasks(width: int) -> Group:
-    from evaluators import registry
-
-    infos = registry.describe_tasks()
+def _tasks(asked: _Asked) -> Group:
+    infos = _wanted(asked.benchmark)
     sizes = [
         (it.num_items, it.context, f"{it.answer_tokens:,}" if it.answer_tokens else "yours") for it in infos
     ]
@@ -107,21 +120,41 @@ def _tasks(width: int) -> Group:
     rows: list[tuple[str, ...]] = [
         (it.name, it.about, *size, it.metric) for it, size in zip(infos, sizes, strict=True)
     ]
-    if width < _WIDE:
-        heads = ("task", "what is asked: items; context; answer", "metric")
-        rows = [
-            (it.name, f"{it.about}: {'; '.join(size)}", it.metric)
-            for it, size in zip(infos, sizes, strict=True)
-        ]
+    is_wide = asked.width >= _WIDE
+    if not is_wide:
+        heads = ("task", "what is asked\nitems; context; answer; metric")
+        rows = [(name, f"{about}\n{'; '.join(rest)}") for name, about, *rest in rows]
     tasks = _table(heads, rows)
     # What a benchmark's tasks have in common is said once.
+    heads = ("benchmark", "where its rows come from", "licence", "what it tells apart")
+    rows = [(name, *map(_each_once, told)) for name, told in _told_of_benchmarks(infos).items()]
+    if not is_wide:
+        heads = ("benchmark", "what it tells apart; licence; where its rows come from")
+        rows = [(name, f"{tells}\n{licence}\n{source}") for name, source, licence, tells in rows]
     told = _table(
-        ("benchmark", "where its rows come from", "licence", "what it tells apart"),
-        ((name, *map(_each_once, told)) for name, told in _told_of_benchmarks(infos).items()),
-        caption="answer: tokens at most, `max_new_tokens` sets others. `data` names a folder, a file, "
-        "hf://datasets/OWNER/NAME@COMMIT or s3://BUCKET/KEY; docs/benchmarks.md says more.",
+        heads,
+        rows,
+        caption="answer: tokens at most, `max_new_tokens` sets others. `ls tasks BENCHMARK` shows one's alone. `data` "
+        "names a folder, a file, hf://datasets/OWNER/NAME@COMMIT or s3://BUCKET/KEY; docs/benchmarks.md says more.",
     )
     return Group(tasks, Text(), told)
+
+
+def _wanted(benchmark: str | None) -> tuple[TaskInfo, ...]:
+    from evaluators import registry
+
+    infos = tuple(registry.describe_tasks())
+    if benchmark is None:
+        return infos
+    # A task's own name says which benchmark is meant, too.
+    name = benchmark.partition("/")[0]
+    found = tuple(it for it in infos if it.name.partition("/")[0] == name)
+    if not found:
+        names = tuple(dict.fromkeys(it.name.partition("/")[0] for it in infos))
+        raise ListingError(
+            f"there is no benchmark {benchmark!r}{nearest(name, names)}; ls tasks shows {', '.join(names)}"
+        )
+    return found
 
 
 def _told_of_benchmarks(infos: Iterable[TaskInfo]) -> dict[str, list[tuple[str, ...]]]:
@@ -136,7 +169,7 @@ def _each_once(texts: Iterable[str]) -> str:
     return "\n".join(dict.fromkeys(texts))
 
 
-def _metrics(_: int) -> Table:
+def _metrics(_: _Asked) -> Table:
     from evaluators import scoring
 
     rows = (
@@ -149,7 +182,7 @@ def _metrics(_: int) -> Table:
     )
 
 
-def _settings(_: int) -> Table:
+def _settings(_: _Asked) -> Table:
     from jobs.settings.file import first_words, shipped_names
 
     return _table(
@@ -159,7 +192,7 @@ def _settings(_: int) -> Table:
     )
 
 
-def _models(_: int) -> Table:
+def _models(_: _Asked) -> Table:
     from kvmerger.models.source import SUPPORTED_MODEL_TYPES, SUPPORTED_ROPE_TYPES
 
     families = ", ".join(SUPPORTED_MODEL_TYPES)

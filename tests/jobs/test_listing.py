@@ -51,6 +51,16 @@ def test_every_task_is_listed_with_its_size_and_what_it_tells_apart(
         assert sources.count(f"\n{it.name.partition('/')[0]} ") == 1, "said once a benchmark"
 
 
+def test_one_benchmarks_tasks_are_listed_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    by_task = printed(capsys, "tasks", "ruler/niah_single_1")
+    assert by_task == printed(capsys, "tasks", "ruler")
+    assert "ruler/vt" in by_task and "ruler_rows/" not in by_task and "longbench/" not in by_task
+    assert main(["ls", "tasks", "longbenhc"]) == 2
+    assert "no benchmark 'longbenhc' (did you mean 'longbench'?)" in capsys.readouterr().err
+    assert main(["ls", "models", "ruler"]) == 2
+    assert "ls models takes no name, got 'ruler'" in capsys.readouterr().err
+
+
 def test_models_are_listed_with_their_families(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(capsys, "models")
     assert all(name in out for name in ["demo", *SUPPORTED_MODEL_TYPES])

@@ -1,7 +1,7 @@
 r"""GSM8K, MATH-500 and AIME: a question of a hundred tokens and an answer of hundreds to thousands that fills the cache.
 
-There is nothing to compress before the answer but for `gsm8k_cot`, whose eight worked examples are the context; these tasks
-are for policies that act while answering and for forms.
+There is nothing to compress before the answer but for `gsm8k_cot`, whose eight worked examples are the context. The others
+are for policies that act while answering.
 """
 
 from __future__ import annotations
@@ -141,8 +141,10 @@ class Reasoning:
             num_items=f"{_NUM_ITEMS[it.rows.repository]:,}",
             context="8 examples" if it.num_shots else "none",
             answer_tokens=it.max_new_tokens,
-            licence="the MAA's problems" if task.startswith("aime") else "MIT",
-            separates="what acts while answering, and coarse forms: the answer fills the cache",
+            licence="AIME: the MAA's problems" if task.startswith("aime") else "GSM8K, MATH-500: MIT",
+            separates="gsm8k_cot: eviction and forms of its examples"
+            if it.num_shots
+            else "what acts while answering: nothing else changes a cache that the answer fills",
         )
 
     def load_items(self, spec: TaskSpec, tokenizer: Tokenizer) -> list[BenchmarkItem]:

@@ -83,7 +83,18 @@ def test_the_number_that_is_stated(text: str, number: object) -> None:
 
 @pytest.mark.parametrize(
     ("said", "expected"),
-    [("\\boxed{055}", 1), ("\\boxed{\\textbf{(55) }}", 1), ("\\boxed{5}", 0), ("55", 0), ("\\boxed{-55}", 0)],
+    [
+        ("\\boxed{055}", 1),
+        ("\\boxed{\\textbf{(55) }}", 1),
+        ("\\boxed{n = 55.}", 1),
+        ("\\boxed{55^\\circ}", 1),
+        ("\\boxed{$55$}", 1),
+        ("\\boxed{5}", 0),
+        ("55", 0),
+        ("\\boxed{-55}", 0),
+        ("\\boxed{5,5}", 0),
+        ("\\boxed{55/1}", 0),
+    ],
 )
 def test_a_whole_number_of_aime(said: str, expected: int) -> None:
     assert score("boxed_integer", said, ["055"]) == expected
