@@ -89,7 +89,8 @@ def prepare(
         owed = {planned.key.label for planned in plan.rows if planned.is_owed}
         require_contracts((spec for spec in settings.variants if spec.label in owed), say)
     versions = {label: fact.version for label, fact in facts.items()}
-    cautions = check.cautions(settings.variants, plan.typical_tokens)
+    # Without any context there is no length at which a budget could mean something else than it says.
+    cautions = check.cautions(settings.variants, plan.typical_tokens) if plan.typical_tokens else []
     return Prepared(plan, read.info, read.tokenizer, versions, (*said, *cautions), sources)
 
 
