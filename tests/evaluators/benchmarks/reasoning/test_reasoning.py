@@ -45,7 +45,8 @@ def test_a_problem_is_an_item_whose_own_solution_is_right(
         assert item.is_context_free and item.prompt_text == f"{asked}\n\n{REQUEST}"
         assert item.use_chat_template and not item.stop_at_newline
     assert "<<" not in item.answers[0]
-    assert score_item(item.metric, item.answers[0], item.answers).parts == {"right": 1, "answered": 1}
+    said = "So 7. The answer is 7. Q: And 8? A: The answer is 8." if task == "gsm8k_cot" else item.answers[0]
+    assert score_item(item.metric, said, item.answers).parts == {"right": 1, "answered": 1}
     assert score_item(item.metric, "I do not know.", item.answers).parts == {"right": 0, "answered": 0}
 
 
