@@ -5,30 +5,23 @@ A moment is drawn over an actor's life, not the driver's: starting Ray takes mos
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from bench.chaos.driving import Done, Fault, Life, age, ended, moment, shown
 from bench.chaos.faults import interrupted, killed
+from bench.chaos.nodes import cluster
 from bench.chaos.world import Driver, World, actors_of, drive, write_settings
 
 _POLL_S = 0.05
-_NUM_NODES = 2
-_NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-_HEALTH_CHECKS = {  # Ray notices a dead node after 2 s instead of 15
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 500,
-    "health_check_failure_threshold": 4,
-}
 
 
 def wait_for(driver: Driver, is_so: Callable[[], object]) -> bool:
@@ -82,66 +75,13 @@ def actors_stopped(world: World, draw: random.Random, life: Life) -> Done:
     return Done(f"{len(found)} at {shown([] if at is None else [at])}", bool(found))
 
 
-@dataclass(frozen=True, slots=True)
-class Nodes:
-    """A Ray cluster of this machine: a head without cores, and nodes of one core each, by their raylet's process id."""
-
-    address: str
-    raylets: tuple[int, ...]
-
-    def actors(self) -> dict[int, list[int]]:
-        """The living engine actors of each node that lives."""
-        found: dict[int, list[int]] = {}
-        for raylet in self.raylets:
-            with suppress(psutil.Error):
-                inner = psutil.Process(raylet).children(recursive=True)
-                found[raylet] = [it.pid for it in inner if _is_actor(it)]
-        return found
-
-
 @contextmanager
 def with_nodes(world: World, inputs: Path) -> Iterator[World]:
     """The world with a cluster of its own."""
-    told, telling = os.pipe()
-    owner = os.fork()  # Ray's threads are not to be in the process whose forks are drivers
-    if owner == 0:
-        _own_a_cluster(telling)
-    os.close(telling)
-    try:
-        with os.fdopen(told) as pipe:
-            address, raylets = json.loads(pipe.readline())
-        rigged = replace(world, nodes=Nodes(address, tuple(raylets)))
+    with cluster() as nodes:
+        rigged = replace(world, nodes=nodes)
         write_settings(rigged, inputs)
         yield rigged
-    finally:
-        os.kill(owner, signal.SIGTERM)
-        os.waitpid(owner, 0)
-
-
-def _own_a_cluster(telling: int) -> None:
-    """The life of a process that has a cluster; never returns."""
-    try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
-        from ray._private.ray_constants import PROCESS_TYPE_RAYLET
-        from ray.cluster_utils import Cluster
-
-        head = {**_NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": _HEALTH_CHECKS}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-        try:
-            nodes = [cluster.add_node(**_NODE) for _ in range(_NUM_NODES)]
-            raylets = [it.all_processes[PROCESS_TYPE_RAYLET][0].process.pid for it in nodes]
-            os.write(telling, f"{json.dumps([cluster.address, raylets])}\n".encode())
-            while True:
-                signal.pause()
-        finally:
-            cluster.shutdown()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        os._exit(0)
 
 
 def node_killed(world: World, draw: random.Random, life: Life) -> Done:
@@ -157,13 +97,6 @@ def node_killed(world: World, draw: random.Random, life: Life) -> Done:
     code = ended(driver, (0, 3))
     told = f"one of {len(actors)} nodes, with {len(actors[raylet])} actors, at {shown([] if at is None else [at])}"
     return Done(f"{told}: {code}", bool(actors[raylet]))
-
-
-def _is_actor(process: psutil.Process) -> bool:
-    try:
-        return any("ray::EngineActor" in word for word in process.cmdline())
-    except psutil.Error:
-        return False
 
 
 ON_RAY: Mapping[str, Fault] = {

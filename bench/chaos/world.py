@@ -18,7 +18,7 @@ from tests.fakes.own_policy import OWN_POLICY
 from tests.fakes.sweeps import save_data, save_tiny_model
 
 if TYPE_CHECKING:
-    from bench.chaos.ray_faults import Nodes
+    from bench.chaos.nodes import Nodes
     from tests.servers.mlflow_server import Server
 
 NUM_ITEMS = 10
