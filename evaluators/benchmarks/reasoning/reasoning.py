@@ -24,6 +24,7 @@ from evaluators.tokenizer import Tokenizer
 
 REQUEST = r"Please reason step by step, and put your final answer within \boxed{}."
 """The sentence of Qwen's and DeepSeek's model cards."""
+_MARKED = re.compile(r"\s*#### *(.+)")
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # what GSM8K's authors trained a calculator with
 
 Solve = Callable[[JsonRow, str], tuple[str, str]]
@@ -173,8 +174,9 @@ def _item(spec: TaskSpec, task: ReasoningTask, row: JsonRow, where: str) -> Benc
     question, solution = task.read(row, where)
     check_size(question, f"{where}: the question")
     check_size(solution, f"{where}: the solution")
-    # Of the official solutions the number behind "####" is read, which the sentence of the examples is not needed for.
-    if not can_score("final_number" if task.num_shots else task.metric, solution):
+    if task.num_shots:  # said as the examples say it
+        solution = _MARKED.sub(r" The answer is \1.", solution)
+    if not can_score(task.metric, solution):
         raise BenchmarkError(
             f"{where}: the solution {solution[-60:]!r} states no answer that {task.metric} reads."
         )
