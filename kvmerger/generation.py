@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from kvmerger.limits import LONG_ANSWER_TOKENS
+
 PLAIN_FORM = "plain"
 """Keys and values in the model's dtype, as the prefill made them."""
+MOST_WHOLE_TRACE = 512
+"""Points of a memory trace; an answer of thousands of tokens would make it most of its row."""
 TAIL_FORM = PLAIN_FORM
 """What a question's tail and the answer are stored as behind a prefix of any form."""
 
@@ -51,6 +55,11 @@ class Prompt:
         """Tokens of the longest tail and the longest answer, asked for or given: what any row needs room for."""
         longest_tail = max(len(question.tail_ids) for question in self.questions)
         return longest_tail + max(max(it.max_new_tokens, len(it.gold_ids)) for it in self.questions)
+
+    @property
+    def has_long_answers(self) -> bool:
+        """Whether a row's tail may get so long that rows that bound theirs should not reserve as much."""
+        return any(question.max_new_tokens > LONG_ANSWER_TOKENS for question in self.questions)
 
     def check(self, max_positions: int, vocab_size: int) -> None:
         """Raise `InvalidPromptError` for an empty part, unknown tokens, or more positions than the model has."""
@@ -100,12 +109,30 @@ class MemoryPoint(NamedTuple):
     reserved_bytes: int
 
 
+def corners(points: Sequence[MemoryPoint]) -> tuple[MemoryPoint, ...]:
+    """The points as they are; of more than `MOST_WHOLE_TRACE` those that are not on the line between their neighbours."""
+    if len(points) <= MOST_WHOLE_TRACE:
+        return tuple(points)
+    kept = [
+        point
+        for before, point, after in zip(points, points[1:], points[2:], strict=False)
+        if _rise(before, point) != _rise(point, after)
+    ]
+    return (points[0], *kept, points[-1])
+
+
+def _rise(before: MemoryPoint, after: MemoryPoint) -> tuple[int, int]:
+    return after.live_bytes - before.live_bytes, after.reserved_bytes - before.reserved_bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One variant's answer to one question, and everything measured about it.
 
     Attributes:
         token_ids: greedy answer, the end token included when there was one.
+        stop_reason: ``eos`` at an end token of the model's, ``stop`` at one of the question's own (a newline), ``length``
+            where neither came in as many tokens as were allowed.
         kl_mean: mean over `num_fidelity_tokens` of KL(p_full ‖ p_variant), nats, along the full row's own answer.
         top1_agreement: share of those tokens (0–1) on which both rank the same token first.
         answer_nll: mean per token of the first gold answer, nats; None without one.
@@ -130,7 +157,7 @@ class Generation:
     label: str
     question_index: int
     token_ids: tuple[int, ...]
-    stop_reason: Literal["eos", "length"]
+    stop_reason: Literal["eos", "stop", "length"]
     kl_mean: float
     top1_agreement: float
     num_fidelity_tokens: int

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # A row's last bits depend on how many rows its batch has, and each number of rows is a recording of its own: few of them.
+LONG_ANSWER_TOKENS = 1024
+"""Where an answer may be longer, rows that bound what they hold decode apart: tails are as long as the batch's longest."""
+MOST_FIDELITY_TOKENS = 1024
 ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
@@ -12,7 +15,7 @@ ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 class Limits:
     """max_rows: rows decoded together, unless one variant's questions are more already; the others follow in groups.
 
-    max_fidelity_tokens: of the full row's answer, for KL; at least 1.
+    max_fidelity_tokens: of the full row's answer, for KL; at least 1. Of long answers it is more, see `fidelity_tokens`.
     """
 
     max_rows: int = 64
@@ -22,6 +25,14 @@ class Limits:
         """Refuse limits that leave nothing to run."""
         if self.max_rows < 1 or self.max_fidelity_tokens < 1:
             raise ValueError(f"limits must be at least 1, got {self}")
+
+    def fidelity_tokens(self, max_new_tokens: int) -> int:
+        """How many tokens of the full row's answer all rows are compared along, where it may have ``max_new_tokens``."""
+        # What acts once in a while has not acted by the 128th token. All rows are forced through these, step by step where
+        # something acts, and their hidden states are held: a share, so that it stays less work than the answer itself.
+        if max_new_tokens <= LONG_ANSWER_TOKENS:
+            return self.max_fidelity_tokens
+        return max(self.max_fidelity_tokens, min(MOST_FIDELITY_TOKENS, max_new_tokens // 4))
 
 
 def bucket_for(num_rows: int) -> int:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from kvmerger.building import build
-from kvmerger.decoding.decode_rule import DecodeRule
+from kvmerger.decoding.decode_rule import AnswerRule, DecodeRule
+from kvmerger.decoding.periodic_rule import PeriodicRule
 from kvmerger.policies import registry
 from kvmerger.policies.base import Policy
 from kvmerger.prefill.evidence import Need, registered
@@ -29,6 +30,7 @@ class ServerNeed(StrEnum):
     HIDDEN_STATES = "hidden states or weights"
     SECOND_PASS = "second pass"
     EVERY_STEP = "eviction at every step"
+    NOW_AND_THEN = "eviction now and then"
 
 
 NOWHERE = "nowhere"
@@ -106,14 +108,16 @@ def _needs_of_evidence(needs: Iterable[Need]) -> set[ServerNeed]:
     return found
 
 
-def _needs_of_rule(rule: DecodeRule | None) -> set[ServerNeed]:
+def _needs_of_rule(rule: AnswerRule | None) -> set[ServerNeed]:
     if rule is None:
         return set()
+    if isinstance(rule, PeriodicRule):
+        return {ServerNeed.NOW_AND_THEN}
     told = {
         ServerNeed.EVERY_STEP: True,
         ServerNeed.ATTENTION_WEIGHTS: rule.reads_attention,
         # Values change where somebody inherits them.
-        ServerNeed.NEW_SLOTS: type(rule).heirs is not DecodeRule.heirs,
+        ServerNeed.NEW_SLOTS: isinstance(rule, DecodeRule) and type(rule).heirs is not DecodeRule.heirs,
     }
     return {need for need, is_told in told.items() if is_told}
 

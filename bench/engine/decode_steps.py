@@ -20,7 +20,8 @@ from bench.clock import copy_bandwidth
 from bench.random_llama import random_llama, weight_bytes_per_step
 from kvmerger.building import build_variant
 from kvmerger.cache.slot_table import storage_bytes
-from kvmerger.decoding.batch import Answer, Batch
+from kvmerger.decoding.batch import Batch
+from kvmerger.decoding.decode_loop import Answer
 from kvmerger.decoding.step_graphs import StepGraphs, graphs_for
 from kvmerger.engine.compress import compress_all
 from kvmerger.engine.fused import needs_of, rows_of, with_references

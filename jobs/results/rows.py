@@ -99,8 +99,8 @@ class RowMaker:
         `digest` is the item's `prompt_digest`.
         """
         # The stop token counts as generated, but is no part of the text that is scored.
-        is_eos = outcome.stop_reason == "eos"
-        prediction = decode(outcome.token_ids[:-1] if is_eos else outcome.token_ids)
+        is_whole = outcome.stop_reason != "length"
+        prediction = decode(outcome.token_ids[:-1] if is_whole else outcome.token_ids)
         return {
             **dict.fromkeys(RESULT_SCHEMA.names),
             **self._shared(),

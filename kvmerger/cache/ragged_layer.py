@@ -53,6 +53,19 @@ class Arrival(NamedTuple):
     place_N: Tensor
     lengths_2R: Tensor
 
+    @classmethod
+    def of(
+        cls, tail_start_R: tuple[int, ...], num_new_R: tuple[int, ...], num_tokens: int, device: torch.device
+    ) -> Arrival:
+        """Each row's first ``num_new_R[r]`` of ``num_tokens`` tokens, behind its tail; does not wait for the device."""
+        # Indices are found on the CPU, where `nonzero` waits for nothing.
+        lengths_2R = torch.tensor([tail_start_R, num_new_R], dtype=torch.int32)
+        row_N, token_N = (torch.arange(num_tokens) < lengths_2R[1][:, None]).nonzero(as_tuple=True)
+        index_3N = torch.stack([row_N, token_N, lengths_2R[0][row_N] + token_N])
+        row_N, token_N, place_N = index_3N.to(device, non_blocking=True)
+        lengths_2R = lengths_2R.to(device, non_blocking=True)
+        return cls(tail_start_R, num_new_R, num_tokens, row_N, token_N, place_N, lengths_2R)
+
 
 class OneEach(NamedTuple):
     """One new token for every row, where only the device knows how long the tails are and which rows really read one.

@@ -62,12 +62,17 @@ class DecodingRow:
     @property
     def live_bytes(self) -> int:
         """Bytes that answering needs at this moment: slots, what is noted of them, the tail."""
+        if self._own is not None:
+            return self._own_bytes[0]
         tail_bytes = self._cache.tail_bytes_of(self._cache.tail_length_R[self._row])
         return storage_bytes(self._held()) + tail_bytes
 
     @property
     def reserved_bytes(self) -> int:
         """Bytes held for this row in all: with room for its tail, and with what starting again needs."""
+        return self._reserved_bytes() if self._own is None else self._own_bytes[1]
+
+    def _reserved_bytes(self) -> int:
         scores = self._scores_after_tail
         to_start_again = [
             *(tensor for layer in self._prefix for tensor in layer.tensors()),
@@ -104,6 +109,11 @@ class DecodingRow:
         self._move_once_room_is_used_up()
 
     @property
+    def token(self) -> object:
+        """Equal as long as what a recorded step writes for this row lies where it lay."""
+        return id(self._own)
+
+    @property
     def has_own_slots(self) -> bool:
         """Whether every further token puts one slot out: from here on nothing changes its shape."""
         return self._own is not None
@@ -134,6 +144,7 @@ class DecodingRow:
     def _reset(self) -> None:
         device = self._prefix[0].device
         self._own: OwnSlots | None = None
+        self._own_bytes = (0, 0)
         self._scores = self._scores_after_tail
         self._room_left: int = self.rule.room
         self._num_evicted: int = 0
@@ -148,6 +159,8 @@ class DecodingRow:
             self._own = OwnSlots(self._prefix, *tail_LHTD, self._tail_position, self._scores, self.num_nan)
             self._scores = None
             self._cache.lend_slots(self._row, self._own.layers)
+            # Once: nothing of them changes any more, and they are asked for at every token of the answer.
+            self._own_bytes = (storage_bytes(self._held()), self._reserved_bytes())
 
     def _first_scores(self, tail_mass_L: Sequence[SlotMass] | None) -> Scores | None:
         prefix_L = [layer.score_S for layer in self._prefix if layer.score_S is not None]

@@ -8,7 +8,7 @@ Shapes: R rows (the bucket), T tokens, E hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,13 +16,14 @@ from torch import Tensor
 
 from kvmerger.cache.ragged_layer import Room
 from kvmerger.decoding.acting_rows import DecodingRows, RuleFailure
-from kvmerger.decoding.decode_loop import Progress, catch_up, decode_eagerly
-from kvmerger.decoding.decode_rule import DecodeRule
+from kvmerger.decoding.decode_loop import Answer, Progress, answers_of, catch_up, decode_eagerly
+from kvmerger.decoding.decode_rule import AnswerRule
 from kvmerger.decoding.extend import Extended, extend, pad_tokens
+from kvmerger.decoding.periodic_row import PeriodicRow
 from kvmerger.decoding.ragged_cache import Prefix, RaggedCache
 from kvmerger.decoding.step_graphs import StepGraphs
 from kvmerger.device import now_s
-from kvmerger.generation import MemoryPoint, Prompt, Question
+from kvmerger.generation import MemoryPoint, Prompt, Question, corners
 from kvmerger.models.loading import LoadedModel
 
 
@@ -33,22 +34,24 @@ class Row:
     label: str
     question_index: int
     prefix: Prefix
-    rule: DecodeRule | None = None
+    rule: AnswerRule | None = None
+
+    def most_tail_tokens(self, question: Question) -> int:
+        """The longest its tail gets: the question's, the answer's and the gold answer's."""
+        num_tail = len(question.tail_ids)
+        num_new = max(question.max_new_tokens, len(question.gold_ids))
+        if self.rule is None:
+            return num_tail + num_new
+        # A place more: where a step is recorded, a row that reads nothing has its token written behind its tail.
+        return self.rule.most_tail_tokens(num_tail, num_new) + 1
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A row's greedy tokens; `is_complete` when the last one is an end token."""
-
-    token_ids: tuple[int, ...]
-    is_complete: bool
-
-
-def answers_of(progress: Progress) -> dict[int, Answer]:
-    """What rows have said that do not go on any more, by index."""
-    return {
-        index: Answer(tuple(ids), ids[-1] in progress.ends[index]) for index, ids in progress.tokens.items()
-    }
+def _tail_capacity(prompt: Prompt, rows: Iterable[Row]) -> int:
+    """Tokens that every tail of a batch has room for."""
+    # Of short answers by the prompt alone: what a row reports as reserved does not depend on who is beside it.
+    if not prompt.has_long_answers:
+        return prompt.most_tail_tokens
+    return max(row.most_tail_tokens(prompt.questions[row.question_index]) for row in rows)
 
 
 class Batch:
@@ -83,7 +86,7 @@ class Batch:
         self._prompt = prompt
         self._graphs = graphs
         questions = prompt.questions
-        capacity = prompt.most_tail_tokens
+        capacity = _tail_capacity(prompt, self.rows.values())
         prefixes = [self.rows[index].prefix if index in self.rows else None for index in range(bucket)]
         template = next(iter(self.rows.values())).prefix
         if room is None and graphs is not None:
@@ -138,13 +141,17 @@ class Batch:
         self.decode_s = now_s(self._model.device) - start_s
         self.rules_s = self._decoding.seconds - rules_start_s if self._own_trace and is_timed else None
         self.counters_by_row = {index: self._decoding[index].counters for index in self._own_trace}
+        for index in self._own_trace:
+            if isinstance(row := self._decoding[index], PeriodicRow):
+                self._own_trace[index] = row.memory_points(len(progress.tokens[index]))
         return answers_of(progress)
 
     def note(self, answering: Collection[int]) -> None:
         """Note what rows with decode rules hold, of those that still answer."""
         for index, points in self._own_trace.items():
-            if index in answering:
-                row = self._decoding[index]
+            row = self._decoding[index]
+            # A periodic row knows what it held, and when, once the answer has ended.
+            if index in answering and not isinstance(row, PeriodicRow):
                 points.append(MemoryPoint(len(points) + 1, "decode", row.live_bytes, row.reserved_bytes))
 
     def step(self, feed_R: Sequence[Sequence[int]]) -> list[int]:
@@ -183,13 +190,13 @@ class Batch:
         """
         points = [MemoryPoint(0, "prefill", context_bytes, context_bytes)]
         if index in self._own_trace:
-            return (*points, *self._own_trace[index])
+            return corners([*points, *self._own_trace[index]])
         reserved_bytes = prefix_bytes + self.cache.tail_bytes_of(self.cache.tail_capacity)
         for step in range(num_new_tokens):
             # The last token is never fed back, so a row of n new tokens ends with n - 1 of them in its tail.
             tail_bytes = self.cache.tail_bytes_of(self._tail_length_R[index] + step)
             points.append(MemoryPoint(step + 1, "decode", prefix_bytes + tail_bytes, reserved_bytes))
-        return tuple(points)
+        return corners(points)
 
     @property
     def max_new_by_row(self) -> dict[int, int]:
@@ -256,25 +263,31 @@ class Batch:
         """Answer with recorded steps, as far as there are any; whether it was."""
         if self._graphs is None:
             return False
-        # Until all rules that still act have slots of their own, shapes change from step to step.
+        # Until all rules that act in every step have slots of their own, shapes change from step to step.
         decode_eagerly(progress, self, until=lambda so_far: self._decoding.have_own_slots(so_far.left))
-        if not progress.left or self.failures:
-            return False
-        acting = self._decoding.acting(progress.left)
-        recorded_before_s = self._graphs.record_s
-        next_TR = self._graphs.run(self.cache, acting, progress)
+        was_recorded, recorded_before_s = False, self._graphs.record_s
+        # Stretch by stretch: between two of them rows are cut down whose rules do so once in a while.
+        while progress.left and not self.failures:
+            acting = self._decoding.acting(progress.left)
+            next_TR = self._graphs.run(self.cache, acting, progress, acting.steps_until_cut)
+            if next_TR is None:
+                break
+            was_recorded = True
+            num_read_R = catch_up(progress, self, next_TR)
+            self.cache.count_read(num_read_R)
+            self._decoding.count_settled(num_read_R)
         self.record_s = self._graphs.record_s - recorded_before_s
-        if next_TR is None:
-            return False
-        num_read_R = catch_up(progress, self, next_TR)
-        self.cache.count_read(num_read_R)
-        acting.count_settled(num_read_R)
-        return True
+        return was_recorded
 
     def _extend(self, feed_R: Sequence[Sequence[int]], num_tokens: int) -> Extended:
         # A row whose rule has failed is not fed any more.
         feed_R = [() if index in self.failures else ids for index, ids in enumerate(feed_R)]
         tokens_RT = pad_tokens(feed_R, num_tokens, self._model.device)
         return extend(
-            self._model, self.cache, tokens_RT, [len(ids) for ids in feed_R], self._decoding.asking(feed_R)
+            self._model,
+            self.cache,
+            tokens_RT,
+            [len(ids) for ids in feed_R],
+            self._decoding.asking(feed_R),
+            self._decoding.asking_queries(feed_R),
         )

@@ -9,6 +9,7 @@ Shapes: R rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -43,6 +44,21 @@ class Progress:
             for index, left in self.left.items()
             if left > 1 and self.tokens[index][-1] not in self.ends[index]
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A row's greedy tokens; `is_complete` when the last one is an end token."""
+
+    token_ids: tuple[int, ...]
+    is_complete: bool
+
+
+def answers_of(progress: Progress) -> dict[int, Answer]:
+    """What rows have said that do not go on any more, by index."""
+    return {
+        index: Answer(tuple(ids), ids[-1] in progress.ends[index]) for index, ids in progress.tokens.items()
+    }
 
 
 class Steps(Protocol):

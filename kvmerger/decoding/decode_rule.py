@@ -1,4 +1,4 @@
-"""What a policy does between two tokens of an answer: one slot leaves for every token that comes.
+"""What a policy does between two tokens of an answer. Here: one slot leaves for every token that comes.
 
 A rule is a frozen dataclass of its parameters. What has to be remembered (attention received so far, positions) lives in the
 slots it acts on (`own_slots.OwnSlots`); a rule is shown them and says which one leaves, and which others inherit its value.
@@ -61,18 +61,33 @@ class Heirs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DecodeRule(abc.ABC):
-    """Base of all rules; a policy names its own in `Policy.decode_rule`.
+class AnswerRule(abc.ABC):
+    """Base of all that a policy does to its rows while they answer; a policy names its own in `Policy.decode_rule`."""
+
+    reads_attention: ClassVar[bool] = False
+    """Whether attention that new tokens pay is wanted, slot by slot (a sum per layer and step)."""
+    is_periodic: ClassVar[bool] = False
+    """Whether it lets many slots leave at a time (`PeriodicRule`), in place of one for each token (`DecodeRule`)."""
+
+    room: int = field(default=0, kw_only=True)
+
+    @abc.abstractmethod
+    def bounded(self, num_held: int, most_slots: int) -> AnswerRule:
+        """This rule for a row that begins to answer with ``num_held`` slots in every head and may hold ``most_slots``."""
+
+    @abc.abstractmethod
+    def most_tail_tokens(self, num_tail: int, num_new: int) -> int:
+        """The longest that the tail of a row gets which has read ``num_tail`` tokens and reads up to ``num_new`` more."""
+
+
+@dataclass(frozen=True)
+class DecodeRule(AnswerRule):
+    """Base of rules that let one slot leave for every token that comes.
 
     Attributes:
         room: tokens of the answer that come before the first slot leaves. Until then a row answers bit for bit as
             without the rule; from then on the number of its slots is constant.
     """
-
-    reads_attention: ClassVar[bool] = False
-    """Whether `DecodeStep.attention_LHX` is wanted (a sum per layer and step)."""
-
-    room: int = field(default=0, kw_only=True)
 
     @abc.abstractmethod
     def worth(self, step: DecodeStep) -> Tensor:
@@ -83,15 +98,19 @@ class DecodeRule(abc.ABC):
         """
 
     def bounded(self, num_held: int, most_slots: int) -> DecodeRule:
-        """This rule for a row that begins to answer with ``num_held`` slots in every head and may hold ``most_slots``."""
+        """This rule, with as much room as is left."""
         return replace(self, room=most_slots - num_held)
+
+    def most_tail_tokens(self, num_tail: int, num_new: int) -> int:
+        """As long as there is room; from then on a tail holds the newest token alone."""
+        return num_tail + min(self.room, num_new)
 
     def heirs(self, step: DecodeStep, leaving_LH: Tensor) -> Heirs | None:
         """Who inherits the values of the columns ``leaving_LH`` (int64); None, as here, when they are dropped."""
         return None
 
 
-def require_rule(declared: object) -> DecodeRule | None:
+def require_rule(declared: object) -> AnswerRule | None:
     """``declared``, what a policy's ``decode_rule`` gave, where a row can be kept under it; None is no rule.
 
     Raises:
@@ -99,7 +118,7 @@ def require_rule(declared: object) -> DecodeRule | None:
     """
     if declared is None:
         return None
-    if not isinstance(declared, DecodeRule):
+    if not isinstance(declared, AnswerRule):
         raise DecodeRuleError(
             f"decode_rule() must give an instance of a DecodeRule, or None, got {declared!r}"
         )

@@ -28,7 +28,7 @@ class RaggedCache:
     """The caches of a batch of rows.
 
     Changes only by `append` + `advance`, by `append_one_each` + `count_read`, by `rewind`, and, for rows with a decode
-    rule, by `lend_slots`, `forget_newest` and `restore`.
+    rule, by `lend_slots`, `exchange`, `forget_newest` and `restore`.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class RaggedCache:
         self._tail_length_R = (0,) * len(self._prefixes)
         self._num_read_R = self._tail_length_R
         self._lent_rows: set[int] = set()
+        self._exchanged_rows: set[int] = set()
         self._arrival: Arrival | None = None
         self._table = table
         self.has_kernels = all(are_read_where_they_lie(prefix) for prefix in self._prefixes if prefix)
@@ -188,15 +189,10 @@ class RaggedCache:
         return tuple(None if prefix is None else prefix[layer_index] for prefix in self._prefixes)
 
     def _arrival_of(self, num_new_R: tuple[int, ...], num_tokens: int, device: torch.device) -> Arrival:
-        # Every layer of an extend asks for the same. Indices are found on the CPU, where `nonzero` waits for nothing.
+        # Every layer of an extend asks for the same.
         asked = (self._tail_length_R, num_new_R, num_tokens)
         if self._arrival is None or self._arrival[:3] != asked:
-            lengths_2R = torch.tensor([self._tail_length_R, num_new_R], dtype=torch.int32)
-            row_N, token_N = (torch.arange(num_tokens) < lengths_2R[1][:, None]).nonzero(as_tuple=True)
-            index_3N = torch.stack([row_N, token_N, lengths_2R[0][row_N] + token_N])
-            row_N, token_N, place_N = index_3N.to(device, non_blocking=True)
-            lengths_2R = lengths_2R.to(device, non_blocking=True)
-            self._arrival = Arrival(*asked, row_N, token_N, place_N, lengths_2R)
+            self._arrival = Arrival.of(*asked, device)
         return self._arrival
 
     def advance(self, num_new_R: tuple[int, ...]) -> None:
@@ -214,7 +210,7 @@ class RaggedCache:
         for row, (wanted, current) in enumerate(zip(tail_length_R, self._tail_length_R, strict=True)):
             if wanted is None:
                 continue
-            if row in self._lent_rows:
+            if row in self._lent_rows | self._exchanged_rows:
                 raise ValueError(f"row {row} has lent slots and cannot be rewound; restore it")
             if not 0 <= wanted <= current:
                 raise ValueError(f"row {row} has {current} tail tokens and cannot be rewound to {wanted}")
@@ -241,12 +237,15 @@ class RaggedCache:
         return k_LHTD, v_LHTD
 
     def lend_slots(self, row: int, slots: Prefix) -> None:
-        """Let a row attend to ``slots``, which hold its prefix and its tail, in their place; its tail is empty then.
-
-        Whoever lends them may change them between two extends.
-        """
+        """Let a row attend to ``slots``, which may change, in place of its prefix and its tail, which is empty then."""
         self._prefixes[row] = slots
         self._lent_rows.add(row)
+        self._tail_length_R = _with(self._tail_length_R, row, 0)
+
+    def exchange(self, row: int, prefix: Prefix) -> None:
+        """Put ``prefix`` in the place of a row's prefix and tail; new tokens begin its tail anew. `restore` undoes it."""
+        self._prefixes[row] = prefix
+        self._exchanged_rows.add(row)
         self._tail_length_R = _with(self._tail_length_R, row, 0)
 
     def forget_newest(self, row: int) -> None:
@@ -254,13 +253,14 @@ class RaggedCache:
         self._tail_length_R = _with(self._tail_length_R, row, self._tail_length_R[row] - 1)
 
     def restore(self, row: int, prefix: Prefix, k_LHTD: Tensor, v_LHTD: Tensor) -> None:
-        """Undo `lend_slots` and all that came after it: ``prefix`` and this tail are the row's again."""
+        """Undo `lend_slots`, `exchange` and all that came after: ``prefix`` and this tail are the row's again."""
         num_tokens = k_LHTD.shape[2]
         for layer_index, (tail_k, tail_v) in enumerate(zip(self._tail_k, self._tail_v, strict=True)):
             tail_k[row, :, :num_tokens] = k_LHTD[layer_index]
             tail_v[row, :, :num_tokens] = v_LHTD[layer_index]
         self._prefixes[row] = prefix
         self._lent_rows.discard(row)
+        self._exchanged_rows.discard(row)
         self._tail_length_R = _with(self._tail_length_R, row, num_tokens)
         self._num_read_R = _with(self._num_read_R, row, num_tokens)
 

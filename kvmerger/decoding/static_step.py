@@ -18,6 +18,7 @@ from torch import Tensor
 from kvmerger.cache.ragged_layer import OneEach
 from kvmerger.decoding.acting_rows import ActingRows
 from kvmerger.decoding.decode_loop import Progress
+from kvmerger.decoding.periodic_rule import NewQueries
 from kvmerger.decoding.ragged_cache import RaggedCache
 from kvmerger.kernels.dispatch import ragged_attention
 from kvmerger.kernels.reference.ragged import SlotMass
@@ -84,10 +85,10 @@ class StaticStep:
         num_new_R = self._lengths_2R[1]
         # Places are a copy (`long` of int32), the lengths are not: they move only after all layers have attended.
         arrival = OneEach(self._row_R, self._lengths_2R[0].long(), self._lengths_2R, self.most_slots)
-        handler = _StaticAttention(self._cache, arrival, self._acting.asking)
+        handler = _StaticAttention(self._cache, arrival, self._acting.asking, self._acting.asking_queries)
         hidden_R1E = self._model.hidden_states(self._token_R1, self._position_R1, handler)
         next_R = self._model.logits(hidden_R1E[:, 0]).argmax(dim=-1)
-        self._acting.settle_on_device(handler.mass_by_row_L, num_new_R)
+        self._acting.settle_on_device(handler.mass_by_row_L, handler.queries_by_row_L, num_new_R)
         # A step number of the host's would be recorded as the number that it was.
         self._said_RT.scatter_(1, self._step_11.expand(len(self._row_R), 1), next_R[:, None])
         self._step_11 += 1
@@ -109,11 +110,15 @@ class StaticStep:
 class _StaticAttention:
     """Answers the attention calls of one static step."""
 
-    def __init__(self, cache: RaggedCache, arrival: OneEach, mass_rows: Sequence[int]) -> None:
+    def __init__(
+        self, cache: RaggedCache, arrival: OneEach, mass_rows: Sequence[int], query_rows: Sequence[int]
+    ) -> None:
         self._cache = cache
         self._arrival = arrival
         self._mass_rows = mass_rows
+        self._query_rows = query_rows
         self.mass_by_row_L: list[dict[int, SlotMass]] = []
+        self.queries_by_row_L: list[dict[int, NewQueries]] = []
 
     def attend(
         self, layer_index: int, q_BQTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scaling: float
@@ -121,4 +126,5 @@ class _StaticAttention:
         layer = self._cache.append_one_each(layer_index, k_BHTD, v_BHTD, self._arrival)
         attended = ragged_attention(q_BQTD, layer, scaling, self._mass_rows)
         self.mass_by_row_L.append(attended.mass_by_row)
+        self.queries_by_row_L.append({row: NewQueries(q_BQTD[row], scaling) for row in self._query_rows})
         return attended.out_RTQD

@@ -2,8 +2,9 @@
 
 A recorded step fits every batch of as many rows, in the same forms row by row, whose tails and prefixes stay within the same
 rounded sizes: addresses and lengths come from tables on the device, and the tails of all batches live in the same memory, so
-that one batch may be in use at a time. A step with rows whose policies act while they answer is recorded anew for each
-answer, which costs about two eager steps. What cannot be recorded runs eagerly: no row depends on a graph.
+that one batch may be in use at a time. A step with rows whose policies act in every step is recorded anew for each answer,
+which costs about two eager steps; those that act once in a while do so between two steps. What cannot be recorded runs
+eagerly: no row depends on a graph.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Recorder(Protocol):
 class _Key(NamedTuple):
     num_rows: int
     tail_capacity: int
+    most_tokens: int
     most_slots: int
     most_ends: int
     groups: Hashable
@@ -101,8 +103,9 @@ class StepGraphs:
         self._check_every = check_every
         self._refusals = refusals or Refusals()
         self._by_key: OrderedDict[_Key, _Recorded] = OrderedDict()
-        # Not reused, but kept until the next one: its memory then goes from one to the other.
+        # Reused by the same rows alone, but kept until the next one: its memory then goes from one to the other.
         self._last_acting: _Recorded | None = None
+        self._last_acting_of: Hashable = None
         self._arena: Tensor | None = None
         self._columns: dict[int, Tensor] = {}
         self._room: Room | None = None
@@ -134,8 +137,10 @@ class StepGraphs:
         self._columns.clear()
 
     @torch.inference_mode()
-    def run(self, cache: RaggedCache, acting: ActingRows, progress: Progress) -> list[list[int]] | None:
-        """Decode until every row has ended: every row's token after every step, (T, R).
+    def run(
+        self, cache: RaggedCache, acting: ActingRows, progress: Progress, most_steps: int | None = None
+    ) -> list[list[int]] | None:
+        """Decode until every row has ended, or for ``most_steps``: every row's token after every step, (T, R).
 
         ``cache`` lives in the room that was lent last; neither its lengths nor ``progress`` are brought up to date. None
         when the step could not be recorded: nothing has happened then that a rewind of the cache does not undo.
@@ -152,7 +157,9 @@ class StepGraphs:
             return None
         try:
             recorded.step.start(progress)
-            return recorded.step.said(self._repeat(recorded, max(progress.left.values())))
+            longest = max(progress.left.values())
+            num_steps = longest if most_steps is None else min(longest, most_steps)
+            return recorded.step.said(self._repeat(recorded, num_steps))
         finally:
             recorded.step.aim_at(None, None)  # or the batch would live as long as the graph
 
@@ -193,16 +200,22 @@ class StepGraphs:
         key = _Key(
             cache.num_rows,
             cache.tail_capacity,
+            # Of a row whose slots are bounded the answer may be longer than its tail ever gets.
+            max(cache.tail_capacity, rounded_up(max(progress.left.values()), LEAST_TAIL_TOKENS)),
             rounded_up(cache.most_slots, LEAST_SLOTS, finer=1),
             rounded_up(max(map(len, progress.ends.values())), LEAST_ENDS),
             cache.group_key,
         )
-        # Never with rules: their slots are at addresses of this answer's own.
+        acting_of = (key, acting.token)
         if not acting and key in self._by_key:
             self._by_key.move_to_end(key)
             self._by_key[key].step.aim_at(cache, acting)
             return self._by_key[key]
-        step = StaticStep(self._model, key.num_rows, key.tail_capacity, key.most_ends, key.most_slots)
+        # With rules only for the same rows in the same answer: their slots are at addresses of its own.
+        if acting and self._last_acting is not None and self._last_acting_of == acting_of:
+            self._last_acting.step.aim_at(cache, acting)
+            return self._last_acting
+        step = StaticStep(self._model, key.num_rows, key.most_tokens, key.most_ends, key.most_slots)
         step.aim_at(cache, acting)
         start_s = now_s(self._model.device)
         # No row reads anything while the step is tried out, so nothing of the batch changes.
@@ -210,7 +223,7 @@ class StepGraphs:
         self.num_recorded += 1
         self.record_s += now_s(self._model.device) - start_s
         if acting:
-            self._last_acting = recorded
+            self._last_acting, self._last_acting_of = recorded, acting_of
             return recorded
         self._by_key[key] = recorded
         if len(self._by_key) > MOST_GRAPHS:

@@ -18,8 +18,8 @@ import torch
 
 from kvmerger.cache.ragged_layer import Room, new_room
 from kvmerger.decoding.acting_rows import ActingRows
-from kvmerger.decoding.batch import Answer, Batch, Row, answers_of
-from kvmerger.decoding.decode_loop import Progress, catch_up, decode_eagerly
+from kvmerger.decoding.batch import Batch, Row
+from kvmerger.decoding.decode_loop import Answer, Progress, answers_of, catch_up, decode_eagerly
 from kvmerger.decoding.extend import extend, pad_tokens
 from kvmerger.decoding.ragged_cache import RaggedCache
 from kvmerger.decoding.step_graphs import LEAST_TAIL_TOKENS, StepGraphs, rounded_up

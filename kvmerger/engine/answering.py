@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from kvmerger.cache.forms.registry import name_of
 from kvmerger.decoding.acting_rows import RuleFailure
-from kvmerger.decoding.batch import Answer, Batch, Row
+from kvmerger.decoding.batch import Batch, Row
+from kvmerger.decoding.decode_loop import Answer
 from kvmerger.decoding.decode_rule import DecodeRuleError
 from kvmerger.device import now_s
 from kvmerger.engine.compress import Compressed
@@ -21,6 +24,7 @@ from kvmerger.engine.degenerate import DID_NOTHING, NOTHING_TO_COMPRESS, merged_
 from kvmerger.engine.fidelity import compare, continuation_nll, fetched
 from kvmerger.engine.storing import Sizes, bits_of
 from kvmerger.generation import PLAIN_FORM, Generation, Prompt, VariantFailure
+from kvmerger.limits import Limits
 from kvmerger.models.loading import LoadedModel
 from kvmerger.variants import FULL
 
@@ -58,7 +62,7 @@ class Answering:
     prompt: Prompt
     compressed: Mapping[str, Compressed]
     full: Sizes
-    max_fidelity_tokens: int
+    limits: Limits
 
     def finish(
         self,
@@ -79,7 +83,7 @@ class Answering:
         forced = batch.force(tokens_by_row, max(len(ids) for ids in tokens_by_row.values()))
         if references is None:
             references = {
-                row.question_index: Reference(self._cut(answers[index]), forced[index])
+                row.question_index: Reference(self._cut(answers[index], row), forced[index])
                 for index, row in batch.rows.items()
                 if row.label == FULL
             }
@@ -114,7 +118,7 @@ class Answering:
         """The tokens every row is forced along: the full row's answer to the row's question."""
         if references is None:
             by_question = {
-                row.question_index: self._cut(answers[index])
+                row.question_index: self._cut(answers[index], row)
                 for index, row in batch.rows.items()
                 if row.label == FULL
             }
@@ -122,8 +126,9 @@ class Answering:
             by_question = {question: reference.token_ids for question, reference in references.items()}
         return {index: by_question[row.question_index] for index, row in batch.rows.items()}
 
-    def _cut(self, full: Answer) -> tuple[int, ...]:
-        return full.token_ids[: self.max_fidelity_tokens]
+    def _cut(self, full: Answer, row: Row) -> tuple[int, ...]:
+        question = self.prompt.questions[row.question_index]
+        return full.token_ids[: self.limits.fidelity_tokens(question.max_new_tokens)]
 
     def _compared(
         self, batch: Batch, forced: Mapping[int, Tensor], references: References
@@ -178,7 +183,7 @@ class Answering:
             label=row.label,
             question_index=row.question_index,
             token_ids=own.token_ids,
-            stop_reason="eos" if own.is_complete else "length",
+            stop_reason=self._stop_reason(own),
             kl_mean=kl_mean,
             top1_agreement=top1_agreement,
             num_fidelity_tokens=num_fidelity_tokens,
@@ -201,6 +206,11 @@ class Answering:
             read_bytes=sizes.read,
             full_read_bytes=self.full.read,
         )
+
+    def _stop_reason(self, own: Answer) -> Literal["eos", "stop", "length"]:
+        if not own.is_complete:
+            return "length"
+        return "eos" if own.token_ids[-1] in self.model.eos_ids else "stop"
 
 
 def _with_seconds(
@@ -258,3 +268,18 @@ def _budget_counter(compressed: Compressed) -> dict[str, float]:
         return {}
     kept = sum(layer.num_slots for layer in compressed.prefix)
     return {"is_budget_reached": float(kept <= compressed.asked_slots)}
+
+
+def out_of_memory(
+    label: str, prompt: Prompt, phase: str, message: str, traceback_text: str
+) -> list[VariantFailure]:
+    """A failure per question of a variant that does not fit even by itself."""
+    remedy = (
+        f"{label!r} does not fit into the device's memory, with no other variant beside it "
+        f"({len(prompt.context_ids)} tokens compressed, {len(prompt.questions)} questions): give it a smaller budget, "
+        f"set model.max_prompt_tokens, or run on a device with more memory. {message}"
+    )
+    return [
+        VariantFailure(label, question, phase, torch.OutOfMemoryError.__name__, remedy, traceback_text)
+        for question in range(len(prompt.questions))
+    ]

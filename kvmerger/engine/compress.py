@@ -21,7 +21,7 @@ from kvmerger.cache.forms.base import Form
 from kvmerger.cache.head_counters import numbers_of
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.cache.packed_layer import HeldLayer, PackedLayer
-from kvmerger.decoding.decode_rule import DecodeRule, require_rule
+from kvmerger.decoding.decode_rule import AnswerRule, require_rule
 from kvmerger.decoding.ragged_cache import Prefix
 from kvmerger.device import now_s
 from kvmerger.engine.budgets import Kept, SlotsLH, allocated, asked, references_first, shape_of
@@ -51,10 +51,15 @@ class Compressed:
     asked_slots: int | None
     compress_s: float
     degenerate_reason: str | None = None
-    rule: DecodeRule | None = None
-    rule_by_question: tuple[DecodeRule | None, ...] = ()
+    rule: AnswerRule | None = None
+    rule_by_question: tuple[AnswerRule | None, ...] = ()
 
-    def rule_of(self, question: int) -> DecodeRule | None:
+    @property
+    def bounds_itself(self) -> bool:
+        """Whether its policy acts on every one of its rows while they answer."""
+        return all(self.rule_by_question) if self.rule_by_question else self.rule is not None
+
+    def rule_of(self, question: int) -> AnswerRule | None:
         """What its policy does while it answers this question."""
         return self.rule_by_question[question] if self.rule_by_question else self.rule
 

@@ -20,7 +20,7 @@ from kvmerger.budget import (
 )
 from kvmerger.building import Variant
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.decoding.decode_rule import DecodeRule, require_rule
+from kvmerger.decoding.decode_rule import AnswerRule, require_rule
 from kvmerger.generation import Prompt, Question
 from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.registry import path_of
@@ -58,7 +58,7 @@ def answer_slots(variant: Variant, shape: CacheShape, num_new_tokens: int) -> in
 
 def answering_rule(
     variant: Variant, shape: CacheShape, num_new_tokens: int, prompt_seed: int
-) -> DecodeRule | None:
+) -> AnswerRule | None:
     """The rule of a row that begins to answer with all of its prompt (``shape``); None where its policy does not act.
 
     Raises:
@@ -72,7 +72,7 @@ def answering_rule(
     return rule.bounded(shape.num_tokens, num_slots)
 
 
-def rules_of(variant: Variant, prefilled: Prefilled, prompt: Prompt) -> tuple[DecodeRule | None, ...]:
+def rules_of(variant: Variant, prefilled: Prefilled, prompt: Prompt) -> tuple[AnswerRule | None, ...]:
     """Each question's rule, see `answering_rule`."""
     seed = prefilled.evidence[0].prompt_seed
     return tuple(

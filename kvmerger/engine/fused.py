@@ -15,18 +15,20 @@ from functools import partial
 import torch
 
 from kvmerger.building import Variant
-from kvmerger.decoding.batch import Answer, Batch, Row
+from kvmerger.decoding.batch import Batch, Row
+from kvmerger.decoding.decode_loop import Answer
 from kvmerger.decoding.step_graphs import StepGraphs
 from kvmerger.device import free_memory, now_s
-from kvmerger.engine.answering import Answered, Answering, References
+from kvmerger.engine.answering import Answered, Answering, References, out_of_memory
 from kvmerger.engine.budgets import Kept, needs_at_budget, references_first, shape_for, shape_of
 from kvmerger.engine.compress import Compressed, Compression, compress_all, empty_prefix
 from kvmerger.engine.context_free import needs_to_keep_all
 from kvmerger.engine.groups import (
     Group,
+    by_answers,
     by_bytes,
-    by_rows,
     expected_bytes,
+    labels_that_act,
     labels_without_kernels,
     plannable_bytes,
     tail_bytes,
@@ -36,7 +38,7 @@ from kvmerger.limits import Limits, another_bucket
 from kvmerger.models.loading import LoadedModel
 from kvmerger.policies.base import CacheShape, declared_needs
 from kvmerger.prefill.evidence import Need
-from kvmerger.prefill.prefill import Prefilled, prefill
+from kvmerger.prefill.prefill import Prefilled, prefill, prompt_seed
 from kvmerger.prefill.repeat import repeat
 from kvmerger.variants import FULL, FULL_AA, NO_CONTEXT
 
@@ -54,10 +56,9 @@ def run_fused(
     labels = [NO_CONTEXT, *(variant.label for variant in run.variants)]
     # One row that is decoded to be read, and no step of its batch could be recorded: it gets a batch of its own.
     apart = labels_without_kernels(run.variants) if graphs else frozenset()
+    acting = labels_that_act(run.variants, prompt_seed(prompt.context_ids, seed))
     groups = [
-        part
-        for group in by_rows(labels, len(prompt.questions), limits.max_rows)
-        for part in group.parted(apart)
+        part for group in by_answers(labels, acting, prompt, limits.max_rows) for part in group.parted(apart)
     ]
     # The A/A row comes last: it is compared with the full row of a batch in another bucket.
     run.answer_all(groups)
@@ -139,22 +140,28 @@ class FusedRun:
         places = (
             group.place_by_label if FULL_AA in group.place_by_label else {FULL: 0, **group.place_by_label}
         )
-        return {
+        rows = {
             place + question: row
             for label, place in places.items()
             if label in compressed
             for question, row in enumerate(rows_of(compressed, [label], self.prompt))
         }
+        bound_themselves = all(
+            compressed[label].bounds_itself for label in group.place_by_label if label in compressed
+        )
+        if self.references is None or not self.prompt.has_long_answers or not bound_themselves:
+            return rows
+        # A full row beside them would have all tails reserve as much as its own. They are forced token by token, it in one
+        # matrix, so that another batch's differs no more from theirs.
+        return {index: row for index, row in rows.items() if row.label != FULL}
 
     def finish(
         self, group: Group, batch: Batch, answers: Mapping[int, Answer], compression: Compression
     ) -> Answered:
         """Results of a group's decoded ``batch``, compared with its own full rows; the A/A row with earlier ones."""
         compressed = with_references(compression, self.prefilled)
-        answering = Answering(
-            self.model, self.prompt, compressed, compressed[FULL].sizes, self.limits.max_fidelity_tokens
-        )
-        references = self.references if FULL_AA in group.place_by_label else None
+        answering = Answering(self.model, self.prompt, compressed, compressed[FULL].sizes, self.limits)
+        references = None if any(row.label == FULL for row in batch.rows.values()) else self.references
         return answering.finish(batch, answers, references=references, seconds=self.seconds)
 
     def take(self, answered: Answered, compression: Compression) -> None:
@@ -210,6 +217,8 @@ class FusedRun:
 
     def _answer(self, group: Group, compression: Compression) -> Answered:
         rows = self.rows(group, compression)
+        if not rows:  # of a group of rows apart, none of which could be compressed
+            return Answered([], self.references or {})
         batch = Batch(self.model, self.prompt, rows, group.bucket, self.graphs)
         return self.finish(group, batch, batch.decode(), compression)
 
@@ -279,20 +288,5 @@ def failures_of(compression: Compression, prompt: Prompt) -> list[VariantFailure
             label, question, "compress", failed.error_type.__name__, failed.message, failed.traceback
         )
         for label, failed in compression.failed.items()
-        for question in range(len(prompt.questions))
-    ]
-
-
-def out_of_memory(
-    label: str, prompt: Prompt, phase: str, message: str, traceback_text: str
-) -> list[VariantFailure]:
-    """A failure per question of a variant that does not fit even by itself."""
-    remedy = (
-        f"{label!r} does not fit into the device's memory, with no other variant beside it "
-        f"({len(prompt.context_ids)} tokens compressed, {len(prompt.questions)} questions): give it a smaller budget, "
-        f"set model.max_prompt_tokens, or run on a device with more memory. {message}"
-    )
-    return [
-        VariantFailure(label, question, phase, torch.OutOfMemoryError.__name__, remedy, traceback_text)
         for question in range(len(prompt.questions))
     ]

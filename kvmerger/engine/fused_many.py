@@ -24,7 +24,7 @@ from kvmerger.engine.groups import (
     POSITION_BYTES,
     BatchLayout,
     Group,
-    by_rows,
+    by_answers,
     expected_bytes,
     labels_that_act,
     labels_without_kernels,
@@ -95,12 +95,12 @@ class _Many:
         """
         prompt = self.prompts[number]
         prompt.check(self.model.info.max_positions, self.model.info.vocab_size)
-        apart = labels_that_act(self.variants, prompt_seed(prompt.context_ids, self.seed))
+        apart = acting = labels_that_act(self.variants, prompt_seed(prompt.context_ids, self.seed))
         if self.graphs:
             # One row that is decoded to be read, and no step of its batch could be recorded.
             apart |= labels_without_kernels(self.variants)
         labels = [NO_CONTEXT, *(variant.label for variant in self.variants)]
-        groups = by_rows(labels, len(prompt.questions), self.limits.max_rows)
+        groups = by_answers(labels, acting, prompt, self.limits.max_rows)
         parts = [part for group in groups for part in group.parted(apart)]
         self.apart[number] = [part for part in parts if apart.issuperset(part.place_by_label)]
         self.joining[number] = [part for part in parts if part not in self.apart[number]]

@@ -14,7 +14,8 @@ import torch
 
 from kvmerger.decoding.step_graphs import StepGraphs
 from kvmerger.decoding.together import Party, Together
-from kvmerger.engine.fused import FusedRun, make_room, out_of_memory
+from kvmerger.engine.answering import out_of_memory
+from kvmerger.engine.fused import FusedRun, make_room
 from kvmerger.engine.groups import Group
 from kvmerger.models.loading import LoadedModel
 

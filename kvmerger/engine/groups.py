@@ -69,6 +69,15 @@ def by_rows(labels: Sequence[str], num_questions: int, max_rows: int) -> list[Gr
     return groups
 
 
+def by_answers(labels: Sequence[str], acting: Collection[str], prompt: Prompt, max_rows: int) -> list[Group]:
+    """`by_rows`; where answers may be long, the ``acting``, who bound what they hold, in groups of their own."""
+    if not prompt.has_long_answers:
+        return by_rows(labels, len(prompt.questions), max_rows)
+    both = [[label for label in labels if (label in acting) == acts] for acts in (False, True)]
+    # The others first: their full rows say what all are forced along.
+    return [group for some in both for group in by_rows(some, len(prompt.questions), max_rows)]
+
+
 def by_bytes(group: Group, bytes_by_label: Mapping[str, int], free_bytes: int | None) -> Iterator[Group]:
     """Parts of ``group`` that are expected to fit into ``free_bytes`` (None: all do), one label at least."""
     chosen: list[str] = []

@@ -16,10 +16,10 @@ from kvmerger.building import Variant
 from kvmerger.decoding.batch import Batch
 from kvmerger.decoding.step_graphs import Refusals, graphs_for
 from kvmerger.device import now_s
-from kvmerger.engine.answering import Answered, Answering, References
+from kvmerger.engine.answering import Answered, Answering, References, out_of_memory
 from kvmerger.engine.budgets import Kept, references_first
 from kvmerger.engine.compress import compress_all
-from kvmerger.engine.fused import failures_of, needs_for, out_of_memory, rows_of, with_references
+from kvmerger.engine.fused import failures_of, needs_for, rows_of, with_references
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits, another_bucket, bucket_for
 from kvmerger.models.loading import LoadedModel
@@ -109,7 +109,7 @@ class _Runner:
         batch = Batch(model, prompt, dict(enumerate(rows)), bucket, graphs)
         answers = batch.decode()
         peak_bytes = _peak(model.device, before_bytes)
-        answering = Answering(model, prompt, compressed, full, self.limits.max_fidelity_tokens)
+        answering = Answering(model, prompt, compressed, full, self.limits)
         return answering.finish(batch, answers, references=references, seconds=seconds, peak_bytes=peak_bytes)
 
 

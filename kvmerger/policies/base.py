@@ -14,7 +14,7 @@ from typing import ClassVar
 from kvmerger.budget import AskedBudget, Budget, BudgetSpec, BytesLike, BytesShare
 from kvmerger.cache.forms.base import Form
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.decoding.decode_rule import DecodeRule
+from kvmerger.decoding.decode_rule import AnswerRule
 from kvmerger.prefill.evidence import Evidence, Need
 
 
@@ -149,7 +149,7 @@ class Policy(abc.ABC):
         # A stack has its first layer's `asked_ratio` and `layer_index`: a policy that reads them must put them into the key.
         return budget
 
-    def decode_rule(self, prompt_seed: int) -> DecodeRule | None:
+    def decode_rule(self, prompt_seed: int) -> AnswerRule | None:
         """The rule that this policy's rows follow while they answer; None, as here, when nothing changes after `compress`.
 
         ``prompt_seed``, from the prompt's tokens and the sweep's seed, is all that a rule's randomness may depend on.

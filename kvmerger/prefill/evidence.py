@@ -20,8 +20,6 @@ from torch import Tensor, nn
 
 from kvmerger.kernels import dispatch
 
-AttentionSource = Literal["prefill", "window"]
-ATTENTION_SOURCES = ("prefill", "window")
 Pieces = Literal["joined", "summed"]
 """How what is computed of each part of a repetition becomes one: along the second dimension, or added up."""
 # Softmax underflows to 0 where nobody looks. A set of such tokens still needs weights, and ratios that fp32 can hold.
@@ -83,6 +81,7 @@ class Registered:
     reads_queries: bool
     reads_hidden_states: bool
     pieces: Pieces | None = None
+    is_of_window: bool = False
 
     @property
     def is_prefill_only(self) -> bool:
@@ -94,7 +93,12 @@ _REGISTRY: dict[str, Registered] = {}
 
 
 def register_evidence(
-    name: str, *, reads_queries: bool, reads_hidden_states: bool = False, pieces: Pieces | None = None
+    name: str,
+    *,
+    reads_queries: bool,
+    reads_hidden_states: bool = False,
+    pieces: Pieces | None = None,
+    is_of_window: bool = False,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register ``compute(states, *params) -> Tensor`` under ``name``; returns it unchanged.
 
@@ -102,8 +106,9 @@ def register_evidence(
     ``attention``, ``rotary`` and ``prompt`` only with ``reads_hidden_states=True``. The result is kept until the last policy
     has run, so it must be small: a few numbers per token, never one per pair of tokens.
 
-    With ``pieces`` it is of a repetition: ``states`` is then a `RepeatStates`, ``compute`` is called for each part of the
-    context that is repeated, and what it gives is ``joined`` along the second dimension, or ``summed``.
+    What ``is_of_window`` reads the last queries alone, as many as its first parameter says. With ``pieces`` it is of a
+    repetition: ``states`` is then a `RepeatStates`, ``compute`` is called for each part of the context that is repeated, and
+    what it gives is ``joined`` along the second dimension, or ``summed``.
     """
 
     def register(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -112,7 +117,7 @@ def register_evidence(
             raise EvidenceError(
                 f"evidence {name!r} is already registered by {_REGISTRY[name].compute.__module__}"
             )
-        _REGISTRY[name] = Registered(compute, reads_queries, reads_hidden_states, pieces)
+        _REGISTRY[name] = Registered(compute, reads_queries, reads_hidden_states, pieces, is_of_window)
         return compute
 
     return register
@@ -266,7 +271,7 @@ def _attention_mass(states: LayerStates) -> Tensor:
     return dispatch.attention_mass(states.q_QND, states.k_HND, states.scaling, states.lse_QN)
 
 
-@register_evidence("window_attention", reads_queries=True)
+@register_evidence("window_attention", reads_queries=True, is_of_window=True)
 def _window_attention(states: LayerStates, window_tokens: int) -> Tensor:
     """Mean attention paid by the last ``window_tokens`` tokens, each causal within the window: fp32 (Q, N)."""
     return dispatch.window_attention(states.q_QND, states.k_HND, states.scaling, window_tokens, states.lse_QN)
@@ -286,11 +291,6 @@ def _neighbour_cosines(states: LayerStates) -> Tensor:
     # By head: the last token of one has no neighbour in the next.
     first_F, next_F = index_HN[:, :-1].flatten(), index_HN[:, 1:].flatten()
     return dispatch.pair_cosines(states.k_HND.flatten(0, 1), first_F, next_F).view(num_heads, num_tokens - 1)
-
-
-def mass_need(source: AttentionSource, window_size: int) -> Need:
-    """The attention of all of ``prefill``, or of its last ``window_size`` tokens."""
-    return ATTENTION_MASS if source == "prefill" else window_attention(window_size)
 
 
 def attention_mass(evidence: Evidence, need: Need) -> Tensor:

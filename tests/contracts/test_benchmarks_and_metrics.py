@@ -133,7 +133,8 @@ def test_item_becomes_a_sound_prompt_with_gold(
     for item in items:
         aware, agnostic = (tokenize_item(item, tokenizer, mode, 10_000) for mode in QueryMode)
         assert aware.context_ids + aware.tail_ids == agnostic.context_ids + agnostic.tail_ids
-        question_ids = agnostic.context_ids if item.is_context_free else agnostic.tail_ids
+        ids = agnostic.context_ids + agnostic.tail_ids
+        question_ids = ids if item.is_context_free else agnostic.tail_ids
         assert item.after_context in tokenizer.decode(question_ids)
         assert item.answers[0].strip() == tokenizer.decode(aware.gold_ids).strip()
 

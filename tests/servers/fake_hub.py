@@ -32,7 +32,7 @@ class FakeHub:
 def fake_hub(repository: str, commits: Mapping[str, Mapping[str, bytes]]) -> Iterator[FakeHub]:
     """Serve the data set on a port of its own until the block ends."""
     hub = FakeHub(repository, {name: dict(files) for name, files in commits.items()})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
@@ -44,54 +44,59 @@ def fake_hub(repository: str, commits: Mapping[str, Mapping[str, bytes]]) -> Ite
         thread.join()
 
 
-def _handler(hub: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0].replace("%2F", "/")
-            hub.asked.append(path)
-            if hub.fault:
-                self._answer(hub.fault, b"", {})
-            elif found := re.fullmatch(rf"/datasets/{hub.repository}/resolve/([^/]+)/(.+)", path):
-                self._file(*found.groups())
-            elif found := re.fullmatch(rf"/api/datasets/{hub.repository}/(?:revision|tree)/([^/]+)", path):
-                self._listing(found[1], is_tree="/tree/" in path)
-            else:
-                self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """Answers for the data set that a subclass names."""
 
-        do_HEAD = do_GET
+    hub: FakeHub
 
-        def _file(self, commit: str, name: str) -> None:
-            if hub.is_gated:
-                return self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
-            if commit not in hub.commits:
-                return self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
-            if name not in hub.commits[commit]:
-                return self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
-            content = hub.commits[commit][name]
-            etag = hashlib.sha256(content).hexdigest()
-            return self._answer(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": commit})
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0].replace("%2F", "/")
+        self.hub.asked.append(path)
+        if self.hub.fault:
+            self._answer(self.hub.fault, b"", {})
+        elif found := re.fullmatch(rf"/datasets/{self.hub.repository}/resolve/([^/]+)/(.+)", path):
+            self._file(*found.groups())
+        elif found := re.fullmatch(rf"/api/datasets/{self.hub.repository}/(?:revision|tree)/([^/]+)", path):
+            self._listing(found[1], is_tree="/tree/" in path)
+        else:
+            self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
 
-        def _listing(self, commit: str, *, is_tree: bool) -> None:
-            if commit not in hub.commits:
-                return self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
-            names = list(hub.commits[commit])
-            told: Any = {"id": hub.repository, "sha": commit, "siblings": [{"rfilename": it} for it in names]}
-            if is_tree:
-                told = [
-                    {"type": "file", "path": it, "size": len(hub.commits[commit][it]), "oid": "0" * 40}
-                    for it in names
-                ]
-            return self._answer(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
+    do_HEAD = do_GET
 
-        def _answer(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(content)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
+    def _file(self, commit: str, name: str) -> None:
+        if self.hub.is_gated:
+            return self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
+        if commit not in self.hub.commits:
+            return self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        if name not in self.hub.commits[commit]:
+            return self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+        content = self.hub.commits[commit][name]
+        etag = hashlib.sha256(content).hexdigest()
+        return self._answer(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": commit})
 
-        def log_message(self, *_: Any) -> None:
-            """Nothing is printed."""
+    def _listing(self, commit: str, *, is_tree: bool) -> None:
+        if commit not in self.hub.commits:
+            return self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        names = list(self.hub.commits[commit])
+        told: Any = {
+            "id": self.hub.repository,
+            "sha": commit,
+            "siblings": [{"rfilename": it} for it in names],
+        }
+        if is_tree:
+            told = [
+                {"type": "file", "path": it, "size": len(self.hub.commits[commit][it]), "oid": "0" * 40}
+                for it in names
+            ]
+        return self._answer(200, json.dumps(told).encode(), {"Content-Type": "application/json"})
 
-    return Handler
+    def _answer(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing is printed."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.decoding.decode_rule import DecodeRule
+from kvmerger.decoding.decode_rule import AnswerRule
 from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.parameters import require_count
 from kvmerger.policies.registry import name_of, path_of
@@ -92,7 +92,7 @@ class DecodingPolicy(SlotWrapper):
             )
 
     @abc.abstractmethod
-    def decode_rule(self, prompt_seed: int) -> DecodeRule:
+    def decode_rule(self, prompt_seed: int) -> AnswerRule:
         """The rule this adds."""
 
 

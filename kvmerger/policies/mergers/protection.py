@@ -16,7 +16,8 @@ from kvmerger.merging.runs import protect
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.parameters import require_choices, require_count, require_ratio
 from kvmerger.policies.registry import name_of
-from kvmerger.prefill.evidence import ATTENTION_SOURCES, AttentionSource, Evidence, Need, mass_need
+from kvmerger.prefill.attention_sources import ATTENTION_SOURCES, AttentionSource, mass_need
+from kvmerger.prefill.evidence import Evidence, Need
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,11 @@ from kvmerger.policies.parameters import require_choices, require_count
 from kvmerger.policies.registry import name_of
 from kvmerger.policies.selection import SelectingPolicy
 from kvmerger.policies.wrapper import Wrapper
+from kvmerger.prefill.attention_sources import ATTENTION_SOURCES, AttentionSource, mass_need
 from kvmerger.prefill.evidence import (
-    ATTENTION_SOURCES,
-    AttentionSource,
     Evidence,
     Need,
     attention_mass,
-    mass_need,
 )
 
 

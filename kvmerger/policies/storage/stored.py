@@ -9,7 +9,7 @@ from kvmerger.cache.forms import registry as forms
 from kvmerger.cache.forms.answers import Answers
 from kvmerger.cache.forms.base import Form
 from kvmerger.cache.layer_cache import LayerCache
-from kvmerger.decoding.decode_rule import DecodeRule
+from kvmerger.decoding.decode_rule import AnswerRule
 from kvmerger.names import FormError
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.registry import INNER, name_of, register_unlisted
@@ -63,7 +63,7 @@ class Stored(SlotWrapper):
         except FormError as error:
             raise PolicyError(str(error)) from error
 
-    def decode_rule(self, prompt_seed: int) -> DecodeRule | None:
+    def decode_rule(self, prompt_seed: int) -> AnswerRule | None:
         """The wrapped policy's own, where one class does both."""
         return self.inner.decode_rule(prompt_seed)
 

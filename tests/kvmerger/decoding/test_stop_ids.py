@@ -49,7 +49,7 @@ def test_answers_end_where_transformers_would_end_them(seed: int) -> None:
     ids = prompt.context_ids + prompt.questions[0].tail_ids
     assert stopped.token_ids == greedy(model, ids, {first, later})
     assert stopped.token_ids[0] not in {first, later}
-    assert (stopped.stop_reason == "eos") == (stopped.token_ids[-1] in {first, later})
+    assert (stopped.stop_reason == "stop") == (stopped.token_ids[-1] in {first, later})
     assert other.token_ids == free[1].token_ids
 
 
@@ -60,7 +60,7 @@ def test_a_later_stop_token_ends_the_answer(seed: int) -> None:
     place = max(index for index, token in enumerate(free.token_ids) if token not in free.token_ids[:index])
     (stopped,) = full_rows(model, prompt_of(seed, (free.token_ids[place],)))
     if place:
-        assert (stopped.token_ids, stopped.stop_reason) == (free.token_ids[: place + 1], "eos")
+        assert (stopped.token_ids, stopped.stop_reason) == (free.token_ids[: place + 1], "stop")
     else:  # one token over and over: it may not come first
         assert stopped.token_ids[0] != free.token_ids[0]
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
+from kvmerger import generation
 from kvmerger.engine import Engine
 from kvmerger.generation import Generation, Prompt, Question, VariantFailure
+from kvmerger.limits import Limits
 from tests.fakes.tiny_models import VOCAB_SIZE, tiny_model
 from tests.kvmerger.engine.test_acting_runs import NUM_HEADS, NUM_LAYERS, built, by_key
 
@@ -20,7 +23,11 @@ RULES = [
     {"name": "cam", "budget": 24, "num_heirs": 4, "label": "cam"},
 ]  # fmt: skip
 SLOTS = {"streaming": 26, "h2o": 28, "tova": 28, "cam": 24}
-KEEP = [{"name": "snapkv", "budget": 0.1}, {"name": "kvzip", "budget": 0.5}, {"name": "knorm+int4", "budget": 3}]
+KEEP = [
+    {"name": "snapkv", "budget": 0.1},
+    {"name": "kvzip", "budget": 0.5},
+    {"name": "knorm+int4", "budget": 3},
+]
 
 
 def free_prompt(seed: int) -> Prompt:
@@ -85,6 +92,70 @@ def test_isolated_and_fused_runs_say_the_same(results, seed: int) -> None:
 )
 def test_a_budget_that_cannot_bound_the_answer_fails_its_own_row(seed: int, entry, words) -> None:
     engine = Engine(tiny_model(seed, num_layers=NUM_LAYERS).ours)
-    found = {row.label: row for row in engine.run(free_prompt(seed), built({**entry, "label": "bad"}, *KEEP[:1]))}
+    found = {
+        row.label: row for row in engine.run(free_prompt(seed), built({**entry, "label": "bad"}, *KEEP[:1]))
+    }
     assert isinstance(found["bad"], VariantFailure) and words in found["bad"].message
     assert isinstance(found["snapkv@0.1"], Generation)
+
+
+LONG = [
+    {"name": "knorm+periodic", "budget": 24, "every": 6, "label": "periodic"},
+    {"name": "snapkv+periodic", "budget": 12, "every": 6, "window_size": 4, "label": "below the prompt"},
+    {"name": "h2o_decode", "budget": 24, "recent": 5, "label": "one by one"},
+    {"name": "knorm", "budget": 5, "label": "unbounded"},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def long_results(seed: int) -> dict[str, dict[str, Generation]]:
+    """A long answer, fused and each alone; `LONG_ANSWER_TOKENS` is far below it."""
+    prompt = free_prompt(seed)
+    prompt = replace(prompt, questions=(replace(prompt.questions[0], max_new_tokens=40),))
+    engine = Engine(tiny_model(seed, num_layers=NUM_LAYERS).ours)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "LONG_ANSWER_TOKENS", 20)
+        found = {
+            execution: by_key(engine.run(prompt, built(*LONG), execution=execution))
+            for execution in ("fused", "isolated")
+        }
+    return {execution: {label: row for (label, _), row in rows.items()} for execution, rows in found.items()}
+
+
+@pytest.mark.parametrize("execution", ["fused", "isolated"])
+def test_rows_that_bound_what_they_hold_reserve_no_tail_for_the_whole_answer(long_results, execution) -> None:
+    rows = long_results[execution]
+    token_bytes = rows["full"].kv_bytes // NUM_TOKENS
+    for label, most in (("periodic", 24 + 6), ("below the prompt", NUM_TOKENS + 6), ("one by one", 24)):
+        decoding = rows[label].trace[1:]
+        assert len(decoding) == len(rows[label].token_ids) == 40
+        # The queries that a ranking keeps, and scores, take some more.
+        assert max(point.live_bytes for point in decoding) <= (most + 6) * token_bytes
+        # The prompt to start again, what is held, and a tail of what the budget leaves before the first cut.
+        assert max(point.reserved_bytes for point in decoding) <= (NUM_TOKENS + 24 + 16) * token_bytes
+    assert max(point.reserved_bytes for point in rows["unbounded"].trace) >= (HELD + 40) * token_bytes * 0.9
+
+
+def test_long_answers_are_said_and_compared_alike_in_fused_and_isolated_runs(long_results) -> None:
+    fused, isolated = long_results["fused"], long_results["isolated"]
+    assert fused.keys() == isolated.keys()
+    for label, row in fused.items():
+        alone = isolated[label]
+        assert row.num_fidelity_tokens == alone.num_fidelity_tokens
+        assert row.counters.get("num_decode_cuts") == alone.counters.get("num_decode_cuts")
+        if row.token_ids == alone.token_ids:  # another bucket may turn a token
+            assert row.kl_mean == pytest.approx(alone.kl_mean, abs=1e-4)
+    assert fused["periodic"].counters["num_decode_cuts"] == (HELD + 39 - 24) // 6
+    assert fused["unbounded"].kl_mean == pytest.approx(0, abs=1e-9)
+    assert fused["periodic"].kl_mean > 0
+
+
+def test_all_rows_are_compared_along_a_share_of_a_long_answer() -> None:
+    limits = Limits()
+    assert [limits.fidelity_tokens(count) for count in (64, 1024, 2048, 8192, 32768)] == [
+        128,
+        128,
+        512,
+        1024,
+        1024,
+    ]
