@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from jobs.results.grouping import Setting, setting_of
 from jobs.results.schema import DONE_STATUSES, Row
 from kvmerger.variants import NO_CONTEXT
 
+Place = TypeVar("Place", bound=Hashable)
 _NUM_BANDS = 5
 _MAX_DEPTH_PERCENT = 100
 _UNKNOWN_LENGTH = 0
@@ -96,20 +98,8 @@ def _map(
     if not values:
         return None
     lengths = sorted({length for places in values.values() for _, length in places})
-    means = [statistics.fmean(found) for places in values.values() for found in places.values()]
     is_higher_worse = column == "answer_nll"
-    least, most = min(means), max(means)
-    if is_higher_worse and (blank := values.get(NO_CONTEXT)):
-        # What is worse than no context has the deepest tint too, or one such variant would bleach all others.
-        most = max(least, *(statistics.fmean(found) for found in blank.values()))
-
-    def cell(found: list[float] | None) -> DepthCell | None:
-        if not found:
-            return None
-        mean = statistics.fmean(found)
-        share = min((mean - least) / (most - least), 1.0) if most > least else 0.0
-        return DepthCell(mean, len(found), share if is_higher_worse else 1 - share)
-
+    cell = cells_of(values, is_higher_worse=is_higher_worse)
     panels = tuple(
         DepthPanel(
             shown_names.get((setting, label), label),
@@ -127,6 +117,26 @@ def _map(
         tuple(_band_name(band) for band in range(_NUM_BANDS)),
         panels,
     )
+
+
+def cells_of(
+    values: Mapping[str, Mapping[Place, list[float]]], *, is_higher_worse: bool
+) -> Callable[[list[float] | None], DepthCell | None]:
+    """What makes a cell of the values of one variant at one place, tinted on the scale of all of them."""
+    means = [statistics.fmean(found) for places in values.values() for found in places.values()]
+    least, most = min(means), max(means)
+    if is_higher_worse and (blank := values.get(NO_CONTEXT)):
+        # What is worse than no context has the deepest tint too, or one such variant would bleach all others.
+        most = max(least, *(statistics.fmean(found) for found in blank.values()))
+
+    def cell(found: list[float] | None) -> DepthCell | None:
+        if not found:
+            return None
+        mean = statistics.fmean(found)
+        share = min((mean - least) / (most - least), 1.0) if most > least else 0.0
+        return DepthCell(mean, len(found), share if is_higher_worse else 1 - share)
+
+    return cell
 
 
 def _band_name(band: int) -> str:

@@ -23,7 +23,7 @@ from jobs.analysis.summary import (
 )
 from jobs.analysis.variant_summary import Kept
 from jobs.analysis.worst_items import PolicyLosses, worst_items
-from jobs.reporting.figures import depth_map, memory_trace, quality, quality_panel
+from jobs.reporting.figures import depth_map, memory_trace, quality, quality_panel, turn_map
 from jobs.reporting.figures.difference_map import DifferenceMap, difference_maps
 from jobs.reporting.figures.front import NARROW, draw_front, front_labels
 from jobs.reporting.figures.heat_map import HeatMap, heat_maps
@@ -72,6 +72,7 @@ class SettingPage:
     differences: list[DifferenceMap]
     traces: list[tuple[memory_trace.TracePanel, Panel | None]]
     depth: list[depth_map.DepthMap]
+    turns: list[turn_map.TurnMap]
     losses: list[PolicyLosses]
     items: ItemList
     published: tuple[PublishedBeside, ...]
@@ -123,6 +124,7 @@ def setting_page(
         differences=difference_maps(differences, named, _most_nll(tasks)),
         traces=_traces(tasks, drawn, rows, styles, f"s{index}"),
         depth=depth_map.depth_maps(rows, named),
+        turns=turn_map.turn_maps(rows, named),
         losses=worst_items(rows),
         items=item_list(rows, most_items),
         published=published_beside(summary, setting),
