@@ -56,6 +56,7 @@ class _Scorer:
     metric: Metric | None = None
     parts_metric: PartsMetric | None = None
     combine: Combine | None = None
+    is_mean: bool = False
     details: str = ""
     package: str = ""
     uses_classes: bool = False
@@ -106,16 +107,28 @@ def register_metric(
 
 
 def register_metric_of_parts(
-    name: str, combine: Combine, *, details: str = "", package: str = "", max_chars: int | None = None
+    name: str,
+    combine: Combine,
+    *,
+    is_mean: bool = False,
+    details: str = "",
+    package: str = "",
+    max_chars: int | None = None,
 ) -> Callable[[PartsMetricT], PartsMetricT]:
-    """Register a metric that is no mean over items where it was published; returns the function unchanged.
+    """Register a metric that gives several numbers of an item; returns the function unchanged.
 
-    An item's score is `combine` of its parts, and the published number `combine` of the parts' means (`corpus_score`).
+    An item's score is `combine` of its parts, and the published number `combine` of the parts' means (`corpus_score`), unless
+    it `is_mean`: of one part, and so the mean over items.
     """
 
     def add(metric: PartsMetricT) -> PartsMetricT:
         scorer = _Scorer(
-            parts_metric=metric, combine=combine, details=details, package=package, max_chars=max_chars
+            parts_metric=metric,
+            combine=combine,
+            is_mean=is_mean,
+            details=details,
+            package=package,
+            max_chars=max_chars,
         )
         _add_scorer(name, scorer)
         return metric
@@ -211,12 +224,13 @@ def can_score(name: str, answer: str, all_classes: Sequence[str] = ()) -> bool:
 
 
 def corpus_score(name: str, parts_of_items: Sequence[Mapping[str, float]]) -> float | None:
-    """The published number, 0 to 1, of a metric of parts; None for a metric whose published number is the mean.
+    """The published number, 0 to 1, of a metric of parts; None where the published number is the mean over items.
 
     Raises UnknownNameError for an unknown metric and MetricError without items.
     """
-    combine = _scorers[_known_metric(name)].combine
-    if combine is None:
+    scorer = _scorers[_known_metric(name)]
+    combine = scorer.combine
+    if combine is None or scorer.is_mean:
         return None
     if not parts_of_items:
         raise MetricError(f"{name}: there is no item to make a corpus score of.")

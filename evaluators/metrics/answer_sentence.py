@@ -16,7 +16,7 @@ from evaluators.scoring import register_metric_of_parts
 _SENTENCE = re.compile(r"The answer is \$?(-?\$?[0-9][0-9.,]*)")
 
 
-@register_metric_of_parts("answer_sentence", right)
+@register_metric_of_parts("answer_sentence", right, is_mean=True)
 def answer_sentence(
     prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()
 ) -> dict[str, float]:

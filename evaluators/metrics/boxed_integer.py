@@ -13,7 +13,7 @@ _WRAPPING = re.compile(r"\\(?:textbf|text|mathbf|mathrm|mbox)|[{}()]")
 _INTEGER = re.compile(r"([+-]?)0*(\d{1,30})(?:\.0*)?")
 
 
-@register_metric_of_parts("boxed_integer", right)
+@register_metric_of_parts("boxed_integer", right, is_mean=True)
 def boxed_integer(
     prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()
 ) -> dict[str, float]:

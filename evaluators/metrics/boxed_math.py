@@ -30,7 +30,7 @@ _BARE_POINT = re.compile(r"(?<!\d)\.(?=\d)")
 _TRAILING_ZEROS = re.compile(r"(-?\d+)\.0+")
 
 
-@register_metric_of_parts("boxed_math", right)
+@register_metric_of_parts("boxed_math", right, is_mean=True)
 def boxed_math(prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()) -> dict[str, float]:
     r"""1 when the last \boxed{} says what an answer, boxed there or alone, says, spelling evened out."""
     said = boxed_text(prediction)

@@ -20,7 +20,7 @@ _PLAIN = re.compile(r"[+-]?\d{1,50}(?:\.\d{1,50})?(?:/\d{1,50})?")
 _OPEN, _CLOSE = "([{", ")]}"
 
 
-@register_metric_of_parts("boxed_math_value", right)
+@register_metric_of_parts("boxed_math_value", right, is_mean=True)
 def boxed_math_value(
     prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()
 ) -> dict[str, float]:

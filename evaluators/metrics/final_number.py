@@ -18,7 +18,7 @@ _NUMBER = re.compile(
 _MOST_DIGITS = 100  # of a number that is compared; a model may write digits without end
 
 
-@register_metric_of_parts("final_number", right)
+@register_metric_of_parts("final_number", right, is_mean=True)
 def final_number(
     prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()
 ) -> dict[str, float]:

@@ -12,7 +12,7 @@ _IN_PARENTHESES = re.compile(r"The correct answer is \(([A-D])\)")
 _BARE = re.compile(r"The correct answer is ([A-D])")
 
 
-@register_metric_of_parts("stated_choice", right)
+@register_metric_of_parts("stated_choice", right, is_mean=True)
 def stated_choice(
     prediction: str, answers: Sequence[str], all_classes: Sequence[str] = ()
 ) -> dict[str, float]:

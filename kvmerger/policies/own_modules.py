@@ -64,7 +64,7 @@ def attribute_at(path: str, kind: str) -> Any:
 
 
 def sources_of(kind: type) -> list[bytes]:
-    """The file of a class's module as it was when it was imported, then those beside it that it imports, by module's name.
+    """The file of a class's module as it was when it was imported, then those of the user's that it imports, by name.
 
     What is installed, or imported by another word than `import` or not until a function is called, is not among them. Raises
     what looking for the class's own file raises.
@@ -72,13 +72,14 @@ def sources_of(kind: type) -> list[bytes]:
     name = kind.__module__
     if name not in _sources:  # somebody else imported it, and so long ago nobody looked
         _sources[name] = Path(inspect.getfile(kind)).read_bytes()
-    place, found = _place_of(name), {name}
-    waiting = [] if place is None else [name]
+    found = {name}
+    waiting = [name] if _is_users(name) else []
     while waiting:
-        # Not all that was imported meanwhile: another policy's helpers would come and go with it.
-        beside = {it for it in _imported_by(waiting.pop()) if it not in found and _place_of(it) == place}
-        found |= beside
-        waiting += beside
+        # Not all that was imported meanwhile: another policy's helpers would come and go with it. Nor only what lies in the
+        # same folder: a cluster's workers have each file in one of its own.
+        more = {it for it in _imported_by(waiting.pop()) if it not in found and _is_users(it)}
+        found |= more
+        waiting += more
     return [_sources[name], *(_source(it) for it in sorted(found - {name}))]
 
 
@@ -106,14 +107,12 @@ def _imported_by(name: str) -> set[str]:
     return {it for it in asked | parents if it in sys.modules}
 
 
-def _place_of(name: str) -> Path | None:
-    """The folder that a module is imported from; None for what is no file of source, or is installed or ours."""
-    module, top = sys.modules.get(name), sys.modules.get(name.partition(".")[0])
-    file = getattr(module, "__file__", None)
-    if top is None or not file or not file.endswith(_FILE_ENDING) or _is_ours(name) or _is_installed(file):
-        return None
-    folders = list(getattr(top, "__path__", []))
-    return Path(folders[0] if folders else str(top.__file__)).resolve().parent
+def _is_users(name: str) -> bool:
+    """Whether a module is a file of source that is neither installed nor ours."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if not file or not file.endswith(_FILE_ENDING):
+        return False
+    return not _is_ours(name) and not _is_installed(file)
 
 
 class _ReadOnce(SourceFileLoader):

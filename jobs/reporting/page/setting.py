@@ -96,13 +96,12 @@ def setting_page(
     named = {(setting, label): name for label, name in names.items()}
     means = summary.macro_means(setting)
     differences = [it for it in all_differences if it.setting == setting]
-    columns = ("answer_nll", "score") if len(tasks) > 1 else ()
-    intervals = {column: macro_intervals(rows, column) for column in columns}
+    intervals = {it: macro_intervals(rows, it) for it in ("answer_nll", "score")[: 2 * (len(tasks) > 1)]}
     panel = _front_panel(tasks, means, intervals)
     front = front_labels(panel) if panel else frozenset()
     ranked = ranked_table(tasks, means, rows, differences, intervals, front)
     swatches = dict(legend(styles))
-    drawn = tasks if sum(len(it.variants) for it in tasks) <= _MOST_DRAWN or len(tasks) == 1 else ()
+    drawn = _drawn(tasks)
     order = {line.label: line.name for line in ranked.policies} if ranked else {}
     return SettingPage(
         title=setting_in_words(setting),
@@ -129,6 +128,11 @@ def setting_page(
         items=item_list(rows, most_items),
         published=published_beside(summary, setting),
     )
+
+
+def _drawn(tasks: tuple[TaskSummary, ...]) -> tuple[TaskSummary, ...]:
+    """The tasks that have figures of their own: all, unless they would be too many."""
+    return tasks if sum(len(it.variants) for it in tasks) <= _MOST_DRAWN or len(tasks) == 1 else ()
 
 
 def _front_panel(
