@@ -19,9 +19,13 @@ from evaluators.registry import describe_tasks, load_items
 from evaluators.scoring import score
 from tests.evaluators.conftest import MakeTokenizer
 
-# Of 77 published cells the official scorer of that commit gives 74; of these two, which are among the four models here, the
-# recorded file is another than the published number's: one ends in a broken line.
-UNLIKE_PUBLISHED = {("yarn-mistral", "longbook_qa_chn"): 15.49, ("yarn-mistral", "longbook_sum_eng"): 9.06}
+# Of 77 published cells the official scorer of that commit gives 74. The other three are one model's, whose recorded files are
+# not those of the table: one of them ends in a broken line.
+UNLIKE_PUBLISHED = {
+    ("yarn-mistral", "longbook_qa_chn"): 15.49,
+    ("yarn-mistral", "longbook_sum_eng"): 9.06,
+    ("yarn-mistral", "code_debug"): 15.48,
+}
 
 
 def rows_of(path: Path) -> Iterator[dict[str, Any]]:
@@ -51,7 +55,7 @@ def test_infinitebenchs_table(shared_data: Path, model: str) -> None:
         if (model, task) in UNLIKE_PUBLISHED:
             assert mean == UNLIKE_PUBLISHED[model, task] != told
         elif isinstance(told, str):
-            assert mean < float(told.removeprefix("<")) or task == "code_debug"
+            assert mean < float(told.removeprefix("<"))
         else:
             assert mean == told
 
