@@ -12,12 +12,13 @@ from evaluators.benchmarks.sources.json_rows import JsonRow, check_size, text_fi
 
 MIXED = ("summary_with_needles",)
 """Tasks whose turns are of two kinds, told by the turn's `task`."""
-_NUM_OPTIONS = 4
+LETTERS = "ABCD"
+"""Of a multiple-choice question's options."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question with its gold answers, the first of which is told to later turns; `subtask` where a task mixes two."""
+    """A question with its gold answers (of an option its text and its letter); `subtask` where a task mixes two."""
 
     input: str
     answers: tuple[str, ...]
@@ -27,7 +28,7 @@ class Turn:
     @property
     def gold(self) -> str:
         """What is told as the answer in turns after this one."""
-        return ", ".join(self.answers) if self.subtask is None and len(self.answers) > 1 else self.answers[0]
+        return self.answers[0] if self.options or self.subtask is not None else ", ".join(self.answers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,9 @@ def parse_row(task: str, row: JsonRow, where: str) -> ScbenchRow:
             f"{where}: multi_turns must be a list of objects with input and answer; got {turns!r:.60}."
         )
     context = row.get("context") or row.get("input")
+    if task == "mf" and isinstance(context, list) and all(isinstance(it, int | float) for it in context):
+        # The numbers themselves, which the authors' prompt shows as Python writes a list.
+        context = str(context)
     if not isinstance(context, str) or not context.strip():
         raise BenchmarkError(f"{where}: there is no context; take the official file.")
     parsed = tuple(_turn(task, turn, f"{where}, turn {number}") for number, turn in enumerate(turns, start=1))
@@ -56,13 +60,18 @@ def parse_row(task: str, row: JsonRow, where: str) -> ScbenchRow:
 def _turn(task: str, turn: Mapping[str, Any], where: str) -> Turn:
     asked = text_field(dict(turn), "input", where, is_required=True)
     check_size(asked, f"{where}: input")
-    options = turn.get("options") or ()
-    if task == "choice_eng" and len(options) != _NUM_OPTIONS:
-        raise BenchmarkError(f"{where}: options must be {_NUM_OPTIONS} texts; got {options!r:.60}.")
+    answers, options = _answers(turn.get("answer"), where), tuple(map(str, turn.get("options") or ()))
+    if task == "choice_eng":
+        if len(options) != len(LETTERS):
+            raise BenchmarkError(f"{where}: options must be {len(LETTERS)} texts; got {options!r:.60}.")
+        if answers[0] not in options:
+            raise BenchmarkError(f"{where}: answer must be one of the options; got {answers[0]!r:.60}.")
+        # Rows have the text alone; the authors' scorer is given the letter too.
+        answers = (answers[0], LETTERS[options.index(answers[0])])
     subtask = None
     if task in MIXED:
         subtask = text_field(dict(turn), "task", where).removeprefix("scbench_")
-    return Turn(asked, _answers(turn.get("answer"), where), tuple(map(str, options)), subtask)
+    return Turn(asked, answers, options, subtask)
 
 
 def _answers(answer: Any, where: str) -> tuple[str, ...]:

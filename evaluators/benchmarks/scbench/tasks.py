@@ -9,14 +9,13 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from evaluators.benchmarks.scbench.rows import ScbenchRow, Turn
+from evaluators.benchmarks.scbench.rows import LETTERS, ScbenchRow, Turn
 from evaluators.benchmarks.sources.rows import HubRows
 
 REPOSITORY = "microsoft/SCBench"
 REVISION = "283310bb8c5ba6909dd9a6b1be087d2937f76f6d"
 _TARGET = re.compile(r"The .+ is")
 _PASSKEY_TOKENS = 15
-_LETTERS = "ABCD"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class ScbenchTask:
 
     def question(self, turn: Turn) -> str:
         """The text of a question."""
-        options = dict(zip(_LETTERS, turn.options, strict=False))
+        options = dict(zip(LETTERS, turn.options, strict=False))
         # The authors cut a number's description out of "The … is", in small letters.
         found = _TARGET.search(turn.input)
         target = "" if found is None else found[0].lower()[:-3]

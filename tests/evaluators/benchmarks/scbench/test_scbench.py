@@ -25,7 +25,7 @@ TURNS: dict[str, list[dict[str, Any]]] = {
         {"input": "The largest number of the list is: ", "answer": 58},
         {"input": "The mean of the list is: ", "answer": 3.0},
     ],
-    "choice_eng": [{"input": "Who?", "answer": ["Totty", "B"], "options": ["Ann", "Totty", "Cy", "Di"]}],
+    "choice_eng": [{"input": "Who?", "answer": "Totty", "options": ["Ann", "Totty", "Cy", "Di"]}],
     "vt": [{"input": "Find 7.", "answer": ["AAAAA", "BBBBB"]}, {"input": "Find 8.", "answer": ["CCCCC"]}],
     "summary_with_needles": [
         {"input": "Summarise.", "answer": "A paper.", "task": "scbench_summary"},
@@ -74,6 +74,35 @@ def test_prompts_are_the_authors(tmp_path: Path, make_tokenizer: MakeTokenizer) 
         "rouge_l_sum", 800, "first_integer", 15,
     )  # fmt: skip
     assert {summary.task, needle.task} == {"summary_with_needles/summary", "summary_with_needles/passkey"}
+
+
+def test_an_option_is_right_by_its_text_and_by_its_letter(
+    tmp_path: Path, make_tokenizer: MakeTokenizer
+) -> None:
+    (item,) = official(tmp_path, "choice_eng", make_tokenizer)
+    assert item.answers == ("Totty", "B"), "rows hold the text alone"
+    said = {"B. Totty": 1, "The answer is B": 1, "Totty": 1, "C. Cy": 0, "The answer is Ann": 0}
+    assert {text: score(item.metric, text, item.answers) for text in said} == said
+
+
+def test_a_list_of_numbers_is_a_context_and_an_option_is_told_by_its_text(
+    tmp_path: Path, make_tokenizer: MakeTokenizer
+) -> None:
+    row = {"context": [3, 58, 7.5], "multi_turns": TURNS["mf"]}
+    (tmp_path / "scbench_mf.jsonl").write_text(json.dumps(row))
+    items = load_items(TaskSpec("scbench/mf", data=str(tmp_path)), make_tokenizer())
+    assert {item.context for item in items} == {"[3, 58, 7.5]"}
+    row = {"context": "x", "multi_turns": TURNS["choice_eng"] * 2}
+    (tmp_path / "scbench_choice_eng.jsonl").write_text(json.dumps(row))
+    _, second = load_items(TaskSpec("scbench_turns/choice_eng", data=str(tmp_path)), make_tokenizer())
+    assert "answer is Totty\n\nQuestion: Who?" in second.after_context
+
+
+def test_an_answer_that_is_no_option_is_told(tmp_path: Path, make_tokenizer: MakeTokenizer) -> None:
+    turn = TURNS["choice_eng"][0] | {"answer": "Bob"}
+    (tmp_path / "scbench_choice_eng.jsonl").write_text(json.dumps({"context": "x", "multi_turns": [turn]}))
+    with pytest.raises(BenchmarkError, match=r"turn 1: answer must be one of the options; got 'Bob'"):
+        load_items(TaskSpec("scbench/choice_eng", data=str(tmp_path)), make_tokenizer())
 
 
 def test_turns_are_asked_behind_gold_answers(tmp_path: Path, make_tokenizer: MakeTokenizer) -> None:
