@@ -112,7 +112,9 @@ def _item(spec: TaskSpec, row: JsonRow, where: str, index: int) -> BenchmarkItem
         context=context,
         after_context=task.after.format(**words),
         answer_prefix="",
-        answers=_answers(row.get("answer"), where),
+        answers=_with_letter(_answers(row.get("answer"), where), row, where)
+        if spec.task in _OPTIONS
+        else _answers(row.get("answer"), where),
         max_new_tokens=spec.max_new_tokens or task.max_new_tokens,
         use_chat_template=False,  # each prompt ends in the beginning of its answer
         metric=task.metric,
@@ -142,6 +144,16 @@ def _words(task: str, row: JsonRow, where: str) -> dict[str, str]:
             raise BenchmarkError(f"{where}: input {asked!r:.60} calls no function; take the official file.")
         words |= {"func": call[1], "func_call": call[0]}
     return words
+
+
+def _with_letter(answers: tuple[str, ...], row: JsonRow, where: str) -> tuple[str, ...]:
+    """An option's text and its letter: rows may have the text alone, and the authors' scorer is given both."""
+    if len(answers) > 1:
+        return answers
+    options = [str(option) for option in row["options"]]
+    if answers[0] not in options:
+        raise BenchmarkError(f"{where}: answer is {answers[0]!r:.60}, which is none of the options.")
+    return (answers[0], _LETTERS[options.index(answers[0])])
 
 
 def _answers(answer: Any, where: str) -> tuple[str, ...]:

@@ -150,3 +150,15 @@ def test_a_row_of_another_shape_is_told_with_its_line(
 ) -> None:
     with pytest.raises(BenchmarkError, match=f"line 1.*{words}"):
         load_items(TaskSpec(task, data=write(tmp_path, name, row)), make_tokenizer())
+
+
+@pytest.mark.parametrize("task", ["longbook_choice_eng", "code_debug"])
+@pytest.mark.parametrize("answer", ["Totty", ["Totty"], ["Totty", "B"]])
+def test_an_option_is_right_by_its_letter_too(
+    tmp_path: Path, make_tokenizer: MakeTokenizer, task: str, answer: Any
+) -> None:
+    row = {"context": "c", "input": "Who?", "answer": answer, "options": ["Ann", "Totty", "Cy", "Di"]}
+    (item,) = load_items(
+        TaskSpec(f"infinitebench/{task}", data=write(tmp_path, f"{task}.jsonl", row)), make_tokenizer()
+    )
+    assert item.answers == ("Totty", "B") and score(item.metric, "B. Totty", item.answers) == 1
