@@ -32,6 +32,8 @@ ALIASES = {
     # So does what fits slots that another policy chose.
     "attention_matching": "highest_attention+attention_matching",
     "grkv": "snapkv+adakv+criticalkv+grkv",
+    # And what shares slots out among layers, whose tokens another policy ranks.
+    "dynamickv": "snapkv+dynamickv",
 }
 _KVPRESS_ADAKV = "adakv_"
 """kvpress writes ``adakv_snapkv`` where parts are joined here: ``snapkv+adakv``."""
