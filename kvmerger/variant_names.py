@@ -34,6 +34,7 @@ ALIASES = {
     "grkv": "snapkv+adakv+criticalkv+grkv",
     # And what shares slots out among layers, whose tokens another policy ranks.
     "dynamickv": "snapkv+dynamickv",
+    "meda": "h2o+meda",
 }
 _KVPRESS_ADAKV = "adakv_"
 """kvpress writes ``adakv_snapkv`` where parts are joined here: ``snapkv+adakv``."""

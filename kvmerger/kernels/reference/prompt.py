@@ -32,6 +32,19 @@ def window_attention(q_QND: Tensor, k_HND: Tensor, scaling: float, window_tokens
     return causal_probs(q_QND, k_HND, scaling, max(0, num_tokens - window_tokens), num_tokens).mean(dim=1)
 
 
+def row_entropy(q_QND: Tensor, k_HND: Tensor, scaling: float) -> Tensor:
+    """Entropy of each query's causal attention in nats, from 0 to ln N, averaged over the queries: fp32 (Q,)."""
+    num_query_heads, num_tokens = q_QND.shape[:2]
+    sum_Q = torch.zeros(num_query_heads, dtype=torch.float32, device=k_HND.device)
+    k_HND = k_HND.float()  # once, not for every block
+    block_tokens = max(1, _MAX_BLOCK_SCORES // max(1, num_query_heads * num_tokens))
+    for start in range(0, num_tokens, block_tokens):
+        end = min(start + block_tokens, num_tokens)
+        probs_QBN = causal_probs(q_QND, k_HND, scaling, start, end)
+        sum_Q += torch.special.entr(probs_QBN).sum(dim=(1, 2))
+    return sum_Q / num_tokens
+
+
 def causal_probs(q_QND: Tensor, k_HND: Tensor, scaling: float, start: int, end: int) -> Tensor:
     """Attention probabilities of queries [start, end) over keys [0, end): fp32 (Q, B, end)."""
     num_heads, _, head_dim = k_HND.shape
