@@ -36,6 +36,8 @@ ALIASES = {
     "dynamickv": "snapkv+dynamickv",
     "meda": "h2o+meda",
 }
+OUTCOMES = ("simlayerkv",)
+"""Policies that take no budget: what they keep is an outcome of the prompt. A test holds this list to their classes."""
 _KVPRESS_ADAKV = "adakv_"
 """kvpress writes ``adakv_snapkv`` where parts are joined here: ``snapkv+adakv``."""
 # What follows is a label, with an @ and plus signs of its own, and so goes to the end of the name.
@@ -68,6 +70,11 @@ class WrittenName:
     def is_bare(self) -> bool:
         """Whether every slot is kept, and a form says how."""
         return self.split.form is not None and not self.split.before
+
+    @property
+    def is_outcome(self) -> bool:
+        """Whether the policy that chooses slots takes no budget."""
+        return self.split.before[:1] != () and self.split.before[0] in OUTCOMES
 
     def label(self, params: Mapping[str, Any], budget: AskedBudget | None) -> str:
         """What a variant of this name is called at ``budget``."""

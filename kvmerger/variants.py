@@ -42,7 +42,8 @@ _RATIO_HELP = (
 class VariantSpec:
     """One policy at one budget. ``params`` are (name, value) pairs sorted by name; values are hashable, lists are tuples.
 
-    ``policy`` has all parts joined by ``+``, the form too: ``keydiff+keepkv+kivi4``. No budget: every slot is kept.
+    ``policy`` has all parts joined by ``+``, the form too: ``keydiff+keepkv+kivi4``. No budget: every slot is
+    kept, or as many as the prompt asks for (`variant_names.OUTCOMES`).
     """
 
     label: str
@@ -112,7 +113,7 @@ def parse_policy_entry(entry: str | Mapping[str, Any]) -> list[VariantSpec]:
         return [VariantSpec(str(entry.get("label", written.label(params, None))), written.policy, pairs)]
     if not budgets:
         # Whether a user's policy takes none is known once it is imported (`building.build_variant`).
-        if ":" in written.split.before[0]:
+        if written.is_outcome or ":" in written.split.before[0]:
             return [VariantSpec(str(entry.get("label", written.label(params, None))), written.policy, pairs)]
         _refuse_misspelt(written.policy, params)
         asked = f"`{written.shown}@0.5`" if list(entry) == ["name"] else f"`budget: 0.5`; got {dict(entry)!r}"
@@ -259,7 +260,7 @@ def _entry_of(label: str) -> str:
         return ""
     match written.budget:
         case None:
-            return label if written.is_bare else ""
+            return label if written.is_bare or written.is_outcome else ""
         case KeptRatio() | SlotCount():
             return f"{{name: {written.policy}, budget: {written.budget}}}"
         case BytesShare(ratio=ratio):

@@ -64,8 +64,8 @@ ADAPTED = [
     ("keydiff", {}, "KeyDiffPress"),
     ("expected_attention", {"epsilon": 0.01}, "ExpectedAttentionPress"),
 ]
-DIFFERENT = {"random", "pyramidkv", "tova", "lagkv", "compactor", "duo_attention"}
-"""What docs/policies.md tells a difference of; of the last four, tests here and beside hold that there is no other."""
+DIFFERENT = {"random", "pyramidkv", "tova", "lagkv", "compactor", "duo_attention", "simlayerkv"}
+"""What docs/policies.md tells a difference of; of the last five, tests here and beside hold that there is no other."""
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Policies whose prompt decides how many slots stay; they take no budget."""
