@@ -36,7 +36,7 @@ ALIASES = {
     "dynamickv": "snapkv+dynamickv",
     "meda": "h2o+meda",
 }
-OUTCOMES = ("simlayerkv",)
+OUTCOMES = ("simlayerkv", "zipvl")
 """Policies that take no budget: what they keep is an outcome of the prompt. A test holds this list to their classes."""
 _KVPRESS_ADAKV = "adakv_"
 """kvpress writes ``adakv_snapkv`` where parts are joined here: ``snapkv+adakv``."""
