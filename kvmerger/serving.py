@@ -38,6 +38,7 @@ NOWHERE = "nowhere"
 _RUNS_TODAY = {
     "streaming_llm": "nearest: TensorRT-LLM, `max_attention_window` with `sink_token_length`",
     "snapkv": "nearest: TensorRT-LLM, the prompt's part of `rocket`",
+    "triattention": "nearest: TensorRT-LLM, `TriAttention`",
     "streaming_llm_decode": "nearest: llama.cpp, `--context-shift` with `--keep`",
 }
 _USUAL_FRONT = "snapkv"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kvmerger.cache.layer_cache import LayerCache
+from kvmerger.contract.layers import rotary
 from kvmerger.decoding.acting_row import DecodingRow
 from kvmerger.decoding.decode_rule import AnswerRule, DecodeRule, DecodeRuleError, DecodeStep, Heirs
 from kvmerger.decoding.periodic_row import PeriodicRow
@@ -104,7 +105,7 @@ def _row(
     rule: AnswerRule, cache: RaggedCache, mass_L: list[SlotMass], q_L: list[Tensor]
 ) -> DecodingRow | PeriodicRow:
     if isinstance(rule, PeriodicRule):
-        return PeriodicRow(rule, cache, _ACTING, _queries(q_L, rule))
+        return PeriodicRow(rule, cache, _ACTING, _queries(q_L, rule), rotary())
     assert isinstance(rule, DecodeRule), "a rule is of one kind or the other"
     return DecodingRow(_Watched(rule, room=rule.room), cache, _ACTING, mass_L or None)
 

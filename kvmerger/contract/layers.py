@@ -5,8 +5,10 @@ Shapes: N tokens, H KV heads, Q query heads, D head size, E hidden size.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -24,6 +26,9 @@ from kvmerger.prefill.evidence import (
 )
 from kvmerger.prefill.prefill import Prefilled
 from kvmerger.prefill.repeat_states import Gathered, RepeatStates
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 # 311 is prime: no window, partition or block of a kernel divides it, so every last one is a short one.
 NUM_LAYERS, NUM_KV_HEADS, NUM_QUERY_HEADS, HEAD_DIM, NUM_TOKENS = 8, 2, 4, 16, 311
@@ -60,11 +65,11 @@ def random_prefill(
         share_HN1 = _NEIGHBOUR_SHARE * torch.rand(NUM_KV_HEADS, num_tokens - 1, 1, generator=generator)
         k_HND[:, 1:] = share_HN1 * k_HND[:, :-1] + (1 - share_HN1) * k_HND[:, 1:]
         q_QND, v_HND = draw(NUM_QUERY_HEADS), draw(NUM_KV_HEADS)
-        attention_input = (
-            _attention_input(generator, dtype, num_tokens, layer_index) if has_hidden_states else ()
+        hidden_NE, attention = (
+            _attention_input(generator, dtype, num_tokens, layer_index) if has_hidden_states else (None, None)
         )
         states = LayerStates(
-            q_QND.to(dtype), k_HND.to(dtype), v_HND.to(dtype), HEAD_DIM**-0.5, *attention_input
+            q_QND.to(dtype), k_HND.to(dtype), v_HND.to(dtype), HEAD_DIM**-0.5, hidden_NE, attention, rotary()
         )
         gathered = Evidence(replace(states, prompt=prompt), layer_index, NUM_LAYERS, prompt_seed=seed)
         gathered.capture(needs)
@@ -103,18 +108,30 @@ def _repeat(
 
 def _attention_input(
     generator: torch.Generator, dtype: torch.dtype, num_tokens: int, layer_index: int
-) -> tuple[torch.Tensor, nn.Module, nn.Module]:
-    """Hidden states, a Llama attention module with random weights, and its rotary embedding."""
-    from transformers import LlamaConfig
-    from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
+) -> tuple[torch.Tensor, nn.Module]:
+    """Hidden states, and a Llama attention module with random weights."""
+    from transformers.models.llama.modeling_llama import LlamaAttention
 
-    hidden_size = NUM_QUERY_HEADS * HEAD_DIM
-    config = LlamaConfig(
-        hidden_size=hidden_size, head_dim=HEAD_DIM,
-        num_attention_heads=NUM_QUERY_HEADS, num_key_value_heads=NUM_KV_HEADS, num_hidden_layers=NUM_LAYERS,
-    )  # fmt: skip
+    config = _config()
     attention = LlamaAttention(config, layer_idx=layer_index).requires_grad_(False)
     for weight in attention.parameters():
-        weight.normal_(std=hidden_size**-0.5, generator=generator)
-    hidden_NE = torch.randn(num_tokens, hidden_size, generator=generator)
-    return hidden_NE.to(dtype), attention.to(dtype), LlamaRotaryEmbedding(config)
+        weight.normal_(std=config.hidden_size**-0.5, generator=generator)
+    hidden_NE = torch.randn(num_tokens, config.hidden_size, generator=generator)
+    return hidden_NE.to(dtype), attention.to(dtype)
+
+
+@functools.cache
+def rotary() -> nn.Module:
+    """A rotary embedding for heads of `HEAD_DIM` channels."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    return LlamaRotaryEmbedding(_config())
+
+
+def _config() -> LlamaConfig:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        hidden_size=NUM_QUERY_HEADS * HEAD_DIM, head_dim=HEAD_DIM,
+        num_attention_heads=NUM_QUERY_HEADS, num_key_value_heads=NUM_KV_HEADS, num_hidden_layers=NUM_LAYERS,
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kvmerger.decoding.acting_row import DecodingRow
 from kvmerger.decoding.decode_rule import AnswerRule, DecodeRule
@@ -35,12 +35,15 @@ class RuleFailure:
 class DecodingRows:
     """The decode rules of a batch's rows, by row index; often none."""
 
-    def __init__(self, rule_by_row: Mapping[int, AnswerRule], device: torch.device) -> None:
+    def __init__(
+        self, rule_by_row: Mapping[int, AnswerRule], device: torch.device, rotary: nn.Module
+    ) -> None:
         self.failures: dict[int, RuleFailure] = {}
         self.seconds = 0.0
         """Spent by rules and on moving slots since the batch was made."""
         self._rule_by_row = rule_by_row
         self._device = device
+        self._rotary = rotary
         self._row_by_index: dict[int, DecodingRow | PeriodicRow] = {}
 
     def __contains__(self, index: int) -> bool:
@@ -67,7 +70,9 @@ class DecodingRows:
         def begin(index: int, rule: AnswerRule) -> None:
             # The two kinds are kept by unlike means; this is the one place where they are told apart.
             if isinstance(rule, PeriodicRule):
-                self._row_by_index[index] = PeriodicRow(rule, cache, index, _queries_of(tails, index))
+                self._row_by_index[index] = PeriodicRow(
+                    rule, cache, index, _queries_of(tails, index), self._rotary
+                )
             else:
                 assert isinstance(rule, DecodeRule), "a rule is of one kind or the other"
                 self._row_by_index[index] = DecodingRow(rule, cache, index, _mass_of(tails, index))

@@ -98,7 +98,7 @@ class Batch:
             for index in range(bucket)
         )
         rules = {index: row.rule for index, row in self.rows.items() if row.rule is not None}
-        self._decoding = DecodingRows(rules, model.device)
+        self._decoding = DecodingRows(rules, model.device, model.rotary)
         self._own_trace: dict[int, list[MemoryPoint]] = {}
         self.build_s = now_s(model.device) - start_s
         """Until tails could be read: tables and memory."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.cache.packed_layer import HeldLayer
@@ -31,11 +31,17 @@ class PeriodicRow:
     """Nothing but a cut changes its shape, and cuts come between steps."""
 
     def __init__(
-        self, rule: PeriodicRule, cache: RaggedCache, row: int, tail_queries_L: Sequence[NewQueries]
+        self,
+        rule: PeriodicRule,
+        cache: RaggedCache,
+        row: int,
+        tail_queries_L: Sequence[NewQueries],
+        rotary: nn.Module | None = None,
     ) -> None:
         """Take over ``row``, which has just read its tail and nothing else; `restart` makes it ready to answer.
 
         ``tail_queries_L``: of the tail's newest tokens, at most as many as the rule asks for; empty where it asks for none.
+        ``rotary``: the model's rotary embedding, for rules that turn queries.
 
         Raises:
             DecodeRuleError: heads of a layer hold unlike numbers of slots.
@@ -43,7 +49,7 @@ class PeriodicRow:
         self.rule = rule
         self.has_acted = False
         """Whether a slot ever left, in the row's own answer or in one forced on it."""
-        self._cache, self._row = cache, row
+        self._cache, self._row, self._rotary = cache, row, rotary
         self._prefix = cache.prefix_of(row)
         if not all(layer.is_uniform for layer in self._prefix):
             raise DecodeRuleError("a periodic rule needs as many slots in every head of a layer")
@@ -181,6 +187,7 @@ class PeriodicRow:
                 index,
                 len(prefix),
                 self._num_cuts,
+                self._rotary,
             )
             kept.append(self._kept(joined, held, self._target_L[index]))
         self._cache.exchange(self._row, tuple(kept))

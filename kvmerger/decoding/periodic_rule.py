@@ -12,7 +12,7 @@ import abc
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kvmerger.decoding.decode_rule import AnswerRule
 
@@ -33,6 +33,7 @@ class HeldSlots:
         q_QWD: queries of the newest W tokens, which are the last W slots; None where the rule asks for none.
         scaling: of products of queries and keys; of no meaning without queries.
         cut_index: cuts of this answer before this one.
+        rotary: the model's rotary embedding; None where there is no model.
     """
 
     k_HND: Tensor
@@ -43,6 +44,7 @@ class HeldSlots:
     layer_index: int
     num_layers: int
     cut_index: int
+    rotary: nn.Module | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,15 @@ def keys_before_rope(states: LayerStates, first: int = 0) -> Tensor:
     return _heads(states, "k", first)
 
 
+def frequencies(states: LayerStates) -> Tensor:
+    """Radians that each pair of channels turns by from one position to the next: fp32 (D / 2,)."""
+    assert states.rotary is not None, "a model's layers have it"
+    # YaRN's factor on cos and sin is in queries and keys already and stays there: turning further changes no length.
+    inverse_F = states.rotary.inv_freq
+    assert isinstance(inverse_F, Tensor), "the rotary embedding's own buffer"
+    return inverse_F
+
+
 def _heads(states: LayerStates, name: str, first: int) -> Tensor:
     assert states.hidden_NE is not None and states.attention is not None, (
         "registered as reading hidden states"

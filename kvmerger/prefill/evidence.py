@@ -55,10 +55,10 @@ class LayerStates:
     """What one layer's attention saw: q_QND and k_HND after RoPE, v_HND, all of one prompt.
 
     hidden_NE is what went into the attention module, ``attention`` the module itself (its ``q_proj`` gives queries before
-    RoPE), ``rotary`` the model's rotary embedding (cos and sin of any positions), ``prompt`` what the layers share; all four
-    are None unless a policy needs evidence that reads hidden states. lse_QN is the log-sum-exp of each query's scaled scores,
-    fp32, where the attention kernel left it; without it evidence is the same and costs more. ``seed`` is of prompt and layer:
-    all that random evidence may depend on.
+    RoPE), ``prompt`` what the layers share; all three are None unless a policy needs evidence that reads hidden states.
+    ``rotary`` is the model's rotary embedding (cos and sin of any positions), None where there is no model. lse_QN is the
+    log-sum-exp of each query's scaled scores, fp32, where the attention kernel left it; without it evidence is the same and
+    costs more. ``seed`` is of prompt and layer: all that random evidence may depend on.
     """
 
     q_QND: Tensor
@@ -103,8 +103,8 @@ def register_evidence(
     """Register ``compute(states, *params) -> Tensor`` under ``name``; returns it unchanged.
 
     ``states`` is a `LayerStates`; its ``q_QND`` and ``lse_QN`` may be read only with ``reads_queries=True``, ``hidden_NE``,
-    ``attention``, ``rotary`` and ``prompt`` only with ``reads_hidden_states=True``. The result is kept until the last policy
-    has run, so it must be small: a few numbers per token, never one per pair of tokens.
+    ``attention`` and ``prompt`` only with ``reads_hidden_states=True``. The result is kept until the last policy has run, so
+    it must be small: a few numbers per token, never one per pair of tokens.
 
     What ``is_of_window`` reads the last queries alone, as many as its first parameter says. With ``pieces`` it is of a
     repetition: ``states`` is then a `RepeatStates`, ``compute`` is called for each part of the context that is repeated, and
@@ -216,8 +216,8 @@ class Evidence:
 
     def point_at(self, k_HND: Tensor, v_HND: Tensor) -> None:
         """Read keys and values from these equal tensors from now on, so that no second copy stays alive."""
-        of_none = self._states.q_QND.new_empty(0)
-        self._states = LayerStates(of_none, k_HND, v_HND, self._states.scaling, seed=self._states.seed)
+        old, of_none = self._states, self._states.q_QND.new_empty(0)
+        self._states = LayerStates(of_none, k_HND, v_HND, old.scaling, rotary=old.rotary, seed=old.seed)
 
 
 def forget_frames(error: BaseException | None) -> None:

@@ -39,13 +39,15 @@ class PrefillAttention:
         *,
         is_last_try: bool = True,
         module: nn.Module | None = None,
+        rotary: nn.Module | None = None,
     ) -> None:
         self._num_layers = num_layers
         self._needs = needs
         self._prompt_seed = prompt_seed
         self._is_last_try = is_last_try
         self._prompt = PromptStates(module)
-        self._attention_input: tuple[Tensor, nn.Module, nn.Module] | tuple[()] = ()
+        self._rotary = rotary
+        self._attention_input: tuple[Tensor, nn.Module] | tuple[()] = ()
         self._room: tuple[LayerCache, ...] = ()
         self.layers: list[LayerCache] = []
         self.evidence: list[Evidence] = []
@@ -56,7 +58,7 @@ class PrefillAttention:
         """Causal attention (B, T, Q, D); stores the layer's K/V as the full row's cache."""
         out_BTQD, lse_QN = causal_attention(q_BQTD, k_BHTD, v_BHTD, scaling)
         states = LayerStates(q_BQTD[0], k_BHTD[0], v_BHTD[0], scaling, *self._attention_input)
-        states = replace(states, lse_QN=lse_QN, prompt=self._prompt)
+        states = replace(states, rotary=self._rotary, lse_QN=lse_QN, prompt=self._prompt)
         evidence = Evidence(states, layer_index, self._num_layers, self._prompt_seed)
         evidence.capture(self._needs, is_last_try=self._is_last_try)
         if not self._room:
@@ -71,9 +73,9 @@ class PrefillAttention:
         self.evidence.append(evidence)
         return out_BTQD
 
-    def see_input(self, hidden_NE: Tensor, attention: nn.Module, rotary: nn.Module) -> None:
+    def see_input(self, hidden_NE: Tensor, attention: nn.Module) -> None:
         """Note what goes into the attention module that asks next; see `LayerStates`."""
-        self._attention_input = (hidden_NE, attention, rotary)
+        self._attention_input = (hidden_NE, attention)
 
 
 def prefill(
@@ -100,10 +102,11 @@ def prefill(
         prompt_seed(context_ids, seed),
         is_last_try=is_last_try,
         module=model.module,
+        rotary=model.rotary,
     )
 
     def watch(hidden_1NE: Tensor, attention: nn.Module) -> None:
-        handler.see_input(hidden_1NE[0], attention, model.rotary)
+        handler.see_input(hidden_1NE[0], attention)
 
     model.visit_layers(ids_1T, position_1T, handler, watch if needs_hidden_states(needs) else None)
     return Prefilled(tuple(handler.layers), tuple(handler.evidence))

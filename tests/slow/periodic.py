@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.slow.decoding import Slot, SlowDecoder
+from tests.slow.ranking.triattention import scores, standardised
 
 Ranking = Callable[[list[Slot], list[Any], float], list[float]]
 """(a head's slots in the order of the text, the newest queries of its group, scaling) → a score for each."""
@@ -82,5 +84,29 @@ def last_attention(window: int, kernel: int) -> Ranking:
         half = kernel // 2
         smooth = [sum(sums[max(0, place - half) : place + half + 1]) / kernel for place in range(before)]
         return [*smooth, *[math.inf] * window]
+
+    return ranking
+
+
+def expected_ahead(window: int, frequencies: list[float]) -> Ranking:
+    """TriAttention: the newest queries turned back by their positions, the keys by theirs."""
+
+    def before_rope(x_D: Tensor, position: int) -> list[complex]:
+        half = len(x_D) // 2
+        return [
+            complex(float(x_D[pair]), float(x_D[pair + half])) * cmath.exp(-1j * position * frequencies[pair])
+            for pair in range(half)
+        ]
+
+    def ranking(slots: list[Slot], queries: list[Any], scaling: float) -> list[float]:
+        places, newest = [slot.position for slot in slots], queries[-window:]
+        keys = [before_rope(slot.k_D, slot.position) for slot in slots]
+        of_group = []
+        for head in range(len(newest[0])):
+            first = places[-1] - len(newest) + 1
+            turned = [before_rope(query[head], first + index) for index, query in enumerate(newest)]
+            distances = [2**power for power in range(17)]
+            of_group.append(standardised(scores(turned, keys, frequencies, places, places[-1], distances)))
+        return [max(of_slot) for of_slot in zip(*of_group, strict=True)]
 
     return ranking

@@ -43,7 +43,7 @@ class RankedAnew(PeriodicRule):
 
     def scores(self, held: HeldSlots, num_slots: int) -> Tensor:
         """What the ranking gives."""
-        states = LayerStates(_padded(held), held.k_HND, held.v_HND, held.scaling)
+        states = LayerStates(_padded(held), held.k_HND, held.v_HND, held.scaling, rotary=held.rotary)
         seed = self.seed + held.cut_index * _CUT_SEED_STRIDE
         evidence = Evidence(states, held.layer_index, held.num_layers, seed)
         num_heads, num_tokens = held.k_HND.shape[:2]

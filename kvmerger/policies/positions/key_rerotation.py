@@ -16,19 +16,16 @@ from kvmerger.device import upload
 from kvmerger.policies.base import PolicyError
 from kvmerger.policies.registry import name_of, register_wrapper
 from kvmerger.policies.wrapper import SlotWrapper
+from kvmerger.prefill.before_rope import frequencies
 from kvmerger.prefill.evidence import Evidence, LayerStates, Need, register_evidence
 
 _FREQUENCIES = Need("rope_frequencies")
 
 
-@register_evidence("rope_frequencies", reads_queries=False, reads_hidden_states=True)
+@register_evidence("rope_frequencies", reads_queries=False)
 def _rope_frequencies(states: LayerStates) -> Tensor:
     """Radians that each pair of channels turns by from one position to the next: fp32 (H, D / 2), alike in all heads."""
-    assert states.rotary is not None, "registered as reading hidden states"
-    # YaRN's factor on cos and sin is in the keys already and stays there: turning further changes no length.
-    inverse_D = states.rotary.inv_freq
-    assert isinstance(inverse_D, Tensor), "the rotary embedding's own buffer"
-    return inverse_D.float().expand(states.k_HND.shape[0], -1)
+    return frequencies(states).float().expand(states.k_HND.shape[0], -1)
 
 
 @register_wrapper("key_rerotation")

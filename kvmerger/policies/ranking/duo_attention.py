@@ -30,7 +30,7 @@ def _retrieval_scores(states: LayerStates, num_positions: int) -> Tensor:
     The head's mean query stands at the last of F positions and its mean key at each: what remains is what RoPE does. The
     score is the area under the cumulated attention, averaged over the group.
     """
-    assert states.rotary is not None, "registered as reading hidden states"
+    assert states.rotary is not None, "a model's layers have it"
     position_1F = torch.arange(num_positions, device=states.k_HND.device)[None]
     # The dtype of the first argument is that of the result; bf16 would lose the angles.
     cos_1FD, sin_1FD = states.rotary(states.k_HND.new_empty(0, dtype=torch.float32), position_1F)

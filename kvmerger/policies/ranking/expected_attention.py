@@ -62,7 +62,7 @@ def _expected_attention(
 
 def _mean_rotation(states: LayerStates, start: int, num_future: int) -> _MeanRotation:
     """RoPE as the model scales it, averaged over ``num_future`` positions from ``start`` on."""
-    assert states.rotary is not None, "registered as reading hidden states"
+    assert states.rotary is not None, "a model's layers have it"
     position_1F = torch.arange(start, start + num_future, device=states.k_HND.device)[None]
     # The dtype of the first argument is that of the result; bf16 would lose the angles.
     cos_1FD, sin_1FD = states.rotary(states.k_HND.new_empty(0, dtype=torch.float32), position_1F)

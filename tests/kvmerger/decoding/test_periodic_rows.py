@@ -26,6 +26,7 @@ from tests.kvmerger.decoding.test_acting_rows import (
 from tests.kvmerger.decoding.test_step_graphs import Calls, check_same
 from tests.slow.periodic import (
     PeriodicDecoder,
+    expected_ahead,
     first_and_last,
     last_attention,
     unlike_the_mean,
@@ -40,11 +41,19 @@ PERIODIC = [
     {"name": "random+periodic", "budget": TARGET, "every": 2, "label": "random"},
     {"name": "lagkv+periodic", "budget": TARGET, "every": 7, "lag_size": 3, "label": "lagkv"},
 ]  # fmt: skip
+TURNING = {
+    "name": "triattention+periodic",
+    "budget": TARGET,
+    "every": EVERY,
+    "window_size": 3,
+    "label": "triattention",
+}
 # Not KNorm: a token that comes again has the same norm in the first layer, and which of the two stays is rounding's.
 SLOW = {
     "snapkv": last_attention(3, 3),
     "streaming": first_and_last(4),
     "keydiff": unlike_the_mean,
+    "triattention": expected_ahead(3, [10_000 ** (-pair / 8) for pair in range(8)]),
 }
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
@@ -52,7 +61,7 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=s
 @pytest.mark.parametrize("label", SLOW)
 def test_answers_are_those_of_the_slow_loop(label: str, seed: int) -> None:
     model, prompt = tiny_model(seed, num_layers=NUM_LAYERS), make_prompt(seed)
-    rows = make_rows(model, prompt, [policy for policy in PERIODIC if policy["label"] == label])
+    rows = make_rows(model, prompt, [policy for policy in [*PERIODIC, TURNING] if policy["label"] == label])
     batch = Batch(model.ours, prompt, dict(enumerate(rows)), BUCKET)
     answers = batch.decode()
     counters = dict(batch.counters_by_row)

@@ -11,7 +11,7 @@ from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.ranking.compactor import Compactor, sketch
 from kvmerger.prefill.evidence import Evidence, LayerStates
 from tests.fakes.random_layers import HEAD_DIM, NUM_KV_HEADS, NUM_TOKENS, random_states
-from tests.slow import compactor as slow
+from tests.slow.ranking import compactor as slow
 
 HIDDEN_SIZE = 20
 

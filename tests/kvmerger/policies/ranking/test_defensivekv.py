@@ -17,7 +17,7 @@ from kvmerger.policies.ranking.defensivekv import DefensiveKV, LayerDefensiveKV
 from kvmerger.policies.ranking.snapkv import SnapKV
 from kvmerger.prefill.evidence import Evidence, LayerStates
 from tests.fakes.random_layers import HEAD_DIM, NUM_KV_HEADS, NUM_QUERY_HEADS, NUM_TOKENS
-from tests.slow import defensivekv as slow
+from tests.slow.ranking import defensivekv as slow
 
 NUM_LAYERS, HIDDEN_SIZE, RATIO = 3, 12, 0.4
 EVEN = Budget.uniform(int(NUM_TOKENS * RATIO), NUM_KV_HEADS, RATIO)

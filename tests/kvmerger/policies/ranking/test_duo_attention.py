@@ -13,7 +13,7 @@ from kvmerger.prefill.evidence import Evidence, LayerStates, Need
 from kvmerger.prefill.prefill import Prefilled, prefill
 from kvmerger.variants import parse_policy_entry
 from tests.fakes.tiny_models import VOCAB_SIZE, tiny_model
-from tests.slow import duo_attention as slow
+from tests.slow.ranking import duo_attention as slow
 
 NUM_TOKENS, NUM_HEADS, NUM_LAYERS, HEAD_DIM = 60, 2, 3, 16
 POLICY = DuoAttention(sink_size=3, recent_size=9, num_positions=40)

@@ -204,7 +204,7 @@ def test_only_scores_are_kept(seed: int) -> None:
     evidence = evidence_for(policy, states)
     assert evidence.get(need).numel() == NUM_KV_HEADS * (NUM_TOKENS - 4)
     held = evidence._states
-    assert (held.hidden_NE, held.attention, held.rotary) == (None, None, None)
+    assert (held.hidden_NE, held.attention) == (None, None)
 
 
 def test_kvpress_key_with_adakv_is_understood(seed: int) -> None:

@@ -9,7 +9,7 @@ from kvmerger.policies.ranking import rkv
 from kvmerger.policies.ranking.rkv import RKV
 from kvmerger.prefill.evidence import LayerStates
 from tests.fakes.random_layers import DTYPES, as_lists, assert_scores_and_choice, random_states
-from tests.slow.rkv import scores
+from tests.slow.ranking.rkv import scores
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
