@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -20,6 +21,13 @@ class InvalidPromptError(ValueError):
     """A prompt the engine cannot run."""
 
 
+class EarlierTurn(NamedTuple):
+    """A question of the same conversation that each row has answered before, in at most so many tokens."""
+
+    tail_ids: tuple[int, ...]
+    max_new_tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """What follows the compressed part on every row.
@@ -30,12 +38,26 @@ class Question:
         max_new_tokens: greedy tokens at most, the end token included.
         stop_ids: end tokens of this question besides the model's. With any, the answer's first token is the best that
             ends nothing, as transformers' ``min_length`` of one new token has it.
+        earlier: what was asked before, first things first. Each row reads it, with the answers that it gave itself, before
+            ``tail_ids``.
     """
 
     tail_ids: tuple[int, ...]
     gold_ids: tuple[int, ...]
     max_new_tokens: int
     stop_ids: tuple[int, ...] = ()
+    earlier: tuple[EarlierTurn, ...] = ()
+
+    @property
+    def most_tail_tokens(self) -> int:
+        """Tokens of the longest tail that a row may read: the question's, and what may stand before it."""
+        return len(self.tail_ids) + sum(len(turn.tail_ids) + turn.max_new_tokens for turn in self.earlier)
+
+    @property
+    def tokens(self) -> Iterator[int]:
+        """All that it names."""
+        earlier = (turn.tail_ids for turn in self.earlier)
+        return itertools.chain(self.tail_ids, self.gold_ids, self.stop_ids, *earlier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +75,13 @@ class Prompt:
     @property
     def most_tail_tokens(self) -> int:
         """Tokens of the longest tail and the longest answer, asked for or given: what any row needs room for."""
-        longest_tail = max(len(question.tail_ids) for question in self.questions)
+        longest_tail = max(question.most_tail_tokens for question in self.questions)
         return longest_tail + max(max(it.max_new_tokens, len(it.gold_ids)) for it in self.questions)
+
+    @property
+    def is_conversation(self) -> bool:
+        """Whether any question follows on others, whose answers have to be there first."""
+        return any(question.earlier for question in self.questions)
 
     @property
     def has_long_answers(self) -> bool:
@@ -70,7 +97,11 @@ class Prompt:
         if not self.questions:
             raise InvalidPromptError("the prompt has no question; it needs at least one tail")
         for index, question in enumerate(self.questions):
-            if not question.tail_ids:
+            if question.earlier and self.is_context_free:
+                raise InvalidPromptError(
+                    f"question {index} follows on others, which a prompt of which nothing is compressed cannot have"
+                )
+            if not all((question.tail_ids, *(turn.tail_ids for turn in question.earlier))):
                 raise InvalidPromptError(
                     f"question {index} has an empty tail; at least one token must go through extend"
                 )
@@ -80,16 +111,13 @@ class Prompt:
                 )
             # Gold answers are forced on the model, and may be longer than what it is allowed to say.
             longest = max(question.max_new_tokens, len(question.gold_ids))
-            num_positions = len(self.context_ids) + len(question.tail_ids) + longest
+            num_positions = len(self.context_ids) + question.most_tail_tokens + longest
             if num_positions > max_positions:
                 raise InvalidPromptError(
                     f"question {index} needs {num_positions} positions (compressed part {len(self.context_ids)}, tail "
-                    f"{len(question.tail_ids)}, answer {longest}), the model has {max_positions}; truncate the prompt"
+                    f"{question.most_tail_tokens}, answer {longest}), the model has {max_positions}; truncate the prompt"
                 )
-        for ids in (
-            self.context_ids,
-            *(question.tail_ids + question.gold_ids + question.stop_ids for question in self.questions),
-        ):
+        for ids in (self.context_ids, *(question.tokens for question in self.questions)):
             unknown = [token for token in ids if not 0 <= token < vocab_size]
             if unknown:
                 raise InvalidPromptError(

@@ -29,16 +29,20 @@ from kvmerger.models.loading import LoadedModel
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One question under one variant. rule: what its policy does while it answers, None for nothing."""
+    """One question under one variant.
+
+    rule: what its policy does while it answers, None for nothing. before_ids: what it reads before the question's tail.
+    """
 
     label: str
     question_index: int
     prefix: Prefix
     rule: AnswerRule | None = None
+    before_ids: tuple[int, ...] = ()
 
     def most_tail_tokens(self, question: Question) -> int:
         """The longest its tail gets: the question's, the answer's and the gold answer's."""
-        num_tail = len(question.tail_ids)
+        num_tail = len(self.before_ids) + len(question.tail_ids)
         num_new = max(question.max_new_tokens, len(question.gold_ids))
         if self.rule is None:
             return num_tail + num_new
@@ -85,7 +89,6 @@ class Batch:
         self._model = model
         self._prompt = prompt
         self._graphs = graphs
-        questions = prompt.questions
         capacity = _tail_capacity(prompt, self.rows.values())
         prefixes = [self.rows[index].prefix if index in self.rows else None for index in range(bucket)]
         template = next(iter(self.rows.values())).prefix
@@ -94,8 +97,7 @@ class Batch:
             room = graphs.room_for(bucket, capacity, template)
         self.cache = RaggedCache(prefixes, [len(prompt.context_ids)] * bucket, capacity, room)
         self._tail_length_R = tuple(
-            len(questions[self.rows[index].question_index].tail_ids) if index in self.rows else 0
-            for index in range(bucket)
+            len(self._tail_ids(index)) if index in self.rows else 0 for index in range(bucket)
         )
         rules = {index: row.rule for index, row in self.rows.items() if row.rule is not None}
         self._decoding = DecodingRows(rules, model.device, model.rotary)
@@ -221,10 +223,15 @@ class Batch:
     def _question(self, index: int) -> Question:
         return self._prompt.questions[self.rows[index].question_index]
 
+    def _tail_ids(self, index: int) -> tuple[int, ...]:
+        return self.rows[index].before_ids + self._question(index).tail_ids
+
     def _read_tails(self) -> Tensor:
         """Feed every row's tail; the hidden state of its last token, (R, E)."""
-        feed_R = self._by_row({index: self._question(index).tail_ids for index in self.rows})
-        read = self._extend(feed_R, max(len(question.tail_ids) for question in self._prompt.questions))
+        feed_R = self._by_row({index: self._tail_ids(index) for index in self.rows})
+        # The prompt's questions, whoever asks which of them: a row's bits depend on the width.
+        widths = [*(len(question.tail_ids) for question in self._prompt.questions), *map(len, feed_R)]
+        read = self._extend(feed_R, max(widths))
         self._decoding.take_over(self.cache, read)
         hidden_RTE = read.hidden_RTE
         last_R = torch.tensor(

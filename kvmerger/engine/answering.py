@@ -73,11 +73,15 @@ class Answering:
         seconds: Mapping[str, float],
         peak_bytes: int | None = None,
     ) -> Answered:
-        """Compare every row of a decoded ``batch`` with ``references``; without any, its full rows become them.
+        """Compare every row of a decoded ``batch`` with ``references`` (of its questions or more); without any, its full rows
+        become them.
 
         ``answers`` are the batch's own, by row index. ``seconds`` and ``peak_bytes`` go into every generation.
         """
         start_s = now_s(self.model.device)
+        if references is not None:
+            asked = {row.question_index for row in batch.rows.values()}
+            references = {question: it for question, it in references.items() if question in asked}
         tokens_by_row = self._fidelity_tokens(batch, answers, references)
         # All rows in matrices as wide as the longest answer wants: a row's bits depend on the width.
         forced = batch.force(tokens_by_row, max(len(ids) for ids in tokens_by_row.values()))

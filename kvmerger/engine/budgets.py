@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
+
 from kvmerger.budget import (
     Budget,
     BudgetError,
@@ -19,7 +21,7 @@ from kvmerger.budget import (
 from kvmerger.building import Variant, in_slots, layer_bytes
 from kvmerger.byte_counts import ByteCount
 from kvmerger.generation import Prompt
-from kvmerger.models.source import DTYPES, ModelInfo
+from kvmerger.models.source import ModelInfo
 from kvmerger.names import VariantError
 from kvmerger.policies.base import CacheShape
 from kvmerger.policies.registry import path_of
@@ -49,7 +51,7 @@ def shape_of(prefilled: Prefilled) -> CacheShape:
 
 def shape_for(info: ModelInfo, prompt: Prompt) -> CacheShape:
     """The uncompressed cache's that a model will have of a prompt."""
-    itemsize = DTYPES[info.dtype].itemsize
+    itemsize = getattr(torch, info.dtype).itemsize
     return CacheShape(len(prompt.context_ids), info.num_layers, info.num_kv_heads, info.head_dim, itemsize)
 
 

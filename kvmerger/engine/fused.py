@@ -23,6 +23,7 @@ from kvmerger.engine.answering import Answered, Answering, References, out_of_me
 from kvmerger.engine.budgets import Kept, needs_at_budget, references_first, shape_for, shape_of
 from kvmerger.engine.compress import Compressed, Compression, compress_all, empty_prefix
 from kvmerger.engine.context_free import needs_to_keep_all
+from kvmerger.engine.conversations import InTurn, answer_in_turns, with_every_turn
 from kvmerger.engine.groups import (
     Group,
     by_answers,
@@ -52,6 +53,7 @@ def run_fused(
     graphs: StepGraphs | None = None,
 ) -> list[Generation | VariantFailure]:
     """Prefill once, compress for every variant, answer together. See `Engine.run`."""
+    num_asked, prompt = len(prompt.questions), with_every_turn(prompt)
     run = _with_room(partial(FusedRun.start, model, limits, prompt, variants, seed, graphs), model, graphs)
     labels = [NO_CONTEXT, *(variant.label for variant in run.variants)]
     # One row that is decoded to be read, and no step of its batch could be recorded: it gets a batch of its own.
@@ -63,7 +65,7 @@ def run_fused(
     # The A/A row comes last: it is compared with the full row of a batch in another bucket.
     run.answer_all(groups)
     run.answer_references(groups[0].bucket)
-    return run.outcomes
+    return [outcome for outcome in run.outcomes if outcome.question_index < num_asked]
 
 
 @dataclass
@@ -219,8 +221,13 @@ class FusedRun:
         rows = self.rows(group, compression)
         if not rows:  # of a group of rows apart, none of which could be compressed
             return Answered([], self.references or {})
-        batch = Batch(self.model, self.prompt, rows, group.bucket, self.graphs)
-        return self.finish(group, batch, batch.decode(), compression)
+
+        def answer(of_turn: dict[int, Row]) -> InTurn:
+            batch = Batch(self.model, self.prompt, of_turn, group.bucket, self.graphs)
+            answers = batch.decode()
+            return InTurn(answers, batch.failures, self.finish(group, batch, answers, compression))
+
+        return answer_in_turns(self.prompt, rows, answer)
 
 
 def _with_room(start: Callable[..., FusedRun], model: LoadedModel, graphs: StepGraphs | None) -> FusedRun:

@@ -59,6 +59,10 @@ def run_fused_many(
             many.run_together(numbers)
         else:
             many.run_alone(*numbers)
+    for number, prompt in enumerate(prompts):
+        # Its later questions wait for its earlier answers, and other prompts' rows would wait beside them.
+        if prompt.is_conversation and number not in many.troubles:
+            many.run_alone(number)
     return [many.all_outcomes(number) for number in range(len(prompts))]
 
 
@@ -73,7 +77,10 @@ class _Many:
     seed: int
     graphs: StepGraphs | None
     joining: dict[int, list[Group]] = field(default_factory=dict)
-    """Of each sound prompt, the groups that decode with those of other prompts: at least one, since no context acts."""
+    """Of each sound prompt that is no conversation, the groups that decode with those of other prompts.
+
+    At least one, since no context acts.
+    """
     apart: dict[int, list[Group]] = field(default_factory=dict)
     """And those that decode by themselves: what acts, and what is decoded to be read."""
     outcomes: dict[int, Outcomes] = field(default_factory=dict)
@@ -95,6 +102,8 @@ class _Many:
         """
         prompt = self.prompts[number]
         prompt.check(self.model.info.max_positions, self.model.info.vocab_size)
+        if prompt.is_conversation:
+            return
         apart = acting = labels_that_act(self.variants, prompt_seed(prompt.context_ids, self.seed))
         if self.graphs:
             # One row that is decoded to be read, and no step of its batch could be recorded.

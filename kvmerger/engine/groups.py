@@ -132,7 +132,7 @@ def expected_bytes(
     Where the prompt decides what is kept, that everything is.
     """
     by_label = {variant.label: variant for variant in variants}
-    tail_tokens = [len(question.tail_ids) for question in prompt.questions]
+    tail_tokens = [question.most_tail_tokens for question in prompt.questions]
     expected: dict[str, int] = {}
     for variant in variants:
         slots = _most_slots(variant, by_label, shape, expected)

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 import torch
 
 from kvmerger.building import Variant
-from kvmerger.decoding.batch import Batch
+from kvmerger.decoding.batch import Batch, Row
 from kvmerger.decoding.step_graphs import Refusals, graphs_for
 from kvmerger.device import now_s
 from kvmerger.engine.answering import Answered, Answering, References, out_of_memory
 from kvmerger.engine.budgets import Kept, references_first
 from kvmerger.engine.compress import compress_all
+from kvmerger.engine.conversations import InTurn, answer_in_turns, with_every_turn
 from kvmerger.engine.fused import failures_of, needs_for, rows_of, with_references
 from kvmerger.generation import Generation, Prompt, VariantFailure
 from kvmerger.limits import Limits, another_bucket, bucket_for
@@ -37,6 +38,7 @@ def run_isolated(
     refusals: Refusals,
 ) -> list[Generation | VariantFailure]:
     """Run the full row, then every other row, one after the other. See `Engine.run`."""
+    num_asked, prompt = len(prompt.questions), with_every_turn(prompt)
     by_label = {variant.label: variant for variant in references_first(variants)}
     runner = _Runner(model, limits, prompt, seed, refusals)
     results: dict[str, Sequence[Generation | VariantFailure]] = {}
@@ -50,7 +52,7 @@ def run_isolated(
         else:
             results[label] = outcome
     in_order = (FULL, NO_CONTEXT, *(variant.label for variant in variants), FULL_AA)
-    return [result for label in in_order for result in results[label]]
+    return [result for label in in_order for result in results[label] if result.question_index < num_asked]
 
 
 @dataclass(slots=True)
@@ -106,11 +108,21 @@ class _Runner:
         if label == FULL_AA:
             bucket = another_bucket(len(rows), bucket)
         # Recorded for this run alone: memory that outlived it would not be in the next one's peak.
-        batch = Batch(model, prompt, dict(enumerate(rows)), bucket, graphs)
-        answers = batch.decode()
-        peak_bytes = _peak(model.device, before_bytes)
         answering = Answering(model, prompt, compressed, full, self.limits)
-        return answering.finish(batch, answers, references=references, seconds=seconds, peak_bytes=peak_bytes)
+
+        def answer(of_turn: dict[int, Row]) -> InTurn:
+            batch = Batch(model, prompt, of_turn, bucket, graphs)
+            answers = batch.decode()
+            answered = answering.finish(
+                batch,
+                answers,
+                references=references,
+                seconds=seconds,
+                peak_bytes=_peak(model.device, before_bytes),
+            )
+            return InTurn(answers, batch.failures, answered)
+
+        return answer_in_turns(prompt, dict(enumerate(rows)), answer)
 
 
 def _start_peak(device: torch.device) -> int:
