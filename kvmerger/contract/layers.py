@@ -35,6 +35,7 @@ NUM_LAYERS, NUM_KV_HEADS, NUM_QUERY_HEADS, HEAD_DIM, NUM_TOKENS = 8, 2, 4, 16, 3
 # A neighbour's share in each key, so that some neighbours are alike and some are not, as in real prompts.
 _NEIGHBOUR_SHARE = 0.8
 _INSTRUCTION_TOKENS = 3
+_MASSIVE_MAGNITUDE = 1e4  # of normal numbers, whose median is 0.67
 
 
 def random_prefill(
@@ -71,6 +72,8 @@ def random_prefill(
         states = LayerStates(
             q_QND.to(dtype), k_HND.to(dtype), v_HND.to(dtype), HEAD_DIM**-0.5, hidden_NE, attention, rotary()
         )
+        if hidden_NE is not None:
+            states = replace(states, residual_NE=_with_massive_tokens(hidden_NE, layer_index))
         gathered = Evidence(replace(states, prompt=prompt), layer_index, NUM_LAYERS, prompt_seed=seed)
         gathered.capture(needs)
         if repeated := repeat_needs(needs):
@@ -104,6 +107,16 @@ def _repeat(
         )  # fmt: skip
     for need, found in gathered.found().items():
         evidence.put(need, found)
+
+
+def _with_massive_tokens(hidden_NE: torch.Tensor, layer_index: int) -> torch.Tensor:
+    """A stream whose first token, and one in its first half, are massive; before the second layer none is, as in models."""
+    if layer_index == 0:
+        return hidden_NE
+    residual_NE = hidden_NE.clone()
+    for token in (0, hidden_NE.shape[0] // 3):
+        residual_NE[token, 0] = _MASSIVE_MAGNITUDE
+    return residual_NE
 
 
 def _attention_input(

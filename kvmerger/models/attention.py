@@ -33,24 +33,38 @@ class AttentionHandler(Protocol):
         """Attention output (B, T, Q, D) of one layer; k and v are those of the new tokens only."""
 
 
-InputWatch = Callable[[Tensor, nn.Module], None]
-"""Gets what goes into a layer's attention (B, T, E), and the attention module, right before the handler is asked."""
+InputWatch = Callable[[Tensor, nn.Module, Tensor], None]
+"""Gets what goes into a layer's attention (B, T, E), the attention module, and the residual stream that the layer starts from
+(B, T, E), right before the handler is asked. The stream is changed in place afterwards."""
 
 
 @contextmanager
-def watching_inputs(attention_modules: Sequence[nn.Module], watch: InputWatch) -> Iterator[None]:
+def watching_inputs(layers: Sequence[nn.Module], watch: InputWatch) -> Iterator[None]:
     """Inside, ``watch`` is told by transformers' modules themselves; reads only, and leaves no hook behind."""
+    residual: list[Tensor] = []
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        watch(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0], module)
+    def note_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        residual[:] = [_hidden_states(args, kwargs)]
 
-    # A pre-hook, since `attend` is asked inside the module and must find what went in already noted.
-    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in attention_modules]
+    def note_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        watch(_hidden_states(args, kwargs), module, residual.pop())
+
+    # Pre-hooks, since `attend` is asked inside the module and must find what went in already noted.
+    hooks = [
+        module.register_forward_pre_hook(note, with_kwargs=True)  # type: ignore[union-attr]
+        for layer in layers
+        for module, note in ((layer, note_layer), (layer.self_attn, note_attention))
+    ]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    found: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    return found
 
 
 def register_attention() -> None:

@@ -93,7 +93,8 @@ class FastDecoder:
         input_XE = self.kernels.rms_norm(residual_XE, *self.layers[0].input_norm)
         for index, layer in enumerate(self.layers):
             if watch is not None:
-                watch(input_XE.view(*ids_BT.shape, -1), layer.attention)
+                input_BTE, residual_BTE = (it.view(*ids_BT.shape, -1) for it in (input_XE, residual_XE))
+                watch(input_BTE, layer.attention, residual_BTE)
             attended_XP = self._attend(index, input_XE, turn, ids_BT.shape, handler)
             # The last layer's MLP is the caller's to ask for: a prefill wants keys and values only.
             if index + 1 < len(self.layers):

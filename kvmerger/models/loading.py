@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,7 +83,11 @@ class LoadedModel:
     @property
     def attention_modules(self) -> list[nn.Module]:
         """Each layer's attention module, in order."""
-        return [layer.self_attn for layer in self.module.get_decoder().layers]  # type: ignore[operator]
+        return [layer.self_attn for layer in self._decoder_layers]  # type: ignore[misc]
+
+    @property
+    def _decoder_layers(self) -> Sequence[nn.Module]:
+        return self.module.get_decoder().layers  # type: ignore[operator]
 
     @property
     def rotary(self) -> nn.Module:
@@ -113,7 +117,7 @@ class LoadedModel:
         if self.fast_decoder is not None:
             self.fast_decoder.visit_layers(ids_BT, position_ids_BT, handler, watch)
             return
-        with nullcontext() if watch is None else watching_inputs(self.attention_modules, watch):
+        with nullcontext() if watch is None else watching_inputs(self._decoder_layers, watch):
             self.hidden_states(ids_BT, position_ids_BT, handler)
 
     @torch.inference_mode()

@@ -1,9 +1,8 @@
 """What a policy can learn about one layer (evidence): how it is registered, computed and kept.
 
 Each piece is computed at most once and shared by every policy. What reads queries or hidden states must be declared before
-prefill: it is computed inside the layer's attention call, after which those are gone. What reads a repetition of the context
-(`repeat`) must be declared too: the repetition is run only where somebody does. Everything else is computed when first asked
-for.
+prefill: it is computed inside the layer's attention call, after which those are gone. So must what reads a repetition of the
+context (`repeat`), which is run only where somebody does. Everything else is computed when first asked for.
 
 Shapes: N tokens of the compressed part, Q query heads, H KV heads, D head size.
 """
@@ -54,11 +53,11 @@ class PromptStates:
 class LayerStates:
     """What one layer's attention saw: q_QND and k_HND after RoPE, v_HND, all of one prompt.
 
-    hidden_NE is what went into the attention module, ``attention`` the module itself (its ``q_proj`` gives queries before
-    RoPE), ``prompt`` what the layers share; all three are None unless a policy needs evidence that reads hidden states.
-    ``rotary`` is the model's rotary embedding (cos and sin of any positions), None where there is no model. lse_QN is the
-    log-sum-exp of each query's scaled scores, fp32, where the attention kernel left it; without it evidence is the same and
-    costs more. ``seed`` is of prompt and layer: all that random evidence may depend on.
+    hidden_NE went into the attention module, residual_NE is the stream that the layer starts from, before any norm,
+    ``attention`` the module itself (its ``q_proj`` gives queries before RoPE), ``prompt`` what the layers share; all four are
+    None unless a policy needs evidence that reads hidden states. ``rotary`` is the model's rotary embedding, None without a
+    model. lse_QN is the log-sum-exp of each query's scaled scores, fp32, where the attention kernel left it; without it
+    evidence is the same and costs more. ``seed`` is of prompt and layer: all that random evidence may depend on.
     """
 
     q_QND: Tensor
@@ -71,6 +70,7 @@ class LayerStates:
     lse_QN: Tensor | None = None
     seed: int = 0
     prompt: PromptStates | None = None
+    residual_NE: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,8 @@ def register_evidence(
     """Register ``compute(states, *params) -> Tensor`` under ``name``; returns it unchanged.
 
     ``states`` is a `LayerStates`; its ``q_QND`` and ``lse_QN`` may be read only with ``reads_queries=True``, ``hidden_NE``,
-    ``attention`` and ``prompt`` only with ``reads_hidden_states=True``. The result is kept until the last policy has run, so
-    it must be small: a few numbers per token, never one per pair of tokens.
+    ``residual_NE``, ``attention`` and ``prompt`` only with ``reads_hidden_states=True``. The result is kept until the last
+    policy has run, so it must be small: a few numbers per token, never one per pair of tokens.
 
     What ``is_of_window`` reads the last queries alone, as many as its first parameter says. With ``pieces`` it is of a
     repetition: ``states`` is then a `RepeatStates`, ``compute`` is called for each part of the context that is repeated, and
@@ -202,7 +202,7 @@ class Evidence:
                 error.add_note(f"raised in prefill:\n{traceback.format_exc()}")
                 forget_frames(error)
                 self._errors[need] = error
-        # Let go of layer by layer: all layers' queries would take more memory than the cache itself.
+        # Layer by layer: all layers' queries would take more memory than the cache itself.
         self.point_at(self._states.k_HND, self._states.v_HND)
         self._is_in_prefill = False
 

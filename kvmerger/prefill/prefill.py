@@ -47,7 +47,7 @@ class PrefillAttention:
         self._is_last_try = is_last_try
         self._prompt = PromptStates(module)
         self._rotary = rotary
-        self._attention_input: tuple[Tensor, nn.Module] | tuple[()] = ()
+        self._attention_input: tuple[Tensor, nn.Module, Tensor] | tuple[None, None, None] = (None, None, None)
         self._room: tuple[LayerCache, ...] = ()
         self.layers: list[LayerCache] = []
         self.evidence: list[Evidence] = []
@@ -57,8 +57,11 @@ class PrefillAttention:
     ) -> Tensor:
         """Causal attention (B, T, Q, D); stores the layer's K/V as the full row's cache."""
         out_BTQD, lse_QN = causal_attention(q_BQTD, k_BHTD, v_BHTD, scaling)
-        states = LayerStates(q_BQTD[0], k_BHTD[0], v_BHTD[0], scaling, *self._attention_input)
-        states = replace(states, rotary=self._rotary, lse_QN=lse_QN, prompt=self._prompt)
+        hidden_NE, attention, residual_NE = self._attention_input
+        states = LayerStates(
+            q_BQTD[0], k_BHTD[0], v_BHTD[0], scaling, hidden_NE, attention, self._rotary, lse_QN
+        )
+        states = replace(states, prompt=self._prompt, residual_NE=residual_NE)
         evidence = Evidence(states, layer_index, self._num_layers, self._prompt_seed)
         evidence.capture(self._needs, is_last_try=self._is_last_try)
         if not self._room:
@@ -73,9 +76,9 @@ class PrefillAttention:
         self.evidence.append(evidence)
         return out_BTQD
 
-    def see_input(self, hidden_NE: Tensor, attention: nn.Module) -> None:
+    def see_input(self, hidden_1NE: Tensor, attention: nn.Module, residual_1NE: Tensor) -> None:
         """Note what goes into the attention module that asks next; see `LayerStates`."""
-        self._attention_input = (hidden_NE, attention)
+        self._attention_input = (hidden_1NE[0], attention, residual_1NE[0])
 
 
 def prefill(
@@ -104,11 +107,8 @@ def prefill(
         module=model.module,
         rotary=model.rotary,
     )
-
-    def watch(hidden_1NE: Tensor, attention: nn.Module) -> None:
-        handler.see_input(hidden_1NE[0], attention)
-
-    model.visit_layers(ids_1T, position_1T, handler, watch if needs_hidden_states(needs) else None)
+    watch = handler.see_input if needs_hidden_states(needs) else None
+    model.visit_layers(ids_1T, position_1T, handler, watch)
     return Prefilled(tuple(handler.layers), tuple(handler.evidence))
 
 

@@ -86,8 +86,8 @@ class RepeatAttention:
         )
         return attention_after(full.k_HND[None], full.v_HND[None], q_BQTD, k_BHTD, v_BHTD, scaling)
 
-    def see_input(self, hidden_1TE: Tensor, attention: nn.Module) -> None:
-        """Note what goes into the attention module that asks next."""
+    def see_input(self, hidden_1TE: Tensor, attention: nn.Module, residual_1TE: Tensor) -> None:
+        """Note what goes into the attention module that asks next; nobody reads a repetition's residual stream."""
         self._attention_input = (hidden_1TE[0], attention)
 
 
