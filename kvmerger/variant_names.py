@@ -38,6 +38,7 @@ ALIASES = {
 }
 OUTCOMES = ("simlayerkv", "zipvl")
 """Policies that take no budget: what they keep is an outcome of the prompt. A test holds this list to their classes."""
+PROTECT_MASSIVE = "protect_massive"
 _KVPRESS_ADAKV = "adakv_"
 """kvpress writes ``adakv_snapkv`` where parts are joined here: ``snapkv+adakv``."""
 # What follows is a label, with an @ and plus signs of its own, and so goes to the end of the name.
@@ -112,6 +113,33 @@ def read_name(text: str) -> WrittenName:
     if len(budgets) > 1:
         raise VariantError(f"{text!r} has {len(budgets)} budgets, {' and '.join(budgets)}; keep one")
     return _written(parts, _budget_of(text, budgets))
+
+
+def protecting_massive(written: WrittenName, params: Mapping[str, Any]) -> tuple[WrittenName, dict[str, Any]]:
+    """A name and its parameters where ``protect_massive: true``, a key, has become the part of that name behind the ranking.
+
+    Raises:
+        VariantError: the key is neither true nor false, or false beside the part.
+    """
+    if PROTECT_MASSIVE not in params:
+        return written, dict(params)
+    asked = params[PROTECT_MASSIVE]
+    others = {key: value for key, value in params.items() if key != PROTECT_MASSIVE}
+    has_part = PROTECT_MASSIVE in written.split.before
+    if not isinstance(asked, bool):
+        raise VariantError(f"{written.policy!r}: {PROTECT_MASSIVE} is true or false, got {asked!r}")
+    if has_part and not asked:
+        raise VariantError(
+            f"{written.policy!r} has the part {PROTECT_MASSIVE!r}, and `{PROTECT_MASSIVE}: false`; leave one of them out"
+        )
+    if has_part or not asked:
+        return written, others
+    # First of all that follows the ranking: what shares slots out, or merges, then goes by the scores with it.
+    ranking, *rest = written.split.before
+    before = (ranking, PROTECT_MASSIVE, *rest)
+    return WrittenName(
+        "+".join(map(_last, before)), written.split._replace(before=before), written.budget
+    ), others
 
 
 def spelling(text: str) -> str:

@@ -24,7 +24,7 @@ from kvmerger.form_names import NAMES as FORM_NAMES
 from kvmerger.form_names import is_form
 from kvmerger.names import VariantError, nearest
 from kvmerger.nested import frozen, names_in
-from kvmerger.variant_names import WrittenName, read_name, spelling
+from kvmerger.variant_names import WrittenName, protecting_massive, read_name, spelling
 
 FULL = variant_names.FULL
 NO_CONTEXT = "no_context"
@@ -82,7 +82,8 @@ def parse_policy_entry(entry: str | Mapping[str, Any]) -> list[VariantSpec]:
 
     ``"full"``, ``"snapkv@0.5+fp8"``, ``{name: snapkv, budget: 0.5, window_size: 32}``, ``{name: kivi4, group_size: 64}``,
     ``{name: knorm+int4, compression_ratio: [0.5, 0.65]}``, ``{name: snapkv+int4, budget: {bytes: 0.2}}``,
-    ``{name: my_package.my_module:MyPolicy, budget: {like: kvmerger@0.5}, label: mine}``.
+    ``{name: my_package.my_module:MyPolicy, budget: {like: kvmerger@0.5}, label: mine}``,
+    ``{name: snapkv, budget: 0.5, protect_massive: true}``, which is ``snapkv+protect_massive@0.5``.
 
     Raises:
         VariantError: unknown shape, both kinds of budget, a bare ``ratio``, or a form that there is not.
@@ -106,6 +107,8 @@ def parse_policy_entry(entry: str | Mapping[str, Any]) -> list[VariantSpec]:
                 f"`{written.policy}` is a reference row and takes no budget and no parameters, got {dict(entry)!r}"
             )
         return [VariantSpec(written.policy, written.policy)]
+    if not written.is_bare:
+        written, params = protecting_massive(written, params)
     # Sorted: the order in which parameters were written is no part of what a variant is.
     pairs = tuple(sorted(params.items()))
     if written.is_bare:
