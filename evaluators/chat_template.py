@@ -36,6 +36,18 @@ def render_question(user_text: str, tokenizer: Tokenizer) -> str:
     return _rendered([{"role": "user", "content": user_text}], tokenizer, add_generation_prompt=True)
 
 
+def render_next_question(user_text: str, tokenizer: Tokenizer) -> str:
+    """What the template puts between an answer of the assistant's and the next one, the user's next message among it."""
+    messages = [
+        {"role": "user", "content": _USER},
+        {"role": "assistant", "content": _ASSISTANT},
+        {"role": "user", "content": user_text},
+    ]
+    text = _rendered(messages, tokenizer, add_generation_prompt=True)
+    # The first one: the user may say the same.
+    return text.partition(_ASSISTANT)[2]
+
+
 def check_chat_template(tokenizer: Tokenizer) -> None:
     """Raise PromptError where the template gives the same question another text each time; nothing without a template."""
     if not tokenizer.chat_template:

@@ -10,6 +10,14 @@ _DIGEST_CHARS = 16  # 64 bits: two of a million contexts collide with probabilit
 
 
 @dataclass(frozen=True, slots=True)
+class FollowUp:
+    """A later message of the user's, behind an answer of the model's own of at most `answer_tokens` tokens."""
+
+    text: str
+    answer_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class BenchmarkItem:
     """A question, its context, and how the answer is scored.
 
@@ -21,6 +29,9 @@ class BenchmarkItem:
     token. A prompt that is too long is cut in its middle, as LongBench does; with a `truncation_separator` before
     `after_context`, which stays whole, and that text stands for what is missing. One that `is_generated` is never cut, since
     what is asked for may stand anywhere in it. `unscored_reason` is told where `answers` is ().
+
+    With `follow_ups` the question of `after_context` is the first of a conversation, and the last of them is the one that
+    `answers` and `max_new_tokens` are of: the model has answered all others itself, and its answers stay in the cache.
     """
 
     item_id: str
@@ -40,6 +51,7 @@ class BenchmarkItem:
     truncation_separator: str | None = None
     is_generated: bool = False
     unscored_reason: str = "the item has no gold answer"
+    follow_ups: tuple[FollowUp, ...] = ()
     metadata: Mapping[str, str | int | float] = field(default_factory=dict)
 
     @property

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
-from evaluators.chat_template import render_question
 from evaluators.continuation import needs_blank
 from evaluators.item import BenchmarkItem
+from evaluators.rendering import RenderedPrompt, render_follow_up, render_prompt
 from evaluators.tokenizer import (
     Encoding,
     PromptError,
@@ -19,10 +20,13 @@ from evaluators.tokenizer import (
     encode,
     num_tokens_before,
     plain_ids,
+    without_bos,
 )
+from evaluators.truncation import MIN_LIMIT_TOKENS, truncated, user_encoding
 
 __all__ = [
     "MIN_LIMIT_TOKENS",
+    "EarlierTurn",
     "PromptError",
     "QueryMode",
     "RenderedPrompt",
@@ -35,14 +39,19 @@ __all__ = [
     "tokenize_item",
 ]
 
-MIN_LIMIT_TOKENS = 2  # one token on either side of a middle cut
-
 
 class QueryMode(StrEnum):
     """Whether the question is seen by compression (aware) or comes after it (agnostic)."""
 
     AWARE = "query_aware"
     AGNOSTIC = "query_agnostic"
+
+
+class EarlierTurn(NamedTuple):
+    """A question that was asked before, and the most tokens of the model's own answer to it, which follows it."""
+
+    tail_ids: tuple[int, ...]
+    max_new_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +64,8 @@ class TokenizedPrompt:
     the prompt holds, as the tokenizer does not mark them special.
     `num_original_tokens` is the length of the whole input had it not been truncated. `stop_ids` end the answer
     besides the model's own end tokens, from its second token on. Of an item that `is_context_free` all of the user's text is
-    in `context_ids`, in both modes, and none of it is compressed.
+    in `context_ids`, in both modes, and none of it is compressed. Where the item's question follows on others, those are
+    `earlier`, and `tail_ids` begins behind the answer to the last of them.
     """
 
     context_ids: tuple[int, ...]
@@ -68,55 +78,12 @@ class TokenizedPrompt:
     spelled_controls: tuple[str, ...] = ()
     meant_controls: tuple[str, ...] = ()
     is_context_free: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RenderedPrompt:
-    """The input as text, with the characters where the user's text starts and ends and where `after_context` starts.
-
-    `question_start` is None when truncation cut into `after_context`. `ends_in_header` says that the answer
-    follows the chat template's assistant header directly.
-    """
-
-    text: str
-    question_start: int | None
-    user_start: int
-    user_end: int
-    prefix_start: int
-    ends_in_header: bool
+    earlier: tuple[EarlierTurn, ...] = ()
 
     @property
-    def data(self) -> tuple[range, range]:
-        """The characters that come from the item: the user's text, and the answer prefix."""
-        return range(self.user_start, self.user_end), range(self.prefix_start, len(self.text))
-
-
-def render_prompt(item: BenchmarkItem, user_text: str, tokenizer: Tokenizer) -> RenderedPrompt:
-    """Put the user's text into the chat template (unless withheld or absent) and add the answer prefix.
-
-    Raises PromptError when the text is empty or the template does not reproduce it.
-    """
-    if not user_text.strip():
-        raise PromptError(f"{item.item_id}: the prompt is empty; give the item a context or a question.")
-    is_chat = item.use_chat_template and bool(tokenizer.chat_template)
-    text = render_question(user_text, tokenizer) if is_chat else user_text
-    shown = user_text if user_text in text else user_text.strip()  # Llama-3 templates strip the message
-    start = text.rfind(shown)  # the last one: a template's own words may hold a short text as well
-    if start < 0:
-        raise PromptError(f"{item.item_id}: the chat template changes the user's text; use another template.")
-    # The question's place is measured from the end: a cut in the middle moves whatever stands behind it.
-    after = item.after_context if shown == user_text else item.after_context.rstrip()
-    if not shown.endswith(after):
-        after = as_seen(after, tokenizer)  # a cut text is decoded from tokens
-    user_end = start + len(shown)
-    return RenderedPrompt(
-        text=text + item.answer_prefix,
-        question_start=user_end - len(after) if shown.endswith(after) else None,
-        user_start=start,
-        user_end=user_end,
-        prefix_start=len(text),
-        ends_in_header=is_chat and not item.answer_prefix,
-    )
+    def most_tail_tokens(self) -> int:
+        """Tokens that may stand between what is compressed and the answer."""
+        return len(self.tail_ids) + sum(len(turn.tail_ids) + turn.max_new_tokens for turn in self.earlier)
 
 
 def num_prompt_tokens(item: BenchmarkItem, tokenizer: Tokenizer) -> int:
@@ -127,7 +94,7 @@ def num_prompt_tokens(item: BenchmarkItem, tokenizer: Tokenizer) -> int:
 
 def num_text_tokens(item: BenchmarkItem, tokenizer: Tokenizer) -> int:
     """Tokens of the user's text with BOS, which `max_prompt_tokens` limits, without truncation."""
-    return len(_user_encoding(item, tokenizer).ids)
+    return len(user_encoding(item, tokenizer).ids)
 
 
 def tokenize_item(
@@ -139,7 +106,7 @@ def tokenize_item(
     top.
     Raises PromptError when no sound prompt results (see `self_check`).
     """
-    user_text, is_truncated = _truncated(item, tokenizer, max_prompt_tokens)
+    user_text, is_truncated = truncated(item, tokenizer, max_prompt_tokens)
     rendered = render_prompt(item, user_text, tokenizer)
     # Encoded whole and then split: two parts encoded by themselves would have other tokens at the seam.
     encoding = encode(rendered.text, tokenizer, rendered.data)
@@ -158,7 +125,43 @@ def tokenize_item(
         is_context_free=item.is_context_free,
     )
     self_check(prompt, item, tokenizer)
-    return prompt
+    return _followed_up(prompt, item, tokenizer, mode) if item.follow_ups else prompt
+
+
+def _followed_up(
+    first: TokenizedPrompt, item: BenchmarkItem, tokenizer: Tokenizer, mode: QueryMode
+) -> TokenizedPrompt:
+    """The prompt of an item's last question, from that of its first one."""
+    if mode is QueryMode.AWARE:
+        raise PromptError(
+            f"{item.item_id}: a later question of a conversation comes when the cache is compressed already, so no policy "
+            "can have seen it; set query_mode: query_agnostic."
+        )
+    tails, spelled, meant = [first.tail_ids], list(first.spelled_controls), list(first.meant_controls)
+    for follow_up in item.follow_ups:
+        rendered = render_follow_up(item, follow_up.text, tokenizer)
+        encoding = encode(rendered.text, tokenizer, rendered.data)
+        # Without a template the text goes on, and no blank comes before its first word.
+        tails.append(
+            without_bos(encoding, tokenizer).ids
+            if rendered.ends_in_header
+            else plain_ids(rendered.text, tokenizer, is_continuation=True)
+        )
+        spelled += encoding.spelled
+        meant += encoding.meant
+    # Of the last: an answer stands behind it alone.
+    gold_ids = _gold_ids(item, rendered, encoding.ids, tokenizer)
+    answers = (follow_up.answer_tokens for follow_up in item.follow_ups)
+    return replace(
+        first,
+        tail_ids=tails[-1],
+        gold_ids=gold_ids,
+        no_gold_reason="the first gold answer is empty" if item.answers and not gold_ids else "",
+        num_original_tokens=first.num_original_tokens + sum(map(len, tails[1:])),
+        spelled_controls=tuple(dict.fromkeys(spelled)),
+        meant_controls=tuple(dict.fromkeys(meant)),
+        earlier=tuple(map(EarlierTurn, tails[:-1], answers)),
+    )
 
 
 def self_check(prompt: TokenizedPrompt, item: BenchmarkItem, tokenizer: Tokenizer) -> None:
@@ -194,47 +197,6 @@ def _ending(text: str, ids: tuple[int, ...], tokenizer: Tokenizer) -> str:
     """As many of the last tokens, as text, as `text` can have."""
     num_last = len(text.encode()) + 1  # a token is at least a byte
     return decode(ids[-num_last:], tokenizer, skip_special_tokens=False)
-
-
-def _user_encoding(item: BenchmarkItem, tokenizer: Tokenizer) -> Encoding:
-    return encode(item.prompt_text, tokenizer, (range(len(item.prompt_text)),))
-
-
-def _truncated(item: BenchmarkItem, tokenizer: Tokenizer, max_tokens: int) -> tuple[str, bool]:
-    """The user's text, and whether it had to be cut to fit."""
-    if max_tokens < MIN_LIMIT_TOKENS:
-        raise PromptError(f"max_prompt_tokens is {max_tokens}; give at least {MIN_LIMIT_TOKENS}.")
-    encoding = _user_encoding(item, tokenizer)
-    if len(encoding.ids) <= max_tokens:
-        return item.prompt_text, False
-    if item.truncation_separator is None:
-        return _cut_middle(encoding, tokenizer, max_tokens), True
-    return _cut_before_question(item, item.truncation_separator, encoding, tokenizer, max_tokens), True
-
-
-def _cut_middle(encoding: Encoding, tokenizer: Tokenizer, max_tokens: int) -> str:
-    """LongBench's cut: first and last half of the tokens, decoded and joined as text."""
-    half = max_tokens // 2  # of an odd limit one token stays unused, as in pred.py
-    # Decoding leaves the BOS out, and encoding the text puts it back. The joined text may have a token more than the limit.
-    return decode(encoding.ids[:half], tokenizer) + decode(encoding.ids[-half:], tokenizer)
-
-
-def _cut_before_question(
-    item: BenchmarkItem, separator: str, encoding: Encoding, tokenizer: Tokenizer, max_tokens: int
-) -> str:
-    """ZeroSCROLLS' cut: as much of what precedes the question as fits, the separator, the whole question.
-
-    A token is kept whole or not at all, so no character is halved.
-    """
-    end = separator + item.after_context
-    room = max_tokens - len(plain_ids(end, tokenizer))
-    if room < 1:
-        raise PromptError(
-            f"{item.item_id}: the question and the note on what was cut need {max_tokens - room} tokens; "
-            f"max_prompt_tokens is {max_tokens}, raise it."
-        )
-    kept = encoding.starts[room] if room < len(encoding.starts) else encoding.ends[-1]
-    return item.prompt_text[: min(kept, len(item.before_context + item.context))] + end
 
 
 def _newline_ids(tokenizer: Tokenizer) -> tuple[int, ...]:

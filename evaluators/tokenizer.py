@@ -9,7 +9,7 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 _Span = tuple[int, int]
@@ -93,6 +93,14 @@ def encode(text: str, tokenizer: Tokenizer, data: Sequence[range] = ()) -> Encod
         ids, spans = [bos, *ids], [(0, 0), *spans]
     starts, ends = tuple(start for start, _ in spans), tuple(end for _, end in spans)
     return Encoding(tuple(ids), starts, ends, names, meant_names)
+
+
+def without_bos(encoding: Encoding, tokenizer: Tokenizer) -> Encoding:
+    """The encoding without the BOS that `encode` put in front of it."""
+    # It covers no character; one that the text brings covers some.
+    if encoding.ids[:1] != (tokenizer.bos_token_id,) or encoding.ends[0] > 0:
+        return encoding
+    return replace(encoding, ids=encoding.ids[1:], starts=encoding.starts[1:], ends=encoding.ends[1:])
 
 
 def _is_spelled(name: str, span: _Span, text: str, data: Sequence[range]) -> bool:

@@ -23,7 +23,7 @@ from jobs.planning.work import ModelFacts, PlannedItem, WorkUnit
 from jobs.results.rows import Failure, Outcome, RowMaker, RunContext, build_rows, failed_rows
 from jobs.results.schema import FAILED, Row
 from jobs.settings.schema import ModelSettings
-from kvmerger.generation import Prompt, Question, VariantFailure
+from kvmerger.generation import EarlierTurn, Prompt, Question, VariantFailure
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 
 
@@ -200,6 +200,7 @@ def _prompt_of(items: Sequence[PlannedItem]) -> Prompt:
             planned.tokens.gold_ids,
             planned.item.max_new_tokens,
             planned.tokens.stop_ids,
+            tuple(EarlierTurn(*turn) for turn in planned.tokens.earlier),
         )
         for planned in items
     )

@@ -60,7 +60,7 @@ def task_costs(units: Sequence[WorkUnit], kv_bytes: Mapping[str, int]) -> tuple[
             for index in its:
                 planned, task = unit.items[index], task_of(unit.items[index])
                 items.setdefault(task, set()).add(planned.item.item_id)
-                prompts[task] += len(planned.tokens.tail_ids)
+                prompts[task] += planned.tokens.most_tail_tokens
                 answers[task] += rows[planned.item.item_id] * planned.item.max_new_tokens
                 prices[task] = prices.get(task, 0.0) + steps[index]
                 most[task] = max(most.get(task, 0), kv_bytes[unit.unit_id])
@@ -92,8 +92,8 @@ def context_bytes(
     num_rows = len(items) * (len(sizes) + len(REFERENCE_LABELS))
     # The gold answer is forced on every row, and may be longer than what the model is allowed to say.
     answer = max(max(it.item.max_new_tokens, len(it.tokens.gold_ids)) for it in items)
-    tail = max(max(len(it.tokens.tail_ids), 1) for it in items) + answer
-    copies = sum(size.num_slots + 2 * max(len(it.tokens.tail_ids), 1) for size in own for it in items)
+    tail = max(max(it.tokens.most_tail_tokens, 1) for it in items) + answer
+    copies = sum(size.num_slots + 2 * max(it.tokens.most_tail_tokens, 1) for size in own for it in items)
     prefixes = sum(size.num_bytes for size in sizes)
     return prefixes + (num_context + num_rows * tail + copies) * bytes_per_token(model)
 

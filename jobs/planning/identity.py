@@ -57,6 +57,10 @@ def item_digest(item: BenchmarkItem, tokens: TokenizedPrompt | None, run: RunSet
             prompt.append(tokens.stop_ids)
         if tokens.is_context_free:
             prompt.append("context_free")
+        if tokens.earlier:
+            prompt.append({"earlier": tokens.earlier})
+    elif item.follow_ups:
+        prompt.append([[it.text, it.answer_tokens] for it in item.follow_ups])
     return _digest(
         {
             "model": run.model,
@@ -74,7 +78,9 @@ def item_digest(item: BenchmarkItem, tokens: TokenizedPrompt | None, run: RunSet
 
 def prompt_digest(tokens: TokenizedPrompt, max_new_tokens: int) -> str:
     """Short digest of the ids that the model reads, with their split, and of what ends its answer."""
-    asked = [tokens.context_ids, tokens.tail_ids, tokens.stop_ids, max_new_tokens]
+    asked: list[Any] = [tokens.context_ids, tokens.tail_ids, tokens.stop_ids, max_new_tokens]
+    if tokens.earlier:
+        asked.append(tokens.earlier)
     return _digest(asked)[:_PROMPT_DIGITS]
 
 

@@ -6,11 +6,13 @@ These are the mistakes that change scores most and show nowhere else. Pure over 
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from evaluators.item import BenchmarkItem
 from evaluators.long_text import CHARS_BEFORE_CUT, MOST_CHARS
+from evaluators.prompting import QueryMode
 from evaluators.tokenizer import Tokenizer, adds_bos, decode
 from jobs.planning.plan import Plan
 from jobs.planning.rows import PlannedRow
@@ -62,9 +64,26 @@ def check_prompts(plan: Plan, tokenizer: Tokenizer) -> tuple[PromptCheck, ...]:
     return tuple(checks)
 
 
+def told_of_shared_contexts(plan: Plan, mode: QueryMode) -> str | None:
+    """How often contexts with several questions are compressed; None where every question has a context of its own."""
+    prompts = {row.item.item_id: row.planned for row in plan.rows if row.planned is not None}
+    asked = Counter(it.item.cluster_id for it in prompts.values() if not it.tokens.is_context_free)
+    num_contexts, num_questions = len(asked), asked.total()
+    if num_contexts == num_questions:
+        return None
+    if mode is QueryMode.AWARE:
+        return (
+            f"{num_questions} questions on {num_contexts} contexts: each question has a compression of its own, which no "
+            "server that keeps a cache can do; query_mode: query_agnostic compresses a context once"
+        )
+    own = any(it.tokens.earlier for it in prompts.values())
+    stays = "; the model's own answers to earlier questions stay in the cache" if own else ""
+    return f"{num_questions} questions on {num_contexts} contexts, each compressed once{stays}"
+
+
 def _check(task: str, num_items: int, prompts: Sequence[PlannedItem], tokenizer: Tokenizer) -> PromptCheck:
     first = prompts[0]
-    lengths = [len(it.tokens.context_ids) + len(it.tokens.tail_ids) for it in prompts]
+    lengths = [len(it.tokens.context_ids) + it.tokens.most_tail_tokens for it in prompts]
     ids = first.tokens.context_ids + first.tokens.tail_ids
     return PromptCheck(
         task=task,

@@ -239,4 +239,4 @@ class RowPlanner:
 
 
 def _num_prompt_tokens(tokens: TokenizedPrompt) -> int:
-    return len(tokens.context_ids) + len(tokens.tail_ids)
+    return len(tokens.context_ids) + tokens.most_tail_tokens

@@ -19,7 +19,7 @@ from jobs.console.addresses import shown_address
 from jobs.planning.cost import task_costs
 from jobs.planning.plan import Plan, VariantCounts
 from jobs.planning.preparation import Prepared
-from jobs.planning.prompt_check import PromptCheck
+from jobs.planning.prompt_check import PromptCheck, told_of_shared_contexts
 from jobs.reporting.notation import UNKNOWN, human_bytes, percent, shown_device
 from jobs.reporting.table import add_folding_column
 from jobs.settings.mlflow_variables import origin_of, origin_of_id
@@ -53,7 +53,9 @@ def render_dry_run(
     plan = render_plan(prepared.plan, prepared.model.weight_bytes)
     costs = render_costs(prepared.plan, forecast)
     said = [_warning(text) for text in prepared.warnings]
-    asked = [Text(shown_query_mode(settings)), Text(shown_tracking(settings))]
+    sharing = told_of_shared_contexts(prepared.plan, settings.query_mode)
+    told = (shown_query_mode(settings), sharing, shown_tracking(settings))
+    asked = [Text(it) for it in told if it]
     return Group(*asked, *said, Text(), render_prompts(checks, end_tokens), plan, Text(), costs, price)
 
 

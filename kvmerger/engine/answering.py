@@ -79,9 +79,7 @@ class Answering:
         ``answers`` are the batch's own, by row index. ``seconds`` and ``peak_bytes`` go into every generation.
         """
         start_s = now_s(self.model.device)
-        if references is not None:
-            asked = {row.question_index for row in batch.rows.values()}
-            references = {question: it for question, it in references.items() if question in asked}
+        references = None if references is None else _asked_of(batch, references)
         tokens_by_row = self._fidelity_tokens(batch, answers, references)
         # All rows in matrices as wide as the longest answer wants: a row's bits depend on the width.
         forced = batch.force(tokens_by_row, max(len(ids) for ids in tokens_by_row.values()))
@@ -215,6 +213,12 @@ class Answering:
         if not own.is_complete:
             return "length"
         return "eos" if own.token_ids[-1] in self.model.eos_ids else "stop"
+
+
+def _asked_of(batch: Batch, references: References) -> References:
+    """Those of the questions that ``batch`` has rows of."""
+    asked = {row.question_index for row in batch.rows.values()}
+    return {question: it for question, it in references.items() if question in asked}
 
 
 def _with_seconds(

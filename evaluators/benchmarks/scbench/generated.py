@@ -20,7 +20,7 @@ from evaluators.benchmarks.scbench.rows import ScbenchRow, Turn
 from evaluators.benchmarks.scbench.tasks import ScbenchTask
 from evaluators.item import BenchmarkItem, text_digest
 from evaluators.prompting import num_prompt_tokens
-from evaluators.tokenizer import Tokenizer
+from evaluators.tokenizer import Tokenizer, plain_ids
 
 KeyT = TypeVar("KeyT")
 
@@ -58,7 +58,9 @@ def generated_rows(spec: TaskSpec, task: ScbenchTask, tokenizer: Tokenizer) -> I
 
 def _num_tokens(row: ScbenchRow, task: ScbenchTask, spec: TaskSpec, tokenizer: Tokenizer) -> int:
     before, context = task.context_parts(row)
-    longest = max((f"\n\n{task.question(turn)}" for turn in row.turns), key=len)
+    # By tokens: of two texts the shorter one may take more of them.
+    questions = (f"\n\n{task.question(turn)}" for turn in row.turns)
+    longest = max(questions, key=lambda text: len(plain_ids(text, tokenizer)))
     item = BenchmarkItem(
         "", "", "", text_digest(""), before, context, longest, "", ("",),
         spec.max_new_tokens or task.max_new_tokens, use_chat_template=True, metric=task.metric, is_generated=True,

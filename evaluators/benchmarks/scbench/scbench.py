@@ -1,13 +1,14 @@
 """SCBench (Li et al. 2024, arXiv:2412.10319): one context, many questions; the authors' prompts, rows and measures.
 
 `scbench/*` asks every question alone after its context (multi-request), `scbench_turns/*` asks one after the other, with the
-gold answers to those before (the authors' default). Both repoqa tasks are left out: they need a parser of five languages.
+gold answers to those before (the authors' default), `scbench_own_turns/*` with the model's own. Both repoqa tasks are left
+out: they need a parser of five languages.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
-from itertools import islice
 
 from evaluators.benchmark import BenchmarkError, TaskInfo, TaskSpec
 from evaluators.benchmarks.scbench.generated import (
@@ -26,13 +27,13 @@ from evaluators.benchmarks.scbench.tasks import (
     scbench_tasks,
 )
 from evaluators.benchmarks.sources.rows import read_rows
-from evaluators.item import BenchmarkItem, text_digest
+from evaluators.item import BenchmarkItem, FollowUp, text_digest
 from evaluators.registry import register_benchmark
 from evaluators.tokenizer import Tokenizer
 
 
 class _Scbench:
-    """What both modes share. An item is a question, named by its context's digest and its turn."""
+    """What all modes share. An item is a question, named by its context's digest and its turn."""
 
     name: str
     about_mode: str
@@ -62,7 +63,9 @@ class _Scbench:
         Raises BenchmarkError for a source that cannot be read and, with file and line, for an unusable row.
         """
         definition = scbench_tasks()[spec.task.removesuffix("_drawn")]
-        items = islice(self._items(spec, definition, _rows(spec, definition, tokenizer)), spec.limit)
+        items = itertools.islice(
+            self._items(spec, definition, _rows(spec, definition, tokenizer)), spec.limit
+        )
         found = list(items)
         if not found:
             raise BenchmarkError(f"{spec.name}: {spec.data or 'the data set'} has no rows.")
@@ -87,9 +90,10 @@ class _Scbench:
                     before_context=before,
                     context=context,
                     after_context=self.after_context(task, row, number - 1),
+                    follow_ups=self.follow_ups(spec, task, row, number - 1),
                     answer_prefix="",
                     answers=turn.answers,
-                    max_new_tokens=spec.max_new_tokens or task.longest_answer(turn),
+                    max_new_tokens=_longest_answer(spec, task, turn),
                     use_chat_template=True,
                     metric=task.metric_of(turn),
                     is_generated=spec.task.endswith("_drawn"),
@@ -99,6 +103,12 @@ class _Scbench:
     def after_context(self, task: ScbenchTask, row: ScbenchRow, index: int) -> str:
         """What the model is told behind the context for turn `index`, from 0."""
         raise NotImplementedError
+
+    def follow_ups(
+        self, spec: TaskSpec, task: ScbenchTask, row: ScbenchRow, index: int
+    ) -> tuple[FollowUp, ...]:
+        """What it is asked once it has answered that."""
+        return ()
 
 
 @register_benchmark("scbench")
@@ -125,6 +135,32 @@ class ScbenchTurns(_Scbench):
         asked = [f"\n\n{task.question(turn)}" for turn in row.turns[: index + 1]]
         golds = [*(f" {turn.gold}" for turn in row.turns[:index]), ""]
         return "".join(part for pair in zip(asked, golds, strict=True) for part in pair)
+
+
+@register_benchmark("scbench_own_turns")
+class ScbenchOwnTurns(_Scbench):
+    """Questions one after the other, each a message of its own behind the model's own answers to those before it."""
+
+    name = "scbench_own_turns"
+    about_mode = "after the model's own answers to the questions before"
+
+    def after_context(self, task: ScbenchTask, row: ScbenchRow, index: int) -> str:
+        """The first question, whichever is asked."""
+        return f"\n\n{task.question(row.turns[0])}"
+
+    def follow_ups(
+        self, spec: TaskSpec, task: ScbenchTask, row: ScbenchRow, index: int
+    ) -> tuple[FollowUp, ...]:
+        """The questions behind the first, up to this one."""
+        asked = row.turns[: index + 1]
+        return tuple(
+            FollowUp(task.question(turn), _longest_answer(spec, task, before))
+            for before, turn in itertools.pairwise(asked)
+        )
+
+
+def _longest_answer(spec: TaskSpec, task: ScbenchTask, turn: Turn) -> int:
+    return spec.max_new_tokens or task.longest_answer(turn)
 
 
 def _rows(spec: TaskSpec, task: ScbenchTask, tokenizer: Tokenizer) -> Iterable[ScbenchRow]:

@@ -2,14 +2,17 @@
 
 import io
 import zlib
+from dataclasses import replace
 from typing import ClassVar
 
 from rich.console import Console
 from tokenizers import AddedToken
 
 from evaluators import long_text
+from evaluators.item import FollowUp
+from evaluators.prompting import QueryMode
 from jobs.planning import prompt_check
-from jobs.planning.prompt_check import PromptCheck, check_prompts
+from jobs.planning.prompt_check import PromptCheck, check_prompts, told_of_shared_contexts
 from jobs.reporting.dry_run import render_prompts
 from tests.fakes.plans import CONTEXT, WordTokenizer, item, plan_of, settings_of
 
@@ -111,3 +114,18 @@ def test_what_was_cut_before_it_was_tokenised_is_told_in_check_and_row(monkeypat
     assert cut is not None and len(cut.item.context) < len(words) / 2
     assert cut.item.metadata[long_text.CHARS_BEFORE_CUT] == long_text.num_chars(item(2, context=words))
     assert all(long_text.CHARS_BEFORE_CUT not in row.item.metadata for row in plan.rows)
+
+
+def test_contexts_that_are_asked_again_are_told_with_how_often_they_are_compressed() -> None:
+    first, again, other = item(1), item(2), item(3, cluster_id="d", context=f"{CONTEXT} more")
+
+    def told(*items, mode=QueryMode.AGNOSTIC) -> str | None:
+        return told_of_shared_contexts(plan_of(settings_of(query_mode=mode), items), mode)
+
+    assert told(first, other) is None
+    assert told(first, again, other) == "3 questions on 2 contexts, each compressed once"
+    aware = told(first, again, other, mode=QueryMode.AWARE)
+    assert aware is not None and "each question has a compression of its own" in aware
+    later = replace(again, follow_ups=(FollowUp("and then?", 8),))
+    own = told(first, later)
+    assert own is not None and own.endswith("own answers to earlier questions stay in the cache")

@@ -12,7 +12,7 @@ import pytest
 from evaluators.benchmark import BenchmarkError, TaskSpec
 from evaluators.benchmarks.scbench.generated import GENERATED
 from evaluators.benchmarks.scbench.tasks import scbench_tasks
-from evaluators.item import BenchmarkItem
+from evaluators.item import BenchmarkItem, FollowUp
 from evaluators.prompting import num_prompt_tokens
 from evaluators.registry import load_items
 from evaluators.scoring import score
@@ -201,3 +201,13 @@ def test_the_official_scorers_38_values_are_ours(shared_data: Path) -> None:
             row["official"], abs=1e-9
         ), row
     assert len(lines) == 38
+
+
+def test_own_turns_are_messages_behind_answers_as_long_as_they_may_be(
+    tmp_path: Path, make_tokenizer: MakeTokenizer
+) -> None:
+    first, second = official(tmp_path, "vt", make_tokenizer, "scbench_own_turns")
+    assert (first.after_context, first.follow_ups) == ("\n\nFind 7.", ())
+    assert second.after_context == first.after_context and second.context == first.context
+    assert second.follow_ups == (FollowUp("Find 8.", first.max_new_tokens),)
+    assert second.answers != first.answers and second.metadata["turn"] == 2
