@@ -34,16 +34,27 @@ from kvmerger.policies.adapters import kvpress
 from kvmerger.policies.base import CacheShape, Policy, PolicyError
 from kvmerger.policies.storage import forms
 from kvmerger.policies.storage.stored import Everything
+from kvmerger.prefill.evidence import Need
+from kvmerger.prefill.massive import MASSIVE
 from kvmerger.variants import FULL, VariantSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What the engine runs: a policy instance, the budget it gets, and the label of its rows."""
+    """What the engine runs: a policy instance, the budget it gets, and the label of its rows.
+
+    ``counts_massive``: its rows count what became of massive tokens (`prefill.massive_counts`), whatever its policy reads.
+    """
 
     label: str
     policy: Policy
     budget: AskedBudget | None
+    counts_massive: bool = False
+
+    @property
+    def needs_to_count(self) -> frozenset[Need]:
+        """Evidence beside its policy's."""
+        return frozenset({MASSIVE}) if self.counts_massive else frozenset()
 
 
 def build_variant(spec: VariantSpec) -> Variant:

@@ -82,7 +82,6 @@ def load_engine(settings: ModelSettings) -> LoadedEngine:
         ModelError: the model cannot be found or is not supported.
     """
     # Here, not at the top: a driver whose actors run the units needs neither torch nor the seconds to import it.
-    from kvmerger.building import build_variant
     from kvmerger.device import device_name
     from kvmerger.engine import Engine
     from kvmerger.models.loading import load_model, load_tokenizer
@@ -96,11 +95,18 @@ def load_engine(settings: ModelSettings) -> LoadedEngine:
         Engine(model),
         tokenizer,
         model.info,
-        build_variant,
+        variant_builder(settings),
         model.layers,
         name,
         lambda variant: version_of(variant.policy),
     )
+
+
+def variant_builder(settings: ModelSettings) -> Callable[[VariantSpec], Any]:
+    """What makes variants of specs (imports torch); they count massive tokens where ``settings`` say so."""
+    from kvmerger.building import build_variant
+
+    return lambda spec: dataclasses.replace(build_variant(spec), counts_massive=settings.count_massive)
 
 
 class UnitRunner:

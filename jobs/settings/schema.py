@@ -58,6 +58,7 @@ class ModelSettings(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     max_prompt_tokens: PositiveCount | None = None
+    count_massive: bool = False  # rows count what became of massive tokens
 
     @field_validator("name")
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from math import isfinite
 
@@ -30,10 +31,13 @@ from kvmerger.engine.degenerate import NOTHING_TO_COMPRESS, why_degenerate
 from kvmerger.engine.stacks import Stacks, stacked_budget, unstacked
 from kvmerger.engine.storing import Sizes, sizes_of, stored
 from kvmerger.generation import Prompt
+from kvmerger.merging.noted import noting_members
 from kvmerger.policies.base import Policy, PolicyError, declared_needs
 from kvmerger.policies.registry import path_of
 from kvmerger.policies.returned import counting_nan
 from kvmerger.prefill.evidence import forget_frames
+from kvmerger.prefill.massive import MASSIVE
+from kvmerger.prefill.massive_counts import counting_massive
 from kvmerger.prefill.prefill import Prefilled
 from kvmerger.variants import FULL
 
@@ -154,11 +158,14 @@ def empty_prefix(prefilled: Prefilled) -> Prefix:
 def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression, stacks: Stacks) -> Compressed:
     device = prefilled.layers[0].device
     start_s = now_s(device)
-    declared_needs(variant.policy)  # raises here, where it costs this variant alone
+    needs = declared_needs(variant.policy)  # raises here, where it costs this variant alone
     asked_L = asked(shape_of(prefilled), variant, outcome.kept)
     budget_L = allocated(prefilled, variant, asked_L)
     form = form_of(variant.policy)
-    kept_L = _kept_layers(variant.policy, budget_L, stacks, is_to_be_stored=form is not None)
+    counts_massive = MASSIVE in needs | variant.needs_to_count
+    kept_L = _kept_layers(
+        variant.policy, budget_L, stacks, is_to_be_stored=form is not None, counts_massive=counts_massive
+    )
     if spends_bytes(variant.policy) and all(kept.widths is None for kept in kept_L):
         # Its bytes hold everything as it is.
         prefix: Sequence[HeldLayer] = [kept.owning(stacks.storages) for kept in kept_L]
@@ -186,7 +193,12 @@ def _left_whole(prefilled: Prefilled, variant: Variant, prompt: Prompt) -> Compr
 
 
 def _kept_layers(
-    policy: Policy, budget_L: Sequence[Budget], stacks: Stacks, *, is_to_be_stored: bool
+    policy: Policy,
+    budget_L: Sequence[Budget],
+    stacks: Stacks,
+    *,
+    is_to_be_stored: bool,
+    counts_massive: bool,
 ) -> list[LayerCache]:
     """What ``policy`` keeps of every layer, checked; in storages that the full row has no part in.
 
@@ -196,7 +208,9 @@ def _kept_layers(
     with counting_nan() as nan_counts:
         for stretch in stacks.stretches(policy, budget_L):
             layer, evidence = stacks.of(stretch)
-            kept = policy.compress(layer, evidence, stacked_budget(budget_L[stretch.start : stretch.stop]))
+            budget = stacked_budget(budget_L[stretch.start : stretch.stop])
+            with noting_members() if counts_massive else nullcontext(()) as merged:
+                kept = policy.compress(layer, evidence, budget)
             if not isinstance(kept, LayerCache):
                 raise PolicyError(f"{path_of(policy)}: compress() must give a LayerCache, got {kept!r:.100}")
             # A slice of the full row would keep all of that alive, and its bytes be counted as this variant's.
@@ -205,6 +219,11 @@ def _kept_layers(
             kept_by[stretch].check_same_kind(layer)
             _require_end(policy, kept, stacks.num_tokens)
             _require_reader(policy, kept, is_to_be_stored=is_to_be_stored)
+            if counts_massive:
+                is_eviction = policy.keeps_slots_unchanged
+                kept_by[stretch] = counting_massive(
+                    kept_by[stretch], layer, evidence, merged, is_eviction=is_eviction
+                )
     num_tokens = stacks.num_tokens
     is_sound = torch.stack(
         [

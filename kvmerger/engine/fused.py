@@ -260,6 +260,7 @@ def needs_of(variants: Sequence[Variant], shape: CacheShape | None = None) -> fr
     """
     needs: set[Need] = set()
     for variant in variants:
+        needs |= variant.needs_to_count
         # A policy may be a user's: compressing asks it again, and there the error costs its own rows only.
         with suppress(Exception):
             needs |= declared_needs(variant.policy)

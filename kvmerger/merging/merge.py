@@ -20,6 +20,7 @@ from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels.dispatch import merged_slots, pair_cosines
 from kvmerger.kernels.reference.nearest import EVICTED
 from kvmerger.kernels.reference.ranking import marked_places
+from kvmerger.merging.noted import note_members
 from kvmerger.merging.runs import Runs, run_sums
 
 LogMass = Literal["none", "count", "attention"]
@@ -126,6 +127,8 @@ def merge_groups(
     )
     # Groups whose keys, values and logits all stay the target's own are an eviction, and are counted as one.
     is_merging = any(given is not None for given in (key_weight_M, value_weight_M, log_mass_S))
+    if is_merging:
+        note_members(groups.member_M, layer.num_slots)
     return replace(merged, log_mass_S=log_mass_S, counters=_counters(layer, groups, is_merging))
 
 

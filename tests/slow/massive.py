@@ -27,3 +27,24 @@ def protected(
                 kept.insert(0, token)
         kept_by_head.append(set(kept))
     return kept_by_head
+
+
+def fates(
+    k_ND: Sequence[Sequence[float]], kept: set[int], massive: set[int], min_cosine: float
+) -> tuple[int, int]:
+    """How many massive tokens of one head are dropped and merged, where each token without a slot joins the kept one of the
+    highest cosine, if that is ``min_cosine`` or more, and changes its value.
+    """
+    joined: dict[int, list[int]] = {token: [] for token in kept}
+    for token in set(range(len(k_ND))) - kept:
+        best = max(kept, key=lambda it: _cosine(k_ND[token], k_ND[it]))
+        if _cosine(k_ND[token], k_ND[best]) >= min_cosine:
+            joined[best].append(token)
+    merged = {member for members in joined.values() for member in members}
+    merged |= {token for token, members in joined.items() if members}
+    return len(massive - kept - merged), len(massive & merged)
+
+
+def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    product = sum(a * b for a, b in zip(one, other, strict=True))
+    return product / (sum(a * a for a in one) * sum(b * b for b in other)) ** 0.5

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.execution.unit_runner import LoadedEngine, OtherModelError, UnitRunner
+from jobs.execution.unit_runner import LoadedEngine, OtherModelError, UnitRunner, variant_builder
 from jobs.results.schema import check_rows
 from jobs.settings.schema import ModelSettings
+from kvmerger.variants import parse_policy_entry
 from tests.fakes.engine import (
     KNORM,
     RAISE_ID,
@@ -79,6 +80,12 @@ def test_a_policy_that_exits_costs_rows_and_neither_the_sweep_nor_its_exit_code(
     check_rows("u", rows)
     assert {(row["status"], row["failure_type"]) for row in rows} == {("failed", "SystemExit")}
     assert {row["status"] for row in runner.run(make_unit("v", make_planned("a")))} == {"ok"}
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_variants_count_massive_tokens_where_the_settings_say_so(counts: bool) -> None:
+    variant = variant_builder(ModelSettings(count_massive=counts))(parse_policy_entry("snapkv@0.5")[0])
+    assert variant.counts_massive is counts and variant.label == "snapkv@0.5"
 
 
 def test_model_is_loaded_once(tmp_path: Path) -> None:
