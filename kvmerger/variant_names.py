@@ -35,6 +35,7 @@ ALIASES = {
     # And what shares slots out among layers, whose tokens another policy ranks.
     "dynamickv": "snapkv+dynamickv",
     "meda": "h2o+meda",
+    "xkv": "snapkv+xkv",
 }
 OUTCOMES = ("simlayerkv", "zipvl")
 """Policies that take no budget: what they keep is an outcome of the prompt. A test holds this list to their classes."""
