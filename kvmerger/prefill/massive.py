@@ -24,12 +24,16 @@ def times_median(states: LayerStates) -> Tensor:
 
     Finite; 0 of a token whose numbers are all 0. Beyond a million numbers the median is that of tokens at even distances.
     """
-    residual_NE = states.residual_NE
-    assert residual_NE is not None, "registered as reading hidden states"
-    largest_N = torch.linalg.vector_norm(residual_NE, ord=torch.inf, dim=1).float()
-    range_ = torch.finfo(torch.float32)
+    assert states.residual_NE is not None, "registered as reading hidden states"
+    largest_N = torch.linalg.vector_norm(states.residual_NE, ord=torch.inf, dim=1).float()
+    return in_medians(largest_N, median_magnitude(states.residual_NE))
+
+
+def in_medians(magnitude_N: Tensor, median: Tensor) -> Tensor:
+    """Magnitudes divided by their ``median``, finite also where that is 0: fp32 (N,)."""
+    numbers = torch.finfo(torch.float32)
     # Where more than half of all numbers are 0 every other one is massive.
-    return (largest_N / median_magnitude(residual_NE).clamp_min(range_.tiny)).clamp_max(range_.max)
+    return (magnitude_N / median.clamp_min(numbers.tiny)).clamp_max(numbers.max)
 
 
 def median_magnitude(residual_NE: Tensor) -> Tensor:
