@@ -32,12 +32,14 @@ ALIASES = {
     # So does what fits slots that another policy chose.
     "attention_matching": "highest_attention+attention_matching",
     "grkv": "snapkv+adakv+criticalkv+grkv",
+    # The paper's first title.
+    "dbudgetkv": "refreekv",
     # And what shares slots out among layers, whose tokens another policy ranks.
     "dynamickv": "snapkv+dynamickv",
     "meda": "h2o+meda",
     "xkv": "snapkv+xkv",
 }
-OUTCOMES = ("simlayerkv", "zipvl")
+OUTCOMES = ("refreekv", "simlayerkv", "zipvl")
 """Policies that take no budget: what they keep is an outcome of the prompt. A test holds this list to their classes."""
 PROTECT_MASSIVE = "protect_massive"
 _KVPRESS_ADAKV = "adakv_"
