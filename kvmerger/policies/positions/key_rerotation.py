@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from kvmerger.budget import Budget
 from kvmerger.cache.layer_cache import LayerCache
@@ -16,16 +15,8 @@ from kvmerger.device import upload
 from kvmerger.policies.base import PolicyError
 from kvmerger.policies.registry import name_of, register_wrapper
 from kvmerger.policies.wrapper import SlotWrapper
-from kvmerger.prefill.before_rope import frequencies
-from kvmerger.prefill.evidence import Evidence, LayerStates, Need, register_evidence
-
-_FREQUENCIES = Need("rope_frequencies")
-
-
-@register_evidence("rope_frequencies", reads_queries=False)
-def _rope_frequencies(states: LayerStates) -> Tensor:
-    """Radians that each pair of channels turns by from one position to the next: fp32 (H, D / 2), alike in all heads."""
-    return frequencies(states).float().expand(states.k_HND.shape[0], -1)
+from kvmerger.prefill.before_rope import ROPE_FREQUENCIES, turned_keys
+from kvmerger.prefill.evidence import Evidence, Need
 
 
 @register_wrapper("key_rerotation")
@@ -54,7 +45,7 @@ class KeyRerotation(SlotWrapper):
 
     def needs(self) -> frozenset[Need]:
         """What the wrapped policy reads, and the model's rotation."""
-        return super().needs() | {_FREQUENCIES}
+        return super().needs() | {ROPE_FREQUENCIES}
 
     def compress(self, layer: LayerCache, evidence: Evidence, budget: Budget) -> LayerCache:
         """What the wrapped policy keeps, its keys turned; their positions are the new ones."""
@@ -63,18 +54,10 @@ class KeyRerotation(SlotWrapper):
         position_S = (
             torch.arange(kept.num_slots, dtype=torch.int32, device=kept.device) - start_H[kept.head_S]
         )
-        turn_SD = (position_S - kept.position_S)[:, None] * evidence.get(_FREQUENCIES)[kept.head_S]
+        turn_SD = (position_S - kept.position_S)[:, None] * evidence.get(ROPE_FREQUENCIES)[kept.head_S]
         return replace(
             kept,
-            k_SD=_turned(kept.k_SD, turn_SD),
+            k_SD=turned_keys(kept.k_SD, turn_SD),
             position_S=position_S,
             next_position=max(kept.num_slots_H),
         )
-
-
-def _turned(k_SD: Tensor, turn_SD: Tensor) -> Tensor:
-    """Keys turned by these radians (S, D / 2), in fp32; a turn by 0 changes no bit."""
-    # The convention of Llama and its kin: halves of a head are paired, not neighbouring channels.
-    first, second = k_SD.float().chunk(2, dim=-1)
-    cos, sin = turn_SD.cos(), turn_SD.sin()
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(k_SD.dtype)
