@@ -16,6 +16,8 @@ from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.prefill.evidence import Evidence, EvidenceError
 from kvmerger.prefill.massive import MASSIVE, TIMES_MEDIAN
 
+COUNTERS = frozenset({"num_massive", "num_massive_dropped", "num_massive_merged", "largest_times_median"})
+
 
 def counting_massive(
     kept: LayerCache, layer: LayerCache, evidence: Evidence, merged_F: Sequence[Tensor], *, is_eviction: bool
