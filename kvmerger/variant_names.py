@@ -34,10 +34,11 @@ ALIASES = {
     "grkv": "snapkv+adakv+criticalkv+grkv",
     # The paper's first title.
     "dbudgetkv": "refreekv",
-    # And what shares slots out among layers, whose tokens another policy ranks.
+    # And what shares slots out among layers or heads, whose tokens another policy ranks.
     "dynamickv": "snapkv+dynamickv",
     "meda": "h2o+meda",
     "xkv": "snapkv+xkv",
+    "uncomp": "snapkv+uncomp",
 }
 OUTCOMES = ("refreekv", "simlayerkv", "zipvl")
 """Policies that take no budget: what they keep is an outcome of the prompt. A test holds this list to their classes."""
