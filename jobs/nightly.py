@@ -87,10 +87,12 @@ def _name(text: str) -> str:
 
 
 def _night(options: argparse.Namespace) -> int:
+    from jobs.execution.thread_waiting import choose_thread_waiting
     from jobs.settings.errors import SettingsError
     from jobs.settings.file import settings_file
     from jobs.settings.schema import load_settings
 
+    choose_thread_waiting()
     options.named_config = options.config or options.config_flag
     options.config = settings_file(config_of(options, _DEFAULT_CONFIG))
     find_policies_beside(options.config)

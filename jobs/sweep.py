@@ -170,8 +170,10 @@ def _sweep(options: argparse.Namespace) -> int:
     # Imports below come one stage at a time: a mistake in the settings is told before pyarrow and torch are loaded.
     settings = _settings_of(options)
     from jobs.execution.on_ray.resources import refuse_absent_gpus
+    from jobs.execution.thread_waiting import choose_thread_waiting
     from jobs.results.store import ResultStore
 
+    choose_thread_waiting()
     refuse_absent_gpus(settings)
     store = ResultStore(settings.output_dir)
     # From before it is read what is done: a driver that ends meanwhile would have its rows computed again.
@@ -284,10 +286,7 @@ def _print_where_to_go(console: Console, settings: Settings, page: str, result: 
     for head, text in zip(("MLflow", ""), result.how_to_open.split("\n"), strict=False):
         line(head, text)
     if not result.is_mirrored:
-        line(
-            "",
-            f"not everything got there; this sends what is missing: {command_line('mirror', folder)}",
-        )
+        line("", f"not everything got there; this sends what is missing: {command_line('mirror', folder)}")
     if settings.model.name == DEMO_MODEL:  # whoever has a model of their own knows how to name it
         line(
             "your own",

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from evaluators.tokenizer import Tokenizer, decode
+from jobs.execution.thread_waiting import choose_thread_waiting
 from jobs.planning.identity import names_other_content
 from jobs.planning.policy_version import version_of
 from jobs.planning.work import ModelFacts, PlannedItem, WorkUnit
@@ -81,6 +82,7 @@ def load_engine(settings: ModelSettings) -> LoadedEngine:
     Raises:
         ModelError: the model cannot be found or is not supported.
     """
+    choose_thread_waiting()
     # Here, not at the top: a driver whose actors run the units needs neither torch nor the seconds to import it.
     from kvmerger.device import device_name
     from kvmerger.engine import Engine
