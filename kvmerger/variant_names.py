@@ -40,7 +40,7 @@ ALIASES = {
     "xkv": "snapkv+xkv",
     "uncomp": "snapkv+uncomp",
 }
-OUTCOMES = ("refreekv", "simlayerkv", "zipvl")
+OUTCOMES = ("fastgen", "refreekv", "simlayerkv", "zipvl")
 """Policies that take no budget: what they keep is an outcome of the prompt. A test holds this list to their classes."""
 PROTECT_MASSIVE = "protect_massive"
 _KVPRESS_ADAKV = "adakv_"

@@ -15,6 +15,7 @@ from torch import nn
 
 from kvmerger.budget import BudgetSpec
 from kvmerger.cache.layer_cache import LayerCache, room_for
+from kvmerger.models.token_classes import PUNCTUATION, SPECIAL
 from kvmerger.policies.base import CacheShape, Policy, declared_needs
 from kvmerger.prefill.evidence import (
     Evidence,
@@ -26,6 +27,7 @@ from kvmerger.prefill.evidence import (
 )
 from kvmerger.prefill.prefill import Prefilled
 from kvmerger.prefill.repeat_states import Gathered, RepeatStates
+from kvmerger.prefill.token_classes import TOKEN_CLASSES
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -35,6 +37,7 @@ NUM_LAYERS, NUM_KV_HEADS, NUM_QUERY_HEADS, HEAD_DIM, NUM_TOKENS = 8, 2, 4, 16, 3
 # A neighbour's share in each key, so that some neighbours are alike and some are not, as in real prompts.
 _NEIGHBOUR_SHARE = 0.8
 _INSTRUCTION_TOKENS = 3
+_PUNCTUATION_DISTANCE = 9
 _MASSIVE_MAGNITUDE = 1e4  # of normal numbers, whose median is 0.67
 
 
@@ -76,6 +79,8 @@ def random_prefill(
             states = replace(states, residual_NE=_with_massive_tokens(hidden_NE, layer_index))
         gathered = Evidence(replace(states, prompt=prompt), layer_index, NUM_LAYERS, prompt_seed=seed)
         gathered.capture(needs)
+        if TOKEN_CLASSES in needs:
+            gathered.put(TOKEN_CLASSES, _token_classes(num_tokens))
         if repeated := repeat_needs(needs):
             _repeat(gathered, states, repeated, generator)
         # As prefill writes them: neighbours in one storage, so that stacking them copies nothing.
@@ -107,6 +112,14 @@ def _repeat(
         )  # fmt: skip
     for need, found in gathered.found().items():
         evidence.put(need, found)
+
+
+def _token_classes(num_tokens: int) -> torch.Tensor:
+    """A special token at the start, and punctuation as often as in text."""
+    is_punctuation_N = torch.arange(num_tokens) % _PUNCTUATION_DISTANCE == _PUNCTUATION_DISTANCE - 1
+    classes_N = is_punctuation_N.to(torch.uint8) * PUNCTUATION
+    classes_N[:1] = SPECIAL
+    return classes_N
 
 
 def _with_massive_tokens(hidden_NE: torch.Tensor, layer_index: int) -> torch.Tensor:

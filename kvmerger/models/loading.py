@@ -41,6 +41,7 @@ from kvmerger.models.source import (
     read_config,
     sliding_window,
 )
+from kvmerger.models.token_classes import TokenClasses
 from kvmerger.models.tokenizer_file import as_in_its_file, check_is_data
 from kvmerger.models.weight_files import refuse_differences, without_progress_bar
 
@@ -57,7 +58,8 @@ class LoadedModel:
     ``fast_decoder`` computes the decoder of ``module`` in its place, with the same weights; `probed` sets it. Such a model is
     not to be copied or pickled, and does not see what is done to ``module`` afterwards: hooks, ``.to()``, other parameters.
     ``repeat_words`` gives the words that make it repeat a context, read from its tokenizer when first asked for; None where
-    there is no tokenizer to ask.
+    there is no tokenizer to ask. ``token_classes`` gives the class of each of some token ids (`models.token_classes`), by
+    the tokenizer as well.
     """
 
     module: nn.Module
@@ -65,6 +67,7 @@ class LoadedModel:
     eos_ids: frozenset[int]
     fast_decoder: FastDecoder | None = None
     repeat_words: Callable[[], RepeatWords] | None = None
+    token_classes: Callable[[Sequence[int]], Sequence[int]] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -155,9 +158,14 @@ def load_model(
         )
     refuse_differences(name, found)
     module = _moved(module, info).eval().requires_grad_(False)
-    words = functools.cache(lambda: repeat_words(load_tokenizer(name, revision=revision)))
+    tokenizer = functools.cache(lambda: load_tokenizer(name, revision=revision))
+    words = functools.cache(lambda: repeat_words(tokenizer()))
+    classes = functools.cache(lambda: TokenClasses(tokenizer()))
     end_ids = _eos_ids((module.generation_config, module.config))
-    return probed(LoadedModel(module, info, end_ids, repeat_words=words))
+    loaded = LoadedModel(
+        module, info, end_ids, repeat_words=words, token_classes=lambda token_ids: classes()(token_ids)
+    )
+    return probed(loaded)
 
 
 def _moved(module: nn.Module, info: ModelInfo) -> nn.Module:

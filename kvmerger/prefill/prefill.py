@@ -7,6 +7,7 @@ Shapes: N tokens, Q query heads, H KV heads, D head size, T = N here, B = 1.
 
 from __future__ import annotations
 
+import traceback
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from kvmerger.cache.layer_cache import LayerCache, room_for
+from kvmerger.device import upload
 from kvmerger.kernels.prompt_attention import causal_attention
 from kvmerger.models.loading import LoadedModel
-from kvmerger.prefill.evidence import Evidence, LayerStates, Need, PromptStates, needs_hidden_states
+from kvmerger.prefill.evidence import (
+    Evidence,
+    EvidenceError,
+    LayerStates,
+    Need,
+    PromptStates,
+    needs_hidden_states,
+)
+from kvmerger.prefill.token_classes import TOKEN_CLASSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +119,26 @@ def prefill(
     )
     watch = handler.see_input if needs_hidden_states(needs) else None
     model.visit_layers(ids_1T, position_1T, handler, watch)
+    if TOKEN_CLASSES in needs:
+        found = _token_classes(model, context_ids)
+        for evidence in handler.evidence:
+            evidence.put(TOKEN_CLASSES, found)
     return Prefilled(tuple(handler.layers), tuple(handler.evidence))
+
+
+def _token_classes(model: LoadedModel, context_ids: Sequence[int]) -> Tensor | Exception:
+    """The class of each token: uint8 (N,); or why nobody knows, an error of the policies that ask for it."""
+    if model.token_classes is None:
+        return EvidenceError(
+            f"model {model.info.name!r} has no tokenizer here to ask which tokens are special; load it with load_model, or "
+            f"give LoadedModel.token_classes"
+        )
+    try:
+        return upload(model.token_classes(context_ids), model.device).to(torch.uint8)
+    # Reading a tokenizer can raise anything; policies that do not ask for it are not to pay.
+    except Exception as error:  # noqa: BLE001
+        error.add_note(f"raised while the tokenizer was asked:\n{traceback.format_exc()}")
+        return error
 
 
 def prompt_seed(context_ids: Sequence[int], seed: int) -> int:

@@ -26,6 +26,7 @@ from kvmerger.models.repeat_words import RepeatWords
 from kvmerger.models.source import ModelInfo
 
 VOCAB_SIZE = 211
+TOKEN_CLASSES = (1, 2, 0, 0, 0, 0, 0, 2, 0)
 REPEAT_WORDS = RepeatWords(first_ids=(3, 5), next_ids=(7, 11, 13), suffix_ids=(17,))
 TIE_LOGITS = 1e-3
 """Closer than this, the better of two tokens is a matter of rounding: kernels differ by up to 1e-4."""
@@ -66,7 +67,10 @@ def tiny_model(
         model_class._from_config(copy.deepcopy(made), attn_implementation=ATTENTION_NAME).to(dtype).eval()
     )
     behind_seam.load_state_dict(plain.state_dict())
-    ours = LoadedModel(behind_seam, _info(made, dtype), frozenset(), repeat_words=lambda: REPEAT_WORDS)
+    ours = LoadedModel(
+        behind_seam, _info(made, dtype), frozenset(),
+        repeat_words=lambda: REPEAT_WORDS, token_classes=lambda ids: [TOKEN_CLASSES[it % 9] for it in ids],
+    )  # fmt: skip
     return TinyModel(ours, plain)
 
 

@@ -26,6 +26,22 @@ def attention_mass(q_QND: Tensor, k_HND: Tensor, scaling: float) -> Tensor:
     return mass_HN
 
 
+def near_mass(q_QND: Tensor, k_HND: Tensor, scaling: float, window_tokens: int) -> Tensor:
+    """As `attention_mass`, of queries that have a key among the last ``window_tokens``, their own with them: fp32 (H, N)."""
+    num_heads, num_tokens = k_HND.shape[:2]
+    near_HN = torch.zeros(num_heads, num_tokens, dtype=torch.float32, device=k_HND.device)
+    k_HND = k_HND.float()  # once, not for every block
+    block_tokens = max(1, _MAX_BLOCK_SCORES // max(1, q_QND.shape[0] * num_tokens))
+    for start in range(0, num_tokens, block_tokens):
+        end = min(start + block_tokens, num_tokens)
+        probs_QBN = causal_probs(q_QND, k_HND, scaling, start, end)
+        column_N = torch.arange(end, device=k_HND.device)
+        is_far_BN = column_N[None, :] <= column_N[start:end, None] - window_tokens
+        probs_QBN.masked_fill_(is_far_BN, 0)
+        near_HN[:, :end] += probs_QBN.view(num_heads, -1, end - start, end).sum(dim=2).mean(dim=1)
+    return near_HN
+
+
 def window_attention(q_QND: Tensor, k_HND: Tensor, scaling: float, window_tokens: int) -> Tensor:
     """Mean attention paid by the last ``window_tokens`` tokens, each causal within the window: fp32 (Q, N)."""
     num_tokens = k_HND.shape[1]
