@@ -63,7 +63,8 @@ def pair_weights(
 
     def deviation(place_P: Tensor) -> Tensor:
         mean_PD = sum_FD[place_P] / length_F[place_P, None].float()
-        return (mean_PD - output_HD.float()[place_P // num_tokens]).abs().sum(dim=1).double()
+        # In fp64: a device's order of adding may follow the number of pairs, which is another in a stack of layers.
+        return (mean_PD - output_HD.float()[place_P // num_tokens]).abs().double().sum(dim=1)
 
     for left_P, right_P in rounds:
         alphas = alpha_F[left_P], alpha_F[right_P]
@@ -82,6 +83,15 @@ def pair_weights(
             x_FX[left_P] += x_FX[right_P]
         length_F.clamp_max_(max_length)
     return PairedTokens(weight_F, first_F, length_F, num_apart_H)
+
+
+def mean_values(alpha_HN: Tensor, v_HND: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
+    """Attention divided by its sum, fp64 (H, N), and the values' mean by it, fp32 (H, D); layer by layer of a stack."""
+    # Products and sums over all heads of a stack have another shape than a layer's, and round differently.
+    parts = zip(alpha_HN.double().chunk(num_layers), v_HND.chunk(num_layers), strict=True)
+    shares = [(alpha_HN / alpha_HN.sum(dim=1, keepdim=True), v_HND.float()) for alpha_HN, v_HND in parts]
+    outputs = [torch.einsum("hn,hnd->hd", share_HN.float(), v_HND) for share_HN, v_HND in shares]
+    return torch.cat([share_HN for share_HN, _ in shares]), torch.cat(outputs)
 
 
 def left_share(kind: PairWeights, alpha1_P: Tensor, alpha2_P: Tensor, d1_P: Tensor, d2_P: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import random
 
 import torch
+from torch import nn
 
 from kvmerger.prefill.evidence import LayerStates
 
@@ -31,7 +32,15 @@ def planted_states(seed: int, dtype: torch.dtype) -> LayerStates:
         torch.randn(heads, NUM_TOKENS, HEAD_DIM, generator=generator)
         for heads in (NUM_QUERY_HEADS, NUM_HEADS)
     )
-    return LayerStates(q_QND.to(dtype), k_HND.to(dtype), v_HND.to(dtype), HEAD_DIM**-0.5)
+    return LayerStates(q_QND.to(dtype), k_HND.to(dtype), v_HND.to(dtype), HEAD_DIM**-0.5, rotary=_Rotary())
+
+
+class _Rotary(nn.Module):
+    """Frequencies alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", 100.0 ** -torch.linspace(0, 1, HEAD_DIM // 2))
 
 
 def slow_logits(states: LayerStates, head: int, row: int) -> list[list[float]]:

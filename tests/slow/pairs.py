@@ -7,21 +7,31 @@ import math
 import torch
 
 from kvmerger.policies.mergers.kvslimmer import KVSlimmer
+from kvmerger.policies.reducers.kvslimmer import PairReducer
 from kvmerger.prefill.evidence import LayerStates
 from tests.fakes.planted_layers import NUM_HEADS, NUM_TOKENS, Slot, slow_masses
 
 Pairs = list[tuple[int, int]]
 
 
-def slow_lowest_pairs(mass: list[float], num_merges: int, gamma: float) -> Pairs:
-    """First tokens of both slots of each merge, in order."""
+def slow_lowest_pairs(
+    mass: list[float], num_merges: int, gamma: float, kept: set[int] | frozenset[int] = frozenset()
+) -> Pairs:
+    """First tokens of both slots of each merge, in order; slots with a kept token each are no pair."""
     slots = [(token, share, 1) for token, share in enumerate(mass)]
-    pairs = []
+    pairs: Pairs = []
     for _ in range(num_merges):
+        ends = [first for first, _, _ in slots[1:]] + [len(mass)]
+        has_kept = [
+            any(t in kept for t in range(slot[0], end)) for slot, end in zip(slots, ends, strict=True)
+        ]
         weights = [
             math.log((mass + more_mass) * (length + more_length)) - first / gamma
             for (first, mass, length), (_, more_mass, more_length) in itertools.pairwise(slots)
         ]
+        weights = [math.inf if has_kept[i] and has_kept[i + 1] else it for i, it in enumerate(weights)]
+        if min(weights, default=math.inf) == math.inf:
+            break
         i = weights.index(min(weights))
         (first, left, length), (second, right, more_length) = slots[i : i + 2]
         pairs.append((first, second))
@@ -79,12 +89,31 @@ def slow_kvslimmer(policy: KVSlimmer, states: LayerStates, num_slots: int) -> li
     return heads
 
 
+def slow_pair_reducer(policy: PairReducer, states: LayerStates, kept: list[set[int]]) -> list[list[Slot]]:
+    """Every head's slots, one for each of its ``kept`` tokens."""
+    masses = slow_masses(states, policy.mass_window if policy.attention_source == "window" else None)
+    return [
+        _slots(
+            policy, states, mass, head, slow_lowest_pairs(mass, NUM_TOKENS, math.inf, of_head), set(), of_head
+        )
+        for head, (mass, of_head) in enumerate(zip(masses, kept, strict=True))
+    ]
+
+
 def _slots(
-    policy: KVSlimmer, states: LayerStates, mass: list[float], head: int, pairs: Pairs, lost: set[int]
+    policy: KVSlimmer | PairReducer,
+    states: LayerStates,
+    mass: list[float],
+    head: int,
+    pairs: Pairs,
+    lost: set[int],
+    kept: set[int] | None = None,
 ) -> list[Slot]:
     keys = _turned(policy, states, list(states.k_HND[head].double()), [-token for token in range(NUM_TOKENS)])
     values = list(states.v_HND[head].double())
-    middle = range(policy.n_sink, NUM_TOKENS - policy.window_size)
+    middle = range(NUM_TOKENS)
+    if isinstance(policy, KVSlimmer):
+        middle = range(policy.n_sink, NUM_TOKENS - policy.window_size)
     total = sum(mass[token] for token in middle)
     alpha = [share / total for share in mass]
     output = sum(alpha[token] * values[token] for token in middle)
@@ -94,8 +123,9 @@ def _slots(
         share = slow_share(policy.weights, alpha[i], alpha[j], d1, d2)
         keys[i] = share * keys[i] + (1 - share) * keys[j]
         values[i], alpha[i] = values[i] + values[j], alpha[i] + alpha[j]
-        length[i] = min(length[i] + length[j], 5 if policy.as_released else NUM_TOKENS)
-        last[i] = last[j]
+        length[i] = min(length[i] + length[j], 5 if getattr(policy, "as_released", False) else NUM_TOKENS)
+        # A slot's position: its last token's, or its kept one's.
+        last[i] = last[j] if kept is None or last[j] in kept else last[i]
     gone = {second for _, second in pairs} | lost
     left = [token for token in range(NUM_TOKENS) if token not in gone]
     turned = _turned(policy, states, [keys[t] for t in left], [last[t] for t in left])
@@ -118,7 +148,7 @@ def slow_share(kind: str, alpha1: float, alpha2: float, d1: float, d2: float) ->
     return min(max(a / (a + b), 0.0), 1.0) if a + b > 0 else linear
 
 
-def _turned(policy: KVSlimmer, states: LayerStates, keys: list, places: list[int]) -> list:
+def _turned(policy: KVSlimmer | PairReducer, states: LayerStates, keys: list, places: list[int]) -> list:
     """Keys turned from before RoPE to ``places``, or back where these are negative, one complex number after the other."""
     if policy.keys == "after_rope":
         return keys

@@ -1,26 +1,25 @@
 """KVSlimmer: the adjacent pair of lowest weight becomes one slot, again and again, and counts for all its tokens.
 
-Shapes: H KV heads, N tokens, R rows (one for a layer whose heads share slots, else H), M tokens between sinks and window,
-F = H·N flat tokens, D head size, S slots.
+Shapes: H KV heads, N tokens, R rows (one for a layer whose heads share slots, else H), X heads of a row, M tokens between
+sinks and window, F = H·N flat tokens, D head size.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kvmerger.budget import Budget, BudgetError, BudgetSpec, LikeVariant, num_slots_for
-from kvmerger.cache.head_counters import PerHead
 from kvmerger.cache.layer_cache import LayerCache
 from kvmerger.kernels.reference.nearest import EVICTED
-from kvmerger.merging.merge import groups_of, merge_groups
-from kvmerger.merging.pair_weights import PAIR_WEIGHTS, PairedTokens, PairWeights, pair_weights
+from kvmerger.merging.pair_weights import PAIR_WEIGHTS, PairWeights, mean_values, pair_weights
 from kvmerger.merging.pairs import RELEASED_LENGTH, Round, lowest_pairs, released_pairs
 from kvmerger.policies.base import CacheShape, Policy
+from kvmerger.policies.mergers.paired_slots import KEYS, Keys, needs_of_keys, paired_slots
 from kvmerger.policies.parameters import (
     require_choices,
     require_count,
@@ -28,7 +27,6 @@ from kvmerger.policies.parameters import (
     require_switches,
 )
 from kvmerger.policies.registry import name_of, register
-from kvmerger.prefill.before_rope import ROPE_FREQUENCIES, turned_keys
 from kvmerger.prefill.evidence import Evidence, Need, attention_mass, window_attention
 
 # The released caches have 2,048 slots and a block of 512 at most, and γ = 4,096 ÷ ln 512: what its last pair counts less by,
@@ -60,7 +58,7 @@ class KVSlimmer(Policy):
     """
 
     weights: PairWeights = "hessian"
-    keys: Literal["before_rope", "after_rope"] = "before_rope"
+    keys: Keys = "before_rope"
     layout: Literal["shared", "per_head"] = "shared"
     n_sink: int = 32
     window_size: int = 64
@@ -68,6 +66,7 @@ class KVSlimmer(Policy):
     as_released: bool = False
 
     keeps_slots_unchanged = False
+    compresses_stacks = True
 
     def __post_init__(self) -> None:
         """Refuse values outside their domain."""
@@ -91,8 +90,7 @@ class KVSlimmer(Policy):
 
     def needs(self) -> frozenset[Need]:
         """Attention of the last tokens, and the model's rotation where keys are averaged before it."""
-        turning = {ROPE_FREQUENCIES} if self.keys == "before_rope" else set()
-        return frozenset({window_attention(self.window_size), *turning})
+        return frozenset({window_attention(self.window_size)}) | needs_of_keys(self.keys)
 
     def check(self, shape: CacheShape, budget: BudgetSpec) -> None:
         """The budget must hold the sinks, the window and a slot between them."""
@@ -106,26 +104,30 @@ class KVSlimmer(Policy):
             return layer
         middle = slice(self.n_sink, evidence.num_tokens - self.window_size)
         alpha_HN = attention_mass(evidence, window_attention(self.window_size)).double()
-        rounds, is_lost_F = self._pairs(alpha_HN[:, middle], budget, evidence.num_tokens)
+        rounds, is_lost_F = self._pairs(alpha_HN[:, middle], evidence, budget)
         # Of what can be merged: sinks take most of the attention, and would make all the rest look alike.
-        alpha_HN = alpha_HN / alpha_HN[:, middle].sum(dim=1, keepdim=True)
-        output_HD = torch.einsum("hn,hnd->hd", alpha_HN[:, middle].float(), layer.v_HND[:, middle].float())
+        alpha_HN[:, middle], output_HD = mean_values(
+            alpha_HN[:, middle], layer.v_HND[:, middle], len(evidence.layers)
+        )
         max_length = RELEASED_LENGTH if self.as_released else math.inf
         paired = pair_weights(self.weights, rounds, alpha_HN, layer.v_HND, output_HD, max_length)
-        return self._merged(layer, evidence, paired, is_lost_F)
+        # A slot stands at its last token: the released positions are running sums of l, each slot's own among them.
+        own_F = torch.arange(paired.first_F.numel(), device=evidence.device)
+        last_F = own_F.scatter_reduce(0, paired.first_F, own_F, "amax")[paired.first_F]
+        target_F = (last_F % evidence.num_tokens).masked_fill(is_lost_F[paired.first_F], EVICTED)
+        return paired_slots(layer, evidence, target_F.view_as(alpha_HN), paired, self.keys)
 
-    def _pairs(self, mass_HM: Tensor, budget: Budget, num_tokens: int) -> tuple[list[Round], Tensor]:
+    def _pairs(self, mass_HM: Tensor, evidence: Evidence, budget: Budget) -> tuple[list[Round], Tensor]:
         """Rounds of merges in all heads, and which slots were lost, at their first tokens: bool (F,)."""
         num_heads, num_middle = mass_HM.shape
+        num_tokens, is_shared = evidence.num_tokens, self.layout == "shared"
         num_merges_H = tuple(num_tokens - num_slots for num_slots in budget.num_slots_H)
-        has_one_budget = len(set(num_merges_H)) == 1
-        if not has_one_budget and (self.layout == "shared" or self.as_released):
+        if len(set(num_merges_H)) > 1 and (is_shared or self.as_released):
             raise BudgetError(
                 f"{name_of(self)}: layout={self.layout} and as_released={self.as_released} need one budget for all heads, "
                 f"got {budget.num_slots_H}; use layout=per_head and as_released=false"
             )
-        is_shared = self.layout == "shared"
-        mass_RM = mass_HM.sum(dim=0, keepdim=True) if is_shared else mass_HM
+        mass_RM = evidence.by_layer(mass_HM).sum(dim=1) if is_shared else mass_HM
         gamma = num_middle / _RELEASED_FOLDS if self.gamma is None else self.gamma
         is_lost_RM = torch.zeros_like(mass_RM, dtype=torch.bool)
         if self.as_released:
@@ -133,40 +135,16 @@ class KVSlimmer(Policy):
             is_lost_RM = is_lost_F.view_as(mass_RM)
         else:
             rounds = lowest_pairs(mass_RM, num_merges_H[: mass_RM.shape[0]], gamma)
-        start_H = torch.arange(num_heads, device=mass_HM.device) * num_tokens
+        num_sharing = num_heads // mass_RM.shape[0]
+        start_X1 = torch.arange(num_sharing, device=mass_HM.device)[:, None] * num_tokens
 
         def in_heads(place_P: Tensor) -> Tensor:
             row_P, column_P = place_P // num_middle, place_P % num_middle + self.n_sink
-            return (start_H[:, None] + column_P).flatten() if is_shared else start_H[row_P] + column_P
+            return (start_X1 + row_P * num_sharing * num_tokens + column_P).flatten()
 
         is_lost_HN = is_lost_RM.new_zeros(num_heads, num_tokens)
-        is_lost_HN[:, self.n_sink : self.n_sink + num_middle] = is_lost_RM
+        is_lost_HN[:, self.n_sink : self.n_sink + num_middle] = is_lost_RM.repeat_interleave(num_sharing, 0)
         return [Round(*map(in_heads, found)) for found in rounds], is_lost_HN.flatten()
-
-    def _merged(
-        self, layer: LayerCache, evidence: Evidence, paired: PairedTokens, is_lost_F: Tensor
-    ) -> LayerCache:
-        num_tokens = evidence.num_tokens
-        own_F = torch.arange(paired.first_F.numel(), device=evidence.device)
-        # A slot stands at its last token: the released positions are running sums of l, each slot's own among them.
-        last_F = own_F.scatter_reduce(0, paired.first_F, own_F, "amax")[paired.first_F]
-        target_F = (last_F % num_tokens).masked_fill(is_lost_F[paired.first_F], EVICTED)
-        groups = groups_of(target_F.view(-1, num_tokens))
-        k_FD = layer.k_SD.float()
-        if self.keys == "before_rope":
-            turn_FD = (last_F - own_F)[:, None] * evidence.get(ROPE_FREQUENCIES)[own_F // num_tokens]
-            k_FD = turned_keys(k_FD, turn_FD)
-        length_F = paired.length_F[paired.first_F]
-        # In fp32, rounded once: a slot of one token comes back bit for bit.
-        merged = merge_groups(
-            replace(layer, k_SD=k_FD, v_SD=layer.v_SD.float()),
-            groups,
-            key_weight_M=paired.weight_F[groups.member_M].float(),
-            value_weight_M=length_F[groups.member_M].reciprocal().float(),
-            log_mass_S=length_F[groups.target_S].log().float(),
-        )
-        merged = replace(merged, k_SD=merged.k_SD.to(layer.dtype), v_SD=merged.v_SD.to(layer.dtype))
-        return merged.counting({"num_key_weights_apart": PerHead(paired.num_apart_H)})
 
     def _require_room(self, num_slots: int, num_tokens: int) -> None:
         if num_slots < num_tokens and num_slots <= self.n_sink + self.window_size:
@@ -178,6 +156,6 @@ class KVSlimmer(Policy):
 
 _CHOICES = {
     "weights": PAIR_WEIGHTS,
-    "keys": ("before_rope", "after_rope"),
+    "keys": KEYS,
     "layout": ("shared", "per_head"),
 }

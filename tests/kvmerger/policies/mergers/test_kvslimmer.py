@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from kvmerger.budget import Budget, BudgetError, KeptRatio
 from kvmerger.building import build
@@ -24,18 +23,6 @@ CASES = [
     ("kvslimmer", {"as_released": True, "layout": "per_head", "keys": "after_rope", "n_sink": 0}),
     ("asymkv_diagonal", {}),
 ]
-
-
-class Rotary(nn.Module):
-    """Frequencies alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("inv_freq", 100.0 ** -torch.linspace(0, 1, HEAD_DIM // 2))
-
-
-def states_of(seed: int, dtype: torch.dtype) -> LayerStates:
-    return replace(planted_states(seed, dtype), rotary=Rotary())
 
 
 def evidence_of(policy: KVSlimmer, states: LayerStates) -> Evidence:
@@ -63,7 +50,7 @@ def made(name: str, options: dict) -> KVSlimmer:
 def test_equals_one_merge_after_the_other(
     name: str, options: dict, num_slots: int, dtype: torch.dtype, seed: int
 ) -> None:
-    policy, states = made(name, options), states_of(seed, dtype)
+    policy, states = made(name, options), planted_states(seed, dtype)
     kept = compressed(policy, states, Budget.uniform(num_slots, NUM_HEADS, 0.5))
     assert kept.num_slots_H == (num_slots,) * NUM_HEADS
     slots = [slot for head in slow_kvslimmer(policy, states, num_slots) for slot in head]
@@ -73,7 +60,7 @@ def test_equals_one_merge_after_the_other(
 
 @pytest.mark.parametrize("layout", ["shared", "per_head"])
 def test_every_token_and_all_of_the_values_are_counted(layout: str, seed: int) -> None:
-    policy, states = made("kvslimmer", {"layout": layout}), states_of(seed, torch.float32)
+    policy, states = made("kvslimmer", {"layout": layout}), planted_states(seed, torch.float32)
     kept = compressed(policy, states, Budget.uniform(30, NUM_HEADS, 0.3))
     length_HS = kept.log_mass_S.exp().view(NUM_HEADS, -1)
     torch.testing.assert_close(length_HS.sum(dim=1), torch.full((NUM_HEADS,), float(NUM_TOKENS)))
@@ -85,7 +72,7 @@ def test_every_token_and_all_of_the_values_are_counted(layout: str, seed: int) -
 
 def test_tokens_of_one_key_merge_exactly_for_any_query(seed: int) -> None:
     """And as released they do not: what overlaps is lost."""
-    states = states_of(seed, torch.float32)
+    states = planted_states(seed, torch.float32)
     states = replace(states, k_HND=states.k_HND[:, :1].expand(-1, NUM_TOKENS, -1).contiguous())
     q_HD = torch.randn(NUM_HEADS, HEAD_DIM, generator=torch.Generator().manual_seed(seed + 1))
 
@@ -101,7 +88,7 @@ def test_tokens_of_one_key_merge_exactly_for_any_query(seed: int) -> None:
 
 
 def test_keys_alike_before_rope_are_one_there(seed: int) -> None:
-    states = states_of(seed, torch.float32)
+    states = planted_states(seed, torch.float32)
     half = HEAD_DIM // 2
     turn_NF = torch.arange(NUM_TOKENS)[:, None] * states.rotary.inv_freq
     first, second = states.k_HND[:, :1].split(half, dim=2)
@@ -115,7 +102,7 @@ def test_keys_alike_before_rope_are_one_there(seed: int) -> None:
 
 
 def test_tokens_that_are_not_merged_stay_bit_for_bit(seed: int) -> None:
-    states = states_of(seed, torch.bfloat16)
+    states = planted_states(seed, torch.bfloat16)
     kept = compressed(made("kvslimmer", {}), states, Budget.uniform(70, NUM_HEADS, 0.7))
     is_single_HS = kept.log_mass_S.view(NUM_HEADS, -1) == 0
     for head in range(NUM_HEADS):
@@ -126,7 +113,7 @@ def test_tokens_that_are_not_merged_stay_bit_for_bit(seed: int) -> None:
 
 
 def test_heads_may_have_unlike_budgets_where_each_has_its_own_slots(seed: int) -> None:
-    states = states_of(seed, torch.float32)
+    states = planted_states(seed, torch.float32)
     kept = compressed(made("kvslimmer", {"layout": "per_head"}), states, Budget((NUM_TOKENS, 30), 0.6))
     assert kept.num_slots_H == (NUM_TOKENS, 30)
     for options in ({}, {"layout": "per_head", "as_released": True}):
@@ -135,7 +122,7 @@ def test_heads_may_have_unlike_budgets_where_each_has_its_own_slots(seed: int) -
 
 
 def test_a_whole_budget_changes_nothing(seed: int) -> None:
-    states, policy = states_of(seed, torch.float32), made("kvslimmer", {})
+    states, policy = planted_states(seed, torch.float32), made("kvslimmer", {})
     layer = LayerCache.from_dense(states.k_HND, states.v_HND)
     assert (
         policy.compress(layer, evidence_of(policy, states), Budget.uniform(NUM_TOKENS, NUM_HEADS, 1.0))

@@ -13,10 +13,12 @@ from kvmerger.policies import registry
 from kvmerger.policies.base import CacheShape, PolicyError
 from kvmerger.policies.reducers.base import Reducer
 from kvmerger.policies.reducers.fitted import FittedReducer
+from kvmerger.policies.reducers.kvslimmer import PairReducer
 from kvmerger.policies.reducers.weighted_kv import WeightedKV
 from kvmerger.prefill.evidence import Evidence, LayerStates
 from kvmerger.variants import FULL
 from tests.fakes.planted_layers import NUM_HEADS, NUM_TOKENS, assert_slots, planted_states
+from tests.slow.pairs import slow_pair_reducer
 from tests.slow.reducers import kept_sets, slow_reduce
 
 CASES = [
@@ -37,6 +39,8 @@ CASES = [
     ("weighted_kv", {"attention_source": "window", "mass_window": 8}),
     ("keepkv", {"min_cosine": 0.6, "score_window": 16}),
     ("keepkv", {"min_cosine": 0.5, "score_window": 16, "keys": "moved"}),
+    ("kvslimmer", {"mass_window": 16}),
+    ("kvslimmer", {"attention_source": "prefill", "weights": "diagonal", "keys": "after_rope"}),
 ]
 BUDGETS = [Budget((30, 55), 0.4), Budget((NUM_TOKENS, 20), 0.6), Budget((3, 1), 0.02)]
 REDUCERS = sorted({name for name, _ in CASES})
@@ -63,7 +67,9 @@ def test_equals_loops_over_tokens(
     merged.check_integrity()
     assert merged.num_slots_H == budget.num_slots_H
     kept = kept_sets(policy.inner.select(evidence, budget))
-    slots = [slot for head in slow_reduce(name, policy, states, kept) for slot in head]
+    by_pairs = isinstance(policy, PairReducer)
+    heads = slow_pair_reducer(policy, states, kept) if by_pairs else slow_reduce(name, policy, states, kept)
+    slots = [slot for head in heads for slot in head]
     assert_slots(merged, slots, dtype, has_log_mass=merged.log_mass_S is not None)
     dropped = NUM_HEADS * NUM_TOKENS - budget.num_slots
     assert merged.counters["num_merged"] + merged.counters["num_evicted"] == dropped
@@ -111,6 +117,19 @@ def test_nothing_is_merged_where_nothing_is_alike(seed: int) -> None:
         Budget((40, 50), 0.5),
     )
     assert merged.counters["num_merged"] == 0 and merged.counters["is_pure_eviction"] == 1.0
+
+
+def test_pairs_lose_no_token(seed: int) -> None:
+    policy = build("random+kvslimmer", {"mass_window": 16})
+    states = planted_states(seed, torch.float32)
+    layer = LayerCache.from_dense(states.k_HND, states.v_HND)
+    merged = policy.compress(layer, evidence_of(policy, states), Budget((30, 5), 0.2))
+    length_S = merged.log_mass_S.exp()
+    for length_s, v_SD, all_ND in zip(
+        length_S.split([30, 5]), merged.v_SD.split([30, 5]), states.v_HND, strict=True
+    ):
+        assert float(length_s.sum()) == pytest.approx(NUM_TOKENS, rel=1e-5)
+        torch.testing.assert_close(length_s @ v_SD, all_ND.sum(dim=0), atol=1e-4, rtol=1e-4)
 
 
 def test_any_selection_can_stand_in_front(seed: int) -> None:
@@ -190,6 +209,8 @@ def test_long_folds_keep_their_weights(seed: int) -> None:
         ("snapkv+compensated", {"mass_window": 0}, PolicyError, "mass_window"),
         ("snapkv+d2o", {"merge_keys": "false"}, PolicyError, "true or false"),
         ("snapkv+keepkv", {"keys": "merged"}, PolicyError, "keys"),
+        ("snapkv+kvslimmer", {"keys": "fixed"}, PolicyError, "keys"),
+        ("kvslimmer+nearest", {}, PolicyError, "kvslimmer does not say which"),
         ("snapkv+keepkv", {"score_window": 2.5}, PolicyError, "score_window"),
     ],
 )
