@@ -119,20 +119,12 @@ def contexts_of(plan: Plan, count: int) -> list[PlannedItem]:
     Raises:
         DiagnoseError: there is none.
     """
-    found: dict[tuple[int, ...], PlannedItem] = {}
-    for row in plan.rows:
-        if (
-            row.planned is not None
-            and row.impossible_reason is None
-            and not row.planned.tokens.is_context_free
-        ):
-            found.setdefault(tuple(row.planned.tokens.context_ids), row.planned)
-    if not found:
+    if not plan.contexts:
         raise DiagnoseError(
             "no item of these settings has a context that can be prefilled; name a task with one, such as "
             "`--set tasks=[ruler/niah_single_2]`"
         )
-    return list(found.values())[:count]
+    return list(plan.contexts[:count])
 
 
 def rendered(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
@@ -90,15 +91,21 @@ def _policies(_: _Asked) -> Group:
     )
     stored = _table(
         ("form", "what slots are stored in", "of bf16", "parameters"),
-        ((it.name, it.summary, f"{forms.share_of_bf16(it.name):.0%}", _shown(it)) for it in forms.describe()),
+        ((it.name, it.summary, _share(forms.share_of_bf16(it.name)), _shown(it)) for it in forms.describe()),
         caption=f"alone, or behind what chooses slots: snapkv@0.5+fp8; your own: snapkv@0.5+module:Class. "
         f"Bytes with heads of {forms.SHOWN_HEAD_DIM}.",
     )
     return Group(policies, Text(), stored)
 
 
+def _share(of_bf16: float | None) -> str:
+    return "its table's" if of_bf16 is None else f"{of_bf16:.0%}"
+
+
 def _shown(description: Description) -> str:
-    return ", ".join(f"{name}={_yaml(default)}" for name, default in description.parameters)
+    return ", ".join(
+        name if default is MISSING else f"{name}={_yaml(default)}" for name, default in description.parameters
+    )
 
 
 def _served(serving: Serving) -> str:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from kvmerger.bits_table import FORM
 from kvmerger.names import VariantError, nearest
 
 # fmt: off
@@ -18,6 +19,9 @@ NAMES = (
     "kivi4", "nvfp4", "turboquant_3bit_nc", "turboquant_4bit_nc", "turboquant_k3v4_nc", "turboquant_k8v4",
 )
 # fmt: on
+OF_TABLES = (FORM,)
+"""Forms that need a table besides their name."""
+ALL_NAMES = (*NAMES, *OF_TABLES)
 UNDERSTOOD = {
     "fp8_e4m3": "fp8",  # vLLM's and SGLang's flag, at scale 1
     "fp8_per_token_head": "fp8_scaled",  # vLLM
@@ -70,7 +74,7 @@ def understood(part: str) -> str:
     Raises:
         VariantError: a form we do not have, with the reason and the nearest of ours.
     """
-    if part in NAMES or part in UNDERSTOOD:
+    if part in ALL_NAMES or part in UNDERSTOOD:
         return UNDERSTOOD.get(part, part)
     # Whatever the case: llama.cpp and TensorRT-LLM write some of theirs in capitals.
     known = part.casefold()
@@ -78,8 +82,10 @@ def understood(part: str) -> str:
         reason, ours = _REFUSED[known]
         remedy = f"the nearest of ours is {ours!r}" if ours else "leave the form out"
         raise VariantError(f"{part!r} is no form here: it {reason}; {remedy}")
-    if known in NAMES or known in UNDERSTOOD:
-        raise VariantError(f"{part!r} is no form{nearest(part, NAMES)}; names are written in small letters")
+    if known in ALL_NAMES or known in UNDERSTOOD:
+        raise VariantError(
+            f"{part!r} is no form{nearest(part, ALL_NAMES)}; names are written in small letters"
+        )
     if bits := _WITH_BITS.fullmatch(known):
         raise VariantError(f"{part!r} is no form: {_why_not(*bits.groups())}")
     return part
@@ -87,7 +93,7 @@ def understood(part: str) -> str:
 
 def is_form(part: str, is_first: bool) -> bool:
     """Whether ``part`` names a form: one of ours, or a user's, which is a ``module:Class`` behind a ``+``."""
-    return part in NAMES or (":" in part and not is_first)
+    return part in ALL_NAMES or (":" in part and not is_first)
 
 
 def split_parts(parts: Sequence[str]) -> Split:

@@ -20,7 +20,7 @@ from kvmerger.budget import (
     label_referred_to,
 )
 from kvmerger.budget_text import kept_ratio_from_compression_ratio, parse_budget
-from kvmerger.form_names import NAMES as FORM_NAMES
+from kvmerger.form_names import ALL_NAMES as FORM_NAMES
 from kvmerger.form_names import is_form
 from kvmerger.names import VariantError, nearest
 from kvmerger.nested import frozen, names_in

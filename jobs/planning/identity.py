@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluators.item import BenchmarkItem
+from evaluators.item import BenchmarkItem, text_digest
 from evaluators.prompting import TokenizedPrompt
 from kvmerger import RESULTS_VERSION
 
@@ -74,6 +74,11 @@ def item_digest(item: BenchmarkItem, tokens: TokenizedPrompt | None, run: RunSet
             "scoring": [item.metric, item.answers, item.all_classes],
         }
     )
+
+
+def context_digest(item: BenchmarkItem) -> str:
+    """Digest of the text that is compressed, whatever is asked about it: what a table was calibrated on is told by it."""
+    return text_digest(item.context or item.before_context or item.prompt_text)
 
 
 def prompt_digest(tokens: TokenizedPrompt, max_new_tokens: int) -> str:

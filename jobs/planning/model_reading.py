@@ -13,6 +13,8 @@ from evaluators.chat_template import check_chat_template, turn_end
 from evaluators.item import BenchmarkItem
 from evaluators.tokenizer import Tokenizer, decode
 from jobs.settings.schema import Settings
+from kvmerger.bits_table import table_of
+from kvmerger.names import VariantError
 
 if TYPE_CHECKING:
     from kvmerger.models.source import ModelInfo
@@ -57,6 +59,7 @@ def read_model(settings: Settings, device: str) -> ReadModel:
 
     Raises:
         ModelError: the model cannot be used, or not there.
+        VariantError: a policy has a table of another model.
     """
     # Here, as torch and transformers take seconds: a mistake in the policies is told without them.
     from kvmerger.models.loading import load_end_ids, load_tokenizer
@@ -73,7 +76,16 @@ def read_model(settings: Settings, device: str) -> ReadModel:
         )
         tokenizer = load_tokenizer(asked.name, revision=asked.revision)
         end_ids = load_end_ids(asked.name, revision=asked.revision)
+    _refuse_tables(settings, info)
     return ReadModel(info, tokenizer, end_ids, tuple(said))
+
+
+def _refuse_tables(settings: Settings, info: ModelInfo) -> None:
+    """Raise `VariantError` for a table of bits that is another model's."""
+    for spec in settings.variants:
+        table = table_of(spec.policy, spec.params)
+        if table is not None and (refusal := table.refusal(info.revision, info.num_layers)):
+            raise VariantError(f"policy {spec.label!r}: {refusal}")
 
 
 def _refuse_numbered_gpu(settings: Settings, device: str) -> None:

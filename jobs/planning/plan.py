@@ -18,7 +18,7 @@ from jobs.planning.rows import CheckAnswering, CheckVariant, PlannedRow, RowPlan
 from jobs.planning.sizes import ForeseenSize, SizeForecast, VariantFacts
 from jobs.planning.units import UnitSize, cut_units, size_of
 from jobs.planning.variant_list import VariantList
-from jobs.planning.work import ModelFacts, WorkUnit
+from jobs.planning.work import ModelFacts, PlannedItem, WorkUnit
 from jobs.settings.schema import Settings
 
 
@@ -76,6 +76,17 @@ class Plan:
     def impossible(self) -> tuple[PlannedRow, ...]:
         """Rows that become failed rows without being run."""
         return tuple(it for it in self.rows if not it.is_done and it.impossible_reason is not None)
+
+    @property
+    def contexts(self) -> tuple[PlannedItem, ...]:
+        """The first item of every distinct context that can be prefilled, in the order of the rows."""
+        found: dict[tuple[int, ...], PlannedItem] = {}
+        for row in self.rows:
+            if row.planned is None or row.impossible_reason is not None:
+                continue
+            if not row.planned.tokens.is_context_free:
+                found.setdefault(tuple(row.planned.tokens.context_ids), row.planned)
+        return tuple(found.values())
 
     @property
     def predicted_bytes(self) -> int:

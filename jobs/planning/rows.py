@@ -19,11 +19,12 @@ from evaluators.prompting import (
     num_text_tokens,
     tokenize_item,
 )
-from jobs.planning.identity import RunSettings, item_digest, row_identity
+from jobs.planning.identity import RunSettings, context_digest, item_digest, row_identity
 from jobs.planning.sizes import SizeForecast, VariantFacts
 from jobs.planning.variant_list import VariantList
 from jobs.planning.work import ModelFacts, PlannedItem, RowKey
 from jobs.settings.schema import Settings
+from kvmerger.bits_table import BitsTable, table_of
 from kvmerger.budget import label_referred_to
 from kvmerger.variants import REFERENCE_LABELS, VariantSpec
 
@@ -83,6 +84,7 @@ class RowPlanner:
     sizes: SizeForecast
     check_answering: CheckAnswering = never_refused
     _reasons: dict[tuple[str, int], str | None] = field(default_factory=dict)
+    _tables: dict[str, BitsTable | None] = field(default_factory=dict)
 
     def rows_of(self, item: BenchmarkItem) -> list[PlannedRow]:
         """One row per variant, in the order of the variants. Changes nothing but the cache of `check_variant`'s answers.
@@ -197,12 +199,23 @@ class RowPlanner:
             spec=spec,
             policy_version=version,
             is_done=identity in self.done,
-            impossible_reason=reason if planned is None else self._reason_of(spec, planned),
+            impossible_reason=reason
+            if planned is None
+            else self._calibrated(spec, item) or self._reason_of(spec, planned),
             is_degenerate=planned is not None and self._does_nothing(label, planned),
         )
 
     def _version(self, label: str) -> str:
         return self.facts[label].version if label in self.facts else _REFERENCE_VERSION
+
+    def _calibrated(self, spec: VariantSpec, item: BenchmarkItem) -> str | None:
+        """Why the variant is not judged on an item whose context its own table was found on; None elsewhere."""
+        if spec.label not in self._tables:
+            self._tables[spec.label] = table_of(spec.policy, spec.params)
+        table = self._tables[spec.label]
+        if table is None or context_digest(item) not in table.items:
+            return None
+        return "its table of bits was calibrated on this context, so it is not judged by it; calibrate on other items"
 
     def _reason_of(self, spec: VariantSpec, planned: PlannedItem) -> str | None:
         if not planned.tokens.is_context_free:

@@ -29,6 +29,7 @@ from evaluators.benchmarks.sources.addresses import checked_address, is_address
 from evaluators.prompting import QueryMode
 from jobs.console.addresses import sqlite_uri
 from jobs.console.paths import PathError, file_in_the_way, local_path
+from jobs.settings.bits_tables import with_tables
 from jobs.settings.errors import SettingsError, explain, nearest_file, unknown_task
 from jobs.settings.file import SHIPPED_CONFIGS, apply_overrides, path_of, read_settings_file, settings_file
 from jobs.settings.gate import GateSettings, MarginSettings
@@ -162,8 +163,9 @@ class Settings(_Section):
 
     @field_validator("policies", mode="before")
     @classmethod
-    def _policies_can_be_read(cls, policies: Any) -> Any:
+    def _policies_can_be_read(cls, policies: Any, info: ValidationInfo) -> Any:
         if isinstance(policies, list | tuple):
+            policies = with_tables(policies, _folders(info))
             parse_policies(policies)  # for its errors: what is stored is the policies as the file spells them
         return policies
 

@@ -48,6 +48,7 @@ class Compressed:
 
     asked_slots: what its budget allows over all layers and heads, None without one. rule: what its policy does during
     decoding, None for nothing. rule_by_question: the same where each question's row has a rule of its own.
+    form_asked: the policy's, which a prefix may still be without.
     """
 
     label: str
@@ -57,6 +58,7 @@ class Compressed:
     degenerate_reason: str | None = None
     rule: AnswerRule | None = None
     rule_by_question: tuple[AnswerRule | None, ...] = ()
+    form_asked: Form | None = None
 
     @property
     def bounds_itself(self) -> bool:
@@ -69,8 +71,8 @@ class Compressed:
 
     @property
     def form(self) -> Form | None:
-        """What its slots are stored in; None for the model's own dtype."""
-        return next((layer.form for layer in self.prefix if isinstance(layer, PackedLayer)), None)
+        """What its slots are stored in, whatever each layer has of it; None for the model's own dtype."""
+        return self.form_asked if any(isinstance(layer, PackedLayer) for layer in self.prefix) else None
 
     @property
     def slots_LH(self) -> SlotsLH:
@@ -181,6 +183,7 @@ def _compress(prefilled: Prefilled, variant: Variant, outcome: Compression, stac
         now_s(device) - start_s,
         why_degenerate(variant, kept_L, prefilled.layers),
         require_rule(variant.policy.decode_rule(prefilled.evidence[0].prompt_seed)),
+        form_asked=form,
     )
 
 

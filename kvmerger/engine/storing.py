@@ -42,10 +42,15 @@ def stored(kept_L: Sequence[LayerCache], form: Form | None, forbidden: set[int])
         return kept_L
     Answers(form).check(kept_L[0].head_dim)
     # One layer after the other: the numbers in fp32, on the way to their codes, are many times what is held.
-    packed_L = [PackedLayer.of(layer, form).owning(forbidden) for layer in kept_L]
+    forms_L = [Answers(form).of_layer(index, len(kept_L)) for index in range(len(kept_L))]
+    packed_L = [
+        PackedLayer.of(layer, own).owning(forbidden) for layer, own in zip(kept_L, forms_L, strict=True)
+    ]
     for packed in packed_L:
         packed.check_parts()
-    counters_L = numbers_of([form.counters(layer.k_SD, layer.v_SD) for layer in kept_L])
+    counters_L = numbers_of(
+        [own.counters(layer.k_SD, layer.v_SD) for layer, own in zip(kept_L, forms_L, strict=True)]
+    )
     return [
         replace(packed, counters={**packed.counters, **counters})
         for packed, counters in zip(packed_L, counters_L, strict=True)

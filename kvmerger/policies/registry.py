@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, TypeVar
 
-from kvmerger.cache.forms import registry as forms
 from kvmerger.cache.forms.base import Form
+from kvmerger.form_names import ALL_NAMES
 from kvmerger.names import VariantError, nearest
 from kvmerger.policies.base import Policy
 from kvmerger.policies.own_modules import attribute_at
@@ -155,8 +155,8 @@ def get_wrapper(name: str) -> type[Policy]:
     _import_shipped()
     if name not in _WRAPPERS:
         raise VariantError(
-            f"nothing called {name!r} may follow a `+`{nearest(name, [*wrapper_names(), *forms.names()])}; there is "
-            f"{wrapper_names()}, and as forms {forms.names()}, or your own as `module:Class`"
+            f"nothing called {name!r} may follow a `+`{nearest(name, [*wrapper_names(), *ALL_NAMES])}; there is "
+            f"{wrapper_names()}, and as forms {list(ALL_NAMES)}, or your own as `module:Class`"
         )
     return _WRAPPERS[name]
 
@@ -195,7 +195,7 @@ def imported_class(name: str, base: type, kind: str) -> type[Any]:
 
 def _likely(name: str) -> str:
     """The policy that is meant by a name that is none: the nearest, or the user's own with a dot for its colon."""
-    near = nearest(name, [*names(), *wrapper_names(), *forms.names(), *ALIASES])
+    near = nearest(name, [*names(), *wrapper_names(), *ALL_NAMES, *ALIASES])
     module_name, dot, class_name = name.rpartition(".")
     return f" (did you mean '{module_name}:{class_name}'?)" if dot and not near else near
 

@@ -3,13 +3,13 @@
 import pytest
 
 from kvmerger.cache.forms import registry
-from kvmerger.form_names import NAMES, UNDERSTOOD, Split, is_form, split_parts, understood
+from kvmerger.form_names import NAMES, OF_TABLES, UNDERSTOOD, Split, is_form, split_parts, understood
 from kvmerger.names import VariantError, nearest
 
 
 def test_the_names_that_are_read_without_torch_are_those_that_are_made() -> None:
-    assert sorted(NAMES) == registry.names()
-    assert all(understood(name) == name for name in NAMES)
+    assert sorted(NAMES) == registry.names() and sorted(OF_TABLES) == registry.names_of_tables()
+    assert all(understood(name) == name for name in (*NAMES, *OF_TABLES))
 
 
 @pytest.mark.parametrize(

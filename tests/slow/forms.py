@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -115,3 +116,42 @@ def _single(value: float) -> float:
 
 def _rounded(value: float, dtype: torch.dtype) -> float:
     return float(torch.tensor(value, dtype=torch.float32).to(dtype))
+
+
+def best_of_all_tables(errors_L: Sequence[Mapping[tuple[int, int], float]], mean_bits: float) -> float:
+    """The least summed error of all tables of bits that keep the mean, each of them tried."""
+    return min(
+        sum(error for _, error in table)
+        for table in itertools.product(*(errors.items() for errors in errors_L))
+        if sum(sum(pair) for pair, _ in table) <= mean_bits * 2 * len(errors_L)
+    )
+
+
+def attention_error(
+    queries: Sequence[Sequence[Sequence[float]]],
+    exact: tuple[Sequence, Sequence],
+    stored: tuple[Sequence, Sequence],
+    scaling: float,
+) -> float:
+    """Relative error of causal attention of the last queries, head by head and query by query: ``queries`` by query head, the
+    keys and values of ``exact`` and ``stored`` by KV head."""
+    differences, norms = 0.0, 0.0
+    group = len(queries) // len(exact[0])
+    for head, of_head in enumerate(queries):
+        for index, query in enumerate(of_head):
+            num_seen = len(exact[0][0]) - len(of_head) + index + 1
+            outputs = []
+            for keys, values in (exact, stored):
+                k_seen, v_seen = keys[head // group][:num_seen], values[head // group][:num_seen]
+                logits = [scaling * sum(a * b for a, b in zip(query, key, strict=True)) for key in k_seen]
+                weights = [math.exp(logit - max(logits)) for logit in logits]
+                outputs.append(
+                    [
+                        sum(weight * value[channel] for weight, value in zip(weights, v_seen, strict=True))
+                        / sum(weights)
+                        for channel in range(len(query))
+                    ]
+                )
+            differences += sum((a - b) ** 2 for a, b in zip(*outputs, strict=True))
+            norms += sum(a * a for a in outputs[0])
+    return math.sqrt(differences / norms)

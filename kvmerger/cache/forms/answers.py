@@ -60,6 +60,15 @@ class Answers:
         self.layouts()
         self.bits(head_dim)
 
+    def of_layer(self, index: int, num_layers: int) -> Form:
+        """See `Form.of_layer`."""
+        found = self._asked("of_layer", index, num_layers)
+        if not isinstance(found, Form):
+            raise FormError(
+                f"{name_of(self.form)}: of_layer({index}, {num_layers}) must give a Form, got {found!r:.100}"
+            )
+        return found
+
     def _whole(self, method: str, *arguments: object) -> int:
         found = self._asked(method, *arguments)
         if type(found) is not int or found < 0:

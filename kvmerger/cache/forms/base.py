@@ -35,6 +35,14 @@ class Form(abc.ABC):
         """How keys and values are coded, for kernels that read codes; None, as here, where they are decoded to be read."""
         return None
 
+    def of_layer(self, index: int, num_layers: int) -> Form:
+        """What layer ``index`` (from 0) of ``num_layers`` is stored in: the same of all, as here, or one of its own.
+
+        Raises:
+            FormError: it is of a model with another number of layers.
+        """
+        return self
+
     def check(self, head_dim: int) -> None:  # noqa: B027 - most forms take heads of any size
         """Raise `FormError` where heads of ``head_dim`` numbers cannot be stored; changes nothing."""
 

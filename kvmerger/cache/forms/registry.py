@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any
 
+from kvmerger.bits_table import FORM
 from kvmerger.cache.forms.base import Form
+from kvmerger.cache.forms.kvtuner import KvTuner
 from kvmerger.cache.forms.mixed_widths import MixedWidths
 from kvmerger.cache.forms.shipped import TOKEN_WISE_BITS, Fp8, Kivi, Nvfp4, TokenWise, TurboQuant
 from kvmerger.names import FormError
@@ -36,13 +38,21 @@ _PROPOSED: dict[str, tuple[type[Form], dict[str, Any]]] = {
     f"kivi{bits}": (Kivi, {"bits_k": bits, "bits_v": bits}) for bits in (4, 3, 2)
 }
 
+# What no name makes alone: each needs a table, found once for a model.
+_OF_TABLES: dict[str, tuple[type[Form], dict[str, Any]]] = {FORM: (KvTuner, {})}
+
 # Forms that policies bring, which choose widths for them: no names that users could put behind another policy.
 _UNLISTED: dict[type[Form], str] = {MixedWidths: "mixed_widths"}
 
 
 def names() -> list[str]:
-    """Every shipped form, sorted."""
+    """Every shipped form that needs no table, sorted."""
     return sorted(_SETTLED | _PROPOSED)
+
+
+def names_of_tables() -> list[str]:
+    """Every shipped form that is made of a table, sorted."""
+    return sorted(_OF_TABLES)
 
 
 def get(name: str) -> Callable[..., Form]:
@@ -56,8 +66,10 @@ def get(name: str) -> Callable[..., Form]:
 
 
 def parameters_of(name: str) -> dict[str, Any]:
-    """The parameters of the form ``name`` that can be set, with their defaults."""
+    """The parameters of the form ``name`` that can be set, with their defaults; a table has `dataclasses.MISSING`."""
     form_class, values = _entry(name)
+    if name in _OF_TABLES:
+        return {field.name: MISSING for field in fields(form_class)}
     proposed = values if name in _PROPOSED else {}
     return {
         field.name: proposed.get(field.name, field.default)
@@ -68,6 +80,8 @@ def parameters_of(name: str) -> dict[str, Any]:
 
 def name_of(form: Form) -> str:
     """What a form is called: its name, with the parameters that are not the name's own; ``module:Class`` for a user's."""
+    if isinstance(form, KvTuner):
+        return form.called  # all of its table would be no name
     values = {field.name: getattr(form, field.name) for field in fields(form)}
     # Of several names of one class, the one that leaves the least to be said.
     alike = {name: _not_alike(values, vars(get(name)())) for name in names() if _entry(name)[0] is type(form)}
@@ -85,6 +99,7 @@ def _not_alike(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]
 
 
 def _entry(name: str) -> tuple[type[Form], dict[str, Any]]:
-    if name not in _SETTLED and name not in _PROPOSED:
-        raise FormError(f"there is no form {name!r}; there is {names()}")
-    return (_SETTLED | _PROPOSED)[name]
+    known = _SETTLED | _PROPOSED | _OF_TABLES
+    if name not in known:
+        raise FormError(f"there is no form {name!r}; there is {sorted(known)}")
+    return known[name]

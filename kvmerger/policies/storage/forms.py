@@ -45,11 +45,13 @@ def describe() -> list[Description]:
     """Every shipped form, sorted by name; a summary says how keys and values are stored."""
     return [
         Description(name, False, _summary(name), tuple(shipped.parameters_of(name).items()), True)
-        for name in shipped.names()
+        for name in sorted([*shipped.names(), *shipped.names_of_tables()])
     ]
 
 
 def _summary(name: str) -> str:
+    if name in shipped.names_of_tables():
+        return "Keys and values: bits of each layer's own, 8, 4 or 2, from a table made by jobs/calibrate.py."
     layouts = shipped.get(name)().layouts()
     assert layouts is not None, "every shipped form has layouts"
     k_words, v_words = map(_words, layouts)
@@ -74,7 +76,9 @@ def _words(layout: CodeLayout) -> str:
     return f"{'rotated ' if layout.is_rotated else ''}{numbers}{scale}{', and one per head' if layout.has_global else ''}"
 
 
-def share_of_bf16(name: str) -> float:
-    """Bytes of the shipped form ``name`` with its defaults, as a share of bf16's."""
+def share_of_bf16(name: str) -> float | None:
+    """Bytes of the shipped form ``name`` with its defaults, as a share of bf16's; None where a table decides."""
+    if name in shipped.names_of_tables():
+        return None
     num_bytes = shipped.get(name)().num_bytes((_SHOWN_SLOTS,), SHOWN_HEAD_DIM)
     return num_bytes / LayerBytes(1, SHOWN_HEAD_DIM, _BF16_BYTES).full(_SHOWN_SLOTS)

@@ -59,6 +59,7 @@ class Stored(SlotWrapper):
         try:
             answers = Answers(self.form)
             answers.check(shape.head_dim)
+            answers.of_layer(0, shape.num_layers)
             answers.num_bytes((shape.num_tokens,) * shape.num_kv_heads, shape.head_dim)
         except FormError as error:
             raise PolicyError(str(error)) from error

@@ -94,9 +94,11 @@ def test_a_forms_version_is_that_of_its_part() -> None:
 
 def test_a_list_of_forms_has_each_with_its_parameters() -> None:
     described = forms.describe()
-    assert [it.name for it in described] == registry.names() and all(it.is_form for it in described)
+    all_names = sorted([*registry.names(), *registry.names_of_tables()])
+    assert [it.name for it in described] == all_names and all(it.is_form for it in described)
     for it in described:
         assert it.parameters == tuple(registry.parameters_of(it.name).items())
         assert it.summary[0].isupper() and it.summary.endswith(".")
     shares = {it.name: forms.share_of_bf16(it.name) for it in described}
+    assert shares["kvtuner"] is None, "its table decides"
     assert shares["fp8"] == 0.5 and shares["int8"] == 264 / 512 and shares["kivi2"] == 96 / 512
