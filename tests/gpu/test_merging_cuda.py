@@ -1,5 +1,7 @@
 """Every policy compresses on CUDA as it does on the CPU, and gives the same bits each time."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -25,10 +27,18 @@ MERGING = [
     ),
 ]
 
+SETTINGS = {
+    "random+keepkv": {"score_window": 16},
+    "kvslimmer": {"n_sink": 4, "window_size": 12},
+    "asymkv_diagonal": {"n_sink": 4, "window_size": 12, "layout": "per_head"},
+}
+
 
 def compressed(policy: Policy, states: LayerStates, device: str, budget: Budget) -> LayerCache:
     states = LayerStates(
-        *(tensor.to(device) for tensor in (states.q_QND, states.k_HND, states.v_HND)), states.scaling
+        *(tensor.to(device) for tensor in (states.q_QND, states.k_HND, states.v_HND)),
+        states.scaling,
+        rotary=None if states.rotary is None else deepcopy(states.rotary).to(device),
     )
     evidence = Evidence(states, layer_index=3, num_layers=8, prompt_seed=7)
     evidence.capture(policy.needs())
@@ -41,8 +51,8 @@ def compressed(policy: Policy, states: LayerStates, device: str, budget: Budget)
 @pytest.mark.parametrize("budget", [Budget((40, 55), 0.5), Budget.uniform(44, NUM_HEADS, 0.5)], ids=str)
 @pytest.mark.parametrize("name", MERGING)
 def test_cuda_gives_the_cpus_slots_and_repeats_its_own_bits(name: str, budget: Budget, seed: int) -> None:
-    # planted_layers has 96 tokens, and keepkv's scores need a prompt longer than their window.
-    policy = build(name, {"score_window": 16} if name.endswith("keepkv") else {})
+    # planted_layers has 96 tokens, and by default too few for keepkv's scores and for pairs.
+    policy = build(name, SETTINGS.get(name, {}))
     states = planted_states(seed, torch.float32)
     on_cpu, first, second = (compressed(policy, states, device, budget) for device in ("cpu", "cuda", "cuda"))
     assert first.num_slots_H == on_cpu.num_slots_H
