@@ -10,7 +10,7 @@ from kvmerger.policies.registry import register
 @register("asymkv_diagonal")
 @dataclass(frozen=True)
 class AsymKVDiagonal(KVSlimmer):
-    """`KVSlimmer` with each key weighed by its own second derivative alone, without the term across.
+    """Merge the pairs of KVSlimmer, each key weighed by its own second derivative alone, without the term across.
 
     AsymKV (arXiv 2506.05410) merges the same pairs, and weighs keys by the squared gradient of the next block's loss, channel
     by channel, for the diagonal of the second derivatives. That takes a backward pass through the model for each block, which
