@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from evaluators.benchmark import TaskSpec
 from evaluators.item import BenchmarkItem
-from evaluators.prompting import QueryMode, tokenize_item
+from evaluators.prompting import PromptError, QueryMode, Tokenizer, tokenize_item
 from evaluators.registry import describe_tasks, list_tasks, load_items
 from evaluators.scoring import MetricError, can_score, list_metrics, score
 from tests.evaluators.conftest import CASES, CHAT_TEMPLATE, MakeTokenizer
@@ -131,12 +131,27 @@ def test_item_becomes_a_sound_prompt_with_gold(
 ) -> None:
     tokenizer = make_tokenizer(adds_bos=adds_bos, chat_template=chat_template)
     for item in items:
+        if item.follow_ups:
+            _check_conversation(item, tokenizer)
+            continue
         aware, agnostic = (tokenize_item(item, tokenizer, mode, 10_000) for mode in QueryMode)
         assert aware.context_ids + aware.tail_ids == agnostic.context_ids + agnostic.tail_ids
         ids = agnostic.context_ids + agnostic.tail_ids
         question_ids = ids if item.is_context_free else agnostic.tail_ids
         assert item.after_context in tokenizer.decode(question_ids)
         assert item.answers[0].strip() == tokenizer.decode(aware.gold_ids).strip()
+
+
+def _check_conversation(item: BenchmarkItem, tokenizer: Tokenizer) -> None:
+    """No policy can have seen its later questions, the last of which is the one with the gold answer."""
+    with pytest.raises(PromptError, match="query_agnostic"):
+        tokenize_item(item, tokenizer, QueryMode.AWARE, 10_000)
+    talk = tokenize_item(item, tokenizer, QueryMode.AGNOSTIC, 10_000)
+    tails = [*(turn.tail_ids for turn in talk.earlier), talk.tail_ids]
+    asked = [item.after_context, *(follow_up.text for follow_up in item.follow_ups)]
+    for question, tail_ids in zip(asked, tails, strict=True):
+        assert question.strip() in tokenizer.decode(tail_ids)
+    assert item.answers[0].strip() == tokenizer.decode(talk.gold_ids).strip()
 
 
 def test_task_is_described_as_its_items_are_scored(spec: TaskSpec, items: list[BenchmarkItem]) -> None:

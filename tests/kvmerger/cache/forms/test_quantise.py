@@ -48,6 +48,10 @@ def test_numbers_come_back_as_the_definition_says(
     if layout.is_rotated:
         # A number on the edge moves its whole slot a little.
         is_close |= (ours - expected).norm(dim=1, keepdim=True) < 0.05 * expected.norm(dim=1, keepdim=True)
+    if layout.grid is Grid.UNSIGNED:
+        # Where a scale or minimum lies between two numbers of fp16 but for the last bit, a whole group moves by that step.
+        assert is_close.float().mean() > 0.9
+        is_close |= (ours.double() - expected).abs() <= 2**-9 * x_SD.double().abs().amax()
     # A number that lies between two codes but for the last bit may fall to either. Of e2m1 a whole block's scale may, and of
     # Gaussian points one number's moves its slot: those are few, and no further away than the grid is wide.
     is_few = layout.grid in (Grid.GAUSSIAN, Grid.E2M1)
