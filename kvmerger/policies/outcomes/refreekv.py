@@ -1,10 +1,12 @@
 """ReFreeKV: a layer drops what its last query would not miss, from the oldest tokens on.
 
-Shapes: H KV heads, G query heads of each, N tokens, M candidates: the tokens that may go, first those that stay longest.
+Shapes: L layers of a stack, H KV heads of all of them, G query heads of each, N tokens, M candidates: the tokens that may go,
+first those that stay longest.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +49,7 @@ class ReFreeKV(OutcomePolicy):
     window_size: int = 8
 
     layers_differ = True
+    compresses_stacks = True
 
     def __post_init__(self) -> None:
         """Refuse values outside their domain."""
@@ -65,6 +68,10 @@ class ReFreeKV(OutcomePolicy):
         """The last query's attention, and the window's where candidates come by it."""
         return frozenset({_LAST_QUERY} | ({self._window} if self.ranked_by == "attention" else set()))
 
+    def stack_key(self, evidence: Evidence, budget: Budget) -> Hashable:
+        """Whether the layer is one of the first."""
+        return self._is_whole(evidence)
+
     def select(self, evidence: Evidence, budget: Budget) -> Tensor:
         """Which tokens stay: bool (H, N), as many in all heads of a layer."""
         is_kept_HN = torch.ones(
@@ -72,11 +79,15 @@ class ReFreeKV(OutcomePolicy):
         )
         order_HM = self._candidates(evidence)
         num_candidates = order_HM.shape[1]
-        if evidence.layer_index < self.whole_layers or self.threshold == 0 or num_candidates == 0:
+        if self._is_whole(evidence) or self.threshold == 0 or num_candidates == 0:
             return is_kept_HN
+        order_LHM = evidence.by_layer(order_HM)
+        num_kept_L = torch.stack(list(map(self._num_kept, evidence.layers, order_LHM)))
         place_M = torch.arange(num_candidates, device=evidence.device)
-        is_dropped_HM = (place_M >= self._num_kept(evidence, order_HM)).expand_as(order_HM)
-        return is_kept_HN.scatter_(1, order_HM, ~is_dropped_HM)
+        return is_kept_HN.scatter_(1, order_HM, place_M < evidence.for_heads(num_kept_L[:, None]))
+
+    def _is_whole(self, evidence: Evidence) -> bool:
+        return evidence.layer_index < self.whole_layers
 
     def _candidates(self, evidence: Evidence) -> Tensor:
         """Tokens that may go, in the order in which they stay: int64 (H, M)."""
@@ -90,7 +101,7 @@ class ReFreeKV(OutcomePolicy):
         return attention_HM.sort(dim=1, descending=True, stable=True).indices
 
     def _num_kept(self, evidence: Evidence, order_HM: Tensor) -> Tensor:
-        """How many candidates stay in every head: int64 of no dimension, from 1 on."""
+        """How many candidates stay in every head of one layer: int64 of no dimension, from 1 on."""
         row_HGN = evidence.get(_LAST_QUERY).unflatten(0, (evidence.num_heads, -1))
         row_HGM = row_HGN.gather(2, order_HM[:, None].expand(-1, row_HGN.shape[1], -1))
         # fp64: the last of some ten thousand squares would be lost in an fp32 sum.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kvmerger.budget import Budget
-from kvmerger.building import build, build_variant
+from kvmerger.building import Variant, build, build_variant
 from kvmerger.contract.layers import NUM_TOKENS as CONTRACT_TOKENS
 from kvmerger.contract.layers import random_prefill
 from kvmerger.engine.compress import compress_all
@@ -94,6 +94,18 @@ def test_first_layers_and_short_prompts_are_kept_whole(seed: int) -> None:
     states = random_states(seed, num_tokens=7)
     assert kept_positions(ReFreeKV(0.9, 0, n_initial=7), states) == [list(range(7))] * NUM_KV_HEADS
     assert kept_positions(ReFreeKV(0.9, 0, "attention"), states) == [list(range(7))] * NUM_KV_HEADS
+
+
+@pytest.mark.parametrize("ranked_by", ["recency", "attention"])
+def test_layers_of_a_stack_are_counted_apart(ranked_by: str, seed: int) -> None:
+    policy = ReFreeKV(0.3, whole_layers=3, ranked_by=ranked_by)
+    prefilled = random_prefill(seed, torch.float32, policy)
+    kept_L = compress_all(prefilled, [Variant("tried", policy, None)]).done["tried"].prefix
+    whole = Budget.uniform(CONTRACT_TOKENS, NUM_KV_HEADS, 1.0)
+    for kept, layer, evidence in zip(kept_L, prefilled.layers, prefilled.evidence, strict=True):
+        alone = policy.compress(layer, evidence, whole)
+        assert kept.num_slots_H == alone.num_slots_H and torch.equal(kept.position_S, alone.position_S)
+    assert len({kept.num_slots_H for kept in kept_L}) > 2
 
 
 def test_it_has_an_older_name() -> None:
